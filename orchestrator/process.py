@@ -94,12 +94,15 @@ def spawn(
     stdin: int | IO[bytes] | None = subprocess.DEVNULL,
     stdout: int | IO[bytes] | None = None,
     stderr: int | IO[bytes] | None = None,
+    own_session: bool = True,
 ) -> subprocess.Popen[bytes]:
-    """Start a program that goes on while we do other things, in a process group of its own.
+    """Start a program that goes on while we do other things.
 
     Args:
         argv: command line; never a shell string.
         env: variables *added* to ours.
+        own_session: in a session and process group of its own, so that a terminal's Ctrl-C reaches only us;
+            False for a program that a person talks to on that terminal.
 
     Raises:
         InfrastructureError: the program is not installed.
@@ -113,7 +116,7 @@ def spawn(
         stdin=stdin,
         stdout=stdout,
         stderr=stderr,
-        start_new_session=True,
+        start_new_session=own_session,
     )
 
 

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""``orchestrate boot``: boot a variant and keep it up until Ctrl-C, its console on the screen."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated
+
+import typer
+
+from orchestrator.cli import option
+from orchestrator.cli.guest_of import guest_of
+from orchestrator.cli.terminal import terminal_of
+from orchestrator.guest.ssh import ssh_command
+
+NAME = "boot"
+EXAMPLE = "Example: orchestrate boot --patchset core-only --topology 2x1G --set promotion_threshold=256"
+
+
+def command(
+    context: typer.Context,
+    patchset: option.Patchset,
+    topology: option.Topology = option.DEFAULT_TOPOLOGY,
+    accel: option.Accelerator = "auto",
+    settings: option.Settings = None,
+    cmdline: option.Cmdline = None,
+    flavour: option.Flavour = "measure",
+    source: option.Source = None,
+    check: Annotated[bool, typer.Option("--check", help="End the guest as soon as it is up; for scripts.")] = False,
+) -> int:
+    """Boot a variant, say how to reach it, and keep it up until it ends or Ctrl-C."""
+    terminal = terminal_of(context)
+    with guest_of(terminal, patchset, topology, accel, settings, cmdline, flavour, source) as up:
+        terminal.print(f"up after {up.booted.boot_s:.1f} s; console log {up.booted.machine.console_log}")
+        terminal.print("shell    " + " ".join(ssh_command(up.booted.machine.ssh_port, up.image)))
+        while not check and up.booted.machine.alive:
+            time.sleep(0.2)
+        findings = up.booted.machine.findings()
+        for finding in findings:
+            terminal.print(f"{finding.outcome}: {finding.title}\n{finding.text}")
+    return 3 if findings else 0

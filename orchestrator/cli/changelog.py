@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""``orchestrate changelog``: plain text to paste into a patch's changelog."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from orchestrator.analysis.changelog import changelog_text
+from orchestrator.analysis.comparison import compare
+from orchestrator.cli import option
+from orchestrator.cli.terminal import terminal_of
+from orchestrator.store.run import Run, find_run
+
+NAME = "changelog"
+EXAMPLE = "Example: orchestrate changelog latest --stage 5"
+
+
+def command(
+    context: typer.Context,
+    run: option.Run,
+    stage: Annotated[int | None, typer.Option("--stage", help="Only variants whose last stage is this one.")] = None,
+) -> int:
+    """Print what a run shows as text of at most 75 columns."""
+    terminal = terminal_of(context)
+    opened = Run.open(find_run(terminal.project.results, run))
+    terminal.print(changelog_text(opened, compare(opened), stage))
+    return 0

@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""``orchestrate compare``: the comparison table of a run again, or across two runs."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from orchestrator.analysis.comparison import compare, compare_runs
+from orchestrator.analysis.table import to_text
+from orchestrator.cli import option
+from orchestrator.cli.terminal import terminal_of
+from orchestrator.store.run import Run, find_run
+
+NAME = "compare"
+EXAMPLE = "Example: orchestrate compare latest"
+
+
+def command(
+    context: typer.Context,
+    run: option.Run,
+    other: Annotated[
+        str | None, typer.Argument(metavar="[RUN]", help="Compare this run's variants with the first run's baseline.")
+    ] = None,
+    against: Annotated[str | None, typer.Option("--against", help="Another variant as the baseline.")] = None,
+    margin: Annotated[float | None, typer.Option("--margin", help="Another equivalence margin, e.g. 0.01.")] = None,
+    as_json: option.Json = False,
+) -> int:
+    """Print the comparison table of a run again, or of one run against another."""
+    terminal = terminal_of(context)
+    results = terminal.project.results
+    first = Run.open(find_run(results, run))
+    if other is None:
+        comparison = compare(first, against, margin)
+    else:
+        comparison = compare_runs(first, Run.open(find_run(results, other)), against, margin)
+    terminal.print(comparison.to_json() if as_json else to_text(comparison))
+    return 3 if comparison.found_something else 0

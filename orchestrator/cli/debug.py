@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""``orchestrate debug``: boot a variant and attach gdb to it over QEMU's stub."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from orchestrator.cli import option
+from orchestrator.cli.guest_of import guest_of
+from orchestrator.cli.terminal import terminal_of
+from orchestrator.debugger.gdb import Gdb
+from orchestrator.guest.ssh import ssh_command
+
+NAME = "debug"
+EXAMPLE = "Example: orchestrate debug --patchset core-only --topology 2x1G --break thp_resv_alloc"
+
+
+def command(
+    context: typer.Context,
+    patchset: option.Patchset,
+    topology: option.Topology = "2x1G",
+    accel: option.Accelerator = "tcg",
+    settings: option.Settings = None,
+    cmdline: option.Cmdline = None,
+    flavour: option.Flavour = "measure",
+    source: option.Source = None,
+    breakpoints: Annotated[
+        list[str] | None, typer.Option("--break", "-b", help="Set a breakpoint at this symbol; repeatable.")
+    ] = None,
+    batch: Annotated[
+        list[str] | None,
+        typer.Option("--command", "-x", help="Run this gdb command, print its answer and go on; repeatable."),
+    ] = None,
+) -> int:
+    """Boot a variant with debugging information and hand over gdb, attached, with the right vmlinux."""
+    terminal = terminal_of(context)
+    with guest_of(
+        terminal, patchset, topology, accel, settings, cmdline, flavour, source, gdb=True, dwarf=True
+    ) as up:
+        machine = up.booted.machine
+        assert machine.gdb_socket is not None
+        notes = up.booted.guest.read_bytes("/sys/kernel/notes")
+        terminal.print("shell    " + " ".join(ssh_command(machine.ssh_port, up.image)))
+        with Gdb.attach(machine.gdb_socket, up.kernel.vmlinux, notes) as gdb:
+            for symbol in breakpoints or ():
+                gdb.break_at(symbol)
+            for line in batch or ():
+                terminal.print(gdb.command(line))
+            if not batch:
+                gdb.interactive()
+    return 0

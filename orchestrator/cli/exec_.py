@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""``orchestrate exec``: one command in a fresh guest, with its exit status."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from orchestrator.cli import option
+from orchestrator.cli.guest_of import guest_of
+from orchestrator.cli.terminal import terminal_of
+
+NAME = "exec"
+EXAMPLE = "Example: orchestrate exec --patchset baseline -- grep thp_ /proc/vmstat"
+
+
+def command(
+    context: typer.Context,
+    argv: Annotated[list[str], typer.Argument(metavar="-- COMMAND [ARGUMENT]...", help="Run as it is, without a shell.")],
+    patchset: option.Patchset,
+    topology: option.Topology = option.DEFAULT_TOPOLOGY,
+    accel: option.Accelerator = "auto",
+    settings: option.Settings = None,
+    cmdline: option.Cmdline = None,
+    flavour: option.Flavour = "measure",
+    source: option.Source = None,
+    timeout: Annotated[float, typer.Option("--timeout", help="Host seconds the command may take.")] = 600.0,
+) -> int:
+    """Boot a variant, run one command in it, and end with the command's exit status."""
+    terminal = terminal_of(context)
+    with guest_of(terminal, patchset, topology, accel, settings, cmdline, flavour, source) as up:
+        finished = up.booted.guest.run(argv, timeout_s=timeout)
+        findings = up.booted.machine.findings()
+    sys.stdout.write(finished.stdout)
+    sys.stderr.write(finished.stderr)
+    for finding in findings:
+        typer.echo(f"{finding.outcome}: {finding.title}", err=True)
+    if finished.status is None:
+        typer.echo(f"orchestrate: {argv[0]} was ended by signal {finished.signal}.", err=True)
+        return 3
+    return finished.status

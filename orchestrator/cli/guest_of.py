@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A booted guest for a person: what ``boot``, ``shell``, ``exec`` and ``debug`` have in common."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.cli.terminal import Terminal
+from orchestrator.errors import InfrastructureError, UserError
+from orchestrator.execution.bench import Bench, Booted
+from orchestrator.experiment.knob import parse_settings
+from orchestrator.experiment.variant import Role, Variant, check_variant
+from orchestrator.guest.image import GuestImage
+from orchestrator.guest.ssh import GuestLost
+from orchestrator.kernel.build import KernelBuild
+from orchestrator.machine.qemu import MachineFailure
+from orchestrator.machine.topology import Topology
+
+
+@dataclass(frozen=True)
+class Up:
+    """A guest that is up, with what it was made of."""
+
+    booted: Booted
+    kernel: KernelBuild
+    image: GuestImage
+    bench: Bench
+
+
+@contextmanager
+def guest_of(
+    terminal: Terminal,
+    patchset: str,
+    topology: str,
+    accel: str,
+    settings: Sequence[str] | None,
+    cmdline: Sequence[str] | None,
+    flavour: str,
+    source: str | None,
+    *,
+    gdb: bool = False,
+    dwarf: bool = False,
+) -> Iterator[Up]:
+    """Boot a variant named by the flags; progress is shown until it is up, then the screen is the caller's.
+
+    Raises:
+        UserError: a flag is wrong, or a knob is given several values.
+        InfrastructureError: the guest did not come up; the sentence names the console log.
+    """
+    logs = Path(tempfile.mkdtemp(prefix="orchestrate-logs-"))
+    asked = Topology.parse(topology)
+    asked.check_host(1)
+    with terminal.events() as events:
+        bench = terminal.bench(events, source, accel, flavour)
+        knobs = {}
+        for key, values in parse_settings(settings or (), bench.series).items():
+            if len(values) > 1:
+                raise UserError(f"--set {key}: one guest takes one value, not {','.join(values)}.")
+            knobs[key] = values[0]
+        check_variant(Variant(patchset, Role.PATCHED, patchset, knobs), bench.series)
+        kernel = bench.kernel(patchset, dwarf)
+        image = bench.image
+        with events.step("boot", patchset) as step:
+            step.note(bench.accelerator.reason)
+            context = bench.boot(
+                kernel, asked, log_directory=logs, knobs=knobs, cmdline=cmdline or (), gdb=gdb
+            )
+            try:
+                booted = context.__enter__()
+            except (MachineFailure, GuestLost) as error:
+                raise InfrastructureError(f"{patchset} did not come up: {error}", logs / "console.log") from error
+    try:
+        yield Up(booted, kernel, image, bench)
+    except (MachineFailure, GuestLost) as error:
+        raise InfrastructureError(f"the guest went away: {error}", logs / "console.log") from error
+    finally:
+        context.__exit__(None, None, None)

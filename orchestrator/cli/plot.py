@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""``orchestrate plot``: draw a run's plots again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from orchestrator.analysis.plots import plot_run
+from orchestrator.cli import option
+from orchestrator.cli.terminal import terminal_of
+from orchestrator.store.run import Run, find_run
+
+NAME = "plot"
+EXAMPLE = "Example: orchestrate plot latest"
+
+
+def command(
+    context: typer.Context,
+    run: option.Run,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Directory; default: the run's plots/.")] = None,
+) -> int:
+    """Draw a run's plots as PNG and SVG."""
+    terminal = terminal_of(context)
+    opened = Run.open(find_run(terminal.project.results, run))
+    for path in plot_run(opened, output or opened.path / "plots"):
+        terminal.print(str(path))
+    return 0

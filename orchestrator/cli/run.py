@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""``orchestrate run``: build, boot, measure, compare with the baseline, plot."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from orchestrator.cli import option
+from orchestrator.cli.conclusion import conclude
+from orchestrator.cli.terminal import Terminal, terminal_of
+from orchestrator.errors import InfrastructureError, UserError
+from orchestrator.events import Event, Events
+from orchestrator.execution.bench import Bench
+from orchestrator.execution.experiment_run import execute, manifest_of
+from orchestrator.experiment.experiment import DEFAULT_WORKLOADS, Experiment, load_experiment
+from orchestrator.experiment.knob import parse_settings
+from orchestrator.experiment.manifest import experiment_of_manifest
+from orchestrator.experiment.variant import variants_of
+from orchestrator.guest.workload import parse_workload_arguments
+from orchestrator.machine.topology import Topology
+from orchestrator.store.run import RunWriter, find_run
+
+NAME = "run"
+EXAMPLE = "Example: orchestrate run --patchset core-only --set promotion_threshold=1,64,256 --repeat 5"
+
+#: Fresh boots a variant and workload. Five against five is the least that a permutation test at 5 % can
+#: still decide after Holm's correction over the primary metrics of one workload.
+DEFAULT_REPEAT = 5
+
+
+def command(
+    context: typer.Context,
+    experiment: Annotated[
+        Path | None, typer.Argument(metavar="[EXPERIMENT.toml]", help="A file that says it all.")
+    ] = None,
+    patchset: Annotated[
+        list[str] | None, typer.Option("--patchset", "-p", help="What to compare with the baseline; repeatable.")
+    ] = None,
+    against: Annotated[str, typer.Option("--against", help="The patchset that is the baseline.")] = "baseline",
+    workload: Annotated[
+        list[str] | None,
+        typer.Option("--workload", "-w", help="NAME or NAME:KEY=VALUE,...; repeatable."),
+    ] = None,
+    topology: option.Topology = option.DEFAULT_TOPOLOGY,
+    accel: option.Accelerator = "auto",
+    settings: option.Settings = None,
+    cmdline: option.Cmdline = None,
+    repeat: Annotated[int, typer.Option("--repeat", "-n", help="Fresh boots a variant and workload.")] = DEFAULT_REPEAT,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", help="Guests side by side.", min=1)] = 1,
+    build_jobs: option.BuildJobs = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of everything random.")] = 1,
+    margin: Annotated[
+        float, typer.Option("--margin", help="Relative difference up to which a metric counts as unchanged.")
+    ] = 0.005,
+    flavour: option.Flavour = "measure",
+    source: option.Source = None,
+    timeout: Annotated[
+        float | None, typer.Option("--timeout", help="Host seconds that one workload may take.")
+    ] = None,
+    resume: Annotated[
+        str | None, typer.Option("--resume", metavar="RUN", help="Finish a run: measure just what is missing.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and what is cached; do nothing.")] = False,
+    name: Annotated[str | None, typer.Option("--name", help="Part of the run directory's name.")] = None,
+    as_json: option.Json = False,
+) -> int:
+    """Build, boot, measure, compare with the baseline, plot; print the table and the run directory."""
+    terminal = terminal_of(context)
+    with terminal.events() as events:
+        if resume is not None:
+            return _resume(terminal, events, resume, jobs, build_jobs, as_json)
+        bench = terminal.bench(events, source, accel, flavour, build_jobs)
+        if experiment is not None:
+            if patchset:
+                raise UserError("give an experiment file or --patchset, not both; the file names its variants.")
+            asked = load_experiment(experiment, bench.series, bench.workloads)
+            bench.flavour, bench.accelerator_request = asked.flavour, asked.accelerator
+        else:
+            if not patchset:
+                raise UserError("name what to run: --patchset core-only, or an experiment file.")
+            asked = Experiment(
+                name=name or "+".join(patchset),
+                variants=variants_of(
+                    patchset, against, parse_settings(settings or (), bench.series), cmdline or (), bench.series
+                ),
+                workloads=parse_workload_arguments(workload or DEFAULT_WORKLOADS, bench.workloads),
+                topology=Topology.parse(topology),
+                accelerator=accel,
+                repeat=repeat,
+                seed=seed,
+                flavour=flavour,
+                margin=margin,
+                timeout_s=timeout,
+            )
+        bench.configuration()  # an unknown flavour is said before anything is written
+        asked.topology.check_host(jobs)
+        if dry_run:
+            _print_plan(terminal, asked, bench, as_json)
+            return 0
+        writer = RunWriter.create(
+            terminal.project.results, asked.name, manifest_of(asked, bench, ["orchestrate", *sys.argv[1:]])
+        )
+        return _measure(terminal, events, asked, bench, writer, jobs, as_json)
+
+
+def _resume(
+    terminal: Terminal, events: Events, name: str, jobs: int, build_jobs: int | None, as_json: bool
+) -> int:
+    writer = RunWriter.reopen(find_run(terminal.project.results, name))
+    asked = experiment_of_manifest(writer.manifest)
+    requested = writer.manifest["source"].get("requested")
+    bench = terminal.bench(events, None, asked.accelerator, asked.flavour, build_jobs)
+    bench.source = requested if requested != bench.series.package else None
+    _check_same_series(writer, bench)
+    asked.topology.check_host(jobs)
+    return _measure(terminal, events, asked, bench, writer, jobs, as_json)
+
+
+def _check_same_series(writer: RunWriter, bench: Bench) -> None:
+    """A run is finished with the patches it was begun with, or not at all."""
+    for variant in writer.manifest["variants"]:
+        now = [stage.digest for stage in bench.series.select(variant["patchset"])]
+        if [stage["digest"] for stage in variant["stages"]] != now:
+            raise UserError(
+                f"the patches of {variant['patchset']} have changed since {writer.path.name} began; start a new run."
+            )
+
+
+def _measure(
+    terminal: Terminal,
+    events: Events,
+    asked: Experiment,
+    bench: Bench,
+    writer: RunWriter,
+    jobs: int,
+    as_json: bool,
+) -> int:
+    log = (writer.path / "logs" / "events.jsonl").open("a", encoding="utf-8")
+
+    def keep(event: Event) -> None:
+        if event.kind != "progress":
+            log.write(json.dumps({"kind": event.kind, "step": event.step, "text": event.text, "s": event.seconds}) + "\n")
+            log.flush()
+
+    events.listen(keep)
+    try:
+        summary = execute(asked, bench, writer, jobs)
+    except UserError:
+        # A patch that does not apply, an option that vanished: the request was wrong and nothing was measured.
+        if not writer.outcomes():
+            log.close()
+            shutil.rmtree(writer.path)
+        raise
+    except KeyboardInterrupt:
+        terminal.print(f"interrupted; finish it with: orchestrate run --resume {writer.path.name}")
+        raise
+    except InfrastructureError as error:
+        raise InfrastructureError(f"{error} What was measured is in {writer.path}.", error.log) from error
+    found = conclude(terminal, events, writer.path, as_json)
+    return 3 if found or not summary.all_ok else 0
+
+
+def _print_plan(terminal: Terminal, asked: Experiment, bench: Bench, as_json: bool) -> None:
+    cached = {patchset: bench.has_kernel(patchset) for patchset in {v.patchset for v in asked.variants}}
+    plan = {
+        "topology": asked.topology.text,
+        "accelerator": asked.accelerator,
+        "repeat": asked.repeat,
+        "cells": [cell.id for cell in asked.cells],
+        "variants": [
+            {
+                "name": variant.name,
+                "role": variant.role.value,
+                "patchset": variant.patchset,
+                "knobs": dict(variant.knobs),
+                "kernel_cached": cached[variant.patchset],
+            }
+            for variant in asked.variants
+        ],
+        "workloads": {name: dict(parameters) for name, parameters in asked.workloads.items()},
+        "image_cached": bench.has_image(),
+    }
+    if as_json:
+        terminal.print_json(plan)
+        return
+    terminal.print(f"{len(asked.cells)} cells on {asked.topology.text}, accelerator {asked.accelerator}:")
+    for variant in asked.variants:
+        knobs = " ".join(f"{key}={value}" for key, value in variant.knobs.items())
+        kernel = "kernel cached" if cached[variant.patchset] else "kernel to be built"
+        terminal.print(f"  {variant.name:<28} {variant.role.value:<9} {kernel:<19} {knobs}".rstrip())
+    for workload, parameters in asked.workloads.items():
+        given = " ".join(f"{key}={value}" for key, value in parameters.items())
+        terminal.print(f"  workload {workload} x {asked.repeat}  {given}".rstrip())
+    terminal.print(f"  guest image {'cached' if plan['image_cached'] else 'to be built'}")

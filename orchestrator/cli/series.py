@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""``orchestrate series``: the staged series: its groups, its stages, one stage's patch."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from orchestrator.cli import option
+from orchestrator.cli.terminal import terminal_of
+from orchestrator.errors import UserError
+from orchestrator.kernel.series import load_series
+
+app = typer.Typer(help="The staged series: groups, stages, patches.", no_args_is_help=True)
+
+
+@app.command("list", epilog="Example: orchestrate series list")
+def list_stages(context: typer.Context, as_json: option.Json = False) -> int:
+    """List the stages in order, with group, knobs and counters."""
+    terminal = terminal_of(context)
+    series = load_series(terminal.project.kernel_patches)
+    if as_json:
+        terminal.print_json(
+            {
+                "name": series.name,
+                "title": series.title,
+                "base": series.base_version,
+                "groups": list(series.groups),
+                "stages": [
+                    {
+                        "number": stage.number,
+                        "name": stage.name,
+                        "group": stage.group,
+                        "title": stage.title,
+                        "patch": str(stage.patch),
+                        "digest": stage.digest,
+                        "knobs": list(stage.knobs),
+                        "counters": list(stage.counters),
+                    }
+                    for stage in series.stages
+                ],
+            }
+        )
+        return 0
+    terminal.print(f"{series.title}, on {series.base_version}")
+    for stage in series.stages:
+        terminal.print(f"{stage.number:3}  {stage.group:<10} {stage.name:<14} {stage.title}")
+        for what, names in (("knobs", stage.knobs), ("counters", stage.counters)):
+            if names:
+                terminal.print(f"{'':30}{what}: {', '.join(names)}")
+    return 0
+
+
+@app.command("show", epilog="Example: orchestrate series show 5")
+def show(
+    context: typer.Context, stage: Annotated[str, typer.Argument(metavar="STAGE", help="Its number or name.")]
+) -> int:
+    """Print one stage's patch."""
+    terminal = terminal_of(context)
+    series = load_series(terminal.project.kernel_patches)
+    for each in series.stages:
+        if stage in (str(each.number), each.name):
+            terminal.print(each.patch.read_text(encoding="utf-8"))
+            return 0
+    known = ", ".join(f"{each.number} ({each.name})" for each in series.stages)
+    raise UserError(f"no stage {stage!r}; there are {known}.")

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What every command shares: how much to say, where the project and its cache are, how results are printed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+
+import typer
+
+from orchestrator.cache import Cache
+from orchestrator.cli.progress import PlainProgress, TerminalProgress
+from orchestrator.events import Events
+from orchestrator.execution.bench import Bench
+from orchestrator.project import Project, find_project
+
+
+@dataclass
+class Terminal:
+    """The person or script at the other end.
+
+    Args:
+        quiet: no progress.
+        verbose: every step, and each program that is started.
+        debug: tracebacks.
+    """
+
+    quiet: bool = False
+    verbose: bool = False
+    debug: bool = False
+
+    @cached_property
+    def project(self) -> Project:
+        """The checkout that is worked in."""
+        return find_project()
+
+    @cached_property
+    def cache(self) -> Cache:
+        """This user's cache."""
+        return Cache.default()
+
+    @contextmanager
+    def events(self) -> Iterator[Events]:
+        """A stream of events that is shown as this terminal wants it."""
+        if self.quiet:
+            yield Events()
+            return
+        live = sys.stderr.isatty() and not self.verbose
+        with TerminalProgress() if live else PlainProgress(self.verbose) as progress:
+            yield Events(progress)
+
+    def bench(
+        self,
+        events: Events,
+        source: str | None = None,
+        accelerator: str = "auto",
+        flavour: str = "measure",
+        build_jobs: int | None = None,
+    ) -> Bench:
+        """A bench for this project."""
+        return Bench(self.project, self.cache, events, source, accelerator, flavour, build_jobs)
+
+    @staticmethod
+    def print(text: str) -> None:
+        """Print a result."""
+        typer.echo(text)
+
+    @staticmethod
+    def print_json(value: object) -> None:
+        """Print a result for a machine."""
+        typer.echo(json.dumps(value, indent=2, sort_keys=True, default=str))
+
+
+def terminal_of(context: typer.Context) -> Terminal:
+    """The terminal that the common options made."""
+    terminal = context.find_object(Terminal)
+    assert terminal is not None
+    return terminal

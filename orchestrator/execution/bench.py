@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The bench: what every cell shares (series, image, accelerator), and a booted guest of a variant."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from orchestrator.cache import Cache
+from orchestrator.events import Events
+from orchestrator.experiment.knob import knob_path
+from orchestrator.guest.image import GuestImage, build_image
+from orchestrator.guest.ssh import Guest
+from orchestrator.guest.topology_check import verify
+from orchestrator.guest.workload import Workload, load_workloads
+from orchestrator.kernel.build import KernelBuild, build_kernel, is_built
+from orchestrator.kernel.config import Configuration, configuration
+from orchestrator.kernel.elf import build_id_of_notes
+from orchestrator.kernel.series import Series, load_series
+from orchestrator.kernel.source import SourceTree, import_source
+from orchestrator.kernel.tree import PatchedTree, apply_stages
+from orchestrator.machine.accelerator import Accelerator, choose_accelerator
+from orchestrator.machine.qemu import Machine, MachineFailure
+from orchestrator.machine.topology import Topology
+from orchestrator.project import Project
+from orchestrator.store.outcome import Outcome
+
+#: Host seconds from QEMU's start to SSH. TCG on a loaded host needs many; debugging kernels more.
+BOOT_TIMEOUT_S = 300.0
+
+
+@dataclass(frozen=True)
+class Booted:
+    """A guest that is up: verified topology, verified kernel, knobs set."""
+
+    machine: Machine
+    guest: Guest
+    boot_s: float
+
+
+@dataclass
+class Bench:
+    """What the cells of a run share; each part is made once, when first needed.
+
+    Args:
+        source: ``--source``: a kernel git tree, directory or tarball; None for Debian's package.
+        accelerator_request: see :func:`choose_accelerator`.
+        flavour: kernel configuration.
+    """
+
+    project: Project
+    cache: Cache
+    events: Events
+    source: str | None = None
+    accelerator_request: str = "auto"
+    flavour: str = "measure"
+    build_jobs: int | None = None
+    _machines: set[Machine] = field(default_factory=set)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @cached_property
+    def series(self) -> Series:
+        """The staged series of this project."""
+        return load_series(self.project.kernel_patches)
+
+    @cached_property
+    def workloads(self) -> Mapping[str, Workload]:
+        """The guest programs, by name."""
+        return load_workloads(self.project.guest_workloads)
+
+    @cached_property
+    def source_tree(self) -> SourceTree:
+        """The unpatched kernel source, imported."""
+        return import_source(self.source, self.series.package, self.cache, self.events)
+
+    @cached_property
+    def image(self) -> GuestImage:
+        """The guest's root file system."""
+        return build_image(self.project, self.cache, self.events)
+
+    @cached_property
+    def accelerator(self) -> Accelerator:
+        """How the guest's instructions are executed, and why."""
+        return choose_accelerator(self.accelerator_request, self.cache, self.events)
+
+    def configuration(self, dwarf: bool = False) -> Configuration:
+        """The kernel configuration of this bench's flavour."""
+        return configuration(self.project.vm_images, self.flavour, dwarf)
+
+    def tree(self, patchset: str) -> PatchedTree:
+        """The source with the stages of `patchset` applied."""
+        return apply_stages(self.source_tree, self.series.select(patchset), self.cache, self.events)
+
+    def kernel(self, patchset: str, dwarf: bool = False) -> KernelBuild:
+        """The kernel of `patchset`, built or from the cache."""
+        return build_kernel(
+            self.tree(patchset), self.configuration(dwarf), self.cache, self.events, self.build_jobs
+        )
+
+    def has_kernel(self, patchset: str) -> bool:
+        """Whether the kernel of `patchset` is in the cache."""
+        return is_built(self.tree(patchset), self.configuration(), self.cache)
+
+    @contextmanager
+    def boot(
+        self,
+        kernel: KernelBuild,
+        topology: Topology,
+        *,
+        log_directory: Path,
+        knobs: Mapping[str, str] | None = None,
+        cmdline: Sequence[str] = (),
+        gdb: bool = False,
+    ) -> Iterator[Booted]:
+        """Boot `kernel` and connect; the guest is gone when the block is left.
+
+        Args:
+            log_directory: where console, QEMU command line and SSH transcript are written.
+            knobs: set before the block begins, and read back.
+
+        Raises:
+            MachineFailure: it did not come up, or came up as something else than what was asked for.
+            GuestLost: the connection broke.
+        """
+        with ExitStack() as stack:
+            machine = stack.enter_context(
+                Machine(
+                    kernel.bzimage,
+                    self.image.initramfs,
+                    topology,
+                    self.accelerator,
+                    cmdline,
+                    log_directory,
+                    gdb=gdb,
+                    events=self.events,
+                )
+            )
+            with self._lock:
+                self._machines.add(machine)
+            stack.callback(self._forget, machine)
+            boot_s = machine.boot(BOOT_TIMEOUT_S)
+            guest = stack.enter_context(
+                Guest.connect(machine.ssh_port, self.image, BOOT_TIMEOUT_S, log_directory / "ssh.log")
+            )
+            machine.on_failure(guest.abort)
+            self._verify(guest, kernel, topology)
+            for key, value in (knobs or {}).items():
+                self._set_knob(guest, key, value)
+            yield Booted(machine, guest, boot_s)
+
+    def abort(self) -> None:
+        """End every guest at once, e.g. on Ctrl-C; whoever waits for one is told that it is lost."""
+        with self._lock:
+            machines = list(self._machines)
+        for machine in machines:
+            machine.close()
+
+    def _forget(self, machine: Machine) -> None:
+        with self._lock:
+            self._machines.discard(machine)
+
+    @staticmethod
+    def _verify(guest: Guest, kernel: KernelBuild, topology: Topology) -> None:
+        running = build_id_of_notes(guest.read_bytes("/sys/kernel/notes"))
+        if running != kernel.build_id:
+            raise MachineFailure(
+                Outcome.BOOT_FAILED, f"the guest runs kernel {running}, but {kernel.build_id} was built"
+            )
+        differences = verify(guest, topology)
+        if differences:
+            raise MachineFailure(
+                Outcome.BOOT_FAILED, "the guest's topology is not what was asked for: " + "; ".join(differences)
+            )
+
+    def _set_knob(self, guest: Guest, key: str, value: str) -> None:
+        path = knob_path(key, self.series)
+        guest.write_text(path, value)
+        # A multiple choice reads back as "always [madvise] never".
+        words = guest.read_text(path).split()
+        if value not in words and f"[{value}]" not in words:
+            raise MachineFailure(
+                Outcome.BOOT_FAILED, f"knob {key} was set to {value} but reads {' '.join(words)}"
+            )

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Metrics that come from counters, the same for every workload.
+
+A counter of events in /proc/vmstat becomes its growth over the workload; a level becomes its maximum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from orchestrator.guest.sampler import Sample
+from orchestrator.guest.workload import Metric, Observation
+
+_VMSTAT = "vmstat"
+_MEMINFO = "meminfo"
+
+#: Events of /proc/vmstat (mm/vmstat.c) that a reviewer of a THP series looks at, by the metric they become.
+EVENTS: Mapping[str, tuple[str, ...]] = {
+    # A promotion is an existing range made huge: by copy (thp_collapse_alloc) or in place (thp_res_collapse).
+    "promotions.total": ("thp_collapse_alloc", "thp_res_collapse"),
+    "huge_faults.total": ("thp_fault_alloc",),
+    "reservations.total": ("thp_res_alloc",),
+    "reservation_failures.total": ("thp_res_alloc_failed",),
+    "dumps.total": ("thp_res_dump",),
+    "pmd_splits.total": ("thp_split_pmd",),
+    "oom_kills.total": ("oom_kill",),
+}
+
+#: What each derived metric means, in the form a workload's manifest gives its own.
+DERIVED_METRICS: Mapping[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric("memory_kib.max", "KiB", "lower", primary=True, help="peak of MemTotal - MemAvailable, over the start"),
+        Metric("held_kib.max", "KiB", "lower", help="peak of MemTotal - MemFree, reservations included, over the start"),
+        Metric("reserved_kib.max", "KiB", None, help="peak of unused pages that reservations hold"),
+        Metric("promotions.total", "ranges", "higher", primary=True, help="ranges made huge after their first fault"),
+        Metric("huge_faults.total", "faults", None, help="faults that mapped a huge page"),
+        Metric("reservations.total", "blocks", None, help="reservations made"),
+        Metric("reservation_failures.total", "faults", "lower", help="reservations that found no free block"),
+        Metric("dumps.total", "dumps", None, help="reservations released under memory pressure"),
+        Metric("pmd_splits.total", "splits", None, help="huge mappings split"),
+        Metric("oom_kills.total", "kills", None, help="processes that the OOM killer ended"),
+    )
+}
+
+_PAGE_KIB = 4
+
+
+def observations_from_counters(samples: Sequence[Sample]) -> list[Observation]:
+    """The derived metrics that these samples allow; a counter the kernel lacks yields no metric."""
+    observations: list[Observation] = []
+
+    def observe(name: str, value: float) -> None:
+        observations.append(Observation(name, DERIVED_METRICS[name].unit, value))
+
+    before = _edge(samples, "before")
+    after = _edge(samples, "after")
+    for name, counters in EVENTS.items():
+        growth = [after[c] - before[c] for c in counters if c in before and c in after]
+        if growth:
+            observe(name, sum(growth))
+    for name, total, left in (
+        ("memory_kib.max", "MemTotal", "MemAvailable"),
+        ("held_kib.max", "MemTotal", "MemFree"),
+    ):
+        series = _used(samples, total, left)
+        if series:
+            observe(name, max(series) - series[0])
+    reserved = [s.value for s in samples if s.source == _VMSTAT and s.node is None and s.counter == "nr_thp_reserved"]
+    if reserved:
+        observe("reserved_kib.max", max(reserved) * _PAGE_KIB)
+    return observations
+
+
+def _edge(samples: Sequence[Sample], phase: str) -> dict[str, int]:
+    return {s.counter: s.value for s in samples if s.phase == phase and s.source == _VMSTAT and s.node is None}
+
+
+def _used(samples: Sequence[Sample], total: str, left: str) -> list[int]:
+    """`total` - `left` in KiB at each reading of both, in the order of time."""
+    totals = [s.value for s in samples if s.source == _MEMINFO and s.node is None and s.counter == total]
+    lefts = [s.value for s in samples if s.source == _MEMINFO and s.node is None and s.counter == left]
+    return [t - rest for t, rest in zip(totals, lefts, strict=False)]

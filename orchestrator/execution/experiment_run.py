@@ -1,0 +1,245 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A run: prepare what an experiment needs, measure its cells, keep whatever was reached."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import asdict, dataclass
+
+from orchestrator.execution.bench import Bench
+from orchestrator.execution.derived import DERIVED_METRICS
+from orchestrator.execution.manifest import host_facts, tool_facts
+from orchestrator.execution.measured_cell import CellResult, measure_cell, write_evidence
+from orchestrator.experiment.cell import Cell
+from orchestrator.experiment.experiment import Experiment
+from orchestrator.kernel.build import BuildFailed, KernelBuild
+from orchestrator.store.outcome import Outcome
+from orchestrator.store.run import CellRow, RunWriter
+
+#: Cells in a row that are lost before their guest is up: then it is the host that is broken, not a kernel.
+_GIVE_UP_AFTER = 4
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """How many of the planned cells ended how.
+
+    Args:
+        outcomes: outcome -> number of cells, over all of the run (earlier attempts of a resumed one included).
+    """
+
+    outcomes: Mapping[Outcome, int]
+
+    @property
+    def all_ok(self) -> bool:
+        """Whether every planned cell ended ok."""
+        return set(self.outcomes) <= {Outcome.OK}
+
+
+def manifest_of(experiment: Experiment, bench: Bench, command: Sequence[str]) -> dict[str, object]:
+    """What ``run.json`` says before anything slow starts; nothing here builds or boots."""
+    series = bench.series
+    return {
+        "command": list(command),
+        "name": experiment.name,
+        "topology": {
+            "text": experiment.topology.text,
+            "nodes": [asdict(node) for node in experiment.topology.nodes],
+            "distances": [list(row) for row in experiment.topology.distances],
+        },
+        "accelerator": {"name": experiment.accelerator, "clock": None, "reason": "requested; not yet chosen"},
+        "flavour": experiment.flavour,
+        "margin": experiment.margin,
+        "repeat": experiment.repeat,
+        "seed": experiment.seed,
+        "source": {"requested": bench.source or series.package},
+        "series": {"name": series.name, "title": series.title, "base": series.base_version},
+        "variants": [
+            {
+                "name": variant.name,
+                "role": variant.role.value,
+                "patchset": variant.patchset,
+                "knobs": dict(variant.knobs),
+                "cmdline": list(variant.cmdline),
+                "stages": [
+                    {"number": stage.number, "name": stage.name, "digest": stage.digest}
+                    for stage in series.select(variant.patchset)
+                ],
+            }
+            for variant in experiment.variants
+        ],
+        "workloads": {
+            name: {
+                "title": bench.workloads[name].title,
+                "parameters": {
+                    **{key: str(p.default) for key, p in bench.workloads[name].parameters.items()},
+                    **parameters,
+                },
+                "metrics": {
+                    metric.name.replace("{clock}", clock): {
+                        "unit": metric.unit.replace("{clock}", clock),
+                        "better": metric.better,
+                        "primary": metric.primary,
+                        "help": metric.help,
+                    }
+                    for metric in (*bench.workloads[name].metrics.values(), *DERIVED_METRICS.values())
+                    for clock in (("insns", "ns") if "{clock}" in metric.name else ("",))
+                },
+            }
+            for name, parameters in experiment.workloads.items()
+        },
+        "cells": [
+            {
+                "cell": cell.id,
+                "variant": cell.variant,
+                "role": experiment.variant(cell.variant).role.value,
+                "workload": cell.workload,
+                "repetition": cell.repetition,
+                "seed": cell.seed,
+            }
+            for cell in experiment.cells
+        ],
+        "host": host_facts(),
+        "tools": tool_facts(),
+    }
+
+
+def execute(experiment: Experiment, bench: Bench, writer: RunWriter, jobs: int = 1) -> RunSummary:
+    """Measure every cell of `experiment` that `writer` has no good end of yet.
+
+    Args:
+        jobs: guests side by side.
+
+    Raises:
+        InfrastructureError: the host failed. What was measured until then is kept.
+        KeyboardInterrupt: as it came; guests are ended, what was measured is kept.
+    """
+    done = writer.completed_cells()
+    todo = [cell for cell in experiment.cells if cell.id not in done]
+    stopping = threading.Event()
+    try:
+        if todo:
+            kernels = _prepare(experiment, bench, writer, todo)
+            _measure_all(todo, experiment, bench, writer, kernels, jobs, stopping)
+    except BaseException:
+        stopping.set()
+        bench.abort()
+        raise
+    finally:
+        writer.finish()
+    return RunSummary(writer.outcomes())
+
+
+def _prepare(
+    experiment: Experiment, bench: Bench, writer: RunWriter, todo: Sequence[Cell]
+) -> dict[str, KernelBuild | BuildFailed]:
+    """Everything slow that cells share; a kernel that does not build is a value, the host's faults are not."""
+    accelerator = bench.accelerator
+    writer.update_manifest(
+        accelerator={"name": accelerator.name, "clock": accelerator.clock, "reason": accelerator.reason}
+    )
+    kernels: dict[str, KernelBuild | BuildFailed] = {}
+    needed = {cell.variant for cell in todo}
+    facts = {variant["name"]: variant for variant in writer.manifest["variants"]}
+    by_patchset: dict[str, KernelBuild | BuildFailed] = {}
+    for variant in experiment.variants:
+        if variant.name not in needed:
+            continue
+        if variant.patchset not in by_patchset:
+            try:
+                by_patchset[variant.patchset] = bench.kernel(variant.patchset)
+            except BuildFailed as error:
+                by_patchset[variant.patchset] = error
+        kernel = kernels[variant.name] = by_patchset[variant.patchset]
+        if isinstance(kernel, KernelBuild):
+            facts[variant.name]["tree"] = bench.tree(variant.patchset).tree
+            facts[variant.name]["kernel"] = {
+                "release": kernel.release,
+                "build_id": kernel.build_id,
+                "digest": kernel.digest,
+                "compiler": kernel.compiler,
+                "configuration": bench.configuration().digest,
+                "warnings": len(kernel.warnings),
+            }
+    source = bench.source_tree
+    writer.update_manifest(
+        variants=list(facts.values()),
+        source={"description": source.description, "version": source.version, "commit": source.commit},
+        image=bench.image.digest,
+    )
+    (writer.path / "logs").mkdir(exist_ok=True)
+    (writer.path / "logs" / "kernel.config").write_text(bench.configuration().text, encoding="utf-8")
+    return kernels
+
+
+def _measure_all(
+    todo: Sequence[Cell],
+    experiment: Experiment,
+    bench: Bench,
+    writer: RunWriter,
+    kernels: Mapping[str, KernelBuild | BuildFailed],
+    jobs: int,
+    stopping: threading.Event,
+) -> None:
+    roles = {variant.name: variant.role.value for variant in experiment.variants}
+
+    def one(cell: Cell) -> CellResult | None:
+        if stopping.is_set():
+            return None
+        directory = writer.cell_directory(cell.id)
+        kernel = kernels[cell.variant]
+        if isinstance(kernel, BuildFailed):
+            result = CellResult(cell, Outcome.BUILD_FAILED, str(kernel))
+        else:
+            with bench.events.step(f"cell {cell.id}") as step:
+                result = measure_cell(cell, experiment, bench, kernel, directory)
+                first = result.evidence.splitlines()[0] if result.evidence else ""
+                step.note(f"{result.outcome}{': ' + first if first else ''}")
+        if stopping.is_set() and result.outcome is Outcome.LOST:
+            return None  # we ended it ourselves; a resumed run measures it
+        write_evidence(result, directory)
+        writer.record(_row(result, roles[cell.variant]), result.observations, result.samples)
+        return result
+
+    unbooted = 0
+    with bench.events.step("measure") as step, ThreadPoolExecutor(jobs, "cell") as pool:
+        pending: set[Future[CellResult | None]] = {pool.submit(one, cell) for cell in todo}
+        finished = 0
+        step.progress(0, len(todo), "cells")
+        try:
+            while pending:
+                # A bounded wait, for Ctrl-C is only noticed between waits.
+                ended, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
+                for future in ended:
+                    result = future.result()
+                    finished += 1
+                    step.progress(finished, len(todo), "cells")
+                    unbooted = unbooted + 1 if result and result.outcome is Outcome.BOOT_FAILED else 0
+                if unbooted >= _GIVE_UP_AFTER and len(todo) > 2 * _GIVE_UP_AFTER:
+                    step.note(f"{unbooted} guests in a row did not come up; the remaining cells are left out")
+                    break
+        finally:
+            for future in pending:
+                future.cancel()
+            if pending:
+                stopping.set()
+                bench.abort()
+
+
+def _row(result: CellResult, role: str) -> CellRow:
+    return CellRow(
+        cell=result.cell.id,
+        variant=result.cell.variant,
+        role=role,
+        workload=result.cell.workload,
+        repetition=result.cell.repetition,
+        seed=result.cell.seed,
+        outcome=result.outcome,
+        evidence=result.evidence,
+        boot_s=result.boot_s,
+        run_s=result.run_s,
+        total_s=result.total_s,
+        started_utc=result.started_utc,
+    )

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""One cell: boot a guest, run the workload in it between two readings of all counters, say how it ended."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from orchestrator.execution.bench import Bench, Booted
+from orchestrator.execution.derived import observations_from_counters
+from orchestrator.experiment.cell import Cell
+from orchestrator.experiment.experiment import Experiment
+from orchestrator.guest.sampler import Sample, Sampler
+from orchestrator.guest.ssh import CommandTimeout, GuestLost
+from orchestrator.guest.workload import Observation, WorkloadFailed, run_workload
+from orchestrator.kernel.build import KernelBuild
+from orchestrator.machine.oops import Finding
+from orchestrator.machine.qemu import MachineFailure
+from orchestrator.store.outcome import Outcome
+
+
+@dataclass
+class CellResult:
+    """How a cell ended, and what it measured. It starts as lost: an end has to be seen.
+
+    Args:
+        evidence: for a person: empty where the outcome is ok, else the console's or the workload's own words.
+        boot_s, run_s, total_s: host seconds of the boot, of the workload and of everything.
+    """
+
+    cell: Cell
+    outcome: Outcome = Outcome.LOST
+    evidence: str = "no end was recorded"
+    boot_s: float = 0.0
+    run_s: float = 0.0
+    total_s: float = 0.0
+    started_utc: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    observations: Sequence[Observation] = ()
+    samples: Sequence[Sample] = ()
+
+
+def measure_cell(
+    cell: Cell, experiment: Experiment, bench: Bench, kernel: KernelBuild, log_directory: Path
+) -> CellResult:
+    """Run one cell to one of the outcomes; what a guest does wrong is a value, never an exception.
+
+    Args:
+        log_directory: ``logs/<cell>/`` of the run.
+
+    Raises:
+        InfrastructureError: the host failed, e.g. QEMU is not installed.
+    """
+    result = CellResult(cell)
+    variant = experiment.variant(cell.variant)
+    began = time.monotonic()
+    log_directory.mkdir(parents=True, exist_ok=True)
+    booted: Booted | None = None
+    try:
+        with bench.boot(
+            kernel,
+            experiment.topology,
+            log_directory=log_directory,
+            knobs=variant.knobs,
+            cmdline=variant.cmdline,
+        ) as booted:
+            result.boot_s = booted.boot_s
+            _measure(result, experiment, bench, booted, log_directory)
+            _judge_console(result, booted.machine.findings())
+    except (MachineFailure, GuestLost, CommandTimeout, WorkloadFailed) as error:
+        result.outcome, result.evidence = _outcome_of(error), str(error)
+        if booted is not None:
+            _judge_console(result, booted.machine.findings())
+    finally:
+        result.total_s = time.monotonic() - began
+    return result
+
+
+def _measure(
+    result: CellResult, experiment: Experiment, bench: Bench, booted: Booted, log_directory: Path
+) -> None:
+    cell = result.cell
+    workload = bench.workloads[cell.workload]
+    sampler = Sampler(booted.guest, workload.sample_interval_ms)
+    samples: list[Sample] = []
+    began = time.monotonic()
+    try:
+        sampler.before()
+        sampler.start()
+        try:
+            done = run_workload(
+                booted.guest,
+                workload,
+                experiment.workloads[cell.workload],
+                cell.seed,
+                bench.accelerator.clock,
+                log_directory,
+                experiment.timeout_s or workload.timeout_s,
+            )
+        finally:
+            result.run_s = time.monotonic() - began
+            sampler.stop()
+        sampler.after()
+    finally:
+        samples = sampler.samples
+        result.samples = samples
+    result.observations = [*done.observations, *observations_from_counters(samples), *sampler.observations()]
+    result.outcome, result.evidence = Outcome.OK, ""
+
+
+def _judge_console(result: CellResult, findings: Sequence[Finding]) -> None:
+    """What the kernel said of itself outranks what the workload made of it."""
+    panics = [finding for finding in findings if finding.outcome is Outcome.KERNEL_PANIC]
+    for finding in (*panics, *findings):
+        result.outcome = finding.outcome
+        result.evidence = f"{finding.title}\n{finding.text}"
+        return
+
+
+def _outcome_of(error: Exception) -> Outcome:
+    if isinstance(error, MachineFailure):
+        return error.outcome
+    if isinstance(error, CommandTimeout):
+        return Outcome.TIMEOUT
+    if isinstance(error, WorkloadFailed):
+        return Outcome.WORKLOAD_FAILED
+    return Outcome.LOST
+
+
+def write_evidence(result: CellResult, log_directory: Path) -> None:
+    """Leave the cell's end as a small file beside its logs, for a person who looks there."""
+    facts = {
+        "cell": result.cell.id,
+        "outcome": result.outcome.value,
+        "evidence": result.evidence,
+        "boot_s": round(result.boot_s, 3),
+        "run_s": round(result.run_s, 3),
+        "total_s": round(result.total_s, 3),
+    }
+    (log_directory / "end.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")

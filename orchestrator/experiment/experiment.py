@@ -1,0 +1,209 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""An experiment: everything a run depends on, from flags or from a TOML file."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from orchestrator.errors import UserError
+from orchestrator.experiment.cell import Cell, cells_of
+from orchestrator.experiment.variant import Role, Variant, check_variant, with_control
+from orchestrator.guest.workload import Workload, check_parameters
+from orchestrator.kernel.series import Series
+from orchestrator.machine.topology import Topology
+
+#: Workloads of `orchestrate run` where none is named.
+DEFAULT_WORKLOADS = ("chunk", "fault_latency")
+ACCELERATORS = ("auto", "icount", "tcg", "kvm")
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What to compare, on what, how often.
+
+    Args:
+        name: part of the run directory's name.
+        variants: exactly one has the role of the baseline.
+        workloads: name -> parameters that differ from the manifest's defaults.
+        topology: the emulated machine.
+        accelerator: one of :data:`ACCELERATORS`.
+        repeat: fresh boots a variant and workload.
+        seed: of everything random in the run.
+        flavour: kernel configuration, a file of ``vm_images/kernel``.
+        margin: relative difference up to which a metric counts as unchanged, e.g. 0.005.
+        timeout_s: host seconds that one workload may take; None: what its manifest says.
+    """
+
+    name: str
+    variants: tuple[Variant, ...]
+    workloads: Mapping[str, Mapping[str, str]]
+    topology: Topology
+    accelerator: str = "auto"
+    repeat: int = 3
+    seed: int = 1
+    flavour: str = "measure"
+    margin: float = 0.005
+    timeout_s: float | None = None
+    cells: tuple[Cell, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        if self.accelerator not in ACCELERATORS:
+            raise UserError(f"unknown accelerator {self.accelerator!r}; choose {', '.join(ACCELERATORS)}.")
+        if not 1 <= self.repeat <= 1000:
+            raise UserError(f"repeat is {self.repeat}; choose 1 to 1000.")
+        if not 0 < self.margin < 1:
+            raise UserError(f"margin is {self.margin:g}; it is a fraction, e.g. 0.005 for half a per cent.")
+        names = [variant.name for variant in self.variants]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise UserError(f"two variants are named {twice[0]}; give each a name of its own.")
+        if sum(variant.role is Role.BASELINE for variant in self.variants) != 1:
+            raise UserError("an experiment needs exactly one baseline variant; mark one with role = 'baseline'.")
+        cells = cells_of(names, list(self.workloads), self.repeat, self.seed)
+        object.__setattr__(self, "cells", cells)
+
+    def variant(self, name: str) -> Variant:
+        """The variant of that name."""
+        return next(each for each in self.variants if each.name == name)
+
+
+_KEYS = {
+    "name": str,
+    "topology": (str, dict),
+    "accel": str,
+    "repeat": int,
+    "seed": int,
+    "flavour": str,
+    "margin": float,
+    "timeout_s": (int, float),
+    "variant": list,
+    "workload": dict,
+}
+_VARIANT_KEYS = {"name": str, "patchset": str, "role": str, "set": dict, "cmdline": list}
+
+
+def load_experiment(path: Path, series: Series, workloads: Mapping[str, Workload]) -> Experiment:
+    """Read an experiment file.
+
+    Args:
+        path: the TOML file.
+        series: what patchsets and knobs exist.
+        workloads: what workloads and parameters exist.
+
+    Raises:
+        UserError: the file cannot be read, is no TOML, or says something that is not known; the sentence
+            starts with file and line.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot read this experiment file ({error}).") from error
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path}: not valid TOML: {error}.") from error
+    try:
+        return _experiment(path, text, table, series, workloads)
+    except _At as error:
+        where = _line(text, error.key, error.occurrence)
+        raise UserError(f"{path}:{where}: {error.message}") from error
+
+
+class _At(Exception):
+    """A fault at a key of the file, before its line is known."""
+
+    def __init__(self, key: str, message: str, occurrence: int = 0) -> None:
+        super().__init__(message)
+        self.key = key
+        self.message = message
+        self.occurrence = occurrence
+
+
+def _experiment(
+    path: Path, text: str, table: dict[str, Any], series: Series, known: Mapping[str, Workload]
+) -> Experiment:
+    _check_keys(table, _KEYS, "an experiment")
+    if not table.get("variant"):
+        raise _At("variant", "no [[variant]] is given; add at least a baseline and one to compare with it.")
+    variants = []
+    for index, entry in enumerate(table["variant"]):
+        _check_keys(entry, _VARIANT_KEYS, "a variant", index)
+        variants.append(_variant(entry, index, series))
+    if all(variant.role is not Role.BASELINE for variant in variants):
+        variants[0] = Variant(
+            variants[0].name, Role.BASELINE, variants[0].patchset, variants[0].knobs, variants[0].cmdline
+        )
+    named = table.get("workload") or {name: {} for name in DEFAULT_WORKLOADS}
+    workloads: dict[str, Mapping[str, str]] = {}
+    for name, parameters in named.items():
+        if not isinstance(parameters, dict):
+            raise _At(name, f"workload {name} is a table of parameters; write [workload.{name}].")
+        workloads[name] = _guarded(
+            name, lambda n=name, p=parameters: check_parameters(known, n, {k: str(v) for k, v in p.items()})
+        )
+    topology = table.get("topology", "4x2G")
+    return _guarded(
+        "name",
+        lambda: Experiment(
+            name=table.get("name", path.stem),
+            variants=with_control(variants),
+            workloads=workloads,
+            topology=_guarded(
+                "topology",
+                lambda: Topology.parse(topology) if isinstance(topology, str) else Topology.from_table(topology),
+            ),
+            accelerator=table.get("accel", "auto"),
+            repeat=table.get("repeat", 3),
+            seed=table.get("seed", 1),
+            flavour=table.get("flavour", "measure"),
+            margin=table.get("margin", 0.005),
+            timeout_s=table.get("timeout_s"),
+        ),
+    )
+
+
+def _variant(entry: dict[str, Any], index: int, series: Series) -> Variant:
+    if "name" not in entry or "patchset" not in entry:
+        raise _At("[[variant]]", "a variant needs a name and a patchset.", index)
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9@=,_+-]*", entry["name"]):
+        raise _At("name", f"variant name {entry['name']!r}: use letters, digits and @ = , _ + - only.", index)
+    try:
+        role = Role(entry.get("role", Role.PATCHED))
+    except ValueError:
+        raise _At("role", f"role {entry['role']!r}: choose baseline or patched.", 0) from None
+    knobs = {key: str(value) for key, value in entry.get("set", {}).items()}
+    variant = Variant(entry["name"], role, entry["patchset"], knobs, tuple(map(str, entry.get("cmdline", ()))))
+    try:
+        check_variant(variant, series)
+    except UserError as error:
+        raise _At("[[variant]]", str(error), index) from error
+    return variant
+
+
+def _check_keys(table: Mapping[str, Any], known: Mapping[str, Any], what: str, occurrence: int = 0) -> None:
+    for key, value in table.items():
+        if key not in known:
+            raise _At(key, f"unknown key {key!r} in {what}; known are {', '.join(known)}.")
+        if not isinstance(value, known[key]) or (isinstance(value, bool)):
+            raise _At(key, f"{key} has the wrong type ({type(value).__name__}).", occurrence)
+
+
+def _guarded(key: str, make: Any) -> Any:
+    try:
+        return make()
+    except UserError as error:
+        raise _At(key, str(error)) from error
+
+
+def _line(text: str, key: str, occurrence: int) -> int:
+    """The line (from 1) that mentions `key` as a key or table name for the n-th time; 1 where none does."""
+    pattern = re.compile(
+        rf"^\s*(?:{re.escape(key)}\s*=|\[\[?[^\]]*\b{re.escape(key.strip('[]'))}\b[^\]]*\]\]?|.*\b{re.escape(key.strip('[]'))}\s*=)"
+    )
+    lines = [number for number, line in enumerate(text.splitlines(), 1) if pattern.match(line)]
+    return lines[min(occurrence, len(lines) - 1)] if lines else 1

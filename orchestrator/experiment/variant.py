@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A variant: a kernel plus its command line plus the knobs set in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from orchestrator.errors import UserError
+from orchestrator.experiment.knob import check_value, combinations, series_knob
+from orchestrator.kernel.series import Series
+
+#: What a patched kernel is compared at when nobody says otherwise: 1 must be neutral, 256 must pay off.
+DEFAULT_SWEEP: Mapping[str, tuple[str, ...]] = {"promotion_threshold": ("1", "256")}
+
+
+class Role(StrEnum):
+    """What a variant is for in the comparison."""
+
+    BASELINE = "baseline"
+    CONTROL = "control"  # the baseline once more: the A/A control that shows the noise floor
+    PATCHED = "patched"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One side of a comparison.
+
+    Args:
+        name: unique within an experiment, e.g. ``core-only@256``.
+        role: see :class:`Role`.
+        patchset: a name that :meth:`Series.select` understands.
+        knobs: sysfs settings, knob name -> value.
+        cmdline: kernel parameters beyond the machine's own.
+    """
+
+    name: str
+    role: Role
+    patchset: str
+    knobs: Mapping[str, str] = field(default_factory=dict)
+    cmdline: tuple[str, ...] = ()
+
+
+def variants_of(
+    patchsets: Sequence[str],
+    against: str,
+    settings: Mapping[str, tuple[str, ...]],
+    cmdline: Sequence[str],
+    series: Series,
+) -> tuple[Variant, ...]:
+    """The variants that the flags of ``orchestrate run`` ask for: the baseline, its control, the patched ones.
+
+    A knob that the series introduces is set only where its stage is applied. Without one in `settings` a
+    patched kernel that has the threshold runs at each value of :data:`DEFAULT_SWEEP`.
+
+    Raises:
+        UserError: unknown patchset; a patchset compared with itself; a series knob that no variant has.
+    """
+    for patchset in (against, *patchsets):
+        series.select(patchset)
+    unused = {key for key in settings if series_knob(key, series) is not None}
+    variants: list[Variant] = []
+    for patchset in dict.fromkeys((against, *patchsets)):
+        applied = {knob for stage in series.select(patchset) for knob in stage.knobs}
+        own = {
+            key: values
+            for key, values in settings.items()
+            if series_knob(key, series) is None or key in applied
+        }
+        unused -= own.keys()
+        sweep = own | {key: v for key, v in DEFAULT_SWEEP.items() if key in applied and key not in own}
+        if patchset == against:  # the yardstick is one variant: first value of each knob
+            sweep = {key: values[:1] for key, values in sweep.items()}
+        for knobs in combinations(sweep):
+            role = Role.BASELINE if patchset == against else Role.PATCHED
+            name = _name(patchset, knobs, sweep)
+            variants.append(Variant(name, role, patchset, knobs, tuple(cmdline)))
+    if unused:
+        key = sorted(unused)[0]
+        knob = series_knob(key, series)
+        assert knob is not None
+        raise UserError(
+            f"--set {key}: none of {', '.join((against, *patchsets))} has this knob; stage {knob.stage} introduces it."
+        )
+    if all(variant.role is Role.BASELINE for variant in variants) and patchsets:
+        raise UserError(f"{against} would be compared with itself; name another --patchset or --against.")
+    return with_control(variants)
+
+
+def with_control(variants: Sequence[Variant]) -> tuple[Variant, ...]:
+    """`variants` with the A/A control after the baseline."""
+    result: list[Variant] = []
+    for variant in variants:
+        result.append(variant)
+        if variant.role is Role.BASELINE:
+            result.append(
+                Variant(f"{variant.name}-control", Role.CONTROL, variant.patchset, variant.knobs, variant.cmdline)
+            )
+    return tuple(result)
+
+
+def check_variant(variant: Variant, series: Series) -> None:
+    """Check what a file says of a variant: its patchset and every knob with its value.
+
+    Raises:
+        UserError: unknown patchset or knob, a bad value, or a knob whose stage is not applied.
+    """
+    applied = {knob for stage in series.select(variant.patchset) for knob in stage.knobs}
+    for key, value in variant.knobs.items():
+        check_value(key, value, series)
+        knob = series_knob(key, series)
+        if knob is not None and key not in applied:
+            raise UserError(
+                f"variant {variant.name}: {variant.patchset} has no knob {key}; stage {knob.stage} introduces it."
+            )
+
+
+def _name(patchset: str, knobs: Mapping[str, str], sweep: Mapping[str, Sequence[str]]) -> str:
+    # A knob is named where it tells variants apart; the threshold always, it is what this series is about.
+    shown = {k: v for k, v in knobs.items() if len(sweep[k]) > 1 or k == "promotion_threshold"}
+    if not shown:
+        return patchset
+    if list(shown) == ["promotion_threshold"]:
+        return f"{patchset}@{shown['promotion_threshold']}"
+    return f"{patchset}@" + ",".join(f"{key.replace('/', '_')}={value}" for key, value in shown.items())

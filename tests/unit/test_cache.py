@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: GPL-2.0-only
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from orchestrator.cache import Cache, digest
+
+
+def test_an_artefact_is_made_once(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    made: list[Path] = []
+
+    def make(directory: Path) -> None:
+        made.append(directory)
+        (directory / "bzImage").write_bytes(b"kernel")
+
+    first = cache.obtain("kernel", {"tree": "a"}, make)
+    second = cache.obtain("kernel", {"tree": "a"}, make)
+    assert first == second and len(made) == 1
+    assert (first / "bzImage").read_bytes() == b"kernel"
+    assert cache.obtain("kernel", {"tree": "b"}, make) != first
+
+
+def test_an_interruption_leaves_nothing_half_made(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+
+    def interrupted(directory: Path) -> None:
+        (directory / "bzImage").write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cache.obtain("kernel", {"tree": "a"}, interrupted)
+    assert not cache.has("kernel", {"tree": "a"})
+    assert list((tmp_path / "kernel").iterdir()) == []
+
+
+def test_two_who_ask_at_once_share_one_making(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    made: list[int] = []
+    together = threading.Barrier(2)
+
+    def make(directory: Path) -> None:
+        made.append(1)
+
+    def ask() -> None:
+        together.wait()
+        cache.obtain("image", {"recipe": 1}, make)
+
+    threads = [threading.Thread(target=ask) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(made) == 1
+
+
+def test_a_damaged_artefact_is_made_again(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    made = cache.obtain("image", {"recipe": 1}, lambda directory: None)
+    (made / "key.json").unlink()
+    (made / "rubbish").write_text("left over")
+    again = cache.obtain("image", {"recipe": 1}, lambda directory: None)
+    assert again == made and not (again / "rubbish").exists()
+
+
+def test_the_digest_depends_on_values_not_on_order() -> None:
+    assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
+    assert digest({"a": 1}) != digest({"a": "1"})

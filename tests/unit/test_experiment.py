@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: GPL-2.0-only
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from orchestrator.errors import UserError
+from orchestrator.experiment.cell import cells_of
+from orchestrator.experiment.experiment import Experiment, load_experiment
+from orchestrator.experiment.knob import combinations, parse_settings
+from orchestrator.experiment.variant import Role, variants_of
+from orchestrator.guest.workload import Workload, load_workloads
+from orchestrator.kernel.series import Series, load_series
+from orchestrator.machine.topology import Topology
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def series() -> Series:
+    return load_series(ROOT / "kernel_patches")
+
+
+@pytest.fixture(scope="module")
+def workloads() -> dict[str, Workload]:
+    return dict(load_workloads(ROOT / "guest_workloads"))
+
+
+def names(series: Series, patchsets: list[str], *settings: str, against: str = "baseline") -> list[str]:
+    return [v.name for v in variants_of(patchsets, against, parse_settings(settings, series), (), series)]
+
+
+def test_the_main_job_compares_neutrality_and_benefit(series: Series) -> None:
+    variants = variants_of(["core-only"], "baseline", {}, (), series)
+    assert [v.name for v in variants] == ["baseline", "baseline-control", "core-only@1", "core-only@256"]
+    assert [v.role for v in variants] == [Role.BASELINE, Role.CONTROL, Role.PATCHED, Role.PATCHED]
+    assert variants[0].knobs == {} and variants[3].knobs == {"promotion_threshold": "256"}
+
+
+def test_a_list_of_values_is_a_sweep(series: Series) -> None:
+    assert names(series, ["core-only"], "promotion_threshold=2,512")[2:] == ["core-only@2", "core-only@512"]
+
+
+def test_a_stock_knob_applies_to_the_baseline_too(series: Series) -> None:
+    variants = variants_of(["core-only"], "baseline", parse_settings(["enabled=madvise"], series), (), series)
+    assert all(variant.knobs["enabled"] == "madvise" for variant in variants)
+
+
+def test_an_early_stage_without_the_knob_has_one_variant(series: Series) -> None:
+    assert names(series, ["core-only:1"]) == ["baseline", "baseline-control", "core-only:1"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        (["promotion_treshold=3"], "did you mean promotion_threshold"),
+        (["promotion_threshold=0"], "from 1 to 512"),
+        (["promotion_threshold=513"], "from 1 to 512"),
+        (["promotion_threshold=2.5"], "whole number"),
+        (["promotion_threshold=-1"], "whole number"),
+        (["promotion_threshold"], "KEY=VALUE"),
+        (["enabled=sometimes"], "one of always, madvise, never"),
+        (["promotion_threshold=4,4"], "given twice"),
+        (["promotion_threshold=4", "promotion_threshold=5"], "given twice"),
+    ],
+)
+def test_a_bad_setting_is_one_clear_sentence(series: Series, settings: list[str], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        parse_settings(settings, series)
+
+
+def test_a_knob_that_no_variant_has_is_refused(series: Series) -> None:
+    with pytest.raises(UserError, match="introduces it"):
+        names(series, ["core-only:1"], "promotion_threshold=4")
+
+
+def test_an_unknown_patchset_is_refused(series: Series) -> None:
+    with pytest.raises(UserError, match="core-only"):
+        names(series, ["core-onyl"])
+
+
+def test_comparing_a_patchset_with_itself_is_refused(series: Series) -> None:
+    with pytest.raises(UserError, match="itself"):
+        names(series, ["baseline"])
+
+
+def test_combinations_keep_the_order_given() -> None:
+    assert combinations({}) == [{}]
+    assert combinations({"a": ("1", "2"), "b": ("x", "y")})[1] == {"a": "1", "b": "y"}
+
+
+def test_every_variant_gets_the_same_seeds_in_interleaved_order() -> None:
+    cells = cells_of(["a", "b", "c"], ["chunk"], 4, seed=7)
+    assert cells == cells_of(["a", "b", "c"], ["chunk"], 4, seed=7)
+    by_repetition = [cells[i : i + 3] for i in range(0, 12, 3)]
+    assert all({cell.variant for cell in group} == {"a", "b", "c"} for group in by_repetition)
+    assert all(len({cell.seed for cell in group}) == 1 for group in by_repetition)
+    assert len({group[0].seed for group in by_repetition}) == 4
+    assert len({tuple(cell.variant for cell in group) for group in by_repetition}) > 1
+
+
+def write(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "experiment.toml"
+    path.write_text(text)
+    return path
+
+
+GOOD = """\
+name = "tradeoff"
+topology = "2x512M"
+repeat = 4
+accel = "icount"
+
+[[variant]]
+name = "stock"
+patchset = "baseline"
+role = "baseline"
+
+[[variant]]
+name = "never"
+patchset = "baseline"
+set = { enabled = "never" }
+
+[[variant]]
+name = "reserve"
+patchset = "core-only"
+set = { promotion_threshold = 64 }
+
+[workload.chunk]
+"""
+
+
+def test_a_file_says_it_all(tmp_path: Path, series: Series, workloads: dict[str, Workload]) -> None:
+    experiment = load_experiment(write(tmp_path, GOOD), series, workloads)
+    assert [v.name for v in experiment.variants] == ["stock", "stock-control", "never", "reserve"]
+    assert experiment.variant("reserve").knobs == {"promotion_threshold": "64"}
+    assert len(experiment.cells) == 4 * 4 and experiment.accelerator == "icount"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        ("repeat = 4", "repeat = four", r"experiment.toml: not valid TOML.*line 3"),
+        ("repeat = 4", 'repeat = "4"', r"experiment.toml:3: repeat has the wrong type"),
+        ("repeat = 4", "repaet = 4", r"experiment.toml:3: unknown key 'repaet'"),
+        ('accel = "icount"', 'accel = "xen"', r"unknown accelerator 'xen'"),
+        ('topology = "2x512M"', 'topology = "2x"', r"experiment.toml:2: "),
+        ("promotion_threshold = 64", "promotion_threshold = 600", r"experiment.toml:16: .*from 1 to 512"),
+        ('patchset = "core-only"', 'patchset = "corely"', r"experiment.toml:16: "),
+        ("[workload.chunk]", "[workload.chunks]", r"experiment.toml:21: .*chunk"),
+        ("[workload.chunk]", "[workload.chunk]\nseeds = 4", r"experiment.toml:21: .*seeds"),
+        ('name = "never"', 'name = "stock"', r"two variants are named stock"),
+        ('name = "never"', 'name = "../up"', r"use letters"),
+    ],
+)
+def test_a_broken_file_is_named_with_its_line(
+    tmp_path: Path, series: Series, workloads: dict[str, Workload], old: str, new: str, sentence: str
+) -> None:
+    assert old in GOOD
+    with pytest.raises(UserError, match=sentence):
+        load_experiment(write(tmp_path, GOOD.replace(old, new)), series, workloads)
+
+
+def test_a_missing_file_is_a_user_error(tmp_path: Path, series: Series, workloads: dict[str, Workload]) -> None:
+    with pytest.raises(UserError, match="cannot read"):
+        load_experiment(tmp_path / "none.toml", series, workloads)
+
+
+def test_an_experiment_needs_one_baseline(series: Series) -> None:
+    variants = variants_of(["core-only"], "baseline", {}, (), series)[1:]
+    with pytest.raises(UserError, match="exactly one baseline"):
+        Experiment("x", variants, {"chunk": {}}, Topology.parse("1x512M"))

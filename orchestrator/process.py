@@ -17,6 +17,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -179,9 +180,13 @@ def run(
             process.wait()
     completed = Completed(tuple(argv), process.returncode, stdout, stderr, time.monotonic() - began)
     if expired.is_set():
-        raise InfrastructureError(f"{shlex.join(argv)} took more than {timeout_s:g} s and was ended.", log_file)
+        raise InfrastructureError(
+            f"{shlex.join(argv)} took more than {timeout_s:g} s and was ended.", log_file
+        )
     if check and completed.returncode != 0:
-        last = next((line for line in reversed((stderr or stdout).splitlines()) if line.strip()), "it printed nothing")
+        last = next(
+            (line for line in reversed((stderr or stdout).splitlines()) if line.strip()), "it printed nothing"
+        )
         raise InfrastructureError(
             f"{shlex.join(argv)} ended with status {completed.returncode}: {last.strip()}", log_file
         )
@@ -190,10 +195,8 @@ def run(
 
 def kill_group(process: subprocess.Popen[bytes]) -> None:
     """Kill a process made by :func:`spawn` with all its children."""
-    try:
+    with suppress(ProcessLookupError):  # it may have ended by itself
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass  # it ended by itself
 
 
 def _stream(

@@ -26,7 +26,9 @@ def command(
     cmdline: option.Cmdline = None,
     flavour: option.Flavour = "measure",
     source: option.Source = None,
-    check: Annotated[bool, typer.Option("--check", help="End the guest as soon as it is up; for scripts.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="End the guest as soon as it is up; for scripts.")
+    ] = False,
 ) -> int:
     """Boot a variant, say how to reach it, and keep it up until it ends or Ctrl-C."""
     terminal = terminal_of(context)

@@ -18,7 +18,9 @@ def command(
     context: typer.Context,
     patchset: option.Patchset,
     flavour: option.Flavour = "measure",
-    dwarf: Annotated[bool, typer.Option("--dwarf", help="With debugging information, for gdb and drgn.")] = False,
+    dwarf: Annotated[
+        bool, typer.Option("--dwarf", help="With debugging information, for gdb and drgn.")
+    ] = False,
     source: option.Source = None,
     build_jobs: option.BuildJobs = None,
     as_json: option.Json = False,

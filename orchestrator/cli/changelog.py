@@ -20,7 +20,9 @@ EXAMPLE = "Example: orchestrate changelog latest --stage 5"
 def command(
     context: typer.Context,
     run: option.Run,
-    stage: Annotated[int | None, typer.Option("--stage", help="Only variants whose last stage is this one.")] = None,
+    stage: Annotated[
+        int | None, typer.Option("--stage", help="Only variants whose last stage is this one.")
+    ] = None,
 ) -> int:
     """Print what a run shows as text of at most 75 columns."""
     terminal = terminal_of(context)

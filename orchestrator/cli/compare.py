@@ -21,10 +21,13 @@ def command(
     context: typer.Context,
     run: option.Run,
     other: Annotated[
-        str | None, typer.Argument(metavar="[RUN]", help="Compare this run's variants with the first run's baseline.")
+        str | None,
+        typer.Argument(metavar="[RUN]", help="Compare this run's variants with the first run's baseline."),
     ] = None,
     against: Annotated[str | None, typer.Option("--against", help="Another variant as the baseline.")] = None,
-    margin: Annotated[float | None, typer.Option("--margin", help="Another equivalence margin, e.g. 0.01.")] = None,
+    margin: Annotated[
+        float | None, typer.Option("--margin", help="Another equivalence margin, e.g. 0.01.")
+    ] = None,
     as_json: option.Json = False,
 ) -> int:
     """Print the comparison table of a run again, or of one run against another."""

@@ -24,7 +24,9 @@ def command(context: typer.Context, as_json: option.Json = False) -> int:
     else:
         console = Console(highlight=False)
         for finding in findings:
-            mark, style = {"ok": ("ok  ", "green"), "note": ("note", "yellow"), "lacks": ("LACK", "red")}[finding.state]
+            mark, style = {"ok": ("ok  ", "green"), "note": ("note", "yellow"), "lacks": ("LACK", "red")}[
+                finding.state
+            ]
             console.print(f"[{style}]{mark}[/] {finding.what:<22} ", end="")
             console.print(finding.text, markup=False)
     return 1 if any(finding.state == "lacks" for finding in findings) else 0

@@ -18,7 +18,9 @@ EXAMPLE = "Example: orchestrate exec --patchset baseline -- grep thp_ /proc/vmst
 
 def command(
     context: typer.Context,
-    argv: Annotated[list[str], typer.Argument(metavar="-- COMMAND [ARGUMENT]...", help="Run as it is, without a shell.")],
+    argv: Annotated[
+        list[str], typer.Argument(metavar="-- COMMAND [ARGUMENT]...", help="Run as it is, without a shell.")
+    ],
     patchset: option.Patchset,
     topology: option.Topology = option.DEFAULT_TOPOLOGY,
     accel: option.Accelerator = "auto",

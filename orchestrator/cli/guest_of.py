@@ -72,7 +72,9 @@ def guest_of(
             try:
                 booted = context.__enter__()
             except (MachineFailure, GuestLost) as error:
-                raise InfrastructureError(f"{patchset} did not come up: {error}", logs / "console.log") from error
+                raise InfrastructureError(
+                    f"{patchset} did not come up: {error}", logs / "console.log"
+                ) from error
     try:
         yield Up(booted, kernel, image, bench)
     except (MachineFailure, GuestLost) as error:

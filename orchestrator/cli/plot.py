@@ -20,7 +20,9 @@ EXAMPLE = "Example: orchestrate plot latest"
 def command(
     context: typer.Context,
     run: option.Run,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Directory; default: the run's plots/.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Directory; default: the run's plots/.")
+    ] = None,
 ) -> int:
     """Draw a run's plots as PNG and SVG."""
     terminal = terminal_of(context)

@@ -22,7 +22,9 @@ EXAMPLE = "Example: orchestrate report latest --output report.html"
 def command(
     context: typer.Context,
     run: option.Run,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="File; default: the run's report.html.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="File; default: the run's report.html.")
+    ] = None,
 ) -> int:
     """Write one self-contained HTML page and print where it is."""
     terminal = terminal_of(context)

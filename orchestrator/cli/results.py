@@ -49,8 +49,12 @@ def list_runs(context: typer.Context, as_json: option.Json = False) -> int:
         return 0
     for row in rows:
         ends = row.get("outcomes", {})
-        summary = ", ".join(f"{count} {name}" for name, count in ends.items()) if ends else row.get("problem", "")
-        terminal.print(f"{row['run']:<44} {row.get('topology', ''):<8} {row.get('accelerator', ''):<7} {summary}")
+        summary = (
+            ", ".join(f"{count} {name}" for name, count in ends.items()) if ends else row.get("problem", "")
+        )
+        terminal.print(
+            f"{row['run']:<44} {row.get('topology', ''):<8} {row.get('accelerator', ''):<7} {summary}"
+        )
     return 0
 
 
@@ -69,7 +73,8 @@ def collect(
     context: typer.Context,
     older_than: Annotated[str, typer.Option("--older-than", help="Age of last use, e.g. 12h, 30d.")] = "30d",
     keep_gib: Annotated[
-        float | None, typer.Option("--keep-gib", help="Take the oldest until the cache is at most this large.")
+        float | None,
+        typer.Option("--keep-gib", help="Take the oldest until the cache is at most this large."),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go; take nothing.")] = False,
 ) -> int:
@@ -91,11 +96,15 @@ def collect(
         if not (old or large):
             continue
         freed += sizes[path]
-        terminal.print(f"{'would remove' if dry_run else 'removed'} {path.parent.name}/{path.name}  {sizes[path] / 2**20:.0f} MiB")
+        terminal.print(
+            f"{'would remove' if dry_run else 'removed'} {path.parent.name}/{path.name}  {sizes[path] / 2**20:.0f} MiB"
+        )
         if not dry_run:
             with cache.lock(f"{path.parent.name}-{path.name}"):
                 shutil.rmtree(path)
-    terminal.print(f"{freed / 2**30:.2f} GiB of {total / 2**30:.2f} GiB {'would be ' if dry_run else ''}freed")
+    terminal.print(
+        f"{freed / 2**30:.2f} GiB of {total / 2**30:.2f} GiB {'would be ' if dry_run else ''}freed"
+    )
     return 0
 
 
@@ -107,4 +116,6 @@ def _age_s(text: str) -> float:
 
 
 def _size(directory: Path) -> int:
-    return sum(path.stat().st_size for path in directory.rglob("*") if path.is_file() and not path.is_symlink())
+    return sum(
+        path.stat().st_size for path in directory.rglob("*") if path.is_file() and not path.is_symlink()
+    )

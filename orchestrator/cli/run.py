@@ -18,6 +18,7 @@ from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.events import Event, Events
 from orchestrator.execution.bench import Bench
 from orchestrator.execution.experiment_run import execute, manifest_of
+from orchestrator.execution.place import Place, ThisHost
 from orchestrator.experiment.experiment import DEFAULT_WORKLOADS, Experiment, load_experiment
 from orchestrator.experiment.knob import parse_settings
 from orchestrator.experiment.manifest import experiment_of_manifest
@@ -33,6 +34,8 @@ EXAMPLE = "Example: orchestrate run --patchset core-only --set promotion_thresho
 #: still decide after Holm's correction over the primary metrics of one workload.
 DEFAULT_REPEAT = 5
 
+LOCAL = "local"
+
 
 def command(
     context: typer.Context,
@@ -40,9 +43,12 @@ def command(
         Path | None, typer.Argument(metavar="[EXPERIMENT.toml]", help="A file that says it all.")
     ] = None,
     patchset: Annotated[
-        list[str] | None, typer.Option("--patchset", "-p", help="What to compare with the baseline; repeatable.")
+        list[str] | None,
+        typer.Option("--patchset", "-p", help="What to compare with the baseline; repeatable."),
     ] = None,
-    against: Annotated[str, typer.Option("--against", help="The patchset that is the baseline.")] = "baseline",
+    against: Annotated[
+        str, typer.Option("--against", help="The patchset that is the baseline.")
+    ] = "baseline",
     workload: Annotated[
         list[str] | None,
         typer.Option("--workload", "-w", help="NAME or NAME:KEY=VALUE,...; repeatable."),
@@ -51,8 +57,13 @@ def command(
     accel: option.Accelerator = "auto",
     settings: option.Settings = None,
     cmdline: option.Cmdline = None,
-    repeat: Annotated[int, typer.Option("--repeat", "-n", help="Fresh boots a variant and workload.")] = DEFAULT_REPEAT,
+    repeat: Annotated[
+        int, typer.Option("--repeat", "-n", help="Fresh boots a variant and workload.")
+    ] = DEFAULT_REPEAT,
     jobs: Annotated[int, typer.Option("--jobs", "-j", help="Guests side by side.", min=1)] = 1,
+    executor: Annotated[
+        str, typer.Option("--executor", help="Where guests run: local, or dask://HOST:PORT.")
+    ] = "local",
     build_jobs: option.BuildJobs = None,
     seed: Annotated[int, typer.Option("--seed", help="Of everything random.")] = 1,
     margin: Annotated[
@@ -64,9 +75,12 @@ def command(
         float | None, typer.Option("--timeout", help="Host seconds that one workload may take.")
     ] = None,
     resume: Annotated[
-        str | None, typer.Option("--resume", metavar="RUN", help="Finish a run: measure just what is missing.")
+        str | None,
+        typer.Option("--resume", metavar="RUN", help="Finish a run: measure just what is missing."),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and what is cached; do nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan and what is cached; do nothing.")
+    ] = False,
     name: Annotated[str | None, typer.Option("--name", help="Part of the run directory's name.")] = None,
     as_json: option.Json = False,
 ) -> int:
@@ -74,11 +88,13 @@ def command(
     terminal = terminal_of(context)
     with terminal.events() as events:
         if resume is not None:
-            return _resume(terminal, events, resume, jobs, build_jobs, as_json)
+            return _resume(terminal, events, resume, place_of(executor, jobs), build_jobs, as_json)
         bench = terminal.bench(events, source, accel, flavour, build_jobs)
         if experiment is not None:
             if patchset:
-                raise UserError("give an experiment file or --patchset, not both; the file names its variants.")
+                raise UserError(
+                    "give an experiment file or --patchset, not both; the file names its variants."
+                )
             asked = load_experiment(experiment, bench.series, bench.workloads)
             bench.flavour, bench.accelerator_request = asked.flavour, asked.accelerator
         else:
@@ -87,7 +103,11 @@ def command(
             asked = Experiment(
                 name=name or "+".join(patchset),
                 variants=variants_of(
-                    patchset, against, parse_settings(settings or (), bench.series), cmdline or (), bench.series
+                    patchset,
+                    against,
+                    parse_settings(settings or (), bench.series),
+                    cmdline or (),
+                    bench.series,
                 ),
                 workloads=parse_workload_arguments(workload or DEFAULT_WORKLOADS, bench.workloads),
                 topology=Topology.parse(topology),
@@ -99,18 +119,20 @@ def command(
                 timeout_s=timeout,
             )
         bench.configuration()  # an unknown flavour is said before anything is written
-        asked.topology.check_host(jobs)
+        if executor == LOCAL:
+            asked.topology.check_host(jobs)
         if dry_run:
             _print_plan(terminal, asked, bench, as_json)
             return 0
+        place = place_of(executor, jobs)
         writer = RunWriter.create(
             terminal.project.results, asked.name, manifest_of(asked, bench, ["orchestrate", *sys.argv[1:]])
         )
-        return _measure(terminal, events, asked, bench, writer, jobs, as_json)
+        return _measure(terminal, events, asked, bench, writer, place, as_json)
 
 
 def _resume(
-    terminal: Terminal, events: Events, name: str, jobs: int, build_jobs: int | None, as_json: bool
+    terminal: Terminal, events: Events, name: str, place: Place, build_jobs: int | None, as_json: bool
 ) -> int:
     writer = RunWriter.reopen(find_run(terminal.project.results, name))
     asked = experiment_of_manifest(writer.manifest)
@@ -118,8 +140,24 @@ def _resume(
     bench = terminal.bench(events, None, asked.accelerator, asked.flavour, build_jobs)
     bench.source = requested if requested != bench.series.package else None
     _check_same_series(writer, bench)
-    asked.topology.check_host(jobs)
-    return _measure(terminal, events, asked, bench, writer, jobs, as_json)
+    if isinstance(place, ThisHost):
+        asked.topology.check_host(place.slots)
+    return _measure(terminal, events, asked, bench, writer, place, as_json)
+
+
+def place_of(executor: str, jobs: int) -> Place:
+    """Where ``--executor`` says that guests run.
+
+    Raises:
+        UserError: it is neither ``local`` nor ``dask://HOST:PORT``.
+        InfrastructureError: no scheduler answers there.
+    """
+    if executor == LOCAL:
+        return ThisHost(jobs)
+    # Dask takes a second to import; only those who ask for it wait.
+    from orchestrator.execution.cluster import Cluster
+
+    return Cluster(executor)
 
 
 def _check_same_series(writer: RunWriter, bench: Bench) -> None:
@@ -138,19 +176,22 @@ def _measure(
     asked: Experiment,
     bench: Bench,
     writer: RunWriter,
-    jobs: int,
+    place: Place,
     as_json: bool,
 ) -> int:
     log = (writer.path / "logs" / "events.jsonl").open("a", encoding="utf-8")
 
     def keep(event: Event) -> None:
         if event.kind != "progress":
-            log.write(json.dumps({"kind": event.kind, "step": event.step, "text": event.text, "s": event.seconds}) + "\n")
+            log.write(
+                json.dumps({"kind": event.kind, "step": event.step, "text": event.text, "s": event.seconds})
+                + "\n"
+            )
             log.flush()
 
     events.listen(keep)
     try:
-        summary = execute(asked, bench, writer, jobs)
+        summary = execute(asked, bench, writer, place)
     except UserError:
         # A patch that does not apply, an option that vanished: the request was wrong and nothing was measured.
         if not writer.outcomes():

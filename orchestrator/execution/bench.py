@@ -173,7 +173,8 @@ class Bench:
         differences = verify(guest, topology)
         if differences:
             raise MachineFailure(
-                Outcome.BOOT_FAILED, "the guest's topology is not what was asked for: " + "; ".join(differences)
+                Outcome.BOOT_FAILED,
+                "the guest's topology is not what was asked for: " + "; ".join(differences),
             )
 
     def _set_knob(self, guest: Guest, key: str, value: str) -> None:

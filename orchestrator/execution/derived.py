@@ -30,10 +30,27 @@ EVENTS: Mapping[str, tuple[str, ...]] = {
 DERIVED_METRICS: Mapping[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric("memory_kib.max", "KiB", "lower", primary=True, help="peak of MemTotal - MemAvailable, over the start"),
-        Metric("held_kib.max", "KiB", "lower", help="peak of MemTotal - MemFree, reservations included, over the start"),
+        Metric(
+            "memory_kib.max",
+            "KiB",
+            "lower",
+            primary=True,
+            help="peak of MemTotal - MemAvailable, over the start",
+        ),
+        Metric(
+            "held_kib.max",
+            "KiB",
+            "lower",
+            help="peak of MemTotal - MemFree, reservations included, over the start",
+        ),
         Metric("reserved_kib.max", "KiB", None, help="peak of unused pages that reservations hold"),
-        Metric("promotions.total", "ranges", "higher", primary=True, help="ranges made huge after their first fault"),
+        Metric(
+            "promotions.total",
+            "ranges",
+            "higher",
+            primary=True,
+            help="ranges made huge after their first fault",
+        ),
         Metric("huge_faults.total", "faults", None, help="faults that mapped a huge page"),
         Metric("reservations.total", "blocks", None, help="reservations made"),
         Metric("reservation_failures.total", "faults", "lower", help="reservations that found no free block"),
@@ -66,14 +83,18 @@ def observations_from_counters(samples: Sequence[Sample]) -> list[Observation]:
         series = _used(samples, total, left)
         if series:
             observe(name, max(series) - series[0])
-    reserved = [s.value for s in samples if s.source == _VMSTAT and s.node is None and s.counter == "nr_thp_reserved"]
+    reserved = [
+        s.value for s in samples if s.source == _VMSTAT and s.node is None and s.counter == "nr_thp_reserved"
+    ]
     if reserved:
         observe("reserved_kib.max", max(reserved) * _PAGE_KIB)
     return observations
 
 
 def _edge(samples: Sequence[Sample], phase: str) -> dict[str, int]:
-    return {s.counter: s.value for s in samples if s.phase == phase and s.source == _VMSTAT and s.node is None}
+    return {
+        s.counter: s.value for s in samples if s.phase == phase and s.source == _VMSTAT and s.node is None
+    }
 
 
 def _used(samples: Sequence[Sample], total: str, left: str) -> list[int]:

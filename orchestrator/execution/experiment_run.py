@@ -4,16 +4,18 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
 
 from orchestrator.execution.bench import Bench
 from orchestrator.execution.derived import DERIVED_METRICS
 from orchestrator.execution.manifest import host_facts, tool_facts
-from orchestrator.execution.measured_cell import CellResult, measure_cell, write_evidence
+from orchestrator.execution.measured_cell import CellResult, write_evidence
+from orchestrator.execution.place import Place
 from orchestrator.experiment.cell import Cell
 from orchestrator.experiment.experiment import Experiment
+from orchestrator.experiment.variant import Role
 from orchestrator.kernel.build import BuildFailed, KernelBuild
 from orchestrator.store.outcome import Outcome
 from orchestrator.store.run import CellRow, RunWriter
@@ -106,11 +108,11 @@ def manifest_of(experiment: Experiment, bench: Bench, command: Sequence[str]) ->
     }
 
 
-def execute(experiment: Experiment, bench: Bench, writer: RunWriter, jobs: int = 1) -> RunSummary:
+def execute(experiment: Experiment, bench: Bench, writer: RunWriter, place: Place) -> RunSummary:
     """Measure every cell of `experiment` that `writer` has no good end of yet.
 
     Args:
-        jobs: guests side by side.
+        place: where the guests run.
 
     Raises:
         InfrastructureError: the host failed. What was measured until then is kept.
@@ -121,38 +123,41 @@ def execute(experiment: Experiment, bench: Bench, writer: RunWriter, jobs: int =
     stopping = threading.Event()
     try:
         if todo:
-            kernels = _prepare(experiment, bench, writer, todo)
-            _measure_all(todo, experiment, bench, writer, kernels, jobs, stopping)
+            kernels = _prepare(experiment, bench, writer, {cell.variant for cell in todo})
+            place.ship(
+                bench, {name: kernel for name, kernel in kernels.items() if isinstance(kernel, KernelBuild)}
+            )
+            _measure_all(todo, experiment, bench, writer, kernels, place, stopping)
     except BaseException:
         stopping.set()
-        bench.abort()
+        place.abort()
         raise
     finally:
         writer.finish()
     return RunSummary(writer.outcomes())
 
 
-def _prepare(
-    experiment: Experiment, bench: Bench, writer: RunWriter, todo: Sequence[Cell]
-) -> dict[str, KernelBuild | BuildFailed]:
-    """Everything slow that cells share; a kernel that does not build is a value, the host's faults are not."""
+#: The kernel of each patchset; one that does not build is a value, for its cells end as build-failed.
+Kernels = Mapping[str, KernelBuild | BuildFailed]
+
+
+def _prepare(experiment: Experiment, bench: Bench, writer: RunWriter, needed: Set[str]) -> Kernels:
+    """Everything slow that cells share, and its facts in ``run.json``."""
     accelerator = bench.accelerator
     writer.update_manifest(
         accelerator={"name": accelerator.name, "clock": accelerator.clock, "reason": accelerator.reason}
     )
     kernels: dict[str, KernelBuild | BuildFailed] = {}
-    needed = {cell.variant for cell in todo}
     facts = {variant["name"]: variant for variant in writer.manifest["variants"]}
-    by_patchset: dict[str, KernelBuild | BuildFailed] = {}
     for variant in experiment.variants:
         if variant.name not in needed:
             continue
-        if variant.patchset not in by_patchset:
+        if variant.patchset not in kernels:
             try:
-                by_patchset[variant.patchset] = bench.kernel(variant.patchset)
+                kernels[variant.patchset] = bench.kernel(variant.patchset)
             except BuildFailed as error:
-                by_patchset[variant.patchset] = error
-        kernel = kernels[variant.name] = by_patchset[variant.patchset]
+                kernels[variant.patchset] = error
+        kernel = kernels[variant.patchset]
         if isinstance(kernel, KernelBuild):
             facts[variant.name]["tree"] = bench.tree(variant.patchset).tree
             facts[variant.name]["kernel"] = {
@@ -166,10 +171,14 @@ def _prepare(
     source = bench.source_tree
     writer.update_manifest(
         variants=list(facts.values()),
-        source={"description": source.description, "version": source.version, "commit": source.commit},
+        source={
+            "requested": bench.source or bench.series.package,
+            "description": source.description,
+            "version": source.version,
+            "commit": source.commit,
+        },
         image=bench.image.digest,
     )
-    (writer.path / "logs").mkdir(exist_ok=True)
     (writer.path / "logs" / "kernel.config").write_text(bench.configuration().text, encoding="utf-8")
     return kernels
 
@@ -179,32 +188,31 @@ def _measure_all(
     experiment: Experiment,
     bench: Bench,
     writer: RunWriter,
-    kernels: Mapping[str, KernelBuild | BuildFailed],
-    jobs: int,
+    kernels: Kernels,
+    place: Place,
     stopping: threading.Event,
 ) -> None:
-    roles = {variant.name: variant.role.value for variant in experiment.variants}
-
     def one(cell: Cell) -> CellResult | None:
         if stopping.is_set():
             return None
         directory = writer.cell_directory(cell.id)
-        kernel = kernels[cell.variant]
+        variant = experiment.variant(cell.variant)
+        kernel = kernels[variant.patchset]
         if isinstance(kernel, BuildFailed):
             result = CellResult(cell, Outcome.BUILD_FAILED, str(kernel))
         else:
             with bench.events.step(f"cell {cell.id}") as step:
-                result = measure_cell(cell, experiment, bench, kernel, directory)
+                result = place.measure(cell, experiment, directory)
                 first = result.evidence.splitlines()[0] if result.evidence else ""
                 step.note(f"{result.outcome}{': ' + first if first else ''}")
-        if stopping.is_set() and result.outcome is Outcome.LOST:
+        if stopping.is_set() and result.outcome is not Outcome.OK:
             return None  # we ended it ourselves; a resumed run measures it
         write_evidence(result, directory)
-        writer.record(_row(result, roles[cell.variant]), result.observations, result.samples)
+        writer.record(_row(result, variant.role), result.observations, result.samples)
         return result
 
     unbooted = 0
-    with bench.events.step("measure") as step, ThreadPoolExecutor(jobs, "cell") as pool:
+    with bench.events.step("measure") as step, ThreadPoolExecutor(place.slots, "cell") as pool:
         pending: set[Future[CellResult | None]] = {pool.submit(one, cell) for cell in todo}
         finished = 0
         step.progress(0, len(todo), "cells")
@@ -223,16 +231,16 @@ def _measure_all(
         finally:
             for future in pending:
                 future.cancel()
-            if pending:
+            if pending:  # the pool waits for its threads, and they for their guests
                 stopping.set()
-                bench.abort()
+                place.abort()
 
 
-def _row(result: CellResult, role: str) -> CellRow:
+def _row(result: CellResult, role: Role) -> CellRow:
     return CellRow(
         cell=result.cell.id,
         variant=result.cell.variant,
-        role=role,
+        role=role.value,
         workload=result.cell.workload,
         repetition=result.cell.repetition,
         seed=result.cell.seed,

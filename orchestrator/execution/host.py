@@ -67,7 +67,9 @@ def examine(project: Project, cache: Cache, events: Events) -> list[HostFinding]
             text = "found" if there else f"missing; install the Debian package {package}"
             found.append(HostFinding(header, "ok" if there else "lacks", text))
         there = run(
-            ["gcc", "-static", "-x", "c", "-", "-o", "/dev/null"], input_text="int main(void){return 0;}", check=False
+            ["gcc", "-static", "-x", "c", "-", "-o", "/dev/null"],
+            input_text="int main(void){return 0;}",
+            check=False,
         )
         state: Literal["ok", "lacks"] = "ok" if there.returncode == 0 else "lacks"
         text = "works" if state == "ok" else "fails; install the Debian package libc6-dev"
@@ -104,5 +106,7 @@ def _disk(cache: Cache) -> HostFinding:
     if free >= _DISK_GIB:
         return HostFinding("disk", "ok", f"{free:.0f} GiB free for the cache at {cache.root}")
     return HostFinding(
-        "disk", "lacks", f"{free:.1f} GiB free at {place}, a run needs {_DISK_GIB:.0f}; set ORCHESTRATE_CACHE elsewhere"
+        "disk",
+        "lacks",
+        f"{free:.1f} GiB free at {place}, a run needs {_DISK_GIB:.0f}; set ORCHESTRATE_CACHE elsewhere",
     )

@@ -63,7 +63,9 @@ class Experiment:
         if twice:
             raise UserError(f"two variants are named {twice[0]}; give each a name of its own.")
         if sum(variant.role is Role.BASELINE for variant in self.variants) != 1:
-            raise UserError("an experiment needs exactly one baseline variant; mark one with role = 'baseline'.")
+            raise UserError(
+                "an experiment needs exactly one baseline variant; mark one with role = 'baseline'."
+            )
         cells = cells_of(names, list(self.workloads), self.repeat, self.seed)
         object.__setattr__(self, "cells", cells)
 
@@ -109,12 +111,12 @@ def load_experiment(path: Path, series: Series, workloads: Mapping[str, Workload
         raise UserError(f"{path}: not valid TOML: {error}.") from error
     try:
         return _experiment(path, text, table, series, workloads)
-    except _At as error:
+    except _KeyFaultError as error:
         where = _line(text, error.key, error.occurrence)
         raise UserError(f"{path}:{where}: {error.message}") from error
 
 
-class _At(Exception):
+class _KeyFaultError(Exception):
     """A fault at a key of the file, before its line is known."""
 
     def __init__(self, key: str, message: str, occurrence: int = 0) -> None:
@@ -129,7 +131,9 @@ def _experiment(
 ) -> Experiment:
     _check_keys(table, _KEYS, "an experiment")
     if not table.get("variant"):
-        raise _At("variant", "no [[variant]] is given; add at least a baseline and one to compare with it.")
+        raise _KeyFaultError(
+            "variant", "no [[variant]] is given; add at least a baseline and one to compare with it."
+        )
     variants = []
     for index, entry in enumerate(table["variant"]):
         _check_keys(entry, _VARIANT_KEYS, "a variant", index)
@@ -142,7 +146,7 @@ def _experiment(
     workloads: dict[str, Mapping[str, str]] = {}
     for name, parameters in named.items():
         if not isinstance(parameters, dict):
-            raise _At(name, f"workload {name} is a table of parameters; write [workload.{name}].")
+            raise _KeyFaultError(name, f"workload {name} is a table of parameters; write [workload.{name}].")
         workloads[name] = _guarded(
             name, lambda n=name, p=parameters: check_parameters(known, n, {k: str(v) for k, v in p.items()})
         )
@@ -155,7 +159,9 @@ def _experiment(
             workloads=workloads,
             topology=_guarded(
                 "topology",
-                lambda: Topology.parse(topology) if isinstance(topology, str) else Topology.from_table(topology),
+                lambda: (
+                    Topology.parse(topology) if isinstance(topology, str) else Topology.from_table(topology)
+                ),
             ),
             accelerator=table.get("accel", "auto"),
             repeat=table.get("repeat", 3),
@@ -169,35 +175,39 @@ def _experiment(
 
 def _variant(entry: dict[str, Any], index: int, series: Series) -> Variant:
     if "name" not in entry or "patchset" not in entry:
-        raise _At("[[variant]]", "a variant needs a name and a patchset.", index)
+        raise _KeyFaultError("[[variant]]", "a variant needs a name and a patchset.", index)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9@=,_+-]*", entry["name"]):
-        raise _At("name", f"variant name {entry['name']!r}: use letters, digits and @ = , _ + - only.", index)
+        raise _KeyFaultError(
+            "name", f"variant name {entry['name']!r}: use letters, digits and @ = , _ + - only.", index
+        )
     try:
         role = Role(entry.get("role", Role.PATCHED))
     except ValueError:
-        raise _At("role", f"role {entry['role']!r}: choose baseline or patched.", 0) from None
+        raise _KeyFaultError("role", f"role {entry['role']!r}: choose baseline or patched.", 0) from None
     knobs = {key: str(value) for key, value in entry.get("set", {}).items()}
-    variant = Variant(entry["name"], role, entry["patchset"], knobs, tuple(map(str, entry.get("cmdline", ()))))
+    variant = Variant(
+        entry["name"], role, entry["patchset"], knobs, tuple(map(str, entry.get("cmdline", ())))
+    )
     try:
         check_variant(variant, series)
     except UserError as error:
-        raise _At("[[variant]]", str(error), index) from error
+        raise _KeyFaultError("[[variant]]", str(error), index) from error
     return variant
 
 
 def _check_keys(table: Mapping[str, Any], known: Mapping[str, Any], what: str, occurrence: int = 0) -> None:
     for key, value in table.items():
         if key not in known:
-            raise _At(key, f"unknown key {key!r} in {what}; known are {', '.join(known)}.")
+            raise _KeyFaultError(key, f"unknown key {key!r} in {what}; known are {', '.join(known)}.")
         if not isinstance(value, known[key]) or (isinstance(value, bool)):
-            raise _At(key, f"{key} has the wrong type ({type(value).__name__}).", occurrence)
+            raise _KeyFaultError(key, f"{key} has the wrong type ({type(value).__name__}).", occurrence)
 
 
 def _guarded(key: str, make: Any) -> Any:
     try:
         return make()
     except UserError as error:
-        raise _At(key, str(error)) from error
+        raise _KeyFaultError(key, str(error)) from error
 
 
 def _line(text: str, key: str, occurrence: int) -> int:

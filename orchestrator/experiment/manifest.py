@@ -26,7 +26,11 @@ def experiment_of_manifest(manifest: Mapping[str, Any]) -> Experiment:
             name=manifest["name"],
             variants=tuple(
                 Variant(
-                    entry["name"], Role(entry["role"]), entry["patchset"], entry["knobs"], tuple(entry["cmdline"])
+                    entry["name"],
+                    Role(entry["role"]),
+                    entry["patchset"],
+                    entry["knobs"],
+                    tuple(entry["cmdline"]),
                 )
                 for entry in manifest["variants"]
             ),
@@ -45,7 +49,9 @@ def experiment_of_manifest(manifest: Mapping[str, Any]) -> Experiment:
         )
         planned = [entry["cell"] for entry in manifest["cells"]]
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"run.json lacks or garbles {error}; this run cannot be finished, start a new one.") from error
+        raise UserError(
+            f"run.json lacks or garbles {error}; this run cannot be finished, start a new one."
+        ) from error
     if planned != [cell.id for cell in experiment.cells]:
         raise UserError("run.json plans other cells than its experiment has; this run cannot be finished.")
     return experiment

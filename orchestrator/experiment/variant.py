@@ -95,7 +95,9 @@ def with_control(variants: Sequence[Variant]) -> tuple[Variant, ...]:
         result.append(variant)
         if variant.role is Role.BASELINE:
             result.append(
-                Variant(f"{variant.name}-control", Role.CONTROL, variant.patchset, variant.knobs, variant.cmdline)
+                Variant(
+                    f"{variant.name}-control", Role.CONTROL, variant.patchset, variant.knobs, variant.cmdline
+                )
             )
     return tuple(result)
 

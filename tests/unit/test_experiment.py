@@ -4,15 +4,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from orchestrator.guest.workload import Workload, load_workloads
+from orchestrator.kernel.series import Series, load_series
+from orchestrator.machine.topology import Topology
 
 from orchestrator.errors import UserError
 from orchestrator.experiment.cell import cells_of
 from orchestrator.experiment.experiment import Experiment, load_experiment
 from orchestrator.experiment.knob import combinations, parse_settings
 from orchestrator.experiment.variant import Role, variants_of
-from orchestrator.guest.workload import Workload, load_workloads
-from orchestrator.kernel.series import Series, load_series
-from orchestrator.machine.topology import Topology
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -162,7 +162,9 @@ def test_a_broken_file_is_named_with_its_line(
         load_experiment(write(tmp_path, GOOD.replace(old, new)), series, workloads)
 
 
-def test_a_missing_file_is_a_user_error(tmp_path: Path, series: Series, workloads: dict[str, Workload]) -> None:
+def test_a_missing_file_is_a_user_error(
+    tmp_path: Path, series: Series, workloads: dict[str, Workload]
+) -> None:
     with pytest.raises(UserError, match="cannot read"):
         load_experiment(tmp_path / "none.toml", series, workloads)
 

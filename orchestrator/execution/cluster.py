@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Cells on a Dask cluster: artefacts are shipped once a worker, results and logs come back.
+
+A worker needs this package and QEMU, and nothing else: kernels and the guest image travel with the cell. A
+worker thread runs one guest at a time, so a worker with N threads holds N guests.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from distributed import Client, Event
+from distributed.client import Future
+from distributed.scheduler import KilledWorker
+
+from orchestrator.cache import Cache
+from orchestrator.errors import InfrastructureError, UserError
+from orchestrator.events import Events
+from orchestrator.execution.bench import Bench
+from orchestrator.execution.measured_cell import CellResult, measure_cell
+from orchestrator.experiment.cell import Cell
+from orchestrator.experiment.experiment import Experiment
+from orchestrator.guest.image import GuestImage
+from orchestrator.guest.workload import Workload
+from orchestrator.kernel.build import KernelBuild
+from orchestrator.kernel.series import Series
+from orchestrator.machine.accelerator import Accelerator
+from orchestrator.project import Project
+from orchestrator.store.outcome import Outcome
+
+_SCHEME = "dask://"
+_CONNECT_TIMEOUT_S = 10
+
+
+@dataclass(frozen=True)
+class Shipment:
+    """Everything that cells need on a worker: files as bytes, the rest as values.
+
+    Args:
+        kernels: patchset -> the kernel and its files, without the vmlinux, which only gdb needs.
+        image: the guest image and its files.
+    """
+
+    kernels: Mapping[str, tuple[KernelBuild, Mapping[str, bytes]]]
+    image: tuple[GuestImage, Mapping[str, bytes]]
+    series: Series
+    workloads: Mapping[str, Workload]
+    accelerator: Accelerator
+    flavour: str
+
+
+@dataclass(frozen=True)
+class Returned:
+    """What comes back of a cell: how it ended, and its log directory's files."""
+
+    result: CellResult
+    logs: Mapping[str, bytes]
+
+
+class Cluster:
+    """A Dask cluster that measures cells.
+
+    Args:
+        address: ``dask://HOST:PORT`` of its scheduler.
+
+    Raises:
+        UserError: the address is malformed.
+        InfrastructureError: no scheduler answers there, or it has no worker.
+    """
+
+    def __init__(self, address: str) -> None:
+        host = address.removeprefix(_SCHEME)
+        if host == address or ":" not in host:
+            raise UserError(f"--executor {address}: choose local or dask://HOST:PORT.")
+        try:
+            self._client = Client(f"tcp://{host}", timeout=_CONNECT_TIMEOUT_S, set_as_default=False)
+        except (OSError, TimeoutError) as error:
+            raise InfrastructureError(
+                f"no Dask scheduler answers at {host} ({error}); start one there."
+            ) from error
+        workers = self._client.scheduler_info(n_workers=-1)["workers"]
+        if not workers:
+            self._client.close()
+            raise InfrastructureError(
+                f"the Dask scheduler at {host} has no worker; start `dask worker {host}`."
+            )
+        self.slots = sum(worker["nthreads"] for worker in workers.values())
+        self._shipment: Future | None = None
+        self._stop = Event(client=self._client)
+
+    def ship(self, bench: Bench, kernels: Mapping[str, KernelBuild]) -> None:
+        """Send what all cells share to every worker.
+
+        Args:
+            kernels: patchset -> its kernel.
+        """
+        shipment = Shipment(
+            {patchset: (kernel, _files(kernel.directory)) for patchset, kernel in kernels.items()},
+            (bench.image, _files(bench.image.directory)),
+            bench.series,
+            dict(bench.workloads),
+            bench.accelerator,
+            bench.flavour,
+        )
+        self._shipment = self._client.scatter(shipment, broadcast=True, hash=False)
+
+    def measure(self, cell: Cell, experiment: Experiment, log_directory: Path) -> CellResult:
+        """Measure one cell on some worker; blocks until it ended. A worker that dies is a lost cell."""
+        assert self._shipment is not None, "ship() comes first"
+        future = self._client.submit(
+            measure_shipped,
+            cell,
+            experiment,
+            self._shipment,
+            self._stop.name,
+            pure=False,
+            key=f"cell-{cell.id}",
+        )
+        try:
+            returned: Returned = future.result()
+        except KilledWorker as error:
+            return CellResult(cell, Outcome.LOST, f"the worker that measured it died: {error}")
+        finally:
+            future.release()
+        log_directory.mkdir(parents=True, exist_ok=True)
+        for name, content in returned.logs.items():
+            (log_directory / name).write_bytes(content)
+        return returned.result
+
+    def abort(self) -> None:
+        """End every guest on every worker."""
+        self._stop.set()
+
+    def close(self) -> None:
+        """Leave the cluster; it goes on for others."""
+        self._client.close()
+
+
+def measure_shipped(cell: Cell, experiment: Experiment, shipment: Shipment, stop: str) -> Returned:
+    """On a worker: unpack the shipment, once a process, and measure one cell of it.
+
+    Args:
+        stop: name of the distributed event that ends every guest.
+    """
+    home = _unpacked(shipment)
+    bench = Bench(Project(home), Cache(home / "cache"), Events(), flavour=shipment.flavour)
+    # What a bench would build, it is given.
+    image, _ = shipment.image
+    bench.__dict__.update(
+        series=shipment.series,
+        workloads=shipment.workloads,
+        accelerator=shipment.accelerator,
+        image=replace(image, directory=home / "image"),
+    )
+    patchset = experiment.variant(cell.variant).patchset
+    kernel = replace(shipment.kernels[patchset][0], directory=home / "kernels" / patchset)
+    finished = threading.Event()
+
+    def watch() -> None:
+        asked = Event(stop)
+        while not finished.is_set():
+            if asked.wait(timeout=1):
+                bench.abort()
+                return
+
+    threading.Thread(target=watch, daemon=True).start()
+    with tempfile.TemporaryDirectory(prefix="orchestrate-cell-") as logs:
+        try:
+            result = measure_cell(cell, experiment, bench, kernel, Path(logs))
+        finally:
+            finished.set()
+        return Returned(result, _files(Path(logs)))
+
+
+_unpack_lock = threading.Lock()
+_homes: dict[str, tempfile.TemporaryDirectory[str]] = {}
+
+
+def _unpacked(shipment: Shipment) -> Path:
+    key = shipment.image[0].digest + "".join(kernel.digest for kernel, _ in shipment.kernels.values())
+    with _unpack_lock:  # several threads of a worker begin at once
+        if key not in _homes:
+            home = tempfile.TemporaryDirectory(prefix="orchestrate-shipment-")
+            _write(Path(home.name) / "image", shipment.image[1])
+            for patchset, (_, files) in shipment.kernels.items():
+                _write(Path(home.name) / "kernels" / patchset, files)
+            _homes[key] = home  # removed when the worker ends
+        return Path(_homes[key].name)
+
+
+def _files(directory: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(directory)): path.read_bytes()
+        for path in sorted(directory.rglob("*"))
+        if path.is_file() and path.name != "vmlinux"
+    }
+
+
+def _write(directory: Path, files: Mapping[str, bytes]) -> None:
+    for name, content in files.items():
+        path = directory / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        path.chmod(0o600)  # an SSH key that others can read is refused

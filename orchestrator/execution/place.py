@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Where cells are measured: on this host, or on a cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+from orchestrator.execution.bench import Bench
+from orchestrator.execution.measured_cell import CellResult, measure_cell
+from orchestrator.experiment.cell import Cell
+from orchestrator.experiment.experiment import Experiment
+from orchestrator.kernel.build import KernelBuild
+
+
+class Place(Protocol):
+    """Something that can measure cells, several at a time."""
+
+    slots: int
+
+    def ship(self, bench: Bench, kernels: Mapping[str, KernelBuild]) -> None:
+        """Make ready: every kernel that will be booted, by patchset."""
+
+    def measure(self, cell: Cell, experiment: Experiment, log_directory: Path) -> CellResult:
+        """Measure one cell; blocks until it ended."""
+
+    def abort(self) -> None:
+        """End every guest at once."""
+
+
+class ThisHost:
+    """Cells as guests of this process.
+
+    Args:
+        slots: guests side by side.
+    """
+
+    def __init__(self, slots: int) -> None:
+        self.slots = slots
+        self._bench: Bench | None = None
+        self._kernels: Mapping[str, KernelBuild] = {}
+
+    def ship(self, bench: Bench, kernels: Mapping[str, KernelBuild]) -> None:
+        """Keep what is here already."""
+        self._bench, self._kernels = bench, kernels
+
+    def measure(self, cell: Cell, experiment: Experiment, log_directory: Path) -> CellResult:
+        """Measure one cell; blocks until it ended."""
+        assert self._bench is not None, "ship() comes first"
+        kernel = self._kernels[experiment.variant(cell.variant).patchset]
+        return measure_cell(cell, experiment, self._bench, kernel, log_directory)
+
+    def abort(self) -> None:
+        """End every guest at once."""
+        if self._bench is not None:
+            self._bench.abort()

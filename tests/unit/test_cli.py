@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Bad input: one clear sentence, exit status 2, nothing left behind; no kernel, no QEMU."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from orchestrator.cli.application import status_of
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def own_results(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    monkeypatch.setenv("ORCHESTRATE_ROOT", str(ROOT))
+    monkeypatch.setenv("ORCHESTRATE_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setenv("ORCHESTRATE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "results"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["run"], "--patchset core-only"),
+        (["run", "-p", "core-onyl"], "core-only"),
+        (["run", "-p", "core-only:99"], "99"),
+        (["run", "-p", "core-only", "-w", "chnuk"], "chunk"),
+        (["run", "-p", "core-only", "-w", "chunk:paterns=one"], "paterns"),
+        (["run", "-p", "core-only", "-w", "chunk:pattern=some"], "pattern"),
+        (["run", "-p", "core-only", "--set", "promotion_treshold=3"], "promotion_threshold"),
+        (["run", "-p", "core-only", "--set", "promotion_threshold=0"], "from 1 to 512"),
+        (["run", "-p", "core-only", "--topology", "four"], "four"),
+        (["run", "-p", "core-only", "--topology", "64x64G"], "memory"),
+        (["run", "-p", "core-only", "--accel", "xen"], "xen"),
+        (["run", "-p", "core-only", "--repeat", "0"], "repeat"),
+        (["run", "-p", "core-only", "--margin", "5"], "margin"),
+        (["run", "-p", "core-only", "--config", "fast"], "measure"),
+        (["run", "-p", "core-only", "--source", "/nonexistent"], "/nonexistent"),
+        (["run", "--resume", "never-ran"], "never-ran"),
+        (["run", "nosuch.toml"], "nosuch.toml"),
+        (["compare", "never-ran"], "never-ran"),
+        (["plot", "never-ran"], "never-ran"),
+        (["series", "show", "99"], "99"),
+        (["exec", "-p", "core-only", "--set", "promotion_threshold=1,2", "--", "true"], "one value"),
+        (["results", "gc", "--older-than", "soon"], "30d"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_status_2(
+    arguments: list[str], sentence: str, own_results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert status_of(["--quiet", *arguments]) == 2
+    said = capsys.readouterr()
+    lines = [line for line in said.err.splitlines() if line.strip()]
+    assert len(lines) == 1 and lines[0].startswith("orchestrate: ") and sentence in lines[0]
+    assert "Traceback" not in said.err
+    assert not own_results.exists() or not list(own_results.iterdir())
+
+
+def test_a_source_that_is_no_kernel_tree(
+    tmp_path: Path, own_results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "README").write_text("not a kernel\n")
+    assert status_of(["--quiet", "run", "-p", "core-only", "--source", str(tmp_path / "notes")]) == 2
+    assert "kernel" in capsys.readouterr().err
+    assert not own_results.exists() or not list(own_results.iterdir())
+
+
+def test_an_unknown_option_is_status_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of(["run", "--frobnicate"]) == 2
+    assert "--frobnicate" in capsys.readouterr().err
+
+
+def test_the_traceback_is_there_when_asked_for() -> None:
+    with pytest.raises(Exception, match="core-only"):
+        status_of(["--debug", "run", "-p", "core-onyl"])
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["run", "build", "boot", "shell", "exec", "compare", "plot", "changelog", "report", "debug", "doctor"],
+)
+def test_every_command_explains_itself_with_an_example(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert status_of([command, "--help"]) == 0
+    assert f"Example: orchestrate {command}" in " ".join(capsys.readouterr().out.split())
+
+
+def test_the_series_is_listed_for_machines(capsys: pytest.CaptureFixture[str]) -> None:
+    import json
+
+    assert status_of(["series", "list", "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert listed["groups"][0] == "core-only"
+    assert [stage["number"] for stage in listed["stages"]] == list(range(1, len(listed["stages"]) + 1))

@@ -1,0 +1,527 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Run directories: what writes one, cell by cell, and what reads it back at any moment of its life.
+
+``run.json`` is there before anything slow starts and is replaced atomically. Each cell that ends is one
+directory below ``parts/``, renamed into place, so an interruption leaves whole cells only. The three tables
+beside ``run.json`` are made of the parts when the run ends, also when it ends early.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import tempfile
+import threading
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+from filelock import FileLock, Timeout
+
+from orchestrator import __version__
+from orchestrator.errors import UserError
+from orchestrator.store.outcome import Outcome
+from orchestrator.store.schema import CELLS, METRICS, SAMPLES, SCHEMA_VERSION, TABLES
+
+MANIFEST = "run.json"
+_PARTS = "parts"
+_LOGS = "logs"
+_LOCK = ".lock"
+_NO_END = "no end was recorded"
+_TIMED_NAME = re.compile(r"\d{8}T\d{6}Z-")
+_PLANNED_KEYS = ("cell", "variant", "role", "workload", "repetition", "seed")
+
+
+class ObservationLike(Protocol):
+    """One value of one metric, in `unit`."""
+
+    @property
+    def metric(self) -> str: ...  # noqa: D102
+    @property
+    def unit(self) -> str: ...  # noqa: D102
+    @property
+    def value(self) -> float: ...  # noqa: D102
+
+
+class SampleLike(Protocol):
+    """One reading of one counter; see :data:`orchestrator.store.schema.SAMPLES`."""
+
+    @property
+    def guest_s(self) -> float: ...  # noqa: D102
+    @property
+    def host_s(self) -> float: ...  # noqa: D102
+    @property
+    def phase(self) -> str: ...  # noqa: D102
+    @property
+    def source(self) -> str: ...  # noqa: D102
+    @property
+    def node(self) -> int | None: ...  # noqa: D102
+    @property
+    def counter(self) -> str: ...  # noqa: D102
+    @property
+    def value(self) -> int: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class CellRow:
+    """How one cell ended.
+
+    Args:
+        cell: its id, ``<variant>.<workload>.<repetition>``.
+        role: ``baseline``, ``control`` or ``patched``.
+        evidence: for a person; empty where the outcome is ok.
+        boot_s, run_s, total_s: host seconds of the boot, of the workload and of everything; None where it did
+            not come to that.
+        started_utc: ISO 8601.
+    """
+
+    cell: str
+    variant: str
+    role: str
+    workload: str
+    repetition: int
+    seed: int
+    outcome: Outcome
+    evidence: str = ""
+    boot_s: float | None = None
+    run_s: float | None = None
+    total_s: float | None = None
+    started_utc: str | None = None
+
+
+class RunWriter:
+    """The one writer of a run directory; several threads may record through it.
+
+    Made by :meth:`create` or :meth:`reopen`. It holds the directory's lock until :meth:`finish`.
+    """
+
+    def __init__(self, path: Path, manifest: dict[str, Any], lock: FileLock) -> None:
+        self.path = path
+        self._manifest = manifest
+        self._planned = {str(entry["cell"]): entry for entry in manifest["cells"]}
+        self._lock = lock
+        self._mutex = threading.Lock()
+        self._attempt: dict[str, int] = {}
+        self._begun: set[str] = set()
+
+    @classmethod
+    def create(cls, results: Path, name: str, manifest: Mapping[str, Any]) -> RunWriter:
+        """Make ``<results>/<UTC time>-<name>/`` with its ``run.json``.
+
+        Args:
+            results: made where it does not exist.
+            name: characters that do not belong in a directory name become ``-``.
+            manifest: what ``run.json`` says; ``cells`` lists the planned cells as tables with the keys cell,
+                variant, role, workload, repetition and seed. Schema version, version of the tool, time and
+                (from ``command``) the line that repeats the run are added.
+        """
+        now = datetime.now(UTC)
+        plain = re.sub(r"[^A-Za-z0-9@=,_+.-]+", "-", name).strip("-.")[:80] or "run"
+        path = _make_directory(results, f"{now:%Y%m%dT%H%M%SZ}-{plain}")
+        lock = _locked(path)
+        content: dict[str, Any] = {
+            **manifest,
+            "schema": SCHEMA_VERSION,
+            "orchestrate": __version__,
+            "run": path.name,
+            "created_utc": now.isoformat(timespec="seconds"),
+        }
+        if "command" in content:
+            content.setdefault("reproduce", shlex.join(map(str, content["command"])))
+        _check_planned(path, content)
+        for directory in (_PARTS, _LOGS):
+            (path / directory).mkdir()
+        _replace_json(path / MANIFEST, content)
+        return cls(path, content, lock)
+
+    @classmethod
+    def reopen(cls, path: Path) -> RunWriter:
+        """Open a run directory to finish it.
+
+        Raises:
+            UserError: not a run directory, of a newer schema, without its parts, or being written to.
+        """
+        manifest = _read_manifest(path)
+        _check_planned(path, manifest)
+        if not (path / _PARTS).is_dir():
+            raise UserError(f"{path} has no {_PARTS}/ any more, so it cannot be finished; start a new run.")
+        lock = _locked(path)
+        for left in (path / _PARTS).glob(".*"):  # a cell whose writer died between two files
+            shutil.rmtree(left)
+        return cls(path, manifest, lock)
+
+    @property
+    def manifest(self) -> Mapping[str, Any]:
+        """What ``run.json`` says now."""
+        return self._manifest
+
+    def update_manifest(self, **entries: Any) -> None:
+        """Replace top-level entries of ``run.json``; a reader sees the old file or the new one."""
+        if "cells" in entries:
+            raise ValueError("the planned cells of a run do not change")
+        with self._mutex:
+            self._manifest = {**self._manifest, **entries}
+            _replace_json(self.path / MANIFEST, self._manifest)
+
+    def cell_directory(self, cell: str) -> Path:
+        """``logs/<cell>/``, empty for a new attempt.
+
+        What an earlier attempt, of a run that is being resumed, left there is kept as
+        ``logs/<cell>.attempt-N``.
+        """
+        self._planned_entry(cell)
+        directory = self.path / _LOGS / cell
+        with self._mutex:
+            if cell not in self._begun:
+                self._begun.add(cell)
+                if directory.exists():
+                    directory.rename(directory.with_name(f"{cell}.attempt-{self._attempt_of(cell)}"))
+            directory.mkdir(parents=True, exist_ok=True)
+        return directory
+
+    def record(
+        self, row: CellRow, observations: Iterable[ObservationLike] = (), samples: Iterable[SampleLike] = ()
+    ) -> None:
+        """Keep the end of one cell: all of it, or nothing.
+
+        An earlier end of the same cell is kept as ``parts/<cell>.attempt-N``.
+
+        Raises:
+            KeyError: the cell was not planned.
+            ValueError: the row contradicts the plan.
+        """
+        planned = self._planned_entry(row.cell)
+        for key in _PLANNED_KEYS:
+            if getattr(row, key) != planned[key]:
+                raise ValueError(
+                    f"cell {row.cell}: {key} is {getattr(row, key)!r}, planned was {planned[key]!r}"
+                )
+        parts = self.path / _PARTS
+        working = Path(tempfile.mkdtemp(prefix=f".{row.cell}-", dir=parts))
+        try:
+            _write(_metrics_table(row, observations), working / "metrics.parquet")
+            _write(_samples_table(row.cell, samples), working / "samples.parquet")
+            _replace_json(working / "cell.json", {**asdict(row), "outcome": row.outcome.value})
+            working.chmod(0o755)
+            with self._mutex:
+                final = parts / row.cell
+                if final.exists():
+                    final.rename(parts / f"{row.cell}.attempt-{self._attempt_of(row.cell)}")
+                self._attempt.pop(row.cell, None)
+                working.rename(final)
+        except BaseException:
+            shutil.rmtree(working, ignore_errors=True)
+            raise
+
+    def completed_cells(self) -> frozenset[str]:
+        """Ids of the cells that ended ok and need not be run again."""
+        return frozenset(row.cell for row in _ends(self.path, self._planned) if row.outcome is Outcome.OK)
+
+    def outcomes(self) -> dict[Outcome, int]:
+        """How many of the planned cells ended how; a cell without an end is not in it."""
+        counts: dict[Outcome, int] = {}
+        for row in _ends(self.path, self._planned):
+            counts[row.outcome] = counts.get(row.outcome, 0) + 1
+        return counts
+
+    def finish(self) -> None:
+        """Make the three tables of what there is, and let go of the directory.
+
+        For a run that was interrupted too: a planned cell without an end is a row with the outcome ``lost``.
+        """
+        _write(_cells_table(self.path, self._planned.values()), self.path / "cells.parquet")
+        for name in ("metrics", "samples"):
+            _concatenate(self.path, name, self._planned)
+        self.update_manifest(ended_utc=datetime.now(UTC).isoformat(timespec="seconds"))
+        self._lock.release()
+
+    def _planned_entry(self, cell: str) -> Mapping[str, Any]:
+        entry: Mapping[str, Any] = self._planned[cell]
+        return entry
+
+    def _attempt_of(self, cell: str) -> int:
+        """Number of the attempt that is being put aside, the same for its logs and for its end."""
+        if cell not in self._attempt:
+            taken = [
+                int(path.name.rpartition("-")[2])
+                for directory in (_PARTS, _LOGS)
+                for path in (self.path / directory).glob("*.attempt-*")
+                if path.name.rpartition(".attempt-")[0] == cell
+            ]
+            self._attempt[cell] = max(taken, default=0) + 1
+        return self._attempt[cell]
+
+
+class Run:
+    """A run directory as it is now, finished or not.
+
+    Args:
+        path: the directory.
+        manifest: the content of its ``run.json``.
+    """
+
+    def __init__(self, path: Path, manifest: Mapping[str, Any]) -> None:
+        self.path = path
+        self.manifest = manifest
+
+    @classmethod
+    def open(cls, path: Path) -> Run:
+        """Read ``run.json``; tables are read when they are first asked for.
+
+        Raises:
+            UserError: not a run directory, or written by a newer version.
+        """
+        manifest = _read_manifest(path)
+        _check_planned(path, manifest)
+        return cls(path, manifest)
+
+    @property
+    def name(self) -> str:
+        """The directory's name."""
+        return self.path.resolve().name
+
+    @cached_property
+    def cells(self) -> pd.DataFrame:
+        """One row a planned cell, in the order of the plan; columns as :data:`schema.CELLS`."""
+        table = self._whole("cells")
+        if table is None:
+            table = _cells_table(self.path, self.manifest["cells"])
+        frame: pd.DataFrame = table.to_pandas()
+        return frame
+
+    @cached_property
+    def metrics(self) -> pd.DataFrame:
+        """One row an observation; columns as :data:`schema.METRICS`."""
+        frame: pd.DataFrame = self._table("metrics").to_pandas()
+        return frame
+
+    @cached_property
+    def samples(self) -> pd.DataFrame:
+        """Every sample; columns as :data:`schema.SAMPLES`. Large: prefer :meth:`samples_of`."""
+        return self.samples_of()
+
+    def samples_of(
+        self,
+        *,
+        cells: Collection[str] | None = None,
+        phases: Collection[str] | None = None,
+        counters: Collection[str] | None = None,
+    ) -> pd.DataFrame:
+        """The samples of these cells, phases and counters; None stands for all of them."""
+        condition: ds.Expression | None = None
+        for column, wanted in (("cell", cells), ("phase", phases), ("counter", counters)):
+            if wanted is not None:
+                one = ds.field(column).isin(sorted(wanted))
+                condition = one if condition is None else condition & one
+        frame: pd.DataFrame = self._table("samples", condition).to_pandas()
+        # Arrow's nullable integer would arrive as float, and node 1 would be printed as 1.0.
+        frame["node"] = frame["node"].astype("Int32")
+        return frame
+
+    def log_directory(self, cell: str) -> Path:
+        """``logs/<cell>/``; it need not exist."""
+        return self.path / _LOGS / cell
+
+    def _whole(self, name: str) -> pa.Table | None:
+        """The consolidated table, where there are no parts (the truth) to read instead."""
+        if (self.path / _PARTS).is_dir():
+            return None
+        whole = self.path / f"{name}.parquet"
+        return pq.read_table(whole) if whole.is_file() else None
+
+    def _table(self, name: str, condition: ds.Expression | None = None) -> pa.Table:
+        schema = TABLES[name]
+        if (self.path / _PARTS).is_dir():
+            files = _part_files(self.path, name, [str(entry["cell"]) for entry in self.manifest["cells"]])
+        else:
+            files = [path for path in [self.path / f"{name}.parquet"] if path.is_file()]
+        if not files:
+            return schema.empty_table()
+        # A file list keeps the order of the plan, so what is computed from the rows is the same every time.
+        return ds.dataset([str(path) for path in files], schema=schema, format="parquet").to_table(
+            filter=condition
+        )
+
+
+def find_run(results: Path, name: str | Path) -> Path:
+    """The run directory that `name` means.
+
+    Args:
+        results: where run directories are.
+        name: a path; a directory's name there, or the beginning or end of one where that is unique; or
+            ``latest``.
+
+    Raises:
+        UserError: nothing or more than one directory fits.
+    """
+    text = str(name)
+    as_path = Path(text).expanduser()
+    if (as_path / MANIFEST).is_file():
+        return as_path
+    if as_path.is_dir() and ("/" in text or not (results / text).is_dir()):
+        raise UserError(f"{text} is not a run directory: it has no {MANIFEST}.")
+    names = sorted(path.parent.name for path in results.glob(f"*/{MANIFEST}"))
+    if not names:
+        raise UserError(f"there is no run in {results} yet; make one with: orchestrate run --patchset NAME.")
+    if text == "latest":
+        return results / ([each for each in names if _TIMED_NAME.match(each)] or names)[-1]
+    if text in names:
+        return results / text
+    fitting = [each for each in names if text and (each.startswith(text) or each.endswith(text))]
+    if len(fitting) == 1:
+        return results / fitting[0]
+    if fitting:
+        shown = ", ".join(fitting[-4:])
+        raise UserError(f"{text} could be {len(fitting)} runs ({shown}); write more of the name.")
+    raise UserError(
+        f"no run in {results} is named {text}; `orchestrate results list` shows them, the last is {names[-1]}."
+    )
+
+
+def _make_directory(results: Path, name: str) -> Path:
+    results.mkdir(parents=True, exist_ok=True)
+    for number in range(1, 1000):
+        path = results / (name if number == 1 else f"{name}-{number}")
+        try:
+            path.mkdir()
+        except FileExistsError:
+            continue  # another run began in the same second
+        return path
+    raise UserError(f"{results / name} and 999 more exist; choose another --name.")
+
+
+def _locked(path: Path) -> FileLock:
+    lock = FileLock(path / _LOCK, timeout=0, thread_local=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UserError(f"another process is writing to {path}; wait until it has ended.") from None
+    return lock
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{path} is not a run directory: it has no {MANIFEST}.") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path / MANIFEST} is damaged: {error}.") from error
+    schema = manifest.get("schema") if isinstance(manifest, dict) else None
+    if not isinstance(schema, int):
+        raise UserError(f"{path / MANIFEST} names no schema version; it was not written by orchestrate.")
+    if schema > SCHEMA_VERSION:
+        raise UserError(
+            f"{path} was written by a newer orchestrate (schema {schema}, this one reads {SCHEMA_VERSION}); "
+            "update orchestrate."
+        )
+    return dict(manifest)
+
+
+def _check_planned(path: Path, manifest: Mapping[str, Any]) -> None:
+    """Every planned cell is a table with all its keys and an id that is a directory name."""
+    cells = manifest.get("cells")
+    if not isinstance(cells, list):
+        raise UserError(f"{path / MANIFEST} plans no cells.")
+    for entry in cells:
+        if not isinstance(entry, Mapping) or any(key not in entry for key in _PLANNED_KEYS):
+            raise UserError(f"{path / MANIFEST} plans a cell without {', '.join(_PLANNED_KEYS)}: {entry!r}.")
+        if not re.fullmatch(r"[^/\0.][^/\0]*", str(entry["cell"])):
+            raise UserError(
+                f"{path / MANIFEST} plans a cell whose id is no directory name: {entry['cell']!r}."
+            )
+    if len({str(entry["cell"]) for entry in cells}) != len(cells):
+        raise UserError(f"{path / MANIFEST} plans the same cell twice.")
+
+
+def _replace_json(path: Path, content: Mapping[str, Any]) -> None:
+    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+            json.dump(content, stream, indent=2, sort_keys=True)
+            stream.write("\n")
+        Path(temporary).chmod(0o644)  # mkstemp makes it private
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _write(table: pa.Table, path: Path) -> None:
+    temporary = path.with_name(f".{path.name}.new")
+    pq.write_table(table, temporary, compression="zstd")
+    temporary.replace(path)
+
+
+def _metrics_table(row: CellRow, observations: Iterable[ObservationLike]) -> pa.Table:
+    rows = [
+        {
+            "cell": row.cell,
+            "variant": row.variant,
+            "workload": row.workload,
+            "repetition": row.repetition,
+            "metric": each.metric,
+            "unit": each.unit,
+            "value": float(each.value),
+        }
+        for each in observations
+    ]
+    return pa.Table.from_pylist(rows, schema=METRICS)
+
+
+def _samples_table(cell: str, samples: Iterable[SampleLike]) -> pa.Table:
+    # By column: a cell has some hundred thousand samples, and a dict for each would take seconds.
+    kept = list(samples)
+    columns: dict[str, list[Any]] = {"cell": [cell] * len(kept)}
+    for name in SAMPLES.names[1:]:
+        columns[name] = [getattr(each, name) for each in kept]
+    # The kernel prints a counter that fell below zero as an unsigned number.
+    columns["value"] = [value - 2**64 if value >= 2**63 else value for value in columns["value"]]
+    return pa.table(columns, schema=SAMPLES)
+
+
+def _ends(path: Path, planned: Iterable[str]) -> Iterator[CellRow]:
+    """The recorded ends, in the order of the plan."""
+    for cell in planned:
+        try:
+            text = (path / _PARTS / cell / "cell.json").read_text(encoding="utf-8")
+        except FileNotFoundError:
+            continue
+        content = json.loads(text)
+        yield CellRow(**{**content, "outcome": Outcome(content["outcome"])})
+
+
+def _cells_table(path: Path, planned: Iterable[Mapping[str, Any]]) -> pa.Table:
+    plan = list(planned)
+    ends = {row.cell: row for row in _ends(path, [str(entry["cell"]) for entry in plan])}
+    rows = []
+    for entry in plan:
+        row = ends.get(str(entry["cell"])) or CellRow(
+            **{key: entry[key] for key in _PLANNED_KEYS}, outcome=Outcome.LOST, evidence=_NO_END
+        )
+        rows.append({**asdict(row), "outcome": row.outcome.value})
+    return pa.Table.from_pylist(rows, schema=CELLS)
+
+
+def _part_files(path: Path, name: str, planned: Iterable[str]) -> list[Path]:
+    files = (path / _PARTS / cell / f"{name}.parquet" for cell in planned)
+    return [file for file in files if file.is_file()]
+
+
+def _concatenate(path: Path, name: str, planned: Iterable[str]) -> None:
+    """One table of all parts, cell by cell: the samples of a whole run need not fit in memory."""
+    final = path / f"{name}.parquet"
+    temporary = final.with_name(f".{final.name}.new")
+    with pq.ParquetWriter(temporary, TABLES[name], compression="zstd") as writer:
+        for file in _part_files(path, name, planned):
+            writer.write_table(pq.read_table(file, schema=TABLES[name]))
+    temporary.replace(final)

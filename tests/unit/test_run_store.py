@@ -1,0 +1,319 @@
+# SPDX-License-Identifier: GPL-2.0-only
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from orchestrator.errors import UserError
+from orchestrator.store.outcome import Outcome
+from orchestrator.store.run import CellRow, Run, RunWriter, find_run
+from orchestrator.store.schema import SCHEMA_VERSION, TABLES
+
+
+@dataclass(frozen=True)
+class Observed:
+    metric: str
+    unit: str
+    value: float
+
+
+@dataclass(frozen=True)
+class Sampled:
+    counter: str
+    value: int
+    guest_s: float = 1.5
+    host_s: float = 3.0
+    phase: str = "after"
+    source: str = "vmstat"
+    node: int | None = None
+
+
+def manifest(repeat: int = 2) -> dict[str, Any]:
+    return {
+        "command": ["orchestrate", "run", "--patchset", "core only"],
+        "cells": [
+            {
+                "cell": f"{variant}.chunk.{repetition}",
+                "variant": variant,
+                "role": role,
+                "workload": "chunk",
+                "repetition": repetition,
+                "seed": 7,
+            }
+            for repetition in range(1, repeat + 1)
+            for variant, role in (("baseline", "baseline"), ("core-only@256", "patched"))
+        ],
+    }
+
+
+def end_of(writer: RunWriter, cell: str, outcome: Outcome = Outcome.OK, evidence: str = "") -> CellRow:
+    planned = next(entry for entry in writer.manifest["cells"] if entry["cell"] == cell)
+    return CellRow(**planned, outcome=outcome, evidence=evidence, boot_s=1.0, run_s=2.0, total_s=3.5)
+
+
+OBSERVED = [Observed("survivors.total", "children", 15.0)]
+SAMPLED = [Sampled("nr_free_pages", 100), Sampled("nr_free_pages", 50, node=1)]
+
+
+def test_run_json_is_there_before_any_cell(tmp_path: Path) -> None:
+    writer = RunWriter.create(tmp_path / "results", "core only/256", manifest())
+    content = json.loads((writer.path / "run.json").read_text())
+    assert content["schema"] == SCHEMA_VERSION
+    assert content["reproduce"] == "orchestrate run --patchset 'core only'"
+    assert len(content["cells"]) == 4
+    assert writer.path.name.endswith("Z-core-only-256")
+    assert list(writer.path.glob(".run.json*")) == []
+
+
+def test_two_runs_of_one_second_have_directories_of_their_own(tmp_path: Path) -> None:
+    paths = {RunWriter.create(tmp_path, "same", manifest()).path for _ in range(5)}
+    assert len(paths) == 5
+
+
+def test_what_was_recorded_is_read_back_from_an_unfinished_run(tmp_path: Path) -> None:
+    writer = RunWriter.create(tmp_path, "x", manifest())
+    writer.record(end_of(writer, "core-only@256.chunk.1"), OBSERVED, SAMPLED)
+    run = Run.open(writer.path)
+    assert list(run.cells["outcome"]) == ["lost", "ok", "lost", "lost"]
+    assert run.cells["evidence"][0] == "no end was recorded"
+    assert run.metrics.to_dict("records") == [
+        {
+            "cell": "core-only@256.chunk.1",
+            "variant": "core-only@256",
+            "workload": "chunk",
+            "repetition": 1,
+            "metric": "survivors.total",
+            "unit": "children",
+            "value": 15.0,
+        }
+    ]
+    assert list(run.samples["value"]) == [100, 50]
+    assert run.samples["node"].isna().tolist() == [True, False]
+    assert run.samples["node"][1] == 1
+
+
+def test_samples_are_filtered(tmp_path: Path) -> None:
+    writer = RunWriter.create(tmp_path, "x", manifest())
+    for cell in ("baseline.chunk.1", "baseline.chunk.2"):
+        writer.record(end_of(writer, cell), [], [*SAMPLED, Sampled("pgfault", 3, phase="before")])
+    run = Run.open(writer.path)
+    assert len(run.samples_of(cells=["baseline.chunk.1"])) == 3
+    assert len(run.samples_of(counters=["pgfault"])) == 2
+    assert len(run.samples_of(cells=["baseline.chunk.2"], phases=["after"], counters=["pgfault"])) == 0
+
+
+def test_finish_makes_three_tables_also_of_an_interrupted_run(tmp_path: Path) -> None:
+    writer = RunWriter.create(tmp_path, "x", manifest())
+    writer.record(end_of(writer, "baseline.chunk.1"), OBSERVED, SAMPLED)
+    writer.finish()
+    for name, schema in TABLES.items():
+        table = pq.read_table(writer.path / f"{name}.parquet")
+        assert table.schema.equals(schema, check_metadata=False)
+        assert table.schema.metadata[b"orchestrate.schema"] == b"1"
+    assert pq.read_table(writer.path / "cells.parquet")["outcome"].to_pylist() == [
+        "ok",
+        "lost",
+        "lost",
+        "lost",
+    ]
+    assert (
+        pq.read_table(writer.path / "cells.parquet").schema.field("boot_s").metadata[b"unit"]
+        == b"host seconds"
+    )
+
+
+def test_a_finished_run_is_read_without_its_parts(tmp_path: Path) -> None:
+    writer = RunWriter.create(tmp_path, "x", manifest())
+    writer.record(end_of(writer, "baseline.chunk.1"), OBSERVED, SAMPLED)
+    writer.finish()
+    with_parts = Run.open(writer.path)
+    before = (with_parts.cells, with_parts.metrics, with_parts.samples)
+    (writer.path / "parts").rename(tmp_path / "elsewhere")
+    without = Run.open(writer.path)
+    for left, right in zip(before, (without.cells, without.metrics, without.samples), strict=True):
+        assert left.equals(right)
+    with pytest.raises(UserError, match="cannot be finished"):
+        RunWriter.reopen(writer.path)
+
+
+def test_an_empty_run_has_tables_with_the_right_columns(tmp_path: Path) -> None:
+    run = Run.open(RunWriter.create(tmp_path, "x", manifest()).path)
+    assert list(run.metrics.columns) == TABLES["metrics"].names
+    assert list(run.samples.columns) == TABLES["samples"].names
+    assert set(run.cells["outcome"]) == {"lost"}
+
+
+def test_resume_runs_what_did_not_end_ok_and_keeps_the_earlier_end(tmp_path: Path) -> None:
+    writer = RunWriter.create(tmp_path, "x", manifest())
+    writer.record(end_of(writer, "baseline.chunk.1"), OBSERVED, SAMPLED)
+    broken = "core-only@256.chunk.1"
+    for number in (1, 2):
+        if number == 2:
+            writer = RunWriter.reopen(writer.path)
+        logs = writer.cell_directory(broken)
+        assert list(logs.iterdir()) == []
+        (logs / "console.log").write_text(f"attempt {number}")
+        writer.record(end_of(writer, broken, Outcome.KERNEL_BUG, f"BUG {number}"))
+        writer.finish()
+
+    writer = RunWriter.reopen(writer.path)
+    assert writer.completed_cells() == {"baseline.chunk.1"}
+    assert writer.outcomes() == {Outcome.OK: 1, Outcome.KERNEL_BUG: 1}
+    writer.cell_directory(broken)
+    writer.record(end_of(writer, broken), OBSERVED, SAMPLED)
+    writer.finish()
+    assert writer.completed_cells() == {"baseline.chunk.1", broken}
+    for number in (1, 2):
+        earlier = json.loads((writer.path / "parts" / f"{broken}.attempt-{number}" / "cell.json").read_text())
+        assert earlier["evidence"] == f"BUG {number}"
+        assert (
+            writer.path / "logs" / f"{broken}.attempt-{number}" / "console.log"
+        ).read_text() == f"attempt {number}"
+    assert list(Run.open(writer.path).metrics["value"]) == [15.0, 15.0]
+    assert pq.read_table(writer.path / "cells.parquet")["outcome"].to_pylist().count("ok") == 2
+
+
+def test_cell_directory_is_not_emptied_twice_in_one_attempt(tmp_path: Path) -> None:
+    writer = RunWriter.create(tmp_path, "x", manifest())
+    (writer.cell_directory("baseline.chunk.1") / "console.log").write_text("here")
+    assert (writer.cell_directory("baseline.chunk.1") / "console.log").read_text() == "here"
+
+
+def test_a_part_that_fails_to_be_written_leaves_nothing(tmp_path: Path) -> None:
+    writer = RunWriter.create(tmp_path, "x", manifest())
+    with pytest.raises((ValueError, TypeError)):
+        writer.record(end_of(writer, "baseline.chunk.1"), OBSERVED, [Sampled("pgfault", "no number")])  # type: ignore[arg-type]
+    assert list((writer.path / "parts").iterdir()) == []
+    assert writer.outcomes() == {}
+
+
+def test_what_a_killed_writer_left_half_made_is_no_end(tmp_path: Path) -> None:
+    writer = RunWriter.create(tmp_path, "x", manifest())
+    writer.finish()
+    (writer.path / "parts" / ".baseline.chunk.1-abc").mkdir()
+    again = RunWriter.reopen(writer.path)
+    assert list((writer.path / "parts").iterdir()) == []
+    assert again.completed_cells() == frozenset()
+
+
+def test_cells_that_were_not_planned_are_refused(tmp_path: Path) -> None:
+    writer = RunWriter.create(tmp_path, "x", manifest())
+    row = end_of(writer, "baseline.chunk.1")
+    with pytest.raises(KeyError):
+        writer.record(replace(row, cell="other.chunk.1"))
+    with pytest.raises(ValueError, match="variant"):
+        writer.record(replace(row, variant="other"))
+    with pytest.raises(ValueError, match="do not change"):
+        writer.update_manifest(cells=[])
+
+
+def test_a_counter_below_zero_is_kept_as_such(tmp_path: Path) -> None:
+    writer = RunWriter.create(tmp_path, "x", manifest())
+    writer.record(end_of(writer, "baseline.chunk.1"), [], [Sampled("nr_thp_reserved", 2**64 - 895)])
+    assert list(Run.open(writer.path).samples["value"]) == [-895]
+
+
+def test_update_manifest_replaces_entries_for_a_reader_at_once(tmp_path: Path) -> None:
+    writer = RunWriter.create(tmp_path, "x", manifest())
+    writer.update_manifest(accelerator={"name": "icount", "clock": "insns"})
+    assert Run.open(writer.path).manifest["accelerator"]["clock"] == "insns"
+    assert writer.manifest["accelerator"]["name"] == "icount"
+
+
+def test_several_threads_record(tmp_path: Path) -> None:
+    writer = RunWriter.create(tmp_path, "x", manifest(repeat=8))
+    rows = [end_of(writer, entry["cell"]) for entry in writer.manifest["cells"]]
+    threads = [threading.Thread(target=writer.record, args=(row, OBSERVED, SAMPLED)) for row in rows]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert writer.outcomes() == {Outcome.OK: 16}
+
+
+def test_a_second_writer_is_refused_until_the_first_has_finished(tmp_path: Path) -> None:
+    writer = RunWriter.create(tmp_path, "x", manifest())
+    with pytest.raises(UserError, match="another process"):
+        RunWriter.reopen(writer.path)
+    script = "import sys, pathlib, orchestrator.store.run as r; r.RunWriter.reopen(pathlib.Path(sys.argv[1]))"
+    other = subprocess.run([sys.executable, "-c", script, str(writer.path)], capture_output=True, text=True)
+    assert "another process" in other.stderr
+    writer.finish()
+    RunWriter.reopen(writer.path).finish()
+
+
+def test_something_else_than_a_run_directory_is_a_user_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not a run directory"):
+        Run.open(tmp_path)
+    with pytest.raises(UserError, match="not a run directory"):
+        Run.open(tmp_path / "nowhere")
+    (tmp_path / "run.json").write_text("{")
+    with pytest.raises(UserError, match="damaged"):
+        Run.open(tmp_path)
+    (tmp_path / "run.json").write_text("[]")
+    with pytest.raises(UserError, match="no schema version"):
+        Run.open(tmp_path)
+    (tmp_path / "run.json").write_text(json.dumps({"schema": SCHEMA_VERSION + 1}))
+    with pytest.raises(UserError, match="newer orchestrate"):
+        Run.open(tmp_path)
+    (tmp_path / "run.json").write_text(json.dumps({"schema": SCHEMA_VERSION}))
+    with pytest.raises(UserError, match="plans no cells"):
+        Run.open(tmp_path)
+
+
+@pytest.mark.parametrize("cell", ["../escape", "a/b", ".hidden", ""])
+def test_a_cell_id_that_is_no_directory_name_is_refused(tmp_path: Path, cell: str) -> None:
+    plan = manifest()
+    plan["cells"][0]["cell"] = cell
+    with pytest.raises(UserError, match="no directory name"):
+        RunWriter.create(tmp_path, "x", plan)
+
+
+class TestFindRun:
+    @pytest.fixture
+    def results(self, tmp_path: Path) -> Path:
+        for name in ("20250101T000000Z-first", "20250102T000000Z-second", "reference-1"):
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "run.json").write_text("{}")
+        (tmp_path / "20260101T000000Z-not-a-run").mkdir()
+        return tmp_path
+
+    @pytest.mark.parametrize(
+        ("asked", "found"),
+        [
+            ("latest", "20250102T000000Z-second"),
+            ("20250101T000000Z-first", "20250101T000000Z-first"),
+            ("20250101", "20250101T000000Z-first"),
+            ("first", "20250101T000000Z-first"),
+            ("reference-1", "reference-1"),
+        ],
+    )
+    def test_by_name(self, results: Path, asked: str, found: str) -> None:
+        assert find_run(results, asked) == results / found
+
+    def test_by_path(self, results: Path) -> None:
+        assert find_run(results / "elsewhere", str(results / "reference-1")) == results / "reference-1"
+
+    @pytest.mark.parametrize(
+        ("asked", "sentence"),
+        [("2025", "could be 2 runs"), ("nothing", "is named nothing"), ("", "no run in|not a run directory")],
+    )
+    def test_what_cannot_be_found(self, results: Path, asked: str, sentence: str) -> None:
+        with pytest.raises(UserError, match=sentence):
+            find_run(results, asked)
+
+    def test_a_directory_that_is_no_run(self, results: Path) -> None:
+        with pytest.raises(UserError, match=r"no run\.json"):
+            find_run(results, str(results / "20260101T000000Z-not-a-run"))
+
+    def test_no_results_at_all(self, tmp_path: Path) -> None:
+        with pytest.raises(UserError, match="no run in"):
+            find_run(tmp_path / "results", "latest")

@@ -134,7 +134,9 @@ def execute(experiment: Experiment, bench: Bench, writer: RunWriter, place: Plac
         raise
     finally:
         writer.finish()
-    return RunSummary(writer.outcomes())
+    outcomes = writer.outcomes()
+    lost = len(experiment.cells) - sum(outcomes.values())
+    return RunSummary(outcomes | ({Outcome.LOST: outcomes.get(Outcome.LOST, 0) + lost} if lost else {}))
 
 
 #: The kernel of each patchset; one that does not build is a value, for its cells end as build-failed.

@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: GPL-2.0-only
+from __future__ import annotations
+
+from orchestrator.execution.derived import observations_from_counters
+from orchestrator.guest.sampler import Sample
+
+
+def sample(phase: str, source: str, counter: str, value: int, at: float = 0.0, node: int | None = None) -> Sample:
+    return Sample(at, at, phase, source, node, counter, value)  # type: ignore[arg-type]
+
+
+def values(samples: list[Sample]) -> dict[str, float]:
+    return {each.metric: each.value for each in observations_from_counters(samples)}
+
+
+def test_an_event_counter_becomes_its_growth() -> None:
+    got = values(
+        [
+            sample("before", "vmstat", "thp_collapse_alloc", 10),
+            sample("before", "vmstat", "thp_res_collapse", 1),
+            sample("after", "vmstat", "thp_collapse_alloc", 14),
+            sample("after", "vmstat", "thp_res_collapse", 4),
+        ]
+    )
+    assert got["promotions.total"] == 7
+
+
+def test_a_counter_the_kernel_lacks_is_no_metric() -> None:
+    got = values([sample("before", "vmstat", "pgfault", 1), sample("after", "vmstat", "pgfault", 2)])
+    assert "reservations.total" not in got and "promotions.total" not in got
+
+
+def test_memory_is_its_peak_over_the_start() -> None:
+    got = values(
+        [
+            sample("before", "meminfo", "MemTotal", 1000), sample("before", "meminfo", "MemAvailable", 900),
+            sample("during", "meminfo", "MemTotal", 1000), sample("during", "meminfo", "MemAvailable", 300),
+            sample("after", "meminfo", "MemTotal", 1000), sample("after", "meminfo", "MemAvailable", 850),
+        ]
+    )  # fmt: skip
+    assert got["memory_kib.max"] == 600
+
+
+def test_reserved_pages_become_kib_and_nodes_are_not_added() -> None:
+    got = values(
+        [
+            sample("during", "vmstat", "nr_thp_reserved", 512),
+            sample("during", "vmstat", "nr_thp_reserved", 300, node=0),
+            sample("during", "vmstat", "nr_thp_reserved", 212, node=1),
+        ]
+    )
+    assert got["reserved_kib.max"] == 2048

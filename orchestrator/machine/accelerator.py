@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""How the guest's instructions are executed, and by which clock its work is measured.
+
+=========  =======  ====================================================================================
+icount     insns    TCG on one host thread, one virtual nanosecond an instruction: repeatable to a per mille
+tcg        ns       TCG on a thread a CPU: functional runs, races, memory footprint; no latency
+kvm        ns       the host's own CPU: wall time, cache and TLB effects
+=========  =======  ====================================================================================
+
+``auto`` takes KVM only where it has *booted* something: hosts exist whose ``/dev/kvm`` opens, creates a VM and runs the
+firmware, but whose guests die at the first instruction that the hypervisor beneath has to emulate and cannot.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import platform
+import tempfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, cast
+
+from orchestrator import process
+from orchestrator.cache import Cache
+from orchestrator.errors import InfrastructureError, UserError
+from orchestrator.events import Events
+
+Name = Literal["icount", "tcg", "kvm"]
+Clock = Literal["insns", "ns"]
+
+QEMU = "qemu-system-x86_64"
+KVM_DEVICE = Path("/dev/kvm")
+#: Host seconds that the probe's kernel may take; it needs 0.4 under TCG.
+PROBE_TIMEOUT_S = 5.0
+PROBE_TOKEN = "orchestrate: probe reached"
+
+_ARGUMENTS: dict[Name, tuple[str, ...]] = {
+    # One thread executes all CPUs in turn, and time is the number of instructions executed; an idle guest's clock
+    # is warped to its next timer instead of waiting for the host's (QEMU's docs/devel/tcg-icount.rst).
+    "icount": ("-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off", "-cpu", "max"),
+    "tcg": ("-accel", "tcg,thread=multi", "-cpu", "max"),
+    "kvm": ("-accel", "kvm", "-cpu", "host"),
+}
+_CLOCKS: dict[Name, Clock] = {"icount": "insns", "tcg": "ns", "kvm": "ns"}
+
+# probe.S beside this file, assembled; a unit test holds the two together.
+_PROBE = (
+    "c-muN7zHB=Fd}n8SG~6LNGS?tVM3J`AlkTJf6@#O^qlCsk#_I_OB!ndP$+HjB!)D8MzIMD{0awn82ObBq`d+e$-&TD2G{rhKaiMp"
+    "9zsuo(zDhx$dASlT|wFo0fxRCeFyq3>|tO~VAu~L3=iyN;9+3+y!tpRh|4UXzyM?cNoEC*3Lvqg8K`w912ENevV+w$ALn@Vg<s(T"
+    "uL2tb1HaOP9Uwt|r5igN7#I%l8}WjY6~6&6Jv2Y~%nQ`k08ACHnt+Ky0%#lmqUIm$MRGgXfrc8M<X^<U>oG?${|-<}Jo2dW`+?>k"
+    "Or>UN{ACBy`0H6z85)4r*{JdWssE+&I~g8+W&MA$^p8icsSwCf(jZUm`oa7;Zv(@#FJE5&%`ZyMNG&cYN-RmWQYa|OPfArNN=*cc"
+    "rEme$BLL$IZ?O"
+)
+
+
+@dataclass(frozen=True)
+class Accelerator:
+    """A way to execute the guest's instructions.
+
+    Args:
+        name: which one.
+        clock: what its measurements count: guest instructions or nanoseconds.
+        reason: one line that says why it was chosen, and where KVM was not used, why not.
+        qemu_arguments: what QEMU is told, the CPU model included.
+    """
+
+    name: Name
+    clock: Clock
+    reason: str
+    qemu_arguments: tuple[str, ...]
+
+    @classmethod
+    def named(cls, name: Name, reason: str) -> Accelerator:
+        """The accelerator called `name`."""
+        return cls(name, _CLOCKS[name], reason, _ARGUMENTS[name])
+
+
+@dataclass(frozen=True)
+class ProbeAnswer:
+    """Whether a guest got as far as to run a kernel.
+
+    Args:
+        reached: the kernel's words arrived on the serial port.
+        reason: one clause for a person, e.g. "KVM internal error …".
+        seconds: host seconds it took.
+    """
+
+    reached: bool
+    reason: str
+    seconds: float
+
+
+def choose_accelerator(request: str, cache: Cache, events: Events) -> Accelerator:
+    """Choose the accelerator.
+
+    Args:
+        request: ``icount``, ``tcg``, ``kvm``, or ``auto``: KVM where it boots a kernel, else icount.
+        cache: keeps the probe's answer until the host is booted again or QEMU is replaced.
+
+    Raises:
+        UserError: no such accelerator.
+        InfrastructureError: QEMU is missing, or ``kvm`` was asked for and does not work here.
+    """
+    process.require(QEMU)
+    if request in ("icount", "tcg"):
+        return Accelerator.named(cast(Name, request), f"{request}, as asked for")
+    if request not in ("auto", "kvm"):
+        raise UserError(f"unknown accelerator {request!r}; choose auto, icount, tcg or kvm.")
+    obstacle = _kvm_obstacle()
+    if obstacle is None:
+        answer = _cached_probe(cache, events)
+        if answer.reached:
+            return Accelerator.named("kvm", f"kvm: a probe kernel ran within {answer.seconds:.1f} s")
+        obstacle = answer.reason
+    if request == "kvm":
+        raise InfrastructureError(f"KVM does not work on this host: {obstacle}; use --accel icount or tcg.")
+    return Accelerator.named("icount", f"icount; KVM not used: {obstacle}")
+
+
+def probe(name: Name, timeout_s: float = PROBE_TIMEOUT_S) -> ProbeAnswer:
+    """Boot a tiny kernel the way Linux is booted, and see whether its words arrive.
+
+    Args:
+        name: the accelerator to try.
+        timeout_s: host seconds after which it is given up.
+
+    Raises:
+        InfrastructureError: QEMU is not installed.
+    """
+    lines: list[str] = []
+
+    def heard(line: str) -> None:
+        lines.append(line)
+        if "KVM internal error" in line:  # QEMU has stopped the guest for good, and waits to be looked at
+            raise _GivenUpError
+
+    with tempfile.TemporaryDirectory(prefix="orchestrate-probe-") as directory:
+        kernel = Path(directory) / "bzImage"
+        kernel.write_bytes(probe_kernel())
+        argv = [
+            *(QEMU, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
+            *("-machine", "q35", "-m", "64M", *_ARGUMENTS[name], "-serial", "stdio"),
+            *("-device", "isa-debug-exit,iobase=0xf4", "-kernel", str(kernel)),
+        ]
+        began = os.times().elapsed
+        stopped = ""
+        try:
+            process.run(argv, timeout_s=timeout_s, check=False, on_line=heard)
+        except _GivenUpError:
+            # KVM_INTERNAL_ERROR_EMULATION of linux/kvm.h
+            emulation = lines[-1].endswith("Suberror: 1")
+            stopped = "KVM failed to emulate an instruction" if emulation else lines[-1]
+        except InfrastructureError:
+            stopped = f"no kernel had started after {timeout_s:g} s"
+        seconds = os.times().elapsed - began
+    if any(PROBE_TOKEN in line for line in lines):
+        return ProbeAnswer(True, "a probe kernel ran", seconds)
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "QEMU said nothing")
+    return ProbeAnswer(False, f"a probe kernel did not run ({stopped or last})", seconds)
+
+
+def probe_kernel() -> bytes:
+    """The probe's kernel, a bzImage of 1280 bytes made from ``probe.S``."""
+    return zlib.decompress(base64.b85decode(_PROBE))
+
+
+class _GivenUpError(Exception):
+    """Nothing more is to be expected of the probe."""
+
+
+def _kvm_obstacle() -> str | None:
+    """What can be told without a boot; asked anew each time, as a person may just have mended it."""
+    if platform.machine() != "x86_64":
+        return f"this host is {platform.machine()}, the guest is x86_64"
+    if not KVM_DEVICE.exists():
+        return f"there is no {KVM_DEVICE} (module not loaded, or virtualisation disabled or not nested)"
+    if not os.access(KVM_DEVICE, os.R_OK | os.W_OK):
+        return f"no permission to open {KVM_DEVICE}; join its group"
+    return None
+
+
+def _cached_probe(cache: Cache, events: Events) -> ProbeAnswer:
+    version = process.run([QEMU, "--version"], timeout_s=30).stdout.splitlines()[0]
+    key = {
+        "boot_id": Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip(),
+        "qemu": version,
+        "kernel": _PROBE,
+    }
+
+    def make(directory: Path) -> None:
+        with events.step("probe KVM"):
+            answer = probe("kvm")
+        facts = {"reached": answer.reached, "reason": answer.reason, "seconds": answer.seconds}
+        (directory / "answer.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+    facts = json.loads((cache.obtain("probe", key, make) / "answer.json").read_text(encoding="utf-8"))
+    return ProbeAnswer(facts["reached"], facts["reason"], facts["seconds"])

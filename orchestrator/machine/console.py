@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The guest's serial console: its log, followed as it grows, and a dialogue with whoever listens on it.
+
+QEMU itself writes the log (``logfile=`` of the chardev), so that the record depends neither on a reader being there
+nor on its speed, and the socket stays free: for a person (``socat -,raw,echo=0 UNIX:console.sock``), or for
+:func:`dialogue`.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pexpect.socket_pexpect import SocketSpawn
+
+from orchestrator.machine.oops import Finding, parse_console
+
+#: What the guest's init prints, as a line, once SSH accepts connections.
+READY = "orchestrate: ready"
+
+_READY = re.compile(rf"{re.escape(READY)}\s")
+_PANIC = re.compile(r"Kernel panic - not syncing|PANIC: early exception|PANIC: double fault")
+_PANIC_OVER = re.compile(r"---\[ end Kernel panic|PANIC: early exception|Rebooting in \d+ seconds")
+_CARRY = 120  # longer than any of the patterns, so that none is lost between two readings
+
+
+class ConsoleLog:
+    """A console log that another process writes, and what has been seen in it so far.
+
+    Args:
+        path: the file; it need not exist yet.
+        ready_mark: the words, on a line of their own, that say that the guest is up.
+    """
+
+    def __init__(self, path: Path, ready_mark: str = READY) -> None:
+        self.path = path
+        self.ready = False
+        self.panicked = False
+        self.panic_over = False
+        self.size = 0
+        self.last_output = time.monotonic()
+        self._ready_mark = _READY if ready_mark == READY else re.compile(rf"{re.escape(ready_mark)}\s")
+        self._carry = ""
+
+    def poll(self) -> bool:
+        """Read what is new; return whether there was anything."""
+        try:
+            with self.path.open("rb") as stream:
+                stream.seek(self.size)
+                new = stream.read()
+        except FileNotFoundError:
+            return False
+        if not new:
+            return False
+        self.size += len(new)
+        self.last_output = time.monotonic()
+        text = self._carry + new.decode(errors="replace")
+        self._carry = text[-_CARRY:]
+        self.ready = self.ready or _match(self._ready_mark, text)
+        self.panicked = self.panicked or _match(_PANIC, text)
+        self.panic_over = self.panic_over or _match(_PANIC_OVER, text)
+        return True
+
+    @property
+    def silent_s(self) -> float:
+        """Host seconds since the guest last said something."""
+        return time.monotonic() - self.last_output
+
+    def text(self) -> str:
+        """The whole log; empty where there is none yet."""
+        try:
+            return self.path.read_text(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
+            return ""
+
+    def tail(self, lines: int = 30) -> str:
+        """The last lines of the log."""
+        return "\n".join(line.rstrip("\r") for line in self.text().splitlines()[-lines:])
+
+    def findings(self) -> list[Finding]:
+        """What the kernel reported so far."""
+        return parse_console(self.text())
+
+
+@contextmanager
+def dialogue(path: Path, timeout_s: float = 10.0) -> Iterator[SocketSpawn[str]]:
+    """Talk to the guest over its serial line: ``sendline``, ``expect``, or ``interact`` for a person.
+
+    Only one at a time is connected to a QEMU socket: a second one waits until the first has gone.
+
+    Args:
+        path: the console's socket.
+        timeout_s: what ``expect`` waits at most, unless told otherwise.
+
+    Raises:
+        OSError: nobody listens there any more.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as line:
+        line.connect(str(path))
+        yield SocketSpawn(line, timeout=timeout_s, encoding="utf-8", codec_errors="replace")
+
+
+def _match(pattern: re.Pattern[str], text: str) -> bool:
+    return pattern.search(text) is not None

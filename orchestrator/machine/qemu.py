@@ -1,0 +1,578 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A machine: one QEMU process with a guest in it, watched from its start to its end.
+
+A guest that panics, a QEMU that dies and a boot that hangs are noticed by a supervising thread within a fraction of a
+second, and told to whoever waits (:meth:`Machine.boot`, :meth:`Machine.watch`, :meth:`Machine.on_failure`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from orchestrator import process
+from orchestrator.errors import InfrastructureError
+from orchestrator.events import Events
+from orchestrator.machine.accelerator import QEMU, Accelerator
+from orchestrator.machine.console import ConsoleLog, dialogue
+from orchestrator.machine.oops import Finding
+from orchestrator.machine.qmp import Qmp, QmpError
+from orchestrator.machine.topology import Topology
+from orchestrator.store.outcome import Outcome
+
+#: How often the supervisor looks, in seconds; what it costs is unmeasurable, and it bounds how late a panic is seen.
+POLL_S = 0.05
+#: How long the rest of a panic's report is waited for once its first line is there.
+PANIC_GRACE_S = 0.5
+#: QEMU allocates nothing before it connects to us: this only bounds an overloaded host.
+START_TIMEOUT_S = 60.0
+#: Longest path of a Unix socket, unix(7): sun_path has 108 bytes with its end.
+SOCKET_PATH_BYTES = 107
+
+#: Before the caller's own words, so that those win.
+CMDLINE = (
+    "console=ttyS0,115200",
+    "earlyprintk=ttyS0,115200",  # a panic before the console is up would be mute
+    "panic=-1",  # reset at once, which -no-reboot makes an end
+    "printk.time=1",  # tells the kernel's lines from user space's
+    "sysrq_always_enabled",  # so that a hung guest can be asked where it hangs
+)
+
+_USERNET = re.compile(r"TCP\[HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(?P<port>\d+)\s")
+# States that a guest does not leave again (RunState of the QEMU QMP Reference Manual).
+_DEAD_STATES = ("internal-error", "io-error", "guest-panicked")
+
+
+class MachineFailure(Exception):  # noqa: N818 - it is a value of the experiment, no error of ours
+    """The guest did something that ends its cell.
+
+    Args:
+        outcome: ``boot-failed``, ``kernel-panic``, ``kernel-bug`` (it reported a bug and then did not come up),
+            ``lost`` or ``timeout``.
+        evidence: one line that says what happened, then the console's or QEMU's own words.
+    """
+
+    def __init__(self, outcome: Outcome, evidence: str) -> None:
+        super().__init__(outcome, evidence)
+        self.outcome = outcome
+        self.evidence = evidence
+
+    def __str__(self) -> str:
+        return self.evidence
+
+
+@dataclass(frozen=True)
+class Sockets:
+    """The Unix sockets of one machine, in a private directory.
+
+    Args:
+        directory: its mode is 0700; gone when the machine is closed.
+    """
+
+    directory: Path
+
+    @property
+    def qmp(self) -> Path:
+        """QEMU's control socket; we listen on it."""
+        return self.directory / "qmp"
+
+    @property
+    def monitor(self) -> Path:
+        """The human monitor, for a person."""
+        return self.directory / "monitor"
+
+    @property
+    def console(self) -> Path:
+        """The serial console, for a person or :func:`orchestrator.machine.console.dialogue`."""
+        return self.directory / "console"
+
+    @property
+    def gdb(self) -> Path:
+        """The gdb stub, where there is one."""
+        return self.directory / "gdb"
+
+
+def qemu_argv(
+    bzimage: Path,
+    initramfs: Path,
+    topology: Topology,
+    accelerator: Accelerator,
+    cmdline: Sequence[str],
+    console_log: Path,
+    sockets: Sockets,
+    gdb: bool = False,
+    wait_for_gdb: bool = False,
+) -> list[str]:
+    """The command line of QEMU (qemu(1)).
+
+    Args:
+        cmdline: words of the kernel's command line, behind :data:`CMDLINE`.
+        console_log: QEMU writes it.
+        gdb: serve gdb on :attr:`Sockets.gdb`; the kernel is then told to stay where it was linked.
+        wait_for_gdb: do not start the CPUs; gdb lets them go.
+    """
+    words = [*CMDLINE, *(["nokaslr", "panic=0"] if gdb else []), *cmdline]
+    console = f"socket,id=console,path={_escaped(sockets.console)}"
+    argv = [
+        *(QEMU, "-nodefaults", "-no-user-config", "-display", "none"),
+        *("-machine", "q35", *accelerator.qemu_arguments, *topology.qemu_arguments()),
+        *("-kernel", str(bzimage), "-initrd", str(initramfs), "-append", " ".join(words)),
+        # A reset ends QEMU; a panic does not, so that the kernel can say all it has to say and resets itself.
+        *("-no-reboot", "-action", "panic=none"),
+        *("-chardev", f"socket,id=qmp,path={_escaped(sockets.qmp)}", "-mon", "chardev=qmp,mode=control"),
+        *("-chardev", f"socket,id=monitor,path={_escaped(sockets.monitor)},server=on,wait=off"),
+        *("-mon", "chardev=monitor,mode=readline"),
+        *("-chardev", ",".join([console, "server=on,wait=off", f"logfile={_escaped(console_log)}"])),
+        *("-serial", "chardev:console"),
+        # QEMU chooses a free port itself, so that no two machines can ask for one; restrict=on: no way out.
+        *("-netdev", "user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:0-:22"),
+        *("-device", "virtio-net-pci,netdev=net,romfile="),
+        # Without it, sshd waits long for entropy.
+        *("-device", "virtio-rng-pci"),
+        *("-device", "pvpanic"),
+    ]  # fmt: skip
+    if gdb or wait_for_gdb:
+        argv += [
+            "-chardev",
+            f"socket,id=gdb,path={_escaped(sockets.gdb)},server=on,wait=off",
+            "-gdb",
+            "chardev:gdb",
+        ]
+    if wait_for_gdb:
+        argv += ["-S"]
+    return argv
+
+
+class Machine:
+    """A machine, from QEMU's start to its end; a context manager that leaves nothing behind.
+
+    QEMU starts when the block is entered and dies with this process, however that ends: it is started by a thread
+    that lives as long as it does (see :mod:`orchestrator.process`), so the caller's own thread may come and go.
+
+    Args:
+        bzimage, initramfs: what is booted.
+        topology: the nodes.
+        accelerator: how it is executed.
+        cmdline: further words of the kernel's command line; the last of a kind wins.
+        log_dir: gets ``console.log``, ``qemu.log`` (command line and stderr) and ``machine.json`` (how to reach
+            the live guest: SSH port, sockets, PID).
+        gdb: serve gdb; see :attr:`gdb_socket`.
+        wait_for_gdb: as `gdb`, and the CPUs stand still until gdb continues.
+        events: told of the boot.
+        ready_mark: what the guest prints on a line of its own once it is up.
+
+    Raises:
+        MachineFailure: QEMU did not start; the evidence is what it printed.
+        InfrastructureError: QEMU is not installed.
+    """
+
+    def __init__(
+        self,
+        bzimage: Path,
+        initramfs: Path,
+        topology: Topology,
+        accelerator: Accelerator,
+        cmdline: Sequence[str],
+        log_dir: Path,
+        gdb: bool = False,
+        wait_for_gdb: bool = False,
+        events: Events | None = None,
+        ready_mark: str | None = None,
+    ) -> None:
+        self.topology = topology
+        self.accelerator = accelerator
+        self.log_dir = log_dir
+        self.console_log = log_dir / "console.log"
+        self.qemu_log = log_dir / "qemu.log"
+        self.console = (
+            ConsoleLog(self.console_log) if ready_mark is None else ConsoleLog(self.console_log, ready_mark)
+        )
+        self.ssh_port = 0
+        self._events = events or Events()
+        self._arguments = (
+            bzimage,
+            initramfs,
+            topology,
+            accelerator,
+            tuple(cmdline),
+            self.console_log.absolute(),
+        )
+        self._gdb = gdb or wait_for_gdb
+        self._wait_for_gdb = wait_for_gdb
+        self._sockets: Sockets | None = None
+        self._argv: list[str] = []
+        self._qmp: Qmp | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._start_error: BaseException | None = None
+        self._began = 0.0
+        self._booted = False
+        self._closing = False
+        self._shutdown_reason = ""
+        self._dead_state = ""
+        self._failure: MachineFailure | None = None
+        self._callbacks: list[Callable[[], None]] = []
+        self._changed = threading.Condition()
+        self._close_lock = threading.Lock()
+        self._supervisor = threading.Thread(
+            target=self._supervise, name=f"machine {log_dir.name}", daemon=True
+        )
+
+    def __enter__(self) -> Machine:
+        try:
+            self._start()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def argv(self) -> tuple[str, ...]:
+        """QEMU's command line; empty before the start."""
+        return tuple(self._argv)
+
+    @property
+    def qmp(self) -> Qmp:
+        """QEMU's control socket."""
+        assert self._qmp is not None, "the machine has not been started"
+        return self._qmp
+
+    @property
+    def sockets(self) -> Sockets:
+        """The Unix sockets of this machine."""
+        assert self._sockets is not None, "the machine has not been started"
+        return self._sockets
+
+    @property
+    def gdb_socket(self) -> Path | None:
+        """Where gdb connects, or None where this machine does not serve it."""
+        return self.sockets.gdb if self._gdb else None
+
+    @property
+    def pid(self) -> int:
+        """QEMU's process."""
+        assert self._process is not None, "the machine has not been started"
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        """Whether QEMU runs and the guest in it has not failed."""
+        return self._process is not None and self._process.poll() is None and self._failure is None
+
+    def boot(self, timeout_s: float) -> float:
+        """Wait until the guest says that it is up.
+
+        Args:
+            timeout_s: host seconds since QEMU's start. With icount they have nothing to do with the guest's.
+
+        Returns:
+            host seconds from QEMU's start to the guest's word.
+
+        Raises:
+            MachineFailure: at once on a panic or on QEMU's death, else when the time is up; in that case the
+                guest was asked where its CPUs are and which tasks are blocked, and its answer is in the log.
+        """
+        deadline = self._began + timeout_s
+        with self._events.step(f"boot {self.log_dir.name}"):
+            with self._changed:
+                self._changed.wait_for(
+                    lambda: self._failure is not None or self._closing or self.console.ready,
+                    max(0.0, deadline - time.monotonic()),
+                )
+            if self._failure is None and not self.console.ready and not self._closing:
+                self._fail(self._hung(timeout_s))
+            self.watch()
+            self._booted = True
+            return time.monotonic() - self._began
+
+    def watch(self) -> None:
+        """Return where all is well.
+
+        Raises:
+            MachineFailure: the guest panicked, QEMU died or stopped the guest, or the machine was closed.
+        """
+        if self._failure is not None:
+            raise self._failure
+        if self._closing:
+            raise MachineFailure(Outcome.LOST, "the machine was closed")
+
+    def on_failure(self, callback: Callable[[], None]) -> None:
+        """Have `callback` called, once, when the machine fails; at once where it already has.
+
+        It is called on the supervising thread and must not block. It is not called when the machine is closed.
+        """
+        with self._changed:
+            if self._failure is None:
+                self._callbacks.append(callback)
+                return
+        callback()
+
+    def findings(self) -> list[Finding]:
+        """What the kernel reported on the console so far."""
+        return self.console.findings()
+
+    def ask_where(self, keys: str = "lw", settle_s: float = 1.0) -> None:
+        """Have the guest's kernel print where it is, by SysRq over the serial line (sysrq.rst).
+
+        Args:
+            keys: ``l`` backtraces of all CPUs, ``w`` blocked tasks, ``t`` all tasks, ``m`` memory.
+            settle_s: wait until the console has been silent for so many seconds, at most ten times that.
+        """
+        for key in keys:
+            with contextlib.suppress(OSError, QmpError), dialogue(self.sockets.console) as line:
+                # A socket cannot carry the break that SysRq begins with: QEMU sends it.
+                self.qmp.execute("chardev-send-break", {"id": "console"})
+                line.send(key)
+                time.sleep(min(0.2, settle_s))
+        until = time.monotonic() + 10 * settle_s
+        while time.monotonic() < until and self.console.silent_s < settle_s and self.alive:
+            time.sleep(POLL_S)
+
+    def close(self) -> None:
+        """End QEMU and remove the sockets; harmless when repeated, and from any thread."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+        with self._close_lock:
+            running = self._process
+            if running is not None and running.poll() is None:
+                if self._qmp is not None and self.ssh_port:
+                    with contextlib.suppress(QmpError):
+                        self._qmp.execute("quit", timeout_s=2.0)
+                try:
+                    running.wait(2.0)
+                except subprocess.TimeoutExpired:
+                    process.kill_group(running)
+            if self._supervisor.is_alive() and threading.current_thread() is not self._supervisor:
+                self._supervisor.join(5.0)
+            if self._qmp is not None:
+                self._qmp.close()
+            if self._sockets is not None:
+                shutil.rmtree(self._sockets.directory, ignore_errors=True)
+                if self.ssh_port:
+                    self._describe(alive=False)
+
+    # --- the start ---------------------------------------------------------------------------------------------
+
+    def _start(self) -> None:
+        process.require(QEMU)
+        self.log_dir.mkdir(parents=True, exist_ok=True)
+        self.console_log.unlink(missing_ok=True)
+        self._sockets = Sockets(_private_directory())
+        self._argv = qemu_argv(*self._arguments, self._sockets, self._gdb, self._wait_for_gdb)
+        self._qmp = Qmp(self._sockets.qmp, self._heard)
+        self._began = time.monotonic()
+        self._supervisor.start()
+        self._await_connection()
+        try:
+            found = _USERNET.search(self._qmp.monitor("info usernet"))
+        except QmpError as error:
+            raise self._failure or MachineFailure(
+                Outcome.BOOT_FAILED, f"QEMU does not answer: {error}"
+            ) from error
+        if found is None:
+            raise InfrastructureError("QEMU does not say which port it forwards to the guest.", self.qemu_log)
+        self.ssh_port = int(found["port"])
+        self._describe(alive=True)
+
+    def _await_connection(self) -> None:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not self.qmp.accept(POLL_S):
+            if self._start_error is not None:
+                raise self._start_error
+            if self._failure is not None:
+                raise self._failure
+            if self._closing:
+                raise MachineFailure(Outcome.LOST, "the machine was closed")
+            if time.monotonic() > deadline:
+                raise MachineFailure(Outcome.BOOT_FAILED, f"QEMU did not start within {START_TIMEOUT_S:g} s")
+
+    def _describe(self, alive: bool) -> None:
+        """Leave what a person or another program needs to reach the guest."""
+        facts = {
+            "alive": alive,
+            "pid": self.pid,
+            "ssh_port": self.ssh_port,
+            "console": str(self.sockets.console),
+            "monitor": str(self.sockets.monitor),
+            "gdb": str(self.sockets.gdb) if self._gdb else None,
+            "console_log": str(self.console_log.absolute()),
+            "topology": self.topology.text,
+            "accelerator": self.accelerator.name,
+            "argv": self._argv,
+            "written_utc": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        temporary = self.log_dir / f".machine.json.{os.getpid()}"
+        temporary.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        temporary.replace(self.log_dir / "machine.json")
+
+    # --- the supervising thread --------------------------------------------------------------------------------
+
+    def _supervise(self) -> None:
+        try:
+            with self.qemu_log.open("wb") as stderr:
+                stderr.write(f"$ {shlex.join(self._argv)}\n".encode())
+                stderr.flush()
+                # Here, not in the caller's thread: QEMU dies with the thread that starts it.
+                self._process = process.spawn(self._argv, stdout=stderr, stderr=stderr)
+        except BaseException as error:
+            self._start_error = error
+            return
+        while self._process.poll() is None:
+            self._look()
+            time.sleep(POLL_S)
+        # What it wrote last.
+        self._look()
+        if self._failure is None and not self._closing:
+            self._fail(self._ended(self._process.returncode))
+        with self._changed:
+            self._changed.notify_all()
+
+    def _look(self) -> None:
+        if not self.console.poll() and not self._dead_state and not self.console.panicked:
+            return
+        if self._failure is not None or self._closing:
+            return
+        if self.console.panicked:
+            self._await_panic_report()
+            self._fail(self._judged(Outcome.KERNEL_PANIC, "the guest's kernel panicked"))
+        elif self._dead_state:
+            said = self._stderr()
+            self._fail(
+                MachineFailure(self._lost(), f"QEMU stopped the guest ({self._dead_state})\n{said}".strip())
+            )
+        elif self.console.ready:
+            with self._changed:
+                self._changed.notify_all()
+
+    def _await_panic_report(self) -> None:
+        assert self._process is not None
+        until = time.monotonic() + PANIC_GRACE_S
+        while not self.console.panic_over and time.monotonic() < until and self._process.poll() is None:
+            time.sleep(POLL_S / 5)
+            self.console.poll()
+        self.console.poll()
+
+    def _heard(self, event: str, data: Mapping[str, Any]) -> None:
+        """An event of QEMU, on the control socket's thread."""
+        if event == "SHUTDOWN":
+            self._shutdown_reason = str(data.get("reason", ""))
+        elif event == "STOP" and self._qmp is not None:
+            # Asking from this thread would wait for itself.
+            threading.Thread(target=self._ask_state, name="machine state", daemon=True).start()
+
+    def _ask_state(self) -> None:
+        with contextlib.suppress(QmpError):
+            state = str(self.qmp.execute("query-status").get("status", ""))
+            if state in _DEAD_STATES:
+                self._dead_state = state
+
+    def _fail(self, failure: MachineFailure) -> None:
+        with self._changed:
+            if self._failure is not None:
+                return
+            self._failure = failure
+            callbacks = list(self._callbacks)
+            self._changed.notify_all()
+        for callback in callbacks:
+            callback()
+
+    # --- verdicts ----------------------------------------------------------------------------------------------
+
+    def _lost(self) -> Outcome:
+        return Outcome.LOST if self._booted else Outcome.BOOT_FAILED
+
+    def _judged(self, outcome: Outcome, what: str) -> MachineFailure:
+        """A failure with the kernel's own report as evidence, where it made one, else the end of its log."""
+        findings = self.findings()
+        worst = next(
+            (f for f in findings if f.outcome is Outcome.KERNEL_PANIC), findings[0] if findings else None
+        )
+        if worst is None:
+            return MachineFailure(outcome, f"{what}\n{self.console.tail()}".strip())
+        if outcome is Outcome.BOOT_FAILED:
+            outcome = worst.outcome
+        return MachineFailure(outcome, f"{what}: {worst.title}\n{worst.text}")
+
+    def _ended(self, returncode: int) -> MachineFailure:
+        before = "" if self._booted else " before the guest was up"
+        if returncode != 0:
+            how = (
+                f"was ended by signal {-returncode}" if returncode < 0 else f"ended with status {returncode}"
+            )
+            return MachineFailure(self._lost(), f"QEMU {how}{before}\n{self._stderr()}".strip())
+        who = {"guest-reset": "the guest reset itself", "guest-shutdown": "the guest switched itself off"}
+        what = who.get(self._shutdown_reason, f"QEMU ended by itself {self._shutdown_reason}".strip())
+        return self._judged(self._lost(), f"{what}{before}")
+
+    def _hung(self, timeout_s: float) -> MachineFailure:
+        said = (
+            f"last heard of {self.console.silent_s:.0f} s earlier"
+            if self.console.size
+            else "it never said a word"
+        )
+        with contextlib.suppress(QmpError):
+            said += f"; {_where(self.qmp.monitor('info registers -a'))}"
+        tail = self.console.tail()
+        if self.console.size:
+            self.ask_where()
+        what = f"the guest was not up within {timeout_s:g} s ({said})"
+        judged = self._judged(Outcome.BOOT_FAILED, what)
+        # Without a report, what it last said by itself tells more than the end of what it was made to say.
+        return (
+            MachineFailure(judged.outcome, f"{what}\n{tail}")
+            if judged.outcome is Outcome.BOOT_FAILED
+            else judged
+        )
+
+    def _stderr(self) -> str:
+        try:
+            said = self.qemu_log.read_text(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
+            return ""
+        return "\n".join(said.splitlines()[1:][-30:])
+
+
+def _private_directory() -> Path:
+    """A new directory of mode 0700 whose path is short enough for a socket in it."""
+    for parent in (os.environ.get("XDG_RUNTIME_DIR"), tempfile.gettempdir(), "/tmp"):
+        if not parent or not os.access(parent, os.W_OK | os.X_OK):
+            continue
+        directory = Path(tempfile.mkdtemp(prefix="orchestrate-", dir=parent))
+        if len(os.fsencode(directory / "monitor")) <= SOCKET_PATH_BYTES:
+            return directory
+        directory.rmdir()
+    raise InfrastructureError(
+        "no directory for QEMU's sockets: neither $XDG_RUNTIME_DIR nor /tmp can be written."
+    )
+
+
+def _where(registers: str) -> str:
+    """Where the CPUs are, out of the monitor's ``info registers -a``."""
+    states = re.findall(r"[RE]IP=(\w+).*?HLT=(\d)", registers, re.DOTALL)
+    return ", ".join(
+        f"CPU {number} {'halted ' * int(halted)}at {ip}" for number, (ip, halted) in enumerate(states)
+    )
+
+
+def _escaped(path: Path) -> str:
+    """A path within a QEMU option: its commas doubled."""
+    return str(path).replace(",", ",,")

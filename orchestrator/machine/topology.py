@@ -1,0 +1,292 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The topology of a guest: its NUMA nodes, their CPUs and memory, and the distances between them.
+
+A topology is data. It is written as compact text (``4x2G``) or as a TOML table, and becomes QEMU's ``-smp``,
+``-m``, ``-object memory-backend-ram`` and ``-numa`` arguments (qemu(1)).
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+
+from orchestrator.errors import UserError
+
+#: CPUs of a node where the text does not say.
+DEFAULT_CPUS = 2
+#: A node's distance to itself, and to another where nothing else is said (ACPI 6.5, table SLIT).
+LOCAL_DISTANCE = 10
+REMOTE_DISTANCE = 20
+#: 255 says "unreachable" in the SLIT, which Linux takes for a broken table.
+MAXIMUM_DISTANCE = 254
+#: QEMU's MAX_NODES (include/sysemu/numa.h), and what x86 numbers without an interrupt-remapping IOMMU.
+MAXIMUM_NODES = 128
+MAXIMUM_CPUS = 255
+#: Below this, no kernel and initramfs come up.
+MINIMUM_MEMORY_MIB = 128
+#: Host memory that a guest takes beside its own: QEMU itself, and TCG's translated code.
+OVERHEAD_MIB = 320
+
+_GROUP = re.compile(
+    r"(?:(?P<count>\d+)\s*[xX*]\s*)?(?P<size>\d+(?:\.\d+)?)\s*(?P<unit>[KMGT]?)(?:i?B)?\s*(?:/\s*(?P<cpus>\d+))?",
+    re.IGNORECASE,
+)
+_SIZE = re.compile(r"(?P<size>\d+(?:\.\d+)?)\s*(?P<unit>[KMGT]?)(?:i?B)?", re.IGNORECASE)
+_UNIT_MIB = {"K": 1 / 1024, "M": 1.0, "G": 1024.0, "T": 1024.0 * 1024}
+_EXAMPLES = (
+    "examples: 4x2G (4 nodes of 2 GiB with 2 CPUs each), 2x2G/4 (4 CPUs a node), "
+    "2x2G+1x0/1 (a third node without memory)"
+)
+
+
+@dataclass(frozen=True)
+class Node:
+    """One NUMA node.
+
+    Args:
+        cpus: how many CPUs; 0 for a node that has only memory.
+        memory_mib: MiB of memory; 0 for a memoryless node.
+    """
+
+    cpus: int
+    memory_mib: int
+
+    @property
+    def text(self) -> str:
+        """The node as :meth:`Topology.parse` reads it, without the count."""
+        memory = f"{self.memory_mib // 1024}G" if self.memory_mib and self.memory_mib % 1024 == 0 else None
+        memory = memory or (f"{self.memory_mib}M" if self.memory_mib else "0")
+        return memory if self.cpus == DEFAULT_CPUS else f"{memory}/{self.cpus}"
+
+
+@dataclass(frozen=True)
+class Topology:
+    """A guest's nodes and the distances between them.
+
+    Args:
+        nodes: node 0 first.
+        distances: one row a node: ``distances[i][j]`` is what node *i* sees of node *j*; 10 on the diagonal,
+            11 to 254 elsewhere. It need not be symmetric. All 20 where it is left out.
+
+    Raises:
+        UserError: no kernel could boot on it; the sentence names the node.
+    """
+
+    nodes: tuple[Node, ...]
+    distances: tuple[tuple[int, ...], ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.distances:
+            object.__setattr__(self, "distances", _default_distances(len(self.nodes)))
+        self._check_nodes()
+        self._check_distances()
+
+    @classmethod
+    def parse(cls, text: str) -> Topology:
+        """Read ``[COUNTx]MEMORY[/CPUS]``, groups joined by ``+``; 2 CPUs a node where none are named.
+
+        >>> Topology.parse("2x2G+1x0/1").nodes
+        (Node(cpus=2, memory_mib=2048), Node(cpus=2, memory_mib=2048), Node(cpus=1, memory_mib=0))
+
+        Raises:
+            UserError: it is not of this form, or no machine.
+        """
+        nodes: list[Node] = []
+        for group in text.split("+"):
+            match = _GROUP.fullmatch(group.strip())
+            if match is None:
+                raise UserError(f"topology {text!r}: cannot read {group.strip()!r}; {_EXAMPLES}.")
+            count = int(match["count"] or 1)
+            if not 1 <= count <= MAXIMUM_NODES:
+                raise UserError(f"topology {text!r}: a group has 1 to {MAXIMUM_NODES} nodes, not {count}.")
+            memory = _mib(match["size"], match["unit"], f"topology {text!r}")
+            cpus = DEFAULT_CPUS if match["cpus"] is None else int(match["cpus"])
+            nodes += [Node(cpus, memory)] * count
+        return cls(tuple(nodes))
+
+    @classmethod
+    def from_table(cls, table: Mapping[str, Any]) -> Topology:
+        """Read a TOML table: ``nodes = [{cpus = 2, memory = "2G"}, …]`` and, if wanted, ``distances = [[10, …], …]``.
+
+        Args:
+            table: of each node, ``cpus`` may be left out (2), and ``memory`` is a size with a unit, or 0.
+
+        Raises:
+            UserError: a key is unknown or a value is not of its type.
+        """
+        _known_keys(table, {"nodes", "distances"}, "topology")
+        rows = table.get("nodes")
+        if not isinstance(rows, Sequence) or isinstance(rows, str) or not rows:
+            raise UserError('topology: "nodes" must be a list of tables like {cpus = 2, memory = "2G"}.')
+        nodes = tuple(_node(index, row) for index, row in enumerate(rows))
+        distances = table.get("distances", ())
+        if not _is_matrix(distances):
+            raise UserError('topology: "distances" must be a list of rows of whole numbers.')
+        return cls(nodes, tuple(tuple(row) for row in distances))
+
+    @property
+    def memory_mib(self) -> int:
+        """MiB of memory of all nodes."""
+        return sum(node.memory_mib for node in self.nodes)
+
+    @property
+    def cpus(self) -> int:
+        """CPUs of all nodes."""
+        return sum(node.cpus for node in self.nodes)
+
+    @property
+    def text(self) -> str:
+        """The compact text; distances other than the default are named behind it, for people."""
+        groups = []
+        for node_text, members in itertools.groupby(self.nodes, key=lambda node: node.text):
+            groups.append(f"{len(list(members))}x{node_text}")
+        nodes = "+".join(groups)
+        if self.distances == _default_distances(len(self.nodes)):
+            return nodes
+        return f"{nodes} distances " + "/".join(",".join(map(str, row)) for row in self.distances)
+
+    def node_cpus(self, index: int) -> range:
+        """The CPU numbers of node `index`: they are dealt out in the order of the nodes."""
+        first = sum(node.cpus for node in self.nodes[:index])
+        return range(first, first + self.nodes[index].cpus)
+
+    def qemu_arguments(self) -> list[str]:
+        """The arguments of qemu-system-x86_64 that make this topology."""
+        # A last-level cache that spans nodes makes Linux warn (topology_sane() in arch/x86/kernel/smpboot.c),
+        # and QEMU gives each socket one: no socket may therefore span nodes.
+        sockets = self._sockets()
+        shape = f"sockets={sockets},cores={self.cpus // sockets},threads=1"
+        arguments = ["-smp", f"cpus={self.cpus},maxcpus={self.cpus},{shape}", "-m", f"{self.memory_mib}M"]
+        for index, node in enumerate(self.nodes):
+            words = ["node", f"nodeid={index}"]
+            if node.cpus:
+                cpus = self.node_cpus(index)
+                words.append(f"cpus={cpus[0]}-{cpus[-1]}")
+            if node.memory_mib:
+                backend = f"memory{index}"
+                arguments += ["-object", f"memory-backend-ram,id={backend},size={node.memory_mib}M"]
+                words.append(f"memdev={backend}")
+            arguments += ["-numa", ",".join(words)]
+        for source, row in enumerate(self.distances):
+            for target, value in enumerate(row):
+                if source != target:
+                    arguments += ["-numa", f"dist,src={source},dst={target},val={value}"]
+        return arguments
+
+    def check_host(self, jobs: int = 1, available_mib: int | None = None) -> None:
+        """Refuse what does not fit this host: a host that swaps or kills QEMU measures nothing.
+
+        Args:
+            jobs: how many such guests run at once.
+            available_mib: MiB of host memory to be had; asked of the host where None.
+
+        Raises:
+            UserError: the sum does not fit; the sentence names the figures.
+        """
+        available = _available_mib() if available_mib is None else available_mib
+        needed = jobs * (self.memory_mib + OVERHEAD_MIB)
+        if needed <= available:
+            return
+        fitting = available // (self.memory_mib + OVERHEAD_MIB)
+        advice = f"run at most {fitting} at once" if fitting else "give the nodes less memory"
+        raise UserError(
+            f"{jobs} guest{'s' if jobs > 1 else ''} of {self.memory_mib} MiB (topology {self.text}) need "
+            f"{needed} MiB with {OVERHEAD_MIB} MiB each for QEMU itself, but this host has {available} MiB "
+            f"available; {advice}."
+        )
+
+    def _sockets(self) -> int:
+        populated = {node.cpus for node in self.nodes if node.cpus}
+        if len(populated) == 1:
+            return self.cpus // populated.pop()
+        return self.cpus
+
+    def _check_nodes(self) -> None:
+        if not 1 <= len(self.nodes) <= MAXIMUM_NODES:
+            raise UserError(f"topology: 1 to {MAXIMUM_NODES} nodes are possible, not {len(self.nodes)}.")
+        for index, node in enumerate(self.nodes):
+            if node.cpus < 0 or node.memory_mib < 0:
+                raise UserError(f"topology: node {index} has a negative number of CPUs or of MiB.")
+            if not node.cpus and not node.memory_mib:
+                raise UserError(f"topology: node {index} has neither CPUs nor memory; give it one of them.")
+        if not 1 <= self.cpus <= MAXIMUM_CPUS:
+            raise UserError(f"topology: 1 to {MAXIMUM_CPUS} CPUs are possible in all, not {self.cpus}.")
+        if self.memory_mib < MINIMUM_MEMORY_MIB:
+            raise UserError(
+                f"topology: {self.memory_mib} MiB of memory in all is too little to boot; "
+                f"give it {MINIMUM_MEMORY_MIB} MiB or more."
+            )
+
+    def _check_distances(self) -> None:
+        count = len(self.nodes)
+        if len(self.distances) != count or any(len(row) != count for row in self.distances):
+            raise UserError(
+                f"topology: distances must be {count} rows of {count} numbers, one for each node."
+            )
+        for source, target in itertools.product(range(count), repeat=2):
+            value = self.distances[source][target]
+            if source == target and value != LOCAL_DISTANCE:
+                raise UserError(f"topology: node {source}'s distance to itself must be 10, not {value}.")
+            if source != target and not LOCAL_DISTANCE < value <= MAXIMUM_DISTANCE:
+                raise UserError(
+                    f"topology: the distance from node {source} to node {target} must be "
+                    f"{LOCAL_DISTANCE + 1} to {MAXIMUM_DISTANCE}, not {value}."
+                )
+
+
+def _default_distances(count: int) -> tuple[tuple[int, ...], ...]:
+    return tuple(
+        tuple(LOCAL_DISTANCE if row == column else REMOTE_DISTANCE for column in range(count))
+        for row in range(count)
+    )
+
+
+def _mib(size: str, unit: str, where: str) -> int:
+    if not unit:
+        if float(size) == 0:
+            return 0
+        raise UserError(f"{where}: {size} has no unit; write {size}M or {size}G.")
+    mib = float(size) * _UNIT_MIB[unit.upper()]
+    if mib != int(mib):
+        raise UserError(f"{where}: {size}{unit} is not a whole number of MiB.")
+    return int(mib)
+
+
+def _node(index: int, row: object) -> Node:
+    where = f"topology: node {index}"
+    if not isinstance(row, Mapping):
+        raise UserError(f'{where} must be a table like {{cpus = 2, memory = "2G"}}.')
+    _known_keys(row, {"cpus", "memory"}, where)
+    cpus = row.get("cpus", DEFAULT_CPUS)
+    if not isinstance(cpus, int) or isinstance(cpus, bool):
+        raise UserError(f"{where}: cpus must be a whole number, not {cpus!r}.")
+    memory = row.get("memory")
+    match = _SIZE.fullmatch(str(memory).strip()) if isinstance(memory, str | int) else None
+    if match is None or isinstance(memory, bool):
+        raise UserError(f'{where}: memory must be a size like "2G", or 0, not {memory!r}.')
+    return Node(cpus, _mib(match["size"], match["unit"], where))
+
+
+def _known_keys(table: Mapping[str, Any], known: Iterable[str], where: str) -> None:
+    unknown = sorted(set(table) - set(known))
+    if unknown:
+        raise UserError(f"{where}: unknown key {unknown[0]!r}; known are {', '.join(sorted(known))}.")
+
+
+def _is_matrix(value: object) -> bool:
+    def is_list(item: object) -> bool:
+        return isinstance(item, Sequence) and not isinstance(item, str)
+
+    return is_list(value) and all(
+        is_list(row) and all(isinstance(cell, int) and not isinstance(cell, bool) for cell in row)
+        for row in value  # type: ignore[attr-defined]
+    )
+
+
+def _available_mib() -> int:
+    return int(psutil.virtual_memory().available) // (1024 * 1024)

@@ -130,11 +130,11 @@ class RunWriter:
         path = _make_directory(results, f"{now:%Y%m%dT%H%M%SZ}-{plain}")
         lock = _locked(path)
         content: dict[str, Any] = {
-            **manifest,
             "schema": SCHEMA_VERSION,
             "orchestrate": __version__,
             "run": path.name,
             "created_utc": now.isoformat(timespec="seconds"),
+            **manifest,
         }
         if "command" in content:
             content.setdefault("reproduce", shlex.join(map(str, content["command"])))
@@ -321,7 +321,8 @@ class Run:
         condition: ds.Expression | None = None
         for column, wanted in (("cell", cells), ("phase", phases), ("counter", counters)):
             if wanted is not None:
-                one = ds.field(column).isin(sorted(wanted))
+                # The type is named for the sake of an empty collection, which selects nothing.
+                one = ds.field(column).isin(pa.array(sorted(wanted), pa.string()))
                 condition = one if condition is None else condition & one
         frame: pd.DataFrame = self._table("samples", condition).to_pandas()
         # Arrow's nullable integer would arrive as float, and node 1 would be printed as 1.0.
@@ -447,7 +448,8 @@ def _replace_json(path: Path, content: Mapping[str, Any]) -> None:
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-            json.dump(content, stream, indent=2, sort_keys=True)
+            # Not sorted: the order of workloads, metrics and knobs is the order they are run and shown in.
+            json.dump(content, stream, indent=2)
             stream.write("\n")
         Path(temporary).chmod(0o644)  # mkstemp makes it private
         Path(temporary).replace(path)

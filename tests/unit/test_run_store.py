@@ -73,6 +73,11 @@ def test_run_json_is_there_before_any_cell(tmp_path: Path) -> None:
     assert list(writer.path.glob(".run.json*")) == []
 
 
+def test_run_json_keeps_the_order_it_was_given(tmp_path: Path) -> None:
+    writer = RunWriter.create(tmp_path, "x", {**manifest(), "workloads": {"zebra": {}, "ant": {}}})
+    assert list(Run.open(writer.path).manifest["workloads"]) == ["zebra", "ant"]
+
+
 def test_two_runs_of_one_second_have_directories_of_their_own(tmp_path: Path) -> None:
     paths = {RunWriter.create(tmp_path, "same", manifest()).path for _ in range(5)}
     assert len(paths) == 5
@@ -107,6 +112,7 @@ def test_samples_are_filtered(tmp_path: Path) -> None:
     run = Run.open(writer.path)
     assert len(run.samples_of(cells=["baseline.chunk.1"])) == 3
     assert len(run.samples_of(counters=["pgfault"])) == 2
+    assert len(run.samples_of(cells=[])) == 0
     assert len(run.samples_of(cells=["baseline.chunk.2"], phases=["after"], counters=["pgfault"])) == 0
 
 

@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""How figures are written: the same in the table, the changelog, the report and the plots. ASCII only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final
+
+from orchestrator.analysis.comparison import Row
+from orchestrator.analysis.statistics import Verdict
+
+#: The mark that stands behind a change.
+MARKS: Final = {
+    Verdict.IMPROVED: "+",
+    Verdict.REGRESSED: "-",
+    Verdict.EQUIVALENT: "=",
+    Verdict.DIFFERS: "!",
+    Verdict.INCONCLUSIVE: "?",
+    Verdict.NO_TEST: ".",
+}
+
+CLOCKS: Final = {"insns": "guest instructions", "ns": "guest nanoseconds", None: "not yet chosen"}
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The unit and precision that the values of one metric are shown in.
+
+    Args:
+        unit: what is shown.
+        divisor: of the stored value.
+        decimals: digits after the point.
+    """
+
+    unit: str
+    divisor: float
+    decimals: int
+
+    def text(self, value: float | None) -> str:
+        """`value`, which is in the stored unit, as text without the unit; ``-`` where there is none."""
+        return "-" if value is None else f"{value / self.divisor:.{self.decimals}f}"
+
+
+_LARGER: Final = {
+    "KiB": (("MiB", 1024.0, 100 * 1024.0),),
+    "ns": (("ms", 1e6, 1e8), ("us", 1e3, 1e5)),
+    "insns": (("million insns", 1e6, 1e8),),
+    "pages": (("thousand pages", 1e3, 1e7),),
+}
+
+
+def scale_of(unit: str, values: Iterable[float | None]) -> Scale:
+    """A scale on which the largest of `values` needs no more than about seven characters."""
+    known = [abs(value) for value in values if value is not None]
+    largest = max(known, default=0.0)
+    for larger, divisor, least in _LARGER.get(unit, ()):
+        if largest >= least:
+            return Scale(larger, divisor, 1)
+    if all(value == int(value) for value in known):
+        return Scale(unit, 1.0, 0)
+    decimals = 1 if largest >= 100 else 2 if largest >= 1 else 4
+    return Scale(unit, 1.0, decimals)
+
+
+def percent(fraction: float, *, signed: bool = True) -> str:
+    """A fraction as per cent with about three digits.
+
+    >>> percent(0.00064), percent(-0.1234), percent(6.1333)
+    ('+0.06%', '-12.3%', '+613%')
+    """
+    size = abs(fraction) * 100
+    decimals = 2 if size < 9.995 else 1 if size < 99.95 else 0
+    return f"{fraction * 100:{'+' if signed else ''}.{decimals}f}%"
+
+
+def change(row: Row, scale: Scale) -> str:
+    """What a row differs by: per cent where there is a baseline to refer to, else in the unit."""
+    if row.difference is None:
+        return ""
+    if row.relative is None:
+        return f"{row.difference / scale.divisor:+.{scale.decimals}f}"
+    return percent(row.relative)
+
+
+def interval(row: Row, scale: Scale) -> str:
+    """The interval of a row, of the same kind as :func:`change` where possible; empty where there is none."""
+    if row.interval is None:
+        return ""
+    if row.interval_of == "relative":
+        return f"[{percent(row.interval.low)}, {percent(row.interval.high)}]"
+    low, high = (
+        f"{end / scale.divisor:+.{scale.decimals}f}" for end in (row.interval.low, row.interval.high)
+    )
+    return f"[{low}, {high}]"
+
+
+def instructions(row: Row) -> str:
+    """The exact difference in guest instructions; empty for a metric of another kind.
+
+    Where spread is nearly nil, the number itself says more than its share.
+    """
+    if row.unit != "insns" or row.difference is None:
+        return ""
+    decimals = 0 if row.difference == int(row.difference) else 1
+    return f"{row.difference:+.{decimals}f} insns"
+
+
+def floor(row: Row, scale: Scale) -> str:
+    """The noise floor of a row's metric; empty without a control."""
+    if row.floor is None:
+        return ""
+    if row.baseline.median:
+        return percent(row.floor / abs(row.baseline.median), signed=False)
+    return scale.text(row.floor)
+
+
+def direction(row: Row) -> str:
+    """Which direction is better, as two words; empty where neither is."""
+    return f"{row.better} is better" if row.better else ""

@@ -1,0 +1,406 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The guest's root file system, made from the recipe in ``vm_images/guest`` without being root.
+
+It holds busybox, an SSH server with the shared libraries it needs, an init script, and the guest's programs,
+compiled static. An image is known by the digest of all its inputs.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import json
+import posixpath
+import shutil
+import tomllib
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+from elftools.common.exceptions import ELFError
+from elftools.elf.dynamic import DynamicSegment
+from elftools.elf.elffile import ELFFile
+from elftools.elf.segments import InterpSegment
+
+from orchestrator.cache import Cache, file_digest
+from orchestrator.errors import InfrastructureError, UserError
+from orchestrator.events import Events
+from orchestrator.guest.archive import Entry, archive
+from orchestrator.guest.keys import Keys, existing_keys, obtain_keys
+from orchestrator.guest.packages import Package, find_package, root_of
+from orchestrator.process import require, run
+from orchestrator.project import Project
+
+#: Raise it when the way an image is put together changes.
+_GENERATION = 2
+#: Where the guest has its programs: those the tool itself calls, and the workloads, whose names may be those
+#: of shell tools.
+TOOLS = "/usr/bin"
+WORKLOADS = "/usr/lib/workloads"
+#: The name of all guests in known_hosts: their ports differ, their key does not.
+HOST_ALIAS = "orchestrate-guest"
+_LIBRARY_DIRECTORIES = (
+    "usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu", "usr/lib", "lib", "usr/lib64", "lib64",
+)  # fmt: skip
+_COMPILER = (
+    "gcc", "-std=gnu11", "-static", "-O2", "-pthread", "-Wall", "-Wextra", "-Werror", "-s",
+)  # fmt: skip
+_RECIPE_KEYS = {
+    "compression": str, "directories": list, "packages": dict, "libraries": dict, "applets": dict,
+    "symlinks": dict, "files": list, "nodes": list,
+}  # fmt: skip
+_COMPRESSIONS = ("none", "gzip")
+
+
+@dataclass(frozen=True)
+class GuestImage:
+    """A guest image in the cache.
+
+    Args:
+        directory: holds the files named by the properties.
+        digest: of all inputs.
+    """
+
+    directory: Path
+    digest: str
+
+    @property
+    def initramfs(self) -> Path:
+        """What the kernel is given as its initial RAM file system."""
+        return self.directory / "initramfs"
+
+    @property
+    def client_key(self) -> Path:
+        """The private key that the guest lets in."""
+        return self.directory / "client_key"
+
+    @property
+    def host_key_public(self) -> Path:
+        """The only host key that we accept: type and base64 in one line."""
+        return self.directory / "host_key.pub"
+
+    @property
+    def known_hosts(self) -> Path:
+        """The same key as a file for ssh(1), under the alias :data:`HOST_ALIAS`."""
+        return self.directory / "known_hosts"
+
+    @property
+    def manifest(self) -> Path:
+        """What it was made of, as JSON: packages, sources, compiler, every file with mode and size."""
+        return self.directory / "manifest.json"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """``recipe.toml``, checked.
+
+    Args:
+        directory: where the recipe and the files it names lie.
+        packages: Debian package -> absolute paths taken from it.
+        libraries: packages that are searched for shared libraries.
+        applets: path of the busybox that lists its own links.
+        symlinks: path -> target.
+        files: path in the guest -> file name here and mode.
+        nodes: path -> major, minor, mode.
+    """
+
+    directory: Path
+    compression: str
+    directories: tuple[str, ...]
+    packages: Mapping[str, tuple[str, ...]]
+    libraries: tuple[str, ...]
+    applets: str
+    symlinks: Mapping[str, str]
+    files: Mapping[str, tuple[Path, int]]
+    nodes: Mapping[str, tuple[int, int, int]]
+
+    @property
+    def tools(self) -> dict[str, Path]:
+        """Program name -> C source, of the programs that the tool itself calls in the guest."""
+        return {path.stem: path for path in sorted((self.directory / "tools").glob("*.c"))}
+
+
+def load_recipe(directory: Path) -> Recipe:
+    """Read ``recipe.toml`` in `directory`.
+
+    Raises:
+        UserError: it is missing or says something that is not understood; the sentence names file and key.
+    """
+    path = directory / "recipe.toml"
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"{path}: cannot read this image recipe: {error}.") from error
+    for key, value in table.items():
+        if key not in _RECIPE_KEYS:
+            raise UserError(f"{path}: unknown key {key}; known are {', '.join(_RECIPE_KEYS)}.")
+        if not isinstance(value, _RECIPE_KEYS[key]):
+            raise UserError(f"{path}: {key} has the wrong type ({type(value).__name__}).")
+    missing = next((key for key in _RECIPE_KEYS if key not in table), None)
+    if missing:
+        raise UserError(f"{path}: the key {missing} is missing.")
+    if table["compression"] not in _COMPRESSIONS:
+        raise UserError(f"{path}: compression {table['compression']!r}: choose {' or '.join(_COMPRESSIONS)}.")
+    try:
+        return Recipe(
+            directory,
+            table["compression"],
+            tuple(map(str, table["directories"])),
+            {name: tuple(map(str, files)) for name, files in table["packages"].items()},
+            tuple(map(str, table["libraries"]["packages"])),
+            str(table["applets"]["program"]),
+            {name: str(target) for name, target in table["symlinks"].items()},
+            {
+                str(entry["path"]): (directory / entry["source"], int(entry.get("mode", 0o644)))
+                for entry in table["files"]
+            },
+            {
+                str(entry["path"]): (int(entry["major"]), int(entry["minor"]), int(entry["mode"]))
+                for entry in table["nodes"]
+            },
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: an entry lacks or garbles {error}.") from error
+
+
+def build_image(project: Project, cache: Cache, events: Events) -> GuestImage:
+    """The guest image of `project`, built or from the cache.
+
+    Raises:
+        UserError: the recipe is wrong, or a workload does not compile.
+        InfrastructureError: a package, a library or the compiler is missing.
+    """
+    return _Image(project, cache, events, obtain_keys(cache)).obtain()
+
+
+def is_built(project: Project, cache: Cache) -> bool:
+    """Whether the guest image of `project` as it is now lies in the cache."""
+    keys = existing_keys(cache)
+    return keys is not None and cache.has("image", _Image(project, cache, Events(), keys).key)
+
+
+def workload_sources(workloads: Path) -> dict[str, Path]:
+    """Program name -> directory of its C sources, of every workload that has any.
+
+    Args:
+        workloads: ``guest_workloads``; its ``common`` is compiled into every program.
+    """
+    return {
+        directory.name: directory
+        for directory in sorted(workloads.iterdir())
+        if directory.name != "common" and (directory / f"{directory.name}.c").is_file()
+    }
+
+
+class _Image:
+    """One build of an image: its key, then its making."""
+
+    def __init__(self, project: Project, cache: Cache, events: Events, keys: Keys) -> None:
+        self._workloads = project.guest_workloads
+        self._cache = cache
+        self._events = events
+        self._keys = keys
+        self._recipe = load_recipe(project.vm_images / "guest")
+
+    @cached_property
+    def _packages(self) -> dict[str, Package]:
+        return {name: find_package(name) for name in (*self._recipe.packages, *self._recipe.libraries)}
+
+    @cached_property
+    def key(self) -> dict[str, Any]:
+        """All inputs of the image."""
+        recipe = self._recipe
+        inputs = [recipe.directory / "recipe.toml", *(path for path, _ in recipe.files.values())]
+        inputs += recipe.tools.values()
+        for name in ("common", *workload_sources(self._workloads)):
+            inputs += sorted((self._workloads / name).glob("*.[ch]"))
+        require("gcc")
+        library = Path(run([*_COMPILER, "-print-file-name=libc.a"]).stdout.strip())
+        if not library.is_absolute():
+            raise InfrastructureError(
+                "there is no static C library on this host; install the Debian package libc6-dev."
+            )
+        return {
+            "generation": _GENERATION,
+            "inputs": {f"{path.parent.name}/{path.name}": _digest_of_input(path) for path in inputs},
+            "packages": {name: package.version for name, package in self._packages.items()},
+            "compiler": [run(["gcc", "--version"]).stdout.splitlines()[0], *_COMPILER],
+            "libc": file_digest(library),
+            "keys": self._keys.fingerprint,
+        }
+
+    def obtain(self) -> GuestImage:
+        directory = self._cache.path("image", self.key)
+        if self._cache.has("image", self.key):
+            return GuestImage(self._cache.obtain("image", self.key, self._make), directory.name)
+        with self._events.step("guest image"):
+            return GuestImage(self._cache.obtain("image", self.key, self._make), directory.name)
+
+    def _make(self, directory: Path) -> None:
+        entries = self._entries(directory / "programs")
+        shutil.rmtree(directory / "programs")
+        image = GuestImage(directory, "")
+        data = archive(entries)
+        if self._recipe.compression == "gzip":
+            data = gzip.compress(data, 9, mtime=0)
+        image.initramfs.write_bytes(data)
+        image.client_key.touch(mode=0o600)
+        image.client_key.write_bytes(self._keys.client.read_bytes())
+        image.host_key_public.write_text(self._keys.host_public + "\n")
+        image.known_hosts.write_text(f"{HOST_ALIAS} {self._keys.host_public}\n")
+        contents = {
+            path: {
+                "mode": f"{entry.mode:o}",
+                "bytes": len(entry.content),
+                # The host key is secret, and so is what could confirm a guess of it.
+                **({"sha256": hashlib.sha256(entry.content).hexdigest()} if entry.mode & 0o044 else {}),
+            }
+            for path, entry in sorted(entries.items())
+        }
+        manifest = {**self.key, "files": contents}
+        image.manifest.write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
+
+    def _entries(self, scratch: Path) -> dict[str, Entry]:
+        recipe = self._recipe
+        entries = {path: Entry.directory() for path in recipe.directories}
+        entries["/tmp"] = Entry(entries.get("/tmp", Entry.directory()).mode | 0o1777)
+        entries |= {path: Entry.symlink(target) for path, target in recipe.symlinks.items()}
+        entries |= {
+            path: Entry.file(source.read_bytes(), mode) for path, (source, mode) in recipe.files.items()
+        }
+        entries |= {
+            path: Entry.character_device(major, minor, mode)
+            for path, (major, minor, mode) in recipe.nodes.items()
+        }
+        taken = self._from_packages()
+        entries |= {path: Entry.file(source.read_bytes(), 0o755) for path, source in taken.items()}
+        listed = run([str(taken[recipe.applets].resolve()), "--list-full"]).stdout.split()
+        for applet in listed:
+            entries.setdefault(f"/{applet}", Entry.symlink(recipe.applets))
+        entries |= self._libraries(list(taken.values()))
+        entries |= self._programs(scratch)
+        entries |= {
+            "/root": Entry(Entry.directory().mode & ~0o077),
+            "/root/.ssh": Entry(Entry.directory().mode & ~0o077),
+            "/root/.ssh/authorized_keys": Entry.file(f"{self._keys.client_public}\n".encode(), 0o600),
+            "/etc/dropbear/host_key": Entry.file(self._keys.host_dropbear, 0o600),
+        }
+        return _through_links(entries)
+
+    def _from_packages(self) -> dict[str, Path]:
+        taken = {}
+        for name, paths in self._recipe.packages.items():
+            root = root_of(self._packages[name], self._cache)
+            for path in paths:
+                source = root / path.lstrip("/")
+                if not source.is_file():
+                    raise InfrastructureError(
+                        f"the package {name} {self._packages[name].version} has no {path}, which "
+                        f"{self._recipe.directory / 'recipe.toml'} wants from it."
+                    )
+                taken[path] = source
+        return taken
+
+    def _libraries(self, programs: Sequence[Path]) -> dict[str, Entry]:
+        """The loader and every shared library that `programs` need, and those need in turn."""
+        roots = [root_of(self._packages[name], self._cache) for name in self._recipe.libraries]
+        found: dict[str, Entry] = {}
+        todo = list(programs)
+        while todo:
+            interpreter, needed = needed_libraries(todo.pop())
+            wanted = {library: f"/usr/lib/x86_64-linux-gnu/{library}" for library in needed}
+            if interpreter:
+                wanted[posixpath.basename(interpreter)] = interpreter
+            for library, place in wanted.items():
+                if place in found:
+                    continue
+                source = find_library(library, roots)
+                found[place] = Entry.file(source.read_bytes(), 0o755)
+                todo.append(source)
+        return found
+
+    def _programs(self, scratch: Path) -> dict[str, Entry]:
+        """Compile the guest's programs, side by side."""
+        scratch.mkdir()
+        common = self._workloads / "common"
+        shared = [str(path) for path in sorted(common.glob("*.c"))]
+        jobs = {
+            f"{WORKLOADS}/{name}": [*map(str, sorted(directory.glob("*.c"))), *shared, f"-I{common}", "-lm"]
+            for name, directory in workload_sources(self._workloads).items()
+        }
+        jobs |= {f"{TOOLS}/{name}": [str(source)] for name, source in self._recipe.tools.items()}
+
+        def compiled(job: tuple[str, list[str]]) -> tuple[str, Entry]:
+            place, arguments = job
+            program = scratch / posixpath.basename(place)
+            done = run([*_COMPILER, *arguments, "-o", str(program)], check=False)
+            if done.returncode != 0:
+                first = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr)
+                raise UserError(f"the guest program {program.name} does not compile: {first.strip()}")
+            return place, Entry.file(program.read_bytes(), 0o755)
+
+        with ThreadPoolExecutor() as pool:
+            return dict(pool.map(compiled, jobs.items()))
+
+
+def needed_libraries(program: Path) -> tuple[str | None, tuple[str, ...]]:
+    """The loader (PT_INTERP) and the shared libraries (DT_NEEDED) of an ELF file; None and () where static.
+
+    Raises:
+        InfrastructureError: it is no ELF file.
+    """
+    try:
+        elf = ELFFile(io.BytesIO(program.read_bytes()))
+        interpreter = None
+        needed: list[str] = []
+        for segment in elf.iter_segments():
+            if isinstance(segment, InterpSegment):
+                interpreter = segment.get_interp_name()
+            elif isinstance(segment, DynamicSegment):
+                needed += [cast(Any, tag).needed for tag in segment.iter_tags("DT_NEEDED")]
+    except ELFError as error:
+        raise InfrastructureError(f"{program} is no ELF program ({error}).") from error
+    return interpreter, tuple(needed)
+
+
+def find_library(name: str, roots: Sequence[Path]) -> Path:
+    """The file of shared library `name` below the first of `roots` that has it.
+
+    Raises:
+        InfrastructureError: none has.
+    """
+    for root in roots:
+        for directory in _LIBRARY_DIRECTORIES:
+            candidate = root / directory / name
+            if candidate.is_file():
+                return candidate
+    raise InfrastructureError(
+        f"the shared library {name} is in none of the packages that the image recipe lists; add its package."
+    )
+
+
+def _through_links(entries: Mapping[str, Entry]) -> dict[str, Entry]:
+    """Move what lies below a linked directory (/lib64/ld.so) to where the link points (/usr/lib64/ld.so)."""
+    links = {
+        path: posixpath.join(posixpath.dirname(path), entry.content.decode())
+        for path, entry in entries.items()
+        if entry.mode & 0o170000 == 0o120000
+    }
+    moved: dict[str, Entry] = {}
+    for path, entry in entries.items():
+        for link, target in links.items():
+            if path.startswith(f"{link}/"):
+                path = target + path[len(link) :]
+        moved[path] = entry
+    return moved
+
+
+def _digest_of_input(path: Path) -> str:
+    try:
+        return file_digest(path)
+    except OSError as error:
+        raise UserError(f"{path}: the image recipe names this file, but it cannot be read.") from error

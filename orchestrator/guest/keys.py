@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The two SSH keys of a cache: the guests' and ours. Made once, both ed25519, neither ever leaves the cache."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_ssh_private_key,
+)
+
+from orchestrator.cache import Cache
+
+_TYPE = b"ssh-ed25519"
+_KEY = {"type": "ed25519", "use": "guests"}
+
+
+@dataclass(frozen=True)
+class Keys:
+    """The keys of one cache.
+
+    Args:
+        directory: holds ``host`` and ``client``, private keys in OpenSSH's format.
+    """
+
+    directory: Path
+
+    @property
+    def client(self) -> Path:
+        """Our private key."""
+        return self.directory / "client"
+
+    @property
+    def client_public(self) -> str:
+        """Our public key, as a line of authorized_keys."""
+        return _public_line(_load(self.client))
+
+    @property
+    def host_public(self) -> str:
+        """The guests' public key, as in known_hosts: type and base64."""
+        return _public_line(_load(self.directory / "host"))
+
+    @property
+    def host_dropbear(self) -> bytes:
+        """The guests' private key as dropbear stores it (its signkey.c, buf_put_priv_key)."""
+        key = _load(self.directory / "host")
+        private = key.private_bytes(Encoding.Raw, PrivateFormat.Raw, NoEncryption())
+        public = key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
+        return _string(_TYPE) + _string(private + public)
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when either key does."""
+        return hashlib.sha256(f"{self.host_public} {self.client_public}".encode()).hexdigest()
+
+
+def obtain_keys(cache: Cache) -> Keys:
+    """The keys of `cache`, made when first needed."""
+    return Keys(cache.obtain("ssh-keys", _KEY, _make))
+
+
+def existing_keys(cache: Cache) -> Keys | None:
+    """The keys of `cache`, or None where it has none yet."""
+    return Keys(cache.path("ssh-keys", _KEY)) if cache.has("ssh-keys", _KEY) else None
+
+
+def _make(directory: Path) -> None:
+    for name in ("host", "client"):
+        path = directory / name
+        path.touch(mode=0o600)
+        path.write_bytes(
+            Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
+        )
+
+
+def _load(path: Path) -> Ed25519PrivateKey:
+    key = load_ssh_private_key(path.read_bytes(), password=None)
+    assert isinstance(key, Ed25519PrivateKey), f"{path} was made by us as ed25519"
+    return key
+
+
+def _public_line(key: Ed25519PrivateKey) -> str:
+    return key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
+
+
+def _string(data: bytes) -> bytes:
+    """A string of the SSH protocol (RFC 4251, section 5)."""
+    return struct.pack(">I", len(data)) + data

@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * khugepaged-barrier: return when khugepaged has looked at everything.
+ *
+ *	khugepaged-barrier ADVANCE BOUND_MS
+ *
+ * Two full scans that ended after now began after now at least once: what
+ * was mapped before is then seen. Prints the number of scans. Ends with 3
+ * when BOUND_MS of guest time passed, e.g. because khugepaged has nothing to
+ * scan and does not count.
+ *
+ * Writing scan_sleep_millisecs wakes khugepaged (mm/khugepaged.c,
+ * __sleep_millisecs_store()), so its own value is written back on each look;
+ * the setting is what it was.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#define DIRECTORY "/sys/kernel/mm/transparent_hugepage/khugepaged/"
+#define LOOK_NS 2000000L
+#define NS_PER_MS 1000000LL
+
+static int text_of(const char *path, char *text, size_t size)
+{
+	int fd = open(path, O_RDONLY);
+	ssize_t got = fd < 0 ? -1 : read(fd, text, size - 1);
+
+	if (fd >= 0)
+		close(fd);
+	text[got > 0 ? got : 0] = 0;
+	return got > 0;
+}
+
+static long long now(void)
+{
+	struct timespec time;
+
+	clock_gettime(CLOCK_MONOTONIC, &time);
+	return time.tv_sec * 1000000000LL + time.tv_nsec;
+}
+
+int main(int argc, char **argv)
+{
+	char text[32], interval[32];
+	unsigned long first, advance;
+	long long end;
+
+	if (argc != 3) {
+		fprintf(stderr, "usage: khugepaged-barrier ADVANCE BOUND_MS\n");
+		return 2;
+	}
+	advance = strtoul(argv[1], NULL, 10);
+	end = now() + strtoll(argv[2], NULL, 10) * NS_PER_MS;
+	if (!text_of(DIRECTORY "full_scans", text, sizeof(text)) ||
+	    !text_of(DIRECTORY "scan_sleep_millisecs", interval, sizeof(interval))) {
+		fprintf(stderr, "khugepaged-barrier: this kernel has no " DIRECTORY "full_scans\n");
+		return 1;
+	}
+	first = strtoul(text, NULL, 10);
+	for (;;) {
+		const struct timespec pause = { .tv_nsec = LOOK_NS };
+		unsigned long scans;
+		int fd;
+
+		if (!text_of(DIRECTORY "full_scans", text, sizeof(text)))
+			return 1;
+		scans = strtoul(text, NULL, 10);
+		if (scans - first >= advance) {
+			printf("%lu\n", scans - first);
+			return 0;
+		}
+		if (now() >= end) {
+			fprintf(stderr, "khugepaged-barrier: %lu of %lu full scans in %s ms\n", scans - first,
+				advance, argv[2]);
+			return 3;
+		}
+		fd = open(DIRECTORY "scan_sleep_millisecs", O_WRONLY);
+		if (fd >= 0) {
+			if (write(fd, interval, strlen(interval)) < 0)
+				fprintf(stderr, "khugepaged-barrier: cannot wake it: %s\n", strerror(errno));
+			close(fd);
+		}
+		nanosleep(&pause, NULL);
+	}
+}

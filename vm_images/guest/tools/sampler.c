@@ -1,0 +1,277 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * sampler: read the kernel's counters, once or at an interval, and print what changed.
+ *
+ *	sampler --once [--refresh] PATTERN...
+ *	sampler --interval-ms N PATTERN...
+ *
+ * Each PATTERN is a glob(7) of text files. A sample is, in lines:
+ *
+ *	s MONOTONIC_NS CPU_NS	it begins; this program's CPU time until here
+ *	p INDEX PATH		file INDEX is PATH; once, before its first content
+ *	f INDEX LINES		all of the file's LINES lines follow
+ *	d INDEX LINES		LINES changed lines follow, each as "NUMBER TEXT", numbered from 0
+ *	x INDEX			the file cannot be read any more
+ *	e CPU_NS		it ends
+ *
+ * A file that did not change is not mentioned: most counters are idle, and
+ * every byte costs the guest its encryption. --refresh folds per-CPU
+ * counters first (Documentation/admin-guide/sysctl/vm.rst, stat_refresh).
+ *
+ * The interval is guest time. A late sample is not made up for. SIGTERM ends
+ * the program between samples.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <glob.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <time.h>
+#include <unistd.h>
+
+#define NS_PER_S 1000000000LL
+#define NS_PER_MS 1000000LL
+#define LARGEST (1 << 20)	/* bytes of one file; zoneinfo of 64 nodes fits */
+
+struct file {
+	char *path;
+	char *text;		/* as last printed, NUL-terminated */
+	size_t length;
+	int descriptor;		/* kept open: procfs and sysfs give fresh content at offset 0 */
+};
+
+static struct file *files;
+static size_t file_count;
+static char buffer[LARGEST];
+static volatile sig_atomic_t stopping;
+
+static void stop(int signal_number)
+{
+	(void)signal_number;
+	stopping = 1;
+}
+
+static void fail(const char *what)
+{
+	fprintf(stderr, "sampler: %s: %s\n", what, strerror(errno));
+	exit(1);
+}
+
+static long long now(clockid_t clock)
+{
+	struct timespec time;
+
+	clock_gettime(clock, &time);
+	return time.tv_sec * NS_PER_S + time.tv_nsec;
+}
+
+static void write_file(const char *path, const char *text)
+{
+	int fd = open(path, O_WRONLY | O_CLOEXEC);
+
+	/* Not every kernel has every file; none of them is needed. */
+	if (fd < 0)
+		return;
+	if (write(fd, text, strlen(text)) < 0)
+		fprintf(stderr, "sampler: %s: %s\n", path, strerror(errno));
+	close(fd);
+}
+
+/* The last CPU this process may use: workloads that pin themselves begin with the first. */
+static void pin(void)
+{
+	cpu_set_t allowed;
+
+	if (sched_getaffinity(0, sizeof(allowed), &allowed) < 0)
+		return;
+	for (int cpu = CPU_SETSIZE - 1; cpu > 0; cpu--) {
+		if (CPU_ISSET(cpu, &allowed)) {
+			CPU_ZERO(&allowed);
+			CPU_SET(cpu, &allowed);
+			sched_setaffinity(0, sizeof(allowed), &allowed);
+			return;
+		}
+	}
+}
+
+static void find_files(char **patterns, int count)
+{
+	glob_t found = { 0 };
+
+	for (int i = 0; i < count; i++) {
+		int result = glob(patterns[i], (i ? GLOB_APPEND : 0) | GLOB_MARK, NULL, &found);
+
+		if (result == GLOB_NOSPACE || result == GLOB_ABORTED)
+			fail(patterns[i]);
+	}
+	files = calloc(found.gl_pathc + 1, sizeof(*files));
+	if (!files)
+		fail("memory");
+	for (size_t i = 0; i < found.gl_pathc; i++) {
+		char *path = found.gl_pathv[i];
+		int descriptor;
+
+		if (path[strlen(path) - 1] == '/')
+			continue;
+		descriptor = open(path, O_RDONLY | O_CLOEXEC);
+		if (descriptor < 0)
+			continue;	/* a file that can only be written */
+		files[file_count].path = path;
+		files[file_count++].descriptor = descriptor;
+	}
+}
+
+/* Read all of a file into the buffer; its length, or -1. */
+static ssize_t content(struct file *file)
+{
+	size_t length = 0;
+
+	while (length < sizeof(buffer) - 1) {
+		ssize_t got = pread(file->descriptor, buffer + length, sizeof(buffer) - 1 - length, length);
+
+		if (got < 0)
+			return -1;
+		if (!got)
+			break;
+		length += got;
+	}
+	buffer[length] = 0;
+	return length;
+}
+
+static size_t lines_in(const char *text, size_t length)
+{
+	size_t lines = 0;
+
+	for (const char *at = text; (at = memchr(at, '\n', text + length - at)); at++)
+		lines++;
+	return lines + (length && text[length - 1] != '\n');
+}
+
+static void print_all(size_t index, const char *text, size_t length)
+{
+	printf("f %zu %zu\n", index, lines_in(text, length));
+	fwrite(text, 1, length, stdout);
+	if (length && text[length - 1] != '\n')
+		putchar('\n');
+}
+
+/* Walk both texts line by line; print, or only count, the lines that differ. */
+static size_t differences(const char *before, const char *after, int print)
+{
+	size_t number = 0, differing = 0;
+
+	while (*before && *after) {
+		size_t old = strcspn(before, "\n"), new = strcspn(after, "\n");
+
+		if (old != new || memcmp(before, after, old)) {
+			differing++;
+			if (print)
+				printf("%zu %.*s\n", number, (int)new, after);
+		}
+		before += old + (before[old] == '\n');
+		after += new + (after[new] == '\n');
+		number++;
+	}
+	return differing;
+}
+
+static void sample(void)
+{
+	printf("s %lld %lld\n", now(CLOCK_MONOTONIC), now(CLOCK_PROCESS_CPUTIME_ID));
+	for (size_t i = 0; i < file_count; i++) {
+		struct file *file = &files[i];
+		ssize_t length;
+
+		if (file->descriptor < 0)
+			continue;
+		length = content(file);
+		if (length < 0) {
+			/* Some files of sysfs exist and answer EINVAL or EIO. Say it once. */
+			if (file->text)
+				printf("x %zu\n", i);
+			close(file->descriptor);
+			file->descriptor = -1;
+			continue;
+		}
+		if (!file->text) {
+			printf("p %zu %s\n", i, file->path);
+			print_all(i, buffer, length);
+		} else if ((size_t)length == file->length && !memcmp(file->text, buffer, length)) {
+			continue;
+		} else if (lines_in(file->text, file->length) != lines_in(buffer, length)) {
+			print_all(i, buffer, length);
+		} else {
+			printf("d %zu %zu\n", i, differences(file->text, buffer, 0));
+			differences(file->text, buffer, 1);
+		}
+		if (!file->text || (size_t)length > file->length) {
+			free(file->text);
+			file->text = malloc(length + 1);
+			if (!file->text)
+				fail("memory");
+		}
+		memcpy(file->text, buffer, length + 1);
+		file->length = length;
+	}
+	printf("e %lld\n", now(CLOCK_PROCESS_CPUTIME_ID));
+	if (fflush(stdout))
+		exit(0);	/* nobody listens any more */
+}
+
+int main(int argc, char **argv)
+{
+	long long interval = 0, due;
+	int once = 0, refresh = 0, at;
+	struct sigaction on_term = { .sa_handler = stop };
+	struct timespec wake;
+
+	for (at = 1; at < argc && argv[at][0] == '-'; at++) {
+		if (!strcmp(argv[at], "--once")) {
+			once = 1;
+		} else if (!strcmp(argv[at], "--refresh")) {
+			refresh = 1;
+		} else if (!strcmp(argv[at], "--interval-ms") && at + 1 < argc) {
+			interval = atoll(argv[++at]) * NS_PER_MS;
+		} else {
+			fprintf(stderr, "sampler: unknown option %s\n", argv[at]);
+			return 2;
+		}
+	}
+	if (at == argc || once == (interval > 0)) {
+		fprintf(stderr, "usage: sampler --once [--refresh] | --interval-ms N  PATTERN...\n");
+		return 2;
+	}
+	/* What watches memory must neither use huge pages, nor be what the OOM killer takes. */
+	prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
+	write_file("/proc/self/oom_score_adj", "-1000");
+	sigaction(SIGTERM, &on_term, NULL);
+	signal(SIGPIPE, SIG_IGN);
+	static char output[1 << 16];
+	setvbuf(stdout, output, _IOFBF, sizeof(output));
+	pin();
+	find_files(argv + at, argc - at);
+	if (refresh)
+		write_file("/proc/sys/vm/stat_refresh", "1");
+	sample();
+	if (once)
+		return 0;
+	due = now(CLOCK_MONOTONIC);
+	while (!stopping) {
+		long long time = now(CLOCK_MONOTONIC);
+
+		due += interval;
+		if (due <= time)
+			due = time + interval;
+		wake.tv_sec = due / NS_PER_S;
+		wake.tv_nsec = due % NS_PER_S;
+		if (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &wake, NULL) == 0 && !stopping)
+			sample();
+	}
+	return 0;
+}

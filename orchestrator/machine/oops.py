@@ -28,14 +28,16 @@ class Finding:
     Args:
         outcome: ``kernel-panic`` where the kernel stopped, else ``kernel-bug``.
         title: normalised, so that two reports of one defect have one title: no addresses, PIDs or CPU numbers.
-        text: the whole report, without the console's timestamps' carriage returns.
+        text: the whole report, with the console's timestamps.
         line: the number of the console log's line where it begins; the first is 1.
+        count: how many reports had this title; `text` and `line` are the first one's.
     """
 
     outcome: Outcome
     title: str
     text: str
     line: int
+    count: int = 1
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,8 @@ class _Kind:
     title: Callable[[re.Match[str], Sequence[str]], str]
     outcome: Outcome = Outcome.KERNEL_BUG
     #: "trace": a few lines, then call traces. "prose": much text first (lockdep). "line": nothing but this line.
-    #: "box": it ends with a line of equals signs. "panic": it ends with "---[ end Kernel panic".
+    #: "box": it ends with a line of equals signs. "panic": it ends with "---[ end Kernel panic", or with the log.
+    #: "slub": a trace, and behind it the warning that newer kernels' SLUB makes of its own reports.
     shape: str = "trace"
 
 
@@ -65,9 +68,12 @@ _SYMBOL = re.compile(r"(?P<function>[\w.]+)\+0x[0-9a-f]+(?:/0x[0-9a-f]+)?")
 
 # What stands above the function at fault in a trace: the machinery that reports.
 _REPORTERS = re.compile(
-    r"^(?:dump_stack|show_stack|show_regs|__warn|report_bug|handle_bug|exc_|asm_|panic|oops_|die|page_fault|"
-    r"bad_page|dump_page|__might_|__schedule|schedule|print_|kasan_|__kasan|__asan|check_|lockdep_|__lock_acquire|"
-    r"lock_acquire|sched_show_task|__ubsan|ubsan_|_raw_|rcu_|nmi_|watchdog|free_page_is_bad|should_fail)"
+    r"^(?:dump_stack|show_stack|show_regs|__?warn|report_bug|handle_bug|exc_|asm_|panic|oops_|die|page_fault|"
+    r"bad_page|dump_page|__might_|print_|kasan_|__kasan|__asan|check_|lockdep_|__lock_acquire|lock_acquire|"
+    r"sched_show_task|__ubsan|ubsan_|nmi_|watchdog|rcu_|free_page_is_bad|should_fail|"
+    # Where a task sleeps says little; who put it to sleep says it.
+    r"__schedule|schedule|io_schedule|context_switch|do_wait|wait_for_|__wait_|__mutex|mutex_|ww_mutex|down_|__down|"
+    r"rwsem_|_raw_|__raw_|queued_spin|native_queued|rt_mutex|folio_wait|bit_wait|out_of_line_wait|do_task_dead)"
 )
 
 _CONTINUATION = re.compile(
@@ -76,9 +82,10 @@ _CONTINUATION = re.compile(
     | page: | head: | flags: | raw: | memcg: | aops: | anon\  | file\  | ksm\  | page_type: | page\ dumped\ because
     | addr: | vma\  | stack\ backtrace: | task: | \#\d+: | \d+\ locks?\ held | no\ locks\ held | locks\ held
     | Not\ tainted | Tainted: | "echo\ 0\ > | NMI\ backtrace | Sending\ NMI | rcu: | ---\[\ end\ trace | -{20} | ={20}
-    | Showing\ all\ locks | Allocated\ by | Freed\ by | The\ buggy\ address | Memory\ state | irq\ event\ stamp:
+    | Showing\ all\ locks | (?:Allocated|Freed)\ (?:by|in) | The\ buggy\ address | Memory\ state | irq\ event\ stamp:
     | hardirqs\ last | softirqs\ last | in_atomic | preempt_count | RCU\ nest | Preemption\ disabled | INFO:\ lockdep
-    | note: | Disabled\ | Tracing | Dumping | Kernel\ Offset: | caller\ is | Read\ of | Write\ of | invalid\ access
+    | note: | Disabl(?:ed|ing)\ | Tracing | Dumping | Kernel\ Offset: | caller\ is | Read\ of | Write\ of
+    | invalid\ access | ------------\[\ cut\ here
     | backtrace | comm\  | hex\ dump | unreferenced\ object | Object\  | Slab\ 0x | Redzone\  | Padding\  | FIX\  | >
     """,
     re.VERBOSE,
@@ -88,9 +95,10 @@ _END_OF_TRACE = re.compile(r"---\[ end trace [0-9a-f]+ \]---")
 _END_OF_PANIC = re.compile(r"---\[ end Kernel panic")
 _CUT_HERE = re.compile(r"-+\[ cut here \]-+")
 _RULE = re.compile(r"[=-]{20,}$")
-# dump_page() of VM_BUG_ON_PAGE() and friends prints before the report proper (mm/debug.c).
+# What dump_page() of VM_BUG_ON_PAGE() (mm/debug.c) and SLUB print above their headline.
 _PRELUDE = re.compile(
-    r"page: ?\S*:| *page:|head:|flags:|raw:|memcg:|aops:|anon flags|ksm flags|page_type:|page dumped because"
+    r"\[[A-Z][\w ]+\] 0x|page: ?\S*:| *page:|head:|flags:|raw:|memcg:|aops:|(?:anon|file|ksm) flags|page_type:|"
+    r"page dumped because"
 )
 _BECAUSE = re.compile(r"page dumped because: (?P<reason>.*)")
 
@@ -141,6 +149,12 @@ def _lockdep_title(match: re.Match[str], report: Sequence[str]) -> str:
     return f"lockdep: {what} ({held})" if held else f"lockdep: {what}"
 
 
+def _slub_title(match: re.Match[str], report: Sequence[str]) -> str:
+    # The kind of damage stands in brackets, above or below the headline.
+    damage = next((found[1] for line in report if (found := re.match(r"\[(\D+?)\] 0x", line))), match["what"])
+    return f"SLUB: {_normalise(damage)} in {match['cache']}"
+
+
 def _hung_title(match: re.Match[str], report: Sequence[str]) -> str:
     return _at_fault(f"hung task {_normalise(match['task'])}")(match, report)
 
@@ -162,7 +176,7 @@ _KINDS = (
     ),
     _Kind(
         re.compile(r"PANIC: (?P<what>early exception 0x[0-9a-f]+|double fault)"),
-        lambda match, report: f"Kernel panic: {match['what']}",
+        _oops_title,
         Outcome.KERNEL_PANIC,
     ),
     _Kind(
@@ -201,6 +215,10 @@ _KINDS = (
     ),
     _Kind(re.compile(r"rcu: rcu\w+ kthread (?:starved|timer wakeup)"), _plain("RCU stall: kthread starved")),
     _Kind(re.compile(r"INFO: task (?P<task>\S+?):\d+ blocked for more than"), _hung_title),
+    _Kind(
+        re.compile(r"BUG: \w+ (?P<what>stack guard page) was hit"),
+        lambda match, report: _at_fault(f"BUG: {match['what']} hit")(match, report),
+    ),
     _Kind(re.compile(r"BUG: Bad page (?P<what>state|map|cache)"), _matched),
     _Kind(
         re.compile(r"BUG: Bad rss-counter state .*?(?P<type>type:\w+|idx:\d+)"),
@@ -215,10 +233,7 @@ _KINDS = (
         lambda match, report: f"BUG: {match['what']} at {match['place']}",
     ),
     _Kind(re.compile(r"BUG: (?P<what>scheduling while atomic)"), _at_fault("BUG: scheduling while atomic")),
-    _Kind(
-        re.compile(r"BUG [\w.:-]+ \(.*?\): (?P<what>.*)"),
-        lambda match, report: f"SLUB: {_normalise(match['what'])}",
-    ),
+    _Kind(re.compile(r"BUG (?P<cache>[\w.:-]+) \(.*?\): (?P<what>.*)"), _slub_title, shape="slub"),
     _Kind(
         re.compile(r"kmemleak: \d+ new suspected memory leaks"),
         _plain("kmemleak: suspected memory leaks"),
@@ -250,6 +265,9 @@ def parse_console(text: str) -> list[Finding]:
 
     Args:
         text: a console log; it may be cut off anywhere, and user space may have written between the lines.
+
+    Returns:
+        one finding a title, in the order in which they first occur.
     """
     lines = _kernel_lines(text)
     findings: list[Finding] = []
@@ -263,12 +281,21 @@ def parse_console(text: str) -> list[Finding]:
         kind, match = begun
         first = _first_line(lines, position, ends_at)
         end = _end(lines, position, kind)
-        finding = _finding(lines, kind, match, first, position, end)
+        finding = _finding(lines, kind, match, first, end)
         if kind.shape == "panic" and findings and _follows(lines, ends_at, position):
             finding = _caused(findings.pop(), finding)
         findings.append(finding)
         position = ends_at = end
-    return findings
+    return _folded(findings)
+
+
+def _folded(findings: Sequence[Finding]) -> list[Finding]:
+    """One finding a title: a defect that is hit a thousand times is one defect."""
+    folded: dict[tuple[Outcome, str], Finding] = {}
+    for finding in findings:
+        key = finding.outcome, finding.title
+        folded[key] = replace(folded[key], count=folded[key].count + 1) if key in folded else finding
+    return list(folded.values())
 
 
 def _kernel_lines(text: str) -> list[_Line]:
@@ -307,7 +334,7 @@ def _first_line(lines: Sequence[_Line], position: int, floor: int) -> int:
             first = back
             back -= 1
             # The dumped page stands above even that.
-            while back >= lowest and _PRELUDE.match(body := lines[back].body):
+            while back >= lowest and _PRELUDE.match(lines[back].body):
                 first = back
                 back -= 1
             return first
@@ -325,30 +352,34 @@ def _end(lines: Sequence[_Line], position: int, kind: _Kind) -> int:
         return position + 1
     limit = min(len(lines), position + MAXIMUM_LINES)
     traced = False
+    certain = position + 1  # behind the last line that is surely of this report
     for index in range(position + 1, limit):
         body = lines[index].body
         if kind.shape == "panic":
             if _END_OF_PANIC.match(body):
                 return index + 1
+            certain = index + 1
+            continue
+        if kind.shape == "box":
+            certain = index + 1
+            if body.startswith("=" * 20):
+                break
             continue
         if _END_OF_TRACE.search(body):
             return index + 1
-        if kind.shape == "box":
-            if body.startswith("=" * 20):
-                return index + 1
-            continue
         if _another(body, kind):
-            return index
-        if _TRACE_BEGINS.match(body.strip()):
-            traced = True
-        elif not _CONTINUATION.match(body) and (traced or kind.shape == "trace"):
-            if not traced and index - position < 4 and not _begins(body):
-                continue  # a line of prose under the headline
-            return index
-    return limit
+            return index if traced else certain
+        traced = traced or _TRACE_BEGINS.match(body.strip()) is not None
+        if _CONTINUATION.match(body) or (kind.shape == "prose" and not traced):
+            certain = index + 1
+        elif traced or index - position >= 4:
+            break
+    return certain
 
 
 def _another(body: str, kind: _Kind) -> bool:
+    if kind.shape == "slub" and (_CUT_HERE.match(body) or " at mm/slub.c:" in body):
+        return False
     if _CUT_HERE.match(body):
         return True
     begun = _begins(body)
@@ -358,12 +389,9 @@ def _another(body: str, kind: _Kind) -> bool:
     return not _INNER_OOPS.match(body) and begun[0] is not kind
 
 
-def _finding(
-    lines: Sequence[_Line], kind: _Kind, match: re.Match[str], first: int, headline: int, end: int
-) -> Finding:
+def _finding(lines: Sequence[_Line], kind: _Kind, match: re.Match[str], first: int, end: int) -> Finding:
     bodies = [line.body for line in lines[first:end]]
     text = "\n".join(line.raw for line in lines[first:end]).rstrip()
-    del headline
     return Finding(kind.outcome, kind.title(match, bodies), text, lines[first].number)
 
 
@@ -402,10 +430,5 @@ def _normalise(text: str) -> str:
     text = _SYMBOL.sub(lambda match: match["function"], text)
     text = re.sub(r"\b0x[0-9a-f]+\b|\b[0-9a-f]{8,16}\b", "X", text)
     text = re.sub(r"\bCPU ?#?\d+", "CPU", text)
-    text = re.sub(
-        r"[:/]\d+(?=\b(?!:))(?<!\.c)",
-        lambda match: match[0] if "." in text[: match.start()][-4:] else "",
-        text,
-    )
-    text = re.sub(r"\b\d{4,}\b", "N", text)
-    return " ".join(text.split()).rstrip(" :")
+    text = re.sub(r"\b(?:PID: ?)?\d{3,}\b", "N", text)
+    return " ".join(text.split()).rstrip(" :.")

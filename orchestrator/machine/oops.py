@@ -85,7 +85,7 @@ _CONTINUATION = re.compile(
     | Showing\ all\ locks | (?:Allocated|Freed)\ (?:by|in) | The\ buggy\ address | Memory\ state | irq\ event\ stamp:
     | hardirqs\ last | softirqs\ last | in_atomic | preempt_count | RCU\ nest | Preemption\ disabled | INFO:\ lockdep
     | note: | Disabl(?:ed|ing)\ | Tracing | Dumping | Kernel\ Offset: | caller\ is | Read\ of | Write\ of
-    | invalid\ access | ------------\[\ cut\ here
+    | invalid\ access
     | backtrace | comm\  | hex\ dump | unreferenced\ object | Object\  | Slab\ 0x | Redzone\  | Padding\  | FIX\  | >
     """,
     re.VERBOSE,
@@ -97,7 +97,7 @@ _CUT_HERE = re.compile(r"-+\[ cut here \]-+")
 _RULE = re.compile(r"[=-]{20,}$")
 # What dump_page() of VM_BUG_ON_PAGE() (mm/debug.c) and SLUB print above their headline.
 _PRELUDE = re.compile(
-    r"\[[A-Z][\w ]+\] 0x|page: ?\S*:| *page:|head:|flags:|raw:|memcg:|aops:|(?:anon|file|ksm) flags|page_type:|"
+    r"list_\w+ corruption|\[[A-Z][\w ]+\] 0x|page: ?\S*:| *page:|head:|flags:|raw:|memcg:|aops:|(?:anon|file|ksm) flags|page_type:|"
     r"page dumped because"
 )
 _BECAUSE = re.compile(r"page dumped because: (?P<reason>.*)")
@@ -367,6 +367,8 @@ def _end(lines: Sequence[_Line], position: int, kind: _Kind) -> int:
             continue
         if _END_OF_TRACE.search(body):
             return index + 1
+        if kind.shape == "slub" and (_CUT_HERE.match(body) or " at mm/slub.c:" in body):
+            continue
         if _another(body, kind):
             return index if traced else certain
         traced = traced or _TRACE_BEGINS.match(body.strip()) is not None
@@ -378,8 +380,6 @@ def _end(lines: Sequence[_Line], position: int, kind: _Kind) -> int:
 
 
 def _another(body: str, kind: _Kind) -> bool:
-    if kind.shape == "slub" and (_CUT_HERE.match(body) or " at mm/slub.c:" in body):
-        return False
     if _CUT_HERE.match(body):
         return True
     begun = _begins(body)

@@ -75,6 +75,9 @@ class MachineFailure(Exception):  # noqa: N818 - it is a value of the experiment
         return self.evidence
 
 
+FailureHandler = Callable[[MachineFailure], object]
+
+
 @dataclass(frozen=True)
 class Sockets:
     """The Unix sockets of one machine, in a private directory.
@@ -224,7 +227,7 @@ class Machine:
         self._shutdown_reason = ""
         self._dead_state = ""
         self._failure: MachineFailure | None = None
-        self._callbacks: list[Callable[[], None]] = []
+        self._callbacks: list[FailureHandler] = []
         self._changed = threading.Condition()
         self._close_lock = threading.Lock()
         self._supervisor = threading.Thread(
@@ -314,8 +317,8 @@ class Machine:
         if self._closing:
             raise MachineFailure(Outcome.LOST, "the machine was closed")
 
-    def on_failure(self, callback: Callable[[], None]) -> None:
-        """Have `callback` called, once, when the machine fails; at once where it already has.
+    def on_failure(self, callback: FailureHandler) -> None:
+        """Have `callback` called with the failure, once, when the machine fails; at once where it already has.
 
         It is called on the supervising thread and must not block. It is not called when the machine is closed.
         """
@@ -323,7 +326,8 @@ class Machine:
             if self._failure is None:
                 self._callbacks.append(callback)
                 return
-        callback()
+            failure = self._failure
+        callback(failure)
 
     def findings(self) -> list[Finding]:
         """What the kernel reported on the console so far."""
@@ -493,7 +497,7 @@ class Machine:
             callbacks = list(self._callbacks)
             self._changed.notify_all()
         for callback in callbacks:
-            callback()
+            callback(failure)
 
     # --- verdicts ----------------------------------------------------------------------------------------------
 

@@ -1,0 +1,495 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""gdb attached to a live guest over QEMU's stub, driven from Python or by a person.
+
+gdb runs its ordinary command line on a pseudo terminal, so that a person can take over at any moment
+(:meth:`Gdb.interactive`); what is *read* from it comes as machine interface records (``interpreter-exec mi3``, see
+"GDB/MI" in the gdb manual), so that nothing depends on how gdb words things for people.
+
+With TCG, QEMU's stub keeps breakpoints outside the guest's memory: they hold from the first instruction on. With KVM
+a breakpoint is an ``int3`` in memory, which the kernel's decompression overwrites: before the kernel runs, set it with
+``hardware=True``.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import pexpect
+
+from orchestrator import process
+from orchestrator.errors import InfrastructureError, UserError
+from orchestrator.kernel.elf import build_id, build_id_of_notes, has_dwarf
+
+#: Host seconds that a command may take; the first one that needs DWARF reads hundreds of MB of it.
+COMMAND_TIMEOUT_S = 120.0
+#: Registers of the first six arguments of a kernel function (System V ABI, x86-64).
+ARGUMENT_REGISTERS = ("rdi", "rsi", "rdx", "rcx", "r8", "r9")
+
+_PROMPT = "(orchestrate-gdb)"
+_NUMBER = re.compile(r"(?:\([^()]*\) )?(?P<number>0x[0-9a-f]+|-?\d+)(?![\w.])")
+_SYMBOL = re.compile(r"[A-Za-z_][\w.$]*")
+
+Value = str | list[Any] | dict[str, Any]
+
+
+class StopTimeout(Exception):  # noqa: N818 - nothing is wrong: the guest just went on
+    """The guest did not stop within the time given; it still runs."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One frame of a backtrace.
+
+    Args:
+        function: empty where gdb knows none.
+        pc: address.
+        place: ``file:line``, empty without DWARF.
+    """
+
+    function: str
+    pc: int
+    place: str
+
+
+@dataclass(frozen=True)
+class Stop:
+    """A guest that stands still.
+
+    Args:
+        function: where; empty where gdb knows none.
+        args: its arguments; a number where gdb prints one, else what it prints, e.g. ``<optimized out>``.
+        args_by_name: whether `args` are named as in the source. Without DWARF they are the six argument
+            registers, which hold arguments at a function's first instruction only.
+        thread: gdb's number of the CPU: CPU 0 is 1.
+        pc: address.
+        reason: what gdb says of the stop, e.g. ``Breakpoint 1`` or ``SIGINT``.
+    """
+
+    function: str
+    args: Mapping[str, int | str]
+    args_by_name: bool
+    thread: int
+    pc: int
+    reason: str
+
+
+class Gdb:
+    """A gdb that is attached to a guest; a context manager that lets the guest go on.
+
+    >>> with Gdb.attach(machine.gdb_socket, kernel.vmlinux, notes) as gdb:  # doctest: +SKIP
+    ...     gdb.break_at("do_anonymous_page")
+    ...     gdb.continue_()
+    ...     stop = gdb.wait_stop(60)
+    ...     stop.args["vmf"]
+
+    Args:
+        gdb: a gdb at its prompt.
+        dwarf: whether its vmlinux has debugging information.
+        transcript: gets everything that gdb is told and says.
+    """
+
+    def __init__(self, gdb: pexpect.spawn[str], dwarf: bool, transcript: Path | None = None) -> None:
+        self._gdb = gdb
+        self._dwarf = dwarf
+        self._transcript = transcript.open("a", encoding="utf-8") if transcript is not None else None
+        self._gdb.logfile = self._transcript
+        self._attached = False
+        self._running = False
+        self._said = ""
+
+    @classmethod
+    def attach(
+        cls, socket: Path, vmlinux: Path, notes: bytes | None = None, transcript: Path | None = None
+    ) -> Gdb:
+        """Start gdb on `vmlinux` and attach it; the guest stands still from then on.
+
+        gdb dies with the thread that calls this (see :mod:`orchestrator.process`).
+
+        Args:
+            socket: of :attr:`orchestrator.machine.qemu.Machine.gdb_socket`.
+            vmlinux: of the kernel that the guest runs.
+            notes: the guest's ``/sys/kernel/notes``; None where the guest is not up yet, and nothing is checked.
+            transcript: gets everything that gdb was told and said.
+
+        Raises:
+            UserError: the guest runs another kernel than `vmlinux`.
+            InfrastructureError: gdb is not installed, or cannot attach.
+        """
+        process.require("gdb")
+        if notes is not None:
+            running, given = build_id_of_notes(notes), build_id(vmlinux)
+            if running != given:
+                raise UserError(
+                    f"{vmlinux} has build id {given}, but the guest runs {running}; "
+                    "give gdb the vmlinux of the kernel that was booted."
+                )
+        argv = process.tied(["gdb", "--nx", "--quiet", *_setup(), str(vmlinux)])
+        spawned: pexpect.spawn[str] = pexpect.spawn(
+            argv[0],
+            argv[1:],
+            encoding="utf-8",
+            codec_errors="replace",
+            echo=False,
+            timeout=COMMAND_TIMEOUT_S,
+            env={**_environment(), "TERM": "dumb"},
+        )
+        debugger = cls(spawned, has_dwarf(vmlinux), transcript)
+        try:
+            debugger._await_prompt(COMMAND_TIMEOUT_S)
+            debugger._connect(socket)
+        except BaseException:
+            debugger.close()
+            raise
+        return debugger
+
+    def __enter__(self) -> Gdb:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def running(self) -> bool:
+        """Whether the guest runs, as far as gdb was told."""
+        return self._running
+
+    def break_at(self, place: str, hardware: bool = False, condition: str = "") -> int:
+        """Set a breakpoint.
+
+        Args:
+            place: a function, ``file:line`` or ``*address``. Without DWARF it is put on a function's first
+                instruction, where the argument registers are intact; else behind its prologue.
+            hardware: in a debug register of the CPU: four at most, and the only kind that works under KVM
+                before the kernel is in place.
+            condition: an expression; the guest stops only where it is not 0. gdb evaluates it, at a cost of
+                about a millisecond each time.
+
+        Returns:
+            gdb's number of the breakpoint.
+
+        Raises:
+            UserError: there is no such place.
+        """
+        bare = not self._dwarf and _SYMBOL.fullmatch(place) is not None
+        words = [
+            "-break-insert",
+            *(["-h"] if hardware else []),
+            *(["-c", _quoted(condition)] if condition else []),
+            _quoted(f"*{place}" if bare else place),
+        ]
+        try:
+            answer = self._mi(" ".join(words))
+        except GdbError as error:
+            raise UserError(
+                f"gdb cannot break at {place}: {error}; it may be inlined, or misspelt."
+            ) from error
+        return int(_text(_table(answer.get("bkpt")).get("number")) or 0)
+
+    def delete(self, number: int | None = None) -> None:
+        """Delete breakpoint `number`; all of them where None."""
+        self.command("delete" if number is None else f"delete {number}")
+
+    def continue_(self) -> None:
+        """Let the guest go on, and return at once; :meth:`wait_stop` waits for its next stop."""
+        self._need_stopped()
+        self._gdb.sendline("continue")
+        self._running = True
+
+    def wait_stop(self, timeout_s: float) -> Stop:
+        """Wait until the guest stops.
+
+        Raises:
+            StopTimeout: it did not within `timeout_s` host seconds; it goes on running.
+            InfrastructureError: the guest or gdb ended.
+        """
+        if self._running:
+            self._await_prompt(timeout_s)
+            self._running = False
+            if "Remote connection closed" in self._said or "The program is not being run" in self._said:
+                self._attached = False
+                raise InfrastructureError("the guest ended while gdb waited for it.")
+        return self._stop(_reason(self._said))
+
+    def interrupt(self, timeout_s: float = 30.0) -> Stop:
+        """Stop a running guest wherever it is."""
+        if self._running:
+            self._gdb.sendintr()
+        return self.wait_stop(timeout_s)
+
+    def evaluate(self, expression: str) -> int | str:
+        """The value of a C expression in the selected frame: a number where gdb prints one.
+
+        Raises:
+            UserError: gdb cannot evaluate it; the sentence ends with its words.
+        """
+        self._need_stopped()
+        try:
+            answer = self._mi(f"-data-evaluate-expression {_quoted(expression)}")
+        except GdbError as error:
+            raise UserError(f"gdb cannot evaluate {expression}: {error}.") from error
+        return _number(_text(answer.get("value")))
+
+    def backtrace(self, limit: int = 64) -> list[Frame]:
+        """The frames of the selected CPU, innermost first, at most `limit` of them."""
+        self._need_stopped()
+        answer = self._mi(f"-stack-list-frames 0 {limit - 1}")
+        return [_frame(_table(frame)) for frame in _list(answer.get("stack"))]
+
+    def command(self, line: str, timeout_s: float = COMMAND_TIMEOUT_S) -> str:
+        """Run any gdb command and return what it prints.
+
+        A command that lets the guest go on returns when it stops again.
+        """
+        self._need_stopped()
+        self._gdb.sendline(line)
+        self._await_prompt(timeout_s)
+        return self._said
+
+    def detach(self) -> None:
+        """Delete all breakpoints and leave the guest running."""
+        if not self._attached:
+            return
+        if self._running:
+            self.interrupt()
+        self.delete()
+        self.command("detach")
+        self._attached = False
+
+    def interactive(self) -> None:
+        """Hand gdb to the person at our terminal, until they quit or detach.
+
+        The guest stands still when it is handed over; quitting lets it go on.
+        """
+        if self._running:
+            self.interrupt()
+        # Our prompt and our settings are for a program.
+        self._gdb.setecho(True)
+        self._gdb.sendline("set editing on")
+        self._await_prompt(COMMAND_TIMEOUT_S)
+        for line in ("set pagination on", "set confirm off", "set style enabled on", "set width unlimited"):
+            self.command(line)
+        self._gdb.logfile = None  # else a person would see all twice
+        self._gdb.sendline("set prompt (gdb) ")
+        self._gdb.interact(escape_character=None)
+        self._attached = False
+        self.close()
+
+    def close(self) -> None:
+        """Detach and end gdb; harmless when repeated."""
+        if self._gdb.isalive():
+            try:
+                self.detach()
+            except (InfrastructureError, StopTimeout, pexpect.ExceptionPexpect, OSError):
+                pass  # the guest is gone, or does not answer: there is nobody to leave running
+            finally:
+                self._gdb.close(force=True)
+        if self._transcript is not None:
+            self._gdb.logfile = None
+            self._transcript.close()
+
+    def _connect(self, socket: Path) -> None:
+        said = self.command(f"target remote {socket}")
+        answer = self._mi("-thread-info")
+        if not _list(answer.get("threads")):
+            last = next((line for line in reversed(said.splitlines()) if line.strip()), "it said nothing")
+            raise InfrastructureError(f"gdb cannot attach to {socket}: {last.strip()}")
+        self._attached = True
+
+    def _stop(self, reason: str) -> Stop:
+        answer = _table(self._mi("-stack-info-frame").get("frame"))
+        frame = _frame(answer)
+        thread = int(_text(self._mi("-thread-info").get("current-thread-id")) or 0)
+        args: dict[str, int | str] = {}
+        named = self._dwarf and "file" in answer
+        if named:
+            frames = _list(self._mi("-stack-list-arguments --all-values 0 0").get("stack-args"))
+            for argument in _list(_table(frames[0]).get("args")) if frames else []:
+                entry = _table(argument)
+                args[_text(entry.get("name"))] = _number(_text(entry.get("value")))
+        else:
+            for register in ARGUMENT_REGISTERS:
+                value = self._mi(f'-data-evaluate-expression "(unsigned long)${register}"').get("value")
+                args[register] = _number(_text(value))
+        return Stop(frame.function, args, named, thread, frame.pc, reason)
+
+    def _need_stopped(self) -> None:
+        if self._running:
+            raise UserError("the guest is running; wait for it to stop or interrupt it first.")
+
+    def _mi(self, command: str) -> dict[str, Value]:
+        """Run a machine interface command, and return its results by name."""
+        # gdb takes the outer quotes off by the rules of buildargv(3).
+        escaped = command.replace("\\", "\\\\").replace('"', '\\"')
+        said = self.command(f'interpreter-exec mi3 "{escaped}"')
+        for line in said.splitlines():
+            if line.startswith("^"):
+                return parse_result(line)
+        raise GdbError(" ".join(said.split()) or "no answer")
+
+    def _await_prompt(self, timeout_s: float) -> None:
+        try:
+            self._gdb.expect_exact(_PROMPT, timeout=timeout_s)
+        except pexpect.TIMEOUT as error:
+            if self._running:
+                raise StopTimeout(f"the guest did not stop within {timeout_s:g} s") from error
+            raise InfrastructureError(f"gdb did not answer within {timeout_s:g} s.") from error
+        except pexpect.EOF as error:
+            raise InfrastructureError(f"gdb ended: {self._gdb.before}".strip()) from error
+        self._said = (self._gdb.before or "").replace("\r\n", "\n").strip("\n")
+
+
+class GdbError(Exception):
+    """gdb refused a command; the message is its own."""
+
+
+def parse_result(line: str) -> dict[str, Value]:
+    """Read a result record of the machine interface, e.g. ``^done,value="1"``.
+
+    Returns:
+        its results by name: text, lists and tables of them.
+
+    Raises:
+        GdbError: it is ``^error``, or no result record.
+    """
+    match = re.match(r"\^(?P<class>[a-z]+)", line)
+    if match is None:
+        raise GdbError(f"no result record: {line}")
+    reader = _Reader(line, match.end())
+    results = reader.results_to_end()
+    if match["class"] == "error":
+        raise GdbError(_text(results.get("msg")).rstrip("."))
+    return results
+
+
+class _Reader:
+    """A reader of the values of gdb's machine interface (its manual, "GDB/MI Output Syntax")."""
+
+    _NAME = re.compile(r"[A-Za-z_][\w.-]*")
+    _STRING = re.compile(r'"((?:[^"\\]|\\.)*)"')
+    _ESCAPES: Mapping[str, str] = {"n": "\n", "t": "\t", "r": "\r", '"': '"', "\\": "\\"}
+
+    def __init__(self, text: str, position: int) -> None:
+        self.text = text
+        self.position = position
+
+    def results_to_end(self) -> dict[str, Value]:
+        results: dict[str, Value] = {}
+        while self._take(","):
+            name, value = self._result()
+            results[name] = value
+        if self.text[self.position :].strip():
+            raise GdbError(f"cannot read gdb's answer at {self.text[self.position :][:40]!r}")
+        return results
+
+    def _result(self) -> tuple[str, Value]:
+        name = self._NAME.match(self.text, self.position)
+        if name is None:
+            raise GdbError(f"cannot read gdb's answer at {self.text[self.position :][:40]!r}")
+        self.position = name.end()
+        self._expect("=")
+        return name[0], self._value()
+
+    def _value(self) -> Value:
+        if self._take("{"):
+            return dict(self._sequence("}", self._result))
+        if self._take("["):
+            # A list holds values, or results of one name ("stack=[frame={…},frame={…}]").
+            return list(self._sequence("]", self._element))
+        string = self._STRING.match(self.text, self.position)
+        if string is None:
+            raise GdbError(f"cannot read gdb's answer at {self.text[self.position :][:40]!r}")
+        self.position = string.end()
+        return re.sub(r"\\(\d{3}|.)", self._unescape, string[1])
+
+    def _element(self) -> Value:
+        return self._result()[1] if self._NAME.match(self.text, self.position) else self._value()
+
+    def _sequence(self, end: str, one: Any) -> list[Any]:
+        items: list[Any] = []
+        if self._take(end):
+            return items
+        while True:
+            items.append(one())
+            if self._take(end):
+                return items
+            self._expect(",")
+
+    def _unescape(self, match: re.Match[str]) -> str:
+        if match[1].isdigit():
+            return chr(int(match[1], 8))
+        return self._ESCAPES.get(match[1], match[1])
+
+    def _take(self, text: str) -> bool:
+        if self.text.startswith(text, self.position):
+            self.position += len(text)
+            return True
+        return False
+
+    def _expect(self, text: str) -> None:
+        if not self._take(text):
+            raise GdbError(f"cannot read gdb's answer at {self.text[self.position :][:40]!r}")
+
+
+def _setup() -> list[str]:
+    settings: Sequence[str] = (
+        f"prompt {_PROMPT}\\n",
+        "confirm off",
+        "pagination off",
+        "width 0",
+        "height 0",
+        "editing off",
+        "style enabled off",
+        "print address on",
+        "print frame-arguments all",
+        "breakpoint pending off",
+        "tcp connect-timeout 30",
+        "remotetimeout 30",
+    )
+    return [word for setting in settings for word in ("-iex", f"set {setting}")]
+
+
+def _environment() -> dict[str, str]:
+    # No look-ups of debugging information over the network: ours lies beside the kernel.
+    return {name: value for name, value in os.environ.items() if name != "DEBUGINFOD_URLS"}
+
+
+def _quoted(text: str) -> str:
+    """A C string of the machine interface."""
+    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def _reason(said: str) -> str:
+    match = re.search(r"(?:Temporary b|B|Hardware assisted b|b)reakpoint \d+|received signal (\w+)", said)
+    if match is None:
+        return ""
+    return match[1] or match[0]
+
+
+def _number(text: str) -> int | str:
+    match = _NUMBER.match(text)
+    return int(match["number"], 0) if match else text
+
+
+def _frame(table: Mapping[str, Any]) -> Frame:
+    place = f"{table['file']}:{table['line']}" if "file" in table and "line" in table else ""
+    return Frame(_text(table.get("func")).removeprefix("??"), int(_text(table.get("addr")) or "0", 16), place)
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _table(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _list(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []

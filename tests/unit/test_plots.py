@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: GPL-2.0-only
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from PIL import Image
+from synthetic_run import VARIANTS, Synthetic
+
+from orchestrator.analysis.plots import plot_run, plots_of
+from orchestrator.store.outcome import Outcome
+
+SMALL = Synthetic(repeat=2)
+EXPECTED = [
+    "survivors",
+    "memory",
+    "fault-latency",
+    "counters-chunk",
+    "counters-fault_latency",
+    "reserved-pages",
+]
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    results = tmp_path_factory.mktemp("results")
+    return plot_run(SMALL.write(results), results / "plots")
+
+
+def test_every_plot_is_there_as_png_and_svg(drawn: list[Path]) -> None:
+    assert [path.name for path in drawn] == [
+        f"{name}.{ending}" for name in EXPECTED for ending in ("png", "svg")
+    ]
+    assert not (drawn[0].parent / "absent.txt").exists()
+
+
+def test_pngs_are_wide_enough_and_not_empty(drawn: list[Path]) -> None:
+    for path in drawn:
+        if path.suffix == ".png":
+            with Image.open(path) as image:
+                assert image.width == 1500
+                shades = sum(count > 0 for count in image.convert("L").histogram())
+            assert shades > 20
+
+
+def test_svgs_are_well_formed_and_named(drawn: list[Path]) -> None:
+    for path in drawn:
+        if path.suffix == ".svg":
+            root = ElementTree.parse(path).getroot()
+            assert root.tag.endswith("svg")
+            titles = [element.text for element in root.iter() if element.tag.endswith("title")]
+            assert titles
+            assert titles[0]
+
+
+def test_the_same_run_gives_the_same_bytes(tmp_path: Path) -> None:
+    variants = {"baseline": "baseline", "core-only@256": "patched"}
+    run = replace(SMALL, repeat=1, workloads=("fault_latency",), variants=variants).write(tmp_path)
+    first = plot_run(run, tmp_path / "first")
+    second = plot_run(run, tmp_path / "second")
+    assert first
+    assert [path.read_bytes() for path in first] == [path.read_bytes() for path in second]
+
+
+def test_an_empty_run_says_why_there_are_no_plots(tmp_path: Path) -> None:
+    cells = [entry["cell"] for entry in SMALL._manifest()["cells"]]
+    run = replace(SMALL, failures=dict.fromkeys(cells, (Outcome.LOST, ""))).write(tmp_path)
+    assert plot_run(run, tmp_path / "plots") == []
+    absent = (tmp_path / "plots" / "absent.txt").read_text().splitlines()
+    assert [line.partition(":")[0] for line in absent] == [
+        "survivors",
+        "memory",
+        "fault-latency",
+        "counters",
+        "reserved-pages",
+    ]
+    assert all(len(line.partition(": ")[2]) > 10 for line in absent)
+
+
+def test_a_plot_of_before_is_removed_when_its_data_is_gone(tmp_path: Path) -> None:
+    (tmp_path / "plots").mkdir()
+    (tmp_path / "plots" / "survivors.png").write_bytes(b"old")
+    run = replace(SMALL, repeat=1, workloads=("fault_latency",), samples=False, histograms=False).write(
+        tmp_path
+    )
+    assert plot_run(run, tmp_path / "plots") == []
+    assert not (tmp_path / "plots" / "survivors.png").exists()
+
+
+def test_reservations_are_not_drawn_for_a_kernel_without_them(tmp_path: Path) -> None:
+    variants = {"baseline": "baseline", "baseline-control": "control"}
+    run = replace(SMALL, repeat=1, variants=variants, histograms=False).write(tmp_path)
+    names = {path.stem for path in plot_run(run, tmp_path / "plots")}
+    assert "survivors" in names
+    assert "reserved-pages" not in names
+    assert "thp_res_" in (tmp_path / "plots" / "absent.txt").read_text()
+
+
+def test_lines_that_are_no_histogram_are_passed_over(tmp_path: Path) -> None:
+    run = replace(SMALL, repeat=1, workloads=("fault_latency",), samples=False, histograms=False).write(
+        tmp_path
+    )
+    log = run.log_directory("baseline.fault_latency.1")
+    log.mkdir(parents=True)
+    good = {"histogram": "first", "unit": "insns", "buckets": [[0, 100, 1], [200, 400, 3]]}
+    lines = [
+        "",
+        "[1]",
+        '{"metric": "x"}',
+        '{"histogram": "half',
+        json.dumps({"histogram": "h"}),
+        json.dumps(good),
+    ]
+    (log / "workload.jsonl").write_text("\n".join(lines))
+    assert [path.name for path in plot_run(run, tmp_path / "plots")] == [
+        "fault-latency.png",
+        "fault-latency.svg",
+    ]
+
+
+def test_many_variants_are_spread_over_several_figures(tmp_path: Path) -> None:
+    variants = {**VARIANTS, **{f"core-only@{2**power}": "patched" for power in range(1, 8)}}
+    run = replace(SMALL, repeat=1, variants=variants, workloads=("chunk",), histograms=False).write(tmp_path)
+    names = {plot.name for plot in plots_of(run) if plot.figure is not None}
+    assert {"memory", "memory-2", "memory-3"} <= names
+
+
+def test_counters_that_contradict_each_other_are_drawn_as_such(tmp_path: Path) -> None:
+    counters = {"core-only@256.chunk.1": {"thp_res_mapped": 1}}
+    run = replace(SMALL, repeat=1, workloads=("chunk",), counters=counters, histograms=False).write(tmp_path)
+    plot = next(plot for plot in plots_of(run) if plot.name == "reserved-pages")
+    assert plot.figure is not None
+    assert "counters broken" in plot.figure.axes[0].get_title(loc="center")

@@ -1,0 +1,493 @@
+// SPDX-License-Identifier: GPL-2.0-only
+#include "workload.h"
+
+#include <ctype.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <glob.h>
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+#include <unistd.h>
+
+/* ---- options ---- */
+
+#define MAX_OPTIONS 32
+
+static struct {
+	const char *name, *value;
+	bool used;
+} options[MAX_OPTIONS];
+static int option_count;
+
+void workload_begin(int argc, char **argv)
+{
+	/* Whole lines, also into a pipe: what was printed before a crash is read. */
+	setvbuf(stdout, NULL, _IOLBF, 0);
+	for (int i = 1; i < argc; i += 2) {
+		if (strncmp(argv[i], "--", 2) || i + 1 == argc || option_count == MAX_OPTIONS)
+			workload_fail("%s is no option with a value", argv[i]);
+		options[option_count].name = argv[i] + 2;
+		options[option_count++].value = argv[i + 1];
+	}
+	/* Held open until we end; nobody listens where nobody samples. */
+	(void)open(WORKLOAD_FIFO, O_WRONLY | O_NONBLOCK);
+}
+
+const char *option_text(const char *name)
+{
+	for (int i = 0; i < option_count; i++) {
+		if (!strcmp(options[i].name, name)) {
+			options[i].used = true;
+			return options[i].value;
+		}
+	}
+	workload_fail("the option --%s is missing", name);
+}
+
+long option_integer(const char *name)
+{
+	const char *text = option_text(name);
+	char *end;
+	long value;
+
+	errno = 0;
+	value = strtol(text, &end, 10);
+	if (errno || end == text || *end)
+		workload_fail("--%s %s is no integer", name, text);
+	return value;
+}
+
+int option_choice(const char *name, const char *const *choices)
+{
+	const char *text = option_text(name);
+
+	for (int i = 0; choices[i]; i++)
+		if (!strcmp(choices[i], text))
+			return i;
+	workload_fail("--%s %s is none of its choices", name, text);
+}
+
+void options_done(void)
+{
+	for (int i = 0; i < option_count; i++)
+		if (!options[i].used)
+			workload_fail("there is no option --%s", options[i].name);
+}
+
+/* ---- results ---- */
+
+void workload_end(void)
+{
+	printf("{\"end\": \"ok\"}\n");
+	exit(fflush(stdout) ? 1 : 0);
+}
+
+void workload_fail(const char *format, ...)
+{
+	va_list arguments;
+
+	printf("{\"end\": \"error\", \"reason\": \"");
+	va_start(arguments, format);
+	vprintf(format, arguments);
+	va_end(arguments);
+	printf("\"}\n");
+	exit(1);
+}
+
+void metric(const char *name, const char *unit, double value)
+{
+	/* Integers up to 2^53 come out as integers. */
+	printf("{\"metric\": \"%s\", \"unit\": \"%s\", \"value\": %.15g}\n", name, unit, value);
+}
+
+void metric_clock(const char *format, double value)
+{
+	printf("{\"metric\": \"");
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wformat-nonliteral"
+	printf(format, clock_name());
+#pragma GCC diagnostic pop
+	printf("\", \"unit\": \"%s\", \"value\": %.15g}\n", clock_name(), value);
+}
+
+void event(const char *name, const char *format, ...)
+{
+	va_list arguments;
+
+	printf("{\"event\": \"%s\", \"monotonic_ns\": %llu", name, (unsigned long long)monotonic_ns());
+	if (*format) {
+		printf(", ");
+		va_start(arguments, format);
+		vprintf(format, arguments);
+		va_end(arguments);
+	}
+	printf("}\n");
+}
+
+/* ---- clocks ---- */
+
+#define LOOP_ROUNDS 1000000UL
+#define LOOP_INSTRUCTIONS (2 * LOOP_ROUNDS)
+#define CALIBRATION_NS 20000000ULL
+
+static enum { INSNS, NS } clock_kind;
+static double scale = 1;
+
+uint64_t monotonic_ns(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return now.tv_sec * NS_PER_S + now.tv_nsec;
+}
+
+static void loop(void)
+{
+	unsigned long rounds = LOOP_ROUNDS;
+
+	__asm__ volatile("1: dec %0; jnz 1b" : "+r"(rounds)::"cc");
+}
+
+void clock_begin(void)
+{
+	static const char *const names[] = { "insns", "ns", NULL };
+	uint64_t began_ns, began, took, loop_ticks;
+	double rate;
+
+	clock_kind = option_choice("clock", names);
+	loop();
+	began = ticks();
+	loop();
+	loop_ticks = ticks() - began;
+
+	began_ns = monotonic_ns();
+	began = ticks();
+	while (monotonic_ns() - began_ns < CALIBRATION_NS)
+		;
+	took = ticks() - began;
+	rate = (double)took / (monotonic_ns() - began_ns);
+	event("clock", "\"clock\": \"%s\", \"ticks_per_ns\": %.6f, \"ticks_per_instruction\": %.6f", clock_name(),
+	      rate, (double)loop_ticks / LOOP_INSTRUCTIONS);
+	if (clock_kind == NS) {
+		scale = 1 / rate;
+		return;
+	}
+	/*
+	 * Under QEMU's -icount shift=0 the TSC advances by one an instruction
+	 * (softmmu/icount.c, icount_get()). The kernel's timer may have run meanwhile.
+	 */
+	if (loop_ticks < LOOP_INSTRUCTIONS || loop_ticks > LOOP_INSTRUCTIONS + LOOP_INSTRUCTIONS / 4)
+		workload_fail("--clock insns, but %lu instructions took %llu ticks: this guest does not run under icount",
+			      LOOP_INSTRUCTIONS, (unsigned long long)loop_ticks);
+}
+
+const char *clock_name(void)
+{
+	return clock_kind == INSNS ? "insns" : "ns";
+}
+
+double clock_scale(void)
+{
+	return scale;
+}
+
+/* ---- random numbers ---- */
+
+/* splitmix64: Steele, Lea, Flood, Fast splittable pseudorandom number generators, OOPSLA 2014. */
+uint64_t random_next(struct random *random)
+{
+	uint64_t z = random->state += 0x9e3779b97f4a7c15ULL;
+
+	z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9ULL;
+	z = (z ^ z >> 27) * 0x94d049bb133111ebULL;
+	return z ^ z >> 31;
+}
+
+struct random random_of(uint64_t seed, uint64_t stream)
+{
+	struct random random = { seed };
+
+	random.state = random_next(&random) ^ (stream + 1) * 0xd1342543de82ef95ULL;
+	random_next(&random);
+	return random;
+}
+
+void deck_begin(struct deck *deck)
+{
+	for (unsigned int i = 0; i < PAGES_PER_REGION; i++)
+		deck->card[i] = i;
+}
+
+/* ---- memory and processors ---- */
+
+/* Read a small file; its length, or -1. */
+static long file_text(const char *path, char *text, size_t size)
+{
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	size_t length = 0;
+	ssize_t got;
+
+	if (fd < 0)
+		return -1;
+	while (length < size - 1 && (got = read(fd, text + length, size - 1 - length)) > 0)
+		length += got;
+	text[length] = 0;
+	close(fd);
+	return length;
+}
+
+/* The number behind a line's first word `key`; -1 where no line begins with it. */
+static long number_after(const char *text, const char *key)
+{
+	size_t length = strlen(key);
+
+	for (const char *line = text; line; line = strchr(line, '\n')) {
+		line += *line == '\n';
+		if (!strncmp(line, key, length) && isspace((unsigned char)line[length]))
+			return strtol(line + length, NULL, 10);
+	}
+	return -1;
+}
+
+unsigned long meminfo_kib(const char *key)
+{
+	static int fd = -1;
+	char text[8192];
+	ssize_t length;
+	long value;
+
+	/* Kept open: this is read between children, when memory is short. */
+	if (fd < 0)
+		fd = open("/proc/meminfo", O_RDONLY | O_CLOEXEC);
+	length = pread(fd, text, sizeof(text) - 1, 0);
+	text[length > 0 ? length : 0] = 0;
+	value = number_after(text, key);
+	if (value < 0)
+		workload_fail("/proc/meminfo has no %s", key);
+	return value;
+}
+
+long vmstat(const char *name)
+{
+	static char text[32768];
+
+	return file_text("/proc/vmstat", text, sizeof(text)) < 0 ? -1 : number_after(text, name);
+}
+
+struct rollup smaps_rollup(int pid)
+{
+	struct rollup rollup = { 0 };
+	char path[64], text[4096];
+	long value;
+
+	if (pid)
+		snprintf(path, sizeof(path), "/proc/%d/smaps_rollup", pid);
+	else
+		snprintf(path, sizeof(path), "/proc/self/smaps_rollup");
+	if (file_text(path, text, sizeof(text)) < 0)
+		return rollup;
+	value = number_after(text, "Rss:");
+	rollup.rss_kib = value > 0 ? value : 0;
+	value = number_after(text, "AnonHugePages:");
+	rollup.anon_huge_kib = value > 0 ? value : 0;
+	return rollup;
+}
+
+bool write_text(const char *path, const char *text)
+{
+	int fd = open(path, O_WRONLY | O_CLOEXEC);
+	bool written;
+
+	if (fd < 0)
+		return false;
+	written = write(fd, text, strlen(text)) == (ssize_t)strlen(text);
+	close(fd);
+	return written;
+}
+
+/* CPUs of a list such as "0-2,5" that are also in `allowed`. */
+static cpu_set_t cpus_of(const char *list, const cpu_set_t *allowed)
+{
+	cpu_set_t cpus;
+
+	CPU_ZERO(&cpus);
+	while (isdigit((unsigned char)*list)) {
+		char *end;
+		long first = strtol(list, &end, 10), last = first;
+
+		if (*end == '-')
+			last = strtol(end + 1, &end, 10);
+		for (long cpu = first; cpu <= last && cpu < CPU_SETSIZE; cpu++)
+			if (CPU_ISSET(cpu, allowed))
+				CPU_SET(cpu, &cpus);
+		list = end + (*end == ',');
+	}
+	return cpus;
+}
+
+static int by_id(const void *a, const void *b)
+{
+	return ((const struct node *)a)->id - ((const struct node *)b)->id;
+}
+
+int nodes_find(struct node nodes[MAX_NODES])
+{
+	char path[128], text[8192];
+	cpu_set_t allowed;
+	glob_t found;
+	int count = 0;
+
+	if (sched_getaffinity(0, sizeof(allowed), &allowed) < 0)
+		workload_fail("cannot read the allowed CPUs: %s", strerror(errno));
+	if (!glob("/sys/devices/system/node/node[0-9]*", 0, NULL, &found)) {
+		for (size_t i = 0; i < found.gl_pathc && count < MAX_NODES; i++) {
+			struct node *node = &nodes[count];
+			const char *total;
+
+			snprintf(path, sizeof(path), "%s/cpulist", found.gl_pathv[i]);
+			if (file_text(path, text, sizeof(text)) < 0)
+				continue;
+			node->cpus = cpus_of(text, &allowed);
+			node->cpu_count = CPU_COUNT(&node->cpus);
+			snprintf(path, sizeof(path), "%s/meminfo", found.gl_pathv[i]);
+			if (file_text(path, text, sizeof(text)) < 0)
+				continue;
+			total = strstr(text, "MemTotal:");
+			node->memory_kib = total ? strtoul(total + strlen("MemTotal:"), NULL, 10) : 0;
+			node->id = atoi(strstr(found.gl_pathv[i], "/node/node") + strlen("/node/node"));
+			if (node->cpu_count && node->memory_kib)
+				count++;
+		}
+		globfree(&found);
+		qsort(nodes, count, sizeof(*nodes), by_id);
+	} else {
+		/* A kernel without NUMA has no such directory. */
+		nodes[count].id = 0;
+		nodes[count].cpus = allowed;
+		nodes[count].cpu_count = CPU_COUNT(&allowed);
+		nodes[count++].memory_kib = meminfo_kib("MemTotal:");
+	}
+	if (!count)
+		workload_fail("no node has both CPUs and memory");
+	return count;
+}
+
+void pin_to_node(const struct node *node)
+{
+	if (sched_setaffinity(0, sizeof(node->cpus), &node->cpus) < 0)
+		workload_fail("cannot run on node %d: %s", node->id, strerror(errno));
+}
+
+void pin_to_cpu(int cpu)
+{
+	cpu_set_t cpus;
+
+	CPU_ZERO(&cpus);
+	CPU_SET(cpu, &cpus);
+	if (sched_setaffinity(0, sizeof(cpus), &cpus) < 0)
+		workload_fail("cannot run on CPU %d: %s", cpu, strerror(errno));
+}
+
+int cpu_of_nodes(const struct node *nodes, int count, int n)
+{
+	int total = 0;
+
+	for (int i = 0; i < count; i++)
+		total += nodes[i].cpu_count;
+	n %= total;
+	for (int i = 0; i < count; i++) {
+		for (int cpu = 0; cpu < CPU_SETSIZE; cpu++)
+			if (CPU_ISSET(cpu, &nodes[i].cpus) && !n--)
+				return cpu;
+	}
+	workload_fail("CPUs went away");
+}
+
+char *map_regions(size_t size)
+{
+	char *start = mmap(NULL, size + REGION, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+			   -1, 0);
+	size_t before;
+
+	if (start == MAP_FAILED)
+		return NULL;
+	/* Give back what is outside, so that the mapping is exactly the regions. */
+	before = (REGION - (uintptr_t)start % REGION) % REGION;
+	if (before)
+		munmap(start, before);
+	if (REGION - before)
+		munmap(start + before + size, REGION - before);
+	return start + before;
+}
+
+const char *const advice_names[] = { "none", "hugepage", "nohugepage", NULL };
+
+void advise(char *start, size_t size, int advice)
+{
+	static const int numbers[] = { 0, MADV_HUGEPAGE, MADV_NOHUGEPAGE };
+
+	if (advice && madvise(start, size, numbers[advice]) < 0)
+		workload_fail("madvise %s: %s", advice_names[advice], strerror(errno));
+}
+
+/* ---- statistics ---- */
+
+static int by_value(const void *a, const void *b)
+{
+	uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+
+	return (x > y) - (x < y);
+}
+
+void sort_values(uint64_t *values, size_t count)
+{
+	qsort(values, count, sizeof(*values), by_value);
+}
+
+uint64_t percentile(const uint64_t *sorted, size_t count, double fraction)
+{
+	size_t rank = ceil(fraction * count);
+
+	return count ? sorted[rank ? rank - 1 : 0] : 0;
+}
+
+double mean(const uint64_t *values, size_t count)
+{
+	double sum = 0;
+
+	for (size_t i = 0; i < count; i++)
+		sum += values[i];
+	return count ? sum / count : 0;
+}
+
+#define BUCKETS_PER_OCTAVE 4
+
+void histogram(const char *format, const uint64_t *sorted, size_t count)
+{
+	bool first = true;
+
+	printf("{\"histogram\": \"");
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wformat-nonliteral"
+	printf(format, clock_name());
+#pragma GCC diagnostic pop
+	printf("\", \"unit\": \"%s\", \"buckets\": [", clock_name());
+	for (size_t i = 0; i < count;) {
+		double value = fmax(sorted[i] * scale, 1);
+		double step = floor(log2(value) * BUCKETS_PER_OCTAVE);
+		double low = exp2(step / BUCKETS_PER_OCTAVE), high = exp2((step + 1) / BUCKETS_PER_OCTAVE);
+		size_t begin = i++;
+
+		/* The bucket's own first value is in it, however its bounds were rounded. */
+		while (i < count && sorted[i] * scale < high)
+			i++;
+		printf("%s[%.6g, %.6g, %zu]", first ? "" : ", ", low, high, i - begin);
+		first = false;
+	}
+	printf("]}\n");
+}

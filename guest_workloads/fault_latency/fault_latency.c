@@ -1,0 +1,229 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * fault_latency: what the first touch of a page costs, one by one.
+ *
+ * Every touch of a page of a fresh mapping is timed. The first touch of a
+ * 2 MiB region is kept apart, for there a kernel may allocate, and zero, a
+ * huge page or a reservation. A later touch need not fault: a huge page maps
+ * them all, so the cost just moved. touch_CLOCK.mean counts both together,
+ * and faults.total says how many faults there really were.
+ */
+#include "workload.h"
+
+#include <errno.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+
+enum order { IN_ORDER, AT_RANDOM };
+static const char *const orders[] = { "sequential", "random", NULL };
+enum share { NOTHING, SHARED_REGION };
+static const char *const shares[] = { "nothing", "region", NULL };
+
+#define WARM_REGIONS 4
+
+static long regions, pages_per_region, thread_count;
+static enum order order;
+static enum share share;
+static uint64_t seed;
+static pthread_barrier_t barrier;
+
+struct worker {
+	pthread_t thread;
+	int number;
+	int cpu;
+	char *memory;
+	long begin, end;	/* its regions */
+	struct deck deck;
+	struct random random;
+	uint64_t *first, *later;	/* ticks of each touch */
+	size_t first_count, later_count;
+};
+
+/* Touch this worker's share of a region, and keep what it cost. */
+static void touch_region(struct worker *worker, char *region)
+{
+	long step = share == SHARED_REGION ? thread_count : 1;
+	long begin = share == SHARED_REGION ? worker->number : 0;
+	bool first = true;
+	uint16_t pages[PAGES_PER_REGION];
+
+	/* Choose beforehand: only the touch is timed. */
+	for (long n = 0; n < pages_per_region; n++)
+		pages[n] = order == IN_ORDER ? n : deck_draw(&worker->deck, &worker->random, n);
+	if (share == SHARED_REGION)
+		pthread_barrier_wait(&barrier);
+	for (long n = begin; n < pages_per_region; n += step) {
+		volatile char *page = region + pages[n] * PAGE;
+		uint64_t before, after;
+
+		before = ticks();
+		*page = 1;
+		after = ticks();
+		if (first)
+			worker->first[worker->first_count++] = after - before;
+		else
+			worker->later[worker->later_count++] = after - before;
+		first = false;
+	}
+}
+
+static void *work(void *argument)
+{
+	struct worker *worker = argument;
+	/* In a shared region all must draw the same pages. */
+	uint64_t stream = share == SHARED_REGION ? 0 : worker->number;
+	char *warm;
+
+	pin_to_cpu(worker->cpu);
+	deck_begin(&worker->deck);
+	worker->random = random_of(seed, stream);
+	/* The kernel's and our own code, stack, page lists: what only the very first faults would pay. */
+	warm = map_regions(WARM_REGIONS * REGION);
+	if (!warm)
+		workload_fail("cannot map memory to warm up: %s", strerror(errno));
+	for (int region = 0; region < WARM_REGIONS; region++)
+		touch_region(worker, warm + region * REGION);
+	munmap(warm, WARM_REGIONS * REGION);
+	deck_begin(&worker->deck);
+	worker->random = random_of(seed, stream);
+	worker->first_count = worker->later_count = 0;
+	pthread_barrier_wait(&barrier);
+
+	for (long region = worker->begin; region < worker->end; region++)
+		touch_region(worker, worker->memory + region * REGION);
+	pthread_barrier_wait(&barrier);
+	return NULL;
+}
+
+/* Memory for results, there before it is needed and without huge pages. */
+static void *results(size_t count)
+{
+	size_t size = (count + 1) * sizeof(uint64_t);
+	char *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	if (memory == MAP_FAILED)
+		workload_fail("no memory for the results: %s", strerror(errno));
+	/* Not every kernel has huge pages. */
+	(void)madvise(memory, size, MADV_NOHUGEPAGE);
+	memset(memory, 1, size);
+	return memory;
+}
+
+static long faults(void)
+{
+	struct rusage usage;
+
+	getrusage(RUSAGE_SELF, &usage);
+	return usage.ru_minflt;
+}
+
+static size_t gather(uint64_t *into, size_t at, const uint64_t *from, size_t count)
+{
+	memcpy(into + at, from, count * sizeof(*from));
+	return at + count;
+}
+
+int main(int argc, char **argv)
+{
+	struct node nodes[MAX_NODES];
+	struct worker *workers;
+	struct rollup rollup;
+	uint64_t *first, *later, overhead = UINT64_MAX;
+	size_t most_first, most_later, first_count = 0, later_count = 0;
+	double scale, first_mean, later_mean;
+	long faults_before, faults_after;
+	unsigned long rss_before;
+	int node_count, advice;
+	char *memory;
+
+	workload_begin(argc, argv);
+	seed = option_integer("seed");
+	regions = option_integer("regions");
+	pages_per_region = option_integer("pages_per_region");
+	thread_count = option_integer("threads");
+	order = option_choice("order", orders);
+	share = option_choice("share", shares);
+	advice = option_choice("advice", advice_names);
+	clock_begin();
+	options_done();
+	scale = clock_scale();
+	if (regions < thread_count && share == NOTHING)
+		workload_fail("%ld threads cannot divide %ld regions", thread_count, regions);
+	if (pages_per_region < thread_count && share == SHARED_REGION)
+		workload_fail("%ld threads cannot divide %ld pages of a region", thread_count, pages_per_region);
+	node_count = nodes_find(nodes);
+
+	memory = map_regions(regions * REGION);
+	workers = calloc(thread_count, sizeof(*workers));
+	if (!memory || !workers)
+		workload_fail("cannot map %ld regions: %s", regions, strerror(errno));
+	advise(memory, regions * REGION, advice);
+	pthread_barrier_init(&barrier, NULL, thread_count);
+	/* In a shared region each thread has a first touch. */
+	most_first = share == SHARED_REGION ? regions + WARM_REGIONS : regions / thread_count + 1 + WARM_REGIONS;
+	most_later = most_first * pages_per_region;
+	for (int n = 0; n < thread_count; n++) {
+		struct worker *worker = &workers[n];
+
+		worker->number = n;
+		worker->cpu = cpu_of_nodes(nodes, node_count, n);
+		worker->memory = memory;
+		worker->begin = share == SHARED_REGION ? 0 : regions * n / thread_count;
+		worker->end = share == SHARED_REGION ? regions : regions * (n + 1) / thread_count;
+		worker->first = results(most_first);
+		worker->later = results(most_later);
+	}
+	first = results(most_first * thread_count);
+	later = results(most_later * thread_count);
+	for (int n = 0; n < 1000; n++) {
+		uint64_t before = ticks(), after = ticks();
+
+		overhead = after - before < overhead ? after - before : overhead;
+	}
+	rss_before = smaps_rollup(0).rss_kib;
+
+	faults_before = faults();
+	for (int n = 1; n < thread_count; n++) {
+		if (pthread_create(&workers[n].thread, NULL, work, &workers[n]))
+			workload_fail("cannot start thread %d", n);
+	}
+	work(&workers[0]);
+	for (int n = 1; n < thread_count; n++)
+		pthread_join(workers[n].thread, NULL);
+	faults_after = faults();
+	rollup = smaps_rollup(0);
+
+	for (int n = 0; n < thread_count; n++) {
+		first_count = gather(first, first_count, workers[n].first, workers[n].first_count);
+		later_count = gather(later, later_count, workers[n].later, workers[n].later_count);
+	}
+	first_mean = mean(first, first_count);
+	later_mean = mean(later, later_count);
+	sort_values(first, first_count);
+	sort_values(later, later_count);
+	event("timing", "\"overhead_%s\": %.1f, \"first\": %zu, \"later\": %zu", clock_name(), overhead * scale,
+	      first_count, later_count);
+	metric_clock("first_fault_%s.p50", percentile(first, first_count, 0.50) * scale);
+	metric_clock("first_fault_%s.p99", percentile(first, first_count, 0.99) * scale);
+	if (later_count) {
+		metric_clock("fault_%s.p50", percentile(later, later_count, 0.50) * scale);
+		metric_clock("fault_%s.p90", percentile(later, later_count, 0.90) * scale);
+		metric_clock("fault_%s.p99", percentile(later, later_count, 0.99) * scale);
+		metric_clock("fault_%s.mean", later_mean * scale);
+		metric_clock("fault_%s.max", later[later_count - 1] * scale);
+	}
+	metric_clock("touch_%s.mean",
+		     (first_mean * first_count + later_mean * later_count) / (first_count + later_count) * scale);
+	/* Warming up faults too, in the same way in each run. */
+	metric("faults.total", "faults", faults_after - faults_before);
+	metric("rss_kib.max", "KiB", rollup.rss_kib > rss_before ? rollup.rss_kib - rss_before : 0);
+	metric("anon_huge_kib.max", "KiB", rollup.anon_huge_kib);
+	metric("touched_kib.sum", "KiB", (first_count + later_count) * (PAGE / KIB));
+	histogram("first_fault_%s", first, first_count);
+	histogram("fault_%s", later, later_count);
+	workload_end();
+}

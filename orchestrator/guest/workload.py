@@ -1,0 +1,514 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Workloads: programs in the guest that measure something, and the manifests that describe them.
+
+A program gets ``--name value`` options and prints JSON lines. The last must be ``{"end": "ok"}``: one that
+stops without it has failed, whatever its exit status.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from orchestrator.errors import UserError
+from orchestrator.guest.image import WORKLOADS
+from orchestrator.guest.ssh import Finished, Guest
+
+Better = Literal["lower", "higher"] | None
+Kind = Literal["integer", "choice", "size"]
+
+#: What stands for the unit of time in names and units: insns under icount, else ns.
+CLOCK = "{clock}"
+CLOCKS = ("insns", "ns")
+#: ``noun_unit.statistic``, e.g. ``fault_ns.p50``.
+_METRIC_NAME = re.compile(r"[a-z][a-z0-9_]*(\{clock\})?\.[a-z][a-z0-9_]*")
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_SIZE = re.compile(r"(\d+)([KMGT]?)", re.ASCII)
+_INTEGER = re.compile(r"-?\d+", re.ASCII)
+_SIZES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_SHOWN = 160
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One option of a workload.
+
+    Args:
+        kind: ``integer``; ``choice`` of `choices`; ``size`` in bytes, given as 4096, 64K, 2M or 1G.
+        default: in the form the program gets.
+        minimum, maximum: bounds of an integer or a size, both included.
+    """
+
+    name: str
+    kind: Kind
+    default: str
+    help: str
+    unit: str = ""
+    choices: tuple[str, ...] = ()
+    minimum: int | None = None
+    maximum: int | None = None
+
+    def check(self, text: str) -> str:
+        """The value in the form the program gets.
+
+        Raises:
+            UserError: it is not one of those allowed; the sentence does not name the workload.
+
+        >>> Parameter("memory", "size", "0", "Memory.", minimum=0, maximum=1 << 40).check("2M")
+        '2097152'
+        """
+        if self.kind == "choice":
+            if text not in self.choices:
+                raise UserError(f"{self.name}={text}: choose {_alternatives(self.choices)}.")
+            return text
+        number = _bytes_of(text) if self.kind == "size" else _integer_of(text)
+        if number is None:
+            what = "a size such as 4096, 64K, 2M or 1G" if self.kind == "size" else "an integer"
+            raise UserError(f"{self.name}={text}: give {what}.")
+        if (self.minimum is not None and number < self.minimum) or (
+            self.maximum is not None and number > self.maximum
+        ):
+            unit = " bytes" if self.kind == "size" else f" {self.unit}".rstrip()
+            raise UserError(f"{self.name}={text}: give {self.minimum} to {self.maximum}{unit}.")
+        return str(number)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What is measured.
+
+    Args:
+        name: ``noun_unit.statistic``; may hold ``{clock}``.
+        unit: of its values; may be ``{clock}``.
+        better: the direction that is an improvement; None where neither is.
+        primary: whether a comparison is judged by it.
+        clock: whether the name holds ``{clock}``.
+        help: one sentence that says exactly what it counts.
+    """
+
+    name: str
+    unit: str
+    better: Better
+    primary: bool = False
+    clock: bool = False
+    help: str = ""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A program of ``guest_workloads/``.
+
+    Args:
+        title: one line.
+        program: its file in the guest, without directory.
+        timeout_s: host seconds it may take.
+        sample_interval_ms: guest time between two readings of the counters while it runs; 0 for none.
+        help: a paragraph.
+    """
+
+    name: str
+    title: str
+    program: str
+    parameters: Mapping[str, Parameter]
+    metrics: Mapping[str, Metric]
+    timeout_s: float
+    sample_interval_ms: int
+    help: str = ""
+
+
+@dataclass(frozen=True)
+class Observation:
+    """One measured value.
+
+    Args:
+        metric: its name, with the clock put in.
+        unit: of `value`.
+    """
+
+    metric: str
+    unit: str
+    value: float
+
+
+@dataclass(frozen=True)
+class WorkloadResult:
+    """What a workload that succeeded measured.
+
+    Args:
+        records: every JSON line, in order.
+        status: how its program ended.
+    """
+
+    observations: list[Observation]
+    records: list[dict[str, Any]]
+    status: Finished
+
+
+class WorkloadFailed(Exception):  # noqa: N818 - it is an end, and values name it so
+    """The program failed, or its output cannot be trusted. The message is the evidence."""
+
+
+@dataclass(frozen=True)
+class _Table:
+    """A table of a manifest, read key by key, so that every fault names file and key."""
+
+    path: Path
+    name: str
+    content: Mapping[str, Any]
+    used: set[str] = field(default_factory=set)
+
+    def fault(self, key: str, what: str) -> UserError:
+        where = f"{self.name}.{key}" if self.name else key
+        return UserError(f"{self.path}: {where}: {what}.")
+
+    def get(self, key: str, kind: type, default: Any = None) -> Any:
+        self.used.add(key)
+        if key not in self.content:
+            if default is None:
+                raise self.fault(key, "this key is missing")
+            return default
+        value = self.content[key]
+        # In Python a bool is an int; in a manifest it is not.
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise self.fault(key, f"wants {_KINDS[kind]}, not {value!r}")
+        return value
+
+    def table(self, key: str) -> dict[str, _Table]:
+        entries = self.get(key, dict, {})
+        for name, entry in entries.items():
+            if not isinstance(entry, dict):
+                raise self.fault(f"{key}.{name}", "wants a table")
+        prefix = f"{self.name}.{key}" if self.name else key
+        return {name: _Table(self.path, f"{prefix}.{name}", entry) for name, entry in entries.items()}
+
+    def done(self) -> None:
+        for key in self.content:
+            if key not in self.used:
+                raise self.fault(key, f"unknown key{_suggestion(key, self.used)}")
+
+
+_KINDS = {str: "a text", int: "an integer", bool: "true or false", list: "a list", dict: "a table"}
+
+
+def load_workloads(directory: Path) -> dict[str, Workload]:
+    """Read the manifest ``<name>/<name>.toml`` of every workload.
+
+    Args:
+        directory: ``guest_workloads``.
+
+    Raises:
+        UserError: a manifest is wrong; the sentence names file and key.
+    """
+    if not directory.is_dir():
+        raise UserError(f"{directory}: there is no such directory of workloads.")
+    workloads = {}
+    for each in sorted(directory.iterdir()):
+        path = each / f"{each.name}.toml"
+        if each.is_dir() and each.name != "common":
+            if not path.is_file():
+                raise UserError(f"{path}: this manifest is missing, so {each.name} is no workload.")
+            workloads[each.name] = load_workload(path)
+    return workloads
+
+
+def load_workload(path: Path) -> Workload:
+    """Read one manifest.
+
+    Raises:
+        UserError: it is wrong; the sentence names file and key.
+    """
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"{path}: cannot read this manifest: {error}.") from error
+    table = _Table(path, "", content)
+    parameters = {name: _parameter(name, entry) for name, entry in table.table("parameters").items()}
+    metrics = {name: _metric(name, entry) for name, entry in table.table("metrics").items()}
+    workload = Workload(
+        path.stem,
+        table.get("title", str),
+        table.get("program", str),
+        parameters,
+        metrics,
+        float(table.get("timeout_s", int)),
+        table.get("sample_interval_ms", int),
+        table.get("help", str, " ").strip(),
+    )
+    table.done()
+    if not metrics:
+        raise table.fault("metrics", "a workload measures at least one thing")
+    if workload.timeout_s <= 0:
+        raise table.fault("timeout_s", "wants more than 0 seconds")
+    if workload.sample_interval_ms < 0:
+        raise table.fault("sample_interval_ms", "wants 0 (none) or more milliseconds")
+    return workload
+
+
+def _parameter(name: str, table: _Table) -> Parameter:
+    if not _NAME.fullmatch(name) or name in ("seed", "clock"):
+        raise table.fault("", "a parameter's name has small letters, digits and _, and is not seed or clock")
+    kind = table.get("type", str)
+    if kind not in ("integer", "choice", "size"):
+        raise table.fault("type", f"{kind!r}: choose integer, choice or size")
+    text, unit = table.get("help", str), table.get("unit", str, " ").strip()
+    choices: tuple[str, ...] = ()
+    minimum = maximum = None
+    if kind == "choice":
+        choices = tuple(table.get("choices", list))
+        if not choices or not all(isinstance(choice, str) for choice in choices):
+            raise table.fault("choices", "wants at least one text")
+        default = table.get("default", str)
+    elif kind == "integer":
+        default = str(table.get("default", int))
+        minimum, maximum = table.get("minimum", int), table.get("maximum", int)
+    else:
+        default = table.get("default", str)
+        minimum, maximum = (_bytes_of(table.get(key, str)) for key in ("minimum", "maximum"))
+        if minimum is None or maximum is None:
+            raise table.fault("minimum", "wants sizes such as 64K, 2M or 1G as bounds")
+    table.done()
+    parameter = Parameter(name, kind, default, " ".join(text.split()), unit, choices, minimum, maximum)
+    try:
+        normal = parameter.check(default)
+    except UserError as error:
+        raise table.fault("default", str(error).rstrip(".")) from error
+    return Parameter(name, kind, normal, parameter.help, unit, choices, minimum, maximum)
+
+
+def _metric(name: str, table: _Table) -> Metric:
+    if not _METRIC_NAME.fullmatch(name):
+        raise table.fault("", "a metric is named noun_unit.statistic, e.g. fault_{clock}.p50")
+    unit, better = table.get("unit", str), table.get("better", str, "neither")
+    primary, clock = table.get("primary", bool, False), table.get("clock", bool, False)
+    text = table.get("help", str)
+    table.done()
+    if better not in ("lower", "higher", "neither"):
+        raise table.fault("better", f"{better!r}: choose lower or higher, or leave it out")
+    if clock != (CLOCK in name) or (CLOCK in unit and not clock):
+        raise table.fault("clock", "is true exactly where the name holds {clock}")
+    direction: Better = "lower" if better == "lower" else "higher" if better == "higher" else None
+    return Metric(name, unit, direction, primary, clock, text)
+
+
+def check_parameters(
+    known: Mapping[str, Workload], name: str, parameters: Mapping[str, str]
+) -> dict[str, str]:
+    """The given parameters of workload `name`, checked, in the form the program gets.
+
+    Raises:
+        UserError: there is no such workload or parameter (the sentence suggests one), or a value is wrong.
+    """
+    if name not in known:
+        raise UserError(
+            f"unknown workload {name!r}{_suggestion(name, known)}; there are {', '.join(sorted(known))}."
+        )
+    workload = known[name]
+    for key in parameters:
+        if key not in workload.parameters:
+            there = ", ".join(workload.parameters) or "none"
+            raise UserError(
+                f"workload {name} has no parameter {key!r}{_suggestion(key, workload.parameters)}; "
+                f"it has {there}."
+            )
+    try:
+        return {key: workload.parameters[key].check(str(value)) for key, value in parameters.items()}
+    except UserError as error:
+        raise UserError(f"workload {name}: {error}") from error
+
+
+def parse_workload_arguments(
+    arguments: Sequence[str], known: Mapping[str, Workload]
+) -> dict[str, dict[str, str]]:
+    """Workloads as given on a command line: ``NAME`` or ``NAME:KEY=VALUE,KEY=VALUE``.
+
+    Returns:
+        Name -> the parameters given, checked.
+
+    Raises:
+        UserError: one is unknown, wrong or given twice.
+    """
+    chosen: dict[str, dict[str, str]] = {}
+    for argument in arguments:
+        name, _, rest = argument.partition(":")
+        parameters: dict[str, str] = {}
+        for part in filter(None, rest.split(",")):
+            key, equals, value = part.partition("=")
+            if not equals:
+                raise UserError(f"workload {argument}: write NAME:KEY=VALUE,KEY=VALUE; {part!r} has no '='.")
+            if key in parameters:
+                raise UserError(f"workload {argument}: {key} is given twice.")
+            parameters[key] = value
+        if name in chosen:
+            raise UserError(f"workload {name} is given twice; a run has each workload once.")
+        chosen[name] = check_parameters(known, name, parameters)
+    return chosen
+
+
+def run_workload(
+    guest: Guest,
+    workload: Workload,
+    parameters: Mapping[str, str],
+    seed: int,
+    clock: str,
+    log_dir: Path,
+    timeout_s: float,
+) -> WorkloadResult:
+    """Run a workload to its end.
+
+    Args:
+        parameters: those that differ from their defaults.
+        seed: of everything random in it.
+        clock: ``insns`` or ``ns``, the unit it reports time in.
+        log_dir: gets ``workload.jsonl`` and ``workload.stderr``, written as they appear.
+        timeout_s: host seconds.
+
+    Raises:
+        WorkloadFailed: it failed, or printed something else than it should.
+        CommandTimeout: it took longer than `timeout_s`.
+        GuestLost: the connection broke.
+        UserError: a parameter is wrong.
+    """
+    given = check_parameters({workload.name: workload}, workload.name, parameters)
+    values = {name: parameter.default for name, parameter in workload.parameters.items()} | given
+    argv = [f"{WORKLOADS}/{workload.program}", "--seed", str(seed), "--clock", clock]
+    for name, value in values.items():
+        argv += [f"--{name}", value]
+    done = guest.run(
+        argv,
+        stdout=log_dir / "workload.jsonl",
+        stderr=log_dir / "workload.stderr",
+        timeout_s=timeout_s,
+    )
+    records, fault = parse_output(done.stdout)
+    last = records[-1] if records else {}
+    if fault is None and last.get("end") != "ok":
+        fault = str(last.get("reason", f"its last line is {json.dumps(last)}"))
+    if fault is None and done.status != 0:
+        fault = f"it said that all went well, but ended with {done.end}"
+    if fault is not None:
+        printed = done.stderr.strip().splitlines()
+        words = f"; it printed: {printed[-1]}" if printed else ""
+        how = "" if done.status == 1 and "end" in last else f" ({done.end})"
+        raise WorkloadFailed(f"workload {workload.name}: {fault}{how}{words}")
+    return WorkloadResult(observations_of(records, workload, clock), records, done)
+
+
+def parse_output(text: str) -> tuple[list[dict[str, Any]], str | None]:
+    """The records a workload printed, and what is wrong with them.
+
+    Args:
+        text: its standard output.
+
+    Returns:
+        The records up to the first fault, and that fault as a clause; None where every line is as it should
+        be and the last one is an end.
+    """
+    records: list[dict[str, Any]] = []
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line and number == text.count("\n") + 1:
+            break  # behind the last newline
+        if records and "end" in records[-1]:
+            return records, f"line {number} comes after the end: {line[:_SHOWN]}"
+        try:
+            record = json.loads(line, parse_constant=_refuse_constant)
+        except (ValueError, RecursionError):
+            return records, f"line {number} is no JSON: {line[:_SHOWN]}"
+        fault = _fault_of(record)
+        if fault is not None:
+            return records, f"line {number} {fault}: {line[:_SHOWN]}"
+        records.append(record)
+    if not records or "end" not in records[-1]:
+        return records, "it stopped without saying how it ended"
+    return records, None
+
+
+def observations_of(
+    records: Sequence[Mapping[str, Any]], workload: Workload, clock: str
+) -> list[Observation]:
+    """The measured values among `records`.
+
+    Raises:
+        WorkloadFailed: one is of a metric that the manifest does not have, has another unit, or comes twice.
+    """
+    units = {
+        metric.name.replace(CLOCK, clock): metric.unit.replace(CLOCK, clock)
+        for metric in workload.metrics.values()
+    }
+    observations: dict[str, Observation] = {}
+    for record in records:
+        if "metric" not in record:
+            continue
+        name, unit = record["metric"], record["unit"]
+        if name not in units:
+            raise WorkloadFailed(f"workload {workload.name}: its manifest has no metric {name}")
+        if unit != units[name]:
+            raise WorkloadFailed(
+                f"workload {workload.name}: {name} is in {unit}, but its manifest says {units[name]}"
+            )
+        if name in observations:
+            raise WorkloadFailed(f"workload {workload.name}: it printed {name} twice")
+        observations[name] = Observation(name, unit, float(record["value"]))
+    return list(observations.values())
+
+
+def _fault_of(record: object) -> str | None:
+    """What is wrong with one line, or None."""
+    if not isinstance(record, dict):
+        return "is no JSON object"
+    kinds = [key for key in ("metric", "histogram", "event", "end") if key in record]
+    if len(kinds) != 1:
+        return "is not exactly one of metric, histogram, event and end"
+    (kind,) = kinds
+    if not isinstance(record[kind], str):
+        return f"has a {kind} that is no text"
+    if kind == "metric":
+        if not isinstance(record.get("unit"), str) or not _is_number(record.get("value")):
+            return "lacks a unit or a number as value"
+        if not _METRIC_NAME.fullmatch(record["metric"]):
+            return "has a metric that is not named noun_unit.statistic"
+    if kind == "histogram":
+        buckets = record.get("buckets")
+        if not isinstance(buckets, list) or not all(
+            isinstance(bucket, list) and len(bucket) == 3 and all(map(_is_number, bucket))
+            for bucket in buckets
+        ):
+            return "has buckets that are not [low, high, count]"
+    return None
+
+
+def _is_number(value: object) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    try:
+        return math.isfinite(float(value))
+    except OverflowError:  # an integer beyond what a float holds
+        return False
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def _bytes_of(text: str) -> int | None:
+    found = _SIZE.fullmatch(text)
+    return int(found[1]) * _SIZES[found[2]] if found else None
+
+
+def _integer_of(text: str) -> int | None:
+    return int(text) if _INTEGER.fullmatch(text) else None
+
+
+def _alternatives(names: Sequence[str]) -> str:
+    return " or ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+
+
+def _suggestion(name: str, there: Mapping[str, Any] | set[str]) -> str:
+    close = difflib.get_close_matches(name, list(there), 1)
+    return f", did you mean {close[0]}" if close else ""

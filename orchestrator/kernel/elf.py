@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What is read out of a vmlinux: its build id, symbols, and the parameters of a function."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from elftools.common.exceptions import ELFError
+from elftools.elf.elffile import ELFFile
+
+from orchestrator.errors import UserError
+
+#: NT_GNU_BUILD_ID of elf(5).
+_NT_GNU_BUILD_ID = 3
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A parameter of a function, as its DWARF describes it.
+
+    Args:
+        type: C type as far as it has a name, e.g. ``struct vm_area_struct *``.
+    """
+
+    name: str
+    type: str
+
+
+@contextmanager
+def _opened(vmlinux: Path) -> Iterator[ELFFile]:
+    try:
+        with vmlinux.open("rb") as stream:
+            yield ELFFile(stream)
+    except (OSError, ELFError) as error:
+        raise UserError(f"{vmlinux} is no ELF file that can be read: {error}.") from error
+
+
+def build_id(vmlinux: Path) -> str:
+    """The build id, in hexadecimal, that the linker wrote (ld(1) --build-id).
+
+    Raises:
+        UserError: it is no ELF file, or has none.
+    """
+    with _opened(vmlinux) as elf:
+        # The kernel collects its notes in one section (include/asm-generic/vmlinux.lds.h, NOTES).
+        for section in elf.iter_sections():
+            if section["sh_type"] == "SHT_NOTE":
+                found = _build_id_in(section.data())
+                if found:
+                    return found
+    raise UserError(f"{vmlinux} has no build id; link it with --build-id.")
+
+
+def build_id_of_notes(notes: bytes) -> str:
+    """The build id in the content of a running kernel's ``/sys/kernel/notes``.
+
+    Raises:
+        UserError: there is none in it.
+    """
+    found = _build_id_in(notes)
+    if found is None:
+        raise UserError("the notes of the running kernel hold no build id.")
+    return found
+
+
+def _build_id_in(notes: bytes) -> str | None:
+    at = 0
+    while at + 12 <= len(notes):
+        name_size, size, kind = struct.unpack_from("<III", notes, at)
+        name_at = at + 12
+        at = name_at + (name_size + 3 & ~3)
+        if kind == _NT_GNU_BUILD_ID and notes[name_at : name_at + name_size] == b"GNU\0":
+            return notes[at : at + size].hex()
+        at += size + 3 & ~3
+    return None
+
+
+def symbol_address(vmlinux: Path, name: str) -> int:
+    """The linked address of a function or variable.
+
+    Raises:
+        UserError: there is no such symbol.
+    """
+    with _opened(vmlinux) as elf:
+        table = elf.get_section_by_name(".symtab")
+        for symbol in (table.get_symbol_by_name(name) if table else None) or ():
+            return int(symbol["st_value"])
+    raise UserError(f"{vmlinux} has no symbol {name}; it may be inlined, or belong to a later stage.")
+
+
+def has_dwarf(vmlinux: Path) -> bool:
+    """Whether it has debugging information that names types and parameters."""
+    with _opened(vmlinux) as elf:
+        return bool(elf.has_dwarf_info())
+
+
+def parameters(vmlinux: Path, function: str) -> tuple[Parameter, ...]:
+    """The parameters of a function.
+
+    Raises:
+        UserError: no debugging information, or no such function in it.
+    """
+    address = symbol_address(vmlinux, function)
+    with _opened(vmlinux) as elf:
+        if not elf.has_dwarf_info():
+            raise UserError(f"{vmlinux} has no debugging information; build it with --dwarf.")
+        dwarf = elf.get_dwarf_info()
+        ranges = dwarf.get_aranges()
+        offset = ranges.cu_offset_at_addr(address) if ranges else None
+        if offset is not None:
+            unit = dwarf.get_CU_at(offset)
+            for entry in unit.get_top_DIE().iter_children():
+                low = entry.attributes.get("DW_AT_low_pc")
+                if entry.tag == "DW_TAG_subprogram" and low is not None and low.value == address:
+                    return tuple(_parameters_of(entry))
+    raise UserError(f"the debugging information of {vmlinux} does not describe {function}.")
+
+
+def _parameters_of(entry: object) -> Iterator[Parameter]:
+    for child in entry.iter_children():  # type: ignore[attr-defined]
+        if child.tag == "DW_TAG_formal_parameter":
+            named = child
+            if "DW_AT_abstract_origin" in child.attributes:
+                named = child.get_DIE_from_attribute("DW_AT_abstract_origin")
+            name = named.attributes["DW_AT_name"].value.decode()
+            yield Parameter(name, _type_name(named))
+
+
+def _type_name(entry: object) -> str:
+    if "DW_AT_type" not in entry.attributes:  # type: ignore[attr-defined]
+        return "void"
+    target = entry.get_DIE_from_attribute("DW_AT_type")  # type: ignore[attr-defined]
+    name = target.attributes["DW_AT_name"].value.decode() if "DW_AT_name" in target.attributes else ""
+    match target.tag:
+        case "DW_TAG_pointer_type":
+            pointed = _type_name(target)
+            return f"{pointed}*" if pointed.endswith("*") else f"{pointed} *"
+        case "DW_TAG_const_type":
+            return f"const {_type_name(target)}"
+        case "DW_TAG_structure_type" | "DW_TAG_union_type" | "DW_TAG_enumeration_type":
+            word = {"structure": "struct", "union": "union", "enumeration": "enum"}
+            return f"{word[target.tag.split('_')[2]]} {name or '(anonymous)'}"
+    return name or "?"

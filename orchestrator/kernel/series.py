@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The staged series: its stages in order, its cumulative groups, the knobs and counters they introduce."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from orchestrator.cache import file_digest
+from orchestrator.errors import UserError
+
+BASELINE = "baseline"
+FULL = "full"
+_SCHEMA = 1
+_NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
+_TOP = {"schema": int, "name": str, "title": str, "groups": list, "base": dict, "stage": list, "knob": list}
+_BASE = {"version": str, "package": str, "directory": str}
+_STAGE = {
+    "number": int, "name": str, "group": str, "patch": str, "title": str, "knobs": list, "counters": list,
+}  # fmt: skip
+_KNOB = {
+    "name": str, "path": str, "kind": str, "minimum": int, "maximum": int, "default": int, "help": str,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One patch of the series.
+
+    Args:
+        number: from 1, without gaps.
+        name: short and unique.
+        group: the first group it belongs to; later groups have it too.
+        patch: the file, in mailbox format.
+        title: subject of the patch, without its tag.
+        knobs, counters: names of what a guest has from this stage on: sysfs knobs, /proc/vmstat counters.
+        digest: SHA-256 of the patch.
+    """
+
+    number: int
+    name: str
+    group: str
+    patch: Path
+    title: str
+    knobs: tuple[str, ...]
+    counters: tuple[str, ...]
+    digest: str
+
+
+@dataclass(frozen=True)
+class Knob:
+    """A sysfs file that the series introduces.
+
+    Args:
+        path: in the guest.
+        minimum, maximum: the values it accepts; everything else is EINVAL.
+        stage: number of the stage that introduces it.
+    """
+
+    name: str
+    path: str
+    kind: str
+    minimum: int
+    maximum: int
+    default: int
+    help: str
+    stage: int
+
+
+@dataclass(frozen=True)
+class Series:
+    """A staged series.
+
+    Args:
+        groups: in order; a group means every stage up to its last one.
+        base_version: the kernel version that the patches were made for.
+        package: Debian's package of that source.
+    """
+
+    name: str
+    title: str
+    groups: tuple[str, ...]
+    base_version: str
+    package: str
+    stages: tuple[Stage, ...]
+    knobs: tuple[Knob, ...]
+
+    def select(self, patchset: str) -> tuple[Stage, ...]:
+        """The stages that a patchset applies.
+
+        Args:
+            patchset: ``baseline`` (none), a group, ``full`` (all), ``GROUP:N`` or ``stage-N`` (the first N).
+
+        Raises:
+            UserError: no such patchset; the sentence lists what there is.
+        """
+        if patchset == BASELINE:
+            return ()
+        match = re.fullmatch(r"(?:(?P<group>[a-z0-9-]+):|stage-)(?P<number>\d+)", patchset)
+        if match:
+            stages = self.select(match["group"]) if match["group"] else self.stages
+            number = int(match["number"])
+            if not 1 <= number <= len(stages):
+                raise UserError(
+                    f"patchset {patchset!r}: there is no stage {number}, choose 1 to {len(stages)}."
+                )
+            return stages[:number]
+        if patchset == FULL:
+            return self.stages
+        if patchset in self.groups:
+            last = max(s.number for s in self.stages if s.group == patchset)
+            return self.stages[:last]
+        known = [BASELINE, *self.groups, FULL]
+        near = difflib.get_close_matches(patchset, known, 1)
+        hint = f"did you mean {near[0]}? There are" if near else "there are"
+        raise UserError(
+            f"unknown patchset {patchset!r}; {hint} {', '.join(known)}, and {known[1]}:N for its first N."
+        )
+
+
+def load_series(directory: Path) -> Series:
+    """Read ``series.toml``.
+
+    Args:
+        directory: ``kernel_patches``.
+
+    Raises:
+        UserError: the file cannot be read or says something that is not understood.
+    """
+    path = directory / "series.toml"
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot read the series ({error}).") from error
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path}: not valid TOML: {error}.") from error
+    _check(path, "the series", table, _TOP, optional={"knob"})
+    if table["schema"] != _SCHEMA:
+        raise UserError(f"{path}: schema {table['schema']} is not understood, this version reads {_SCHEMA}.")
+    base = table["base"]
+    _check(path, "[base]", base, _BASE)
+    groups = tuple(table["groups"])
+    stages = tuple(
+        _stage(path, entry, number, groups, directory / base["directory"])
+        for number, entry in enumerate(table["stage"], 1)
+    )
+    _check_stages(path, stages, groups)
+    knobs = tuple(_knob(path, entry, stages) for entry in table.get("knob", []))
+    _check_knobs(path, stages, knobs)
+    return Series(table["name"], table["title"], groups, base["version"], base["package"], stages, knobs)
+
+
+def _stage(
+    path: Path, entry: Mapping[str, Any], number: int, groups: tuple[str, ...], patches: Path
+) -> Stage:
+    where = f"stage {number}"
+    _check(path, where, entry, _STAGE)
+    if entry["number"] != number:
+        raise UserError(
+            f"{path}: {where} says number {entry['number']}; stages stand in order, without gaps."
+        )
+    if not _NAME.fullmatch(entry["name"]):
+        raise UserError(f"{path}: {where}: name {entry['name']!r} may have a-z, 0-9 and - only.")
+    if entry["group"] not in groups:
+        raise UserError(f"{path}: {where}: group {entry['group']!r} is none of {', '.join(groups)}.")
+    patch = patches / entry["patch"]
+    if not patch.is_file():
+        raise UserError(f"{path}: {where}: there is no patch {patch}.")
+    return Stage(
+        number,
+        entry["name"],
+        entry["group"],
+        patch,
+        entry["title"],
+        tuple(entry["knobs"]),
+        tuple(entry["counters"]),
+        file_digest(patch),
+    )
+
+
+def _check_stages(path: Path, stages: tuple[Stage, ...], groups: tuple[str, ...]) -> None:
+    if not stages:
+        raise UserError(f"{path}: there is no [[stage]].")
+    for what in ("name", "patch"):
+        values = [getattr(stage, what) for stage in stages]
+        for value in values:
+            if values.count(value) > 1:
+                raise UserError(f"{path}: two stages have the {what} {value}.")
+    order = [groups.index(stage.group) for stage in stages]
+    if order != sorted(order):
+        raise UserError(
+            f"{path}: groups are cumulative, so the stages of one stand together, in their order."
+        )
+    empty = next((group for group in groups if all(stage.group != group for stage in stages)), None)
+    if empty or FULL in groups or BASELINE in groups:
+        raise UserError(
+            f"{path}: group {empty or FULL} has no stage of its own; full and baseline are implied."
+        )
+
+
+def _knob(path: Path, entry: Mapping[str, Any], stages: tuple[Stage, ...]) -> Knob:
+    where = f"knob {entry.get('name', '?')}"
+    _check(path, where, entry, _KNOB)
+    if entry["kind"] != "integer":
+        raise UserError(f"{path}: {where}: kind {entry['kind']!r} is not understood; it is integer.")
+    if not entry["minimum"] <= entry["default"] <= entry["maximum"]:
+        raise UserError(f"{path}: {where}: the default does not lie between minimum and maximum.")
+    stage = next((stage.number for stage in stages if entry["name"] in stage.knobs), None)
+    if stage is None:
+        raise UserError(f"{path}: {where}: no stage introduces it.")
+    return Knob(**{key: entry[key] for key in _KNOB}, stage=stage)
+
+
+def _check_knobs(path: Path, stages: tuple[Stage, ...], knobs: tuple[Knob, ...]) -> None:
+    described = {knob.name for knob in knobs}
+    for stage in stages:
+        for name in stage.knobs:
+            if name not in described:
+                raise UserError(
+                    f"{path}: stage {stage.number} introduces {name}, which no [[knob]] describes."
+                )
+
+
+def _check(
+    path: Path,
+    where: str,
+    entry: Mapping[str, Any],
+    keys: Mapping[str, type],
+    optional: frozenset[str] | set[str] = frozenset(),
+) -> None:
+    for key, value in entry.items():
+        if key not in keys:
+            raise UserError(f"{path}: {where}: unknown key {key!r}; known are {', '.join(keys)}.")
+        if not isinstance(value, keys[key]) or isinstance(value, bool):
+            raise UserError(f"{path}: {where}: {key} is to be of type {keys[key].__name__}.")
+        if isinstance(value, list) and keys[key] is list and key not in ("stage", "knob"):
+            if not all(isinstance(each, str) for each in value):
+                raise UserError(f"{path}: {where}: {key} is a list of names.")
+    missing = next((key for key in keys if key not in entry and key not in optional), None)
+    if missing:
+        raise UserError(f"{path}: {where}: the key {missing} is missing.")

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pexpect.socket_pexpect import SocketSpawn
+from pexpect.fdpexpect import fdspawn
 
 from orchestrator.machine.oops import Finding, parse_console
 
@@ -87,8 +87,8 @@ class ConsoleLog:
 
 
 @contextmanager
-def dialogue(path: Path, timeout_s: float = 10.0) -> Iterator[SocketSpawn[str]]:
-    """Talk to the guest over its serial line: ``sendline``, ``expect``, or ``interact`` for a person.
+def dialogue(path: Path, timeout_s: float = 10.0) -> Iterator[fdspawn[str]]:
+    """Talk to the guest over its serial line: ``sendline`` and ``expect``.
 
     Only one at a time is connected to a QEMU socket: a second one waits until the first has gone.
 
@@ -101,7 +101,7 @@ def dialogue(path: Path, timeout_s: float = 10.0) -> Iterator[SocketSpawn[str]]:
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as line:
         line.connect(str(path))
-        yield SocketSpawn(line, timeout=timeout_s, encoding="utf-8", codec_errors="replace")
+        yield fdspawn(line, timeout=timeout_s, encoding="utf-8", codec_errors="replace")
 
 
 def _match(pattern: re.Pattern[str], text: str) -> bool:

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Following a console log, and talking to whoever listens on the line."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from pathlib import Path
+
+import pytest
+
+from orchestrator.machine.console import ConsoleLog, dialogue
+
+CONSOLE = Path(__file__).parent / "data" / "console"
+
+
+def test_a_log_that_is_not_there_yet_says_nothing(tmp_path: Path) -> None:
+    console = ConsoleLog(tmp_path / "console.log")
+    assert not console.poll()
+    assert console.text() == "" and console.findings() == []
+
+
+def test_ready_is_seen_when_its_line_is_complete(tmp_path: Path) -> None:
+    console = ConsoleLog(tmp_path / "console.log")
+    with console.path.open("wb", buffering=0) as log:
+        log.write(b"[    1.0] Run /init\r\norchestrate: rea")
+        assert console.poll() and not console.ready
+        log.write(b"dy")
+        assert console.poll() and not console.ready
+        log.write(b"\r\n")
+        assert console.poll() and console.ready
+    assert not console.poll()
+
+
+def test_another_ready_mark(tmp_path: Path) -> None:
+    console = ConsoleLog(tmp_path / "console.log", "login:")
+    console.path.write_text("orchestrate: ready\nlogin: ")
+    console.poll()
+    assert console.ready
+
+
+@pytest.mark.parametrize("size", [1, 7, 4096])
+def test_a_panic_is_seen_however_the_log_arrives(tmp_path: Path, size: int) -> None:
+    recorded = (CONSOLE / "panic-sysrq.log").read_bytes()
+    console = ConsoleLog(tmp_path / "console.log")
+    begins = recorded.index(b"Kernel panic - not syncing")
+    with console.path.open("wb", buffering=0) as log:
+        for at in range(0, len(recorded), size):
+            log.write(recorded[at : at + size])
+            console.poll()
+            assert console.panicked == (at + size >= begins + len(b"Kernel panic - not syncing"))
+    assert [finding.title for finding in console.findings()] == ["Kernel panic: sysrq triggered crash"]
+
+
+@pytest.mark.parametrize("name", ["oom-kill", "oops-null", "hung-task", "warning"])
+def test_no_panic_is_seen_where_none_is(name: str) -> None:
+    console = ConsoleLog(CONSOLE / f"{name}.log")
+    console.poll()
+    assert not console.panicked
+
+
+def test_bytes_that_are_no_text_do_no_harm(tmp_path: Path) -> None:
+    console = ConsoleLog(tmp_path / "console.log")
+    console.path.write_bytes(b"\xff\xfe\x00 Probing EDD\n[    1.000000] Kernel panic - not syncing: x\n")
+    console.poll()
+    assert console.panicked and console.tail(1).endswith("Kernel panic - not syncing: x")
+
+
+def test_a_dialogue(tmp_path: Path) -> None:
+    path = tmp_path / "console"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+
+        def guest() -> None:
+            line, _ = listener.accept()
+            with line:
+                line.sendall(b"/ # ")
+                line.sendall(b"you said " + line.recv(100))
+
+        answering = threading.Thread(target=guest)
+        answering.start()
+        with dialogue(path, timeout_s=5) as line:
+            line.expect_exact("/ # ")
+            line.sendline("uname")
+            line.expect_exact("you said uname\n")
+        answering.join()
+
+
+def test_a_dialogue_with_nobody(tmp_path: Path) -> None:
+    with pytest.raises(OSError), dialogue(tmp_path / "console"):
+        pass

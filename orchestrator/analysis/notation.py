@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
@@ -113,6 +114,22 @@ def floor(row: Row, scale: Scale) -> str:
     if row.baseline.median:
         return percent(row.floor / abs(row.baseline.median), signed=False)
     return scale.text(row.floor)
+
+
+def folded(name: str, width: int = 20) -> str:
+    """A variant's name on several lines where it is longer than `width`, broken where knobs begin.
+
+    >>> folded("full@thp_enabled=always,promotion_threshold=512").splitlines()
+    ['full@', 'thp_enabled=always,', 'promotion_threshold=512']
+    """
+    if len(name) <= width:
+        return name
+    lines = [""]
+    for piece in re.split(r"(?<=[@,+ ])", name):
+        if lines[-1] and len(lines[-1]) + len(piece) > width:
+            lines.append("")
+        lines[-1] += piece
+    return "\n".join(lines)
 
 
 def direction(row: Row) -> str:

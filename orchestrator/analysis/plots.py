@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import EngFormatter, MaxNLocator, NullLocator, SymmetricalLogLocator
 
-from orchestrator.analysis.notation import CLOCKS
+from orchestrator.analysis.notation import CLOCKS, folded
 from orchestrator.store.run import Run
 
 _WIDTH_IN: Final = 10.0  # 1000 pixels at the 100 dpi that the type sizes are chosen for
@@ -183,6 +183,14 @@ def _space(figure: Figure) -> None:
         engine.set(wspace=0.05, w_pad=0.08, h_pad=0.06)
 
 
+def _legend(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:
+    """A legend below everything, of as many columns as its longest entry leaves room for."""
+    names = [folded(label, 30) for label in labels]
+    longest = max((len(line) for name in names for line in name.splitlines()), default=1)
+    columns = max(1, min(len(names), 4, 110 // (longest + 7)))
+    figure.legend(handles, names, loc="outside lower center", ncols=columns)
+
+
 def _title_of(run: Run, workload: str) -> str:
     return str(run.manifest["workloads"].get(workload, {}).get("title") or workload)
 
@@ -214,7 +222,7 @@ def _survivors(run: Run, looks: Mapping[str, _Look]) -> Plot:
     for axis, (workload, metric) in zip(axes.flat, panels, strict=False):
         facts = run.manifest["workloads"].get(workload, {}).get("metrics", {}).get(metric, {})
         own = metrics[(metrics["workload"] == workload) & (metrics["metric"] == metric)]
-        axis.set_title(textwrap.fill(str(facts.get("help") or metric), 44))
+        axis.set_title(textwrap.fill(str(facts.get("help") or metric), 40))
         for row, variant in enumerate(shown):
             values = own.loc[own["variant"] == variant, "value"].to_numpy(dtype=float)
             if not values.size:
@@ -235,7 +243,7 @@ def _survivors(run: Run, looks: Mapping[str, _Look]) -> Plot:
                 va="center",
                 fontsize=11,
             )
-        axis.set_yticks(range(len(shown)), shown)
+        axis.set_yticks(range(len(shown)), [folded(variant) for variant in shown])
         axis.set_ylim(len(shown) - 0.5, -0.5)
         axis.set_xlim(0, float(metrics["value"].max()) * 1.14 + 1)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
@@ -271,7 +279,6 @@ def _memory(run: Run, looks: Mapping[str, _Look]) -> Iterator[Plot]:
         if not (own := chosen[chosen["variant"] == variant]).empty
     ]
     groups = [cells[start : start + _COLUMNS] for start in range(0, len(cells), _COLUMNS)]
-    # Every column has the same axes, also across figures.
     nodes = sorted({int(node) for node in samples["node"].dropna()})[:_MOST_NODES]
     for number, group in enumerate(groups, 1):
         part = f" ({number} of {len(groups)})" if len(groups) > 1 else ""
@@ -315,15 +322,16 @@ def _memory_figure(
             axis.yaxis.set_major_locator(MaxNLocator(nbins=5 if row == 0 else 3))
             axis.xaxis.set_major_locator(MaxNLocator(nbins=5))
             if row == 0:
-                axis.set_title(variant)
+                axis.set_title(folded(variant))
             if column == 0:
                 axis.set_ylabel("machine\nMiB" if node is None else f"node {node}\nMiB")
-    figure.supxlabel("guest seconds since the workload's start", fontsize=11)
+    for axis in axes[-1]:
+        axis.set_xlabel("guest seconds")
     handles: dict[str, Any] = {}
     for axis in axes.flat:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=max(1, len(handles)))
+    _legend(figure, list(handles.values()), list(handles))
     return figure
 
 
@@ -412,7 +420,7 @@ def _latency_figure(
     for axis in axes[:, 0]:
         axis.set_ylabel("share of faults at or below")
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, max(1, len(labels))))
+    _legend(figure, handles, labels)
     return figure
 
 
@@ -518,8 +526,7 @@ def _counter_figure(run: Run, title: str, table: pd.DataFrame, looks: Mapping[st
             at = index + (position - (len(variants) - 1) / 2) * lane / row_height
             axis.plot([before, after], [at, at], color=look.colour, linewidth=1.4, alpha=0.7)
             axis.plot(before, at, look.marker, color=look.colour, markerfacecolor="white", markersize=5.5)
-            label = variant if index == 0 else None
-            axis.plot(after, at, look.marker, color=look.colour, markersize=5.5, label=label)
+            axis.plot(after, at, look.marker, color=look.colour, markersize=5.5)
     axis.set_xscale("symlog", linthresh=1)
     axis.xaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=1))
     axis.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -528,18 +535,13 @@ def _counter_figure(run: Run, title: str, table: pd.DataFrame, looks: Mapping[st
     axis.margins(x=0.03)
     axis.grid(axis="y", visible=False)
     axis.set_xlabel("value in /proc/vmstat: events, for nr_* pages (linear below 1, else logarithmic)")
-    handles = {label: handle for handle, label in zip(*_labelled(axis, variants, looks), strict=True)}
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(4, len(handles)))
-    return figure
-
-
-def _labelled(axis: Axes, variants: Sequence[str], looks: Mapping[str, _Look]) -> tuple[list[Any], list[str]]:
-    """Legend entries of all variants, also of one that lacks the first counter."""
+    # Not those of the first counter: a variant may lack it.
     handles = [
         axis.plot([], [], looks[variant].marker, color=looks[variant].colour, linestyle="-")[0]
         for variant in variants
     ]
-    return handles, list(variants)
+    _legend(figure, handles, variants)
+    return figure
 
 
 def _counter_order(counter: str) -> tuple[int, str]:

@@ -8,7 +8,6 @@ One renderer serves terminal and file: colour is the only difference.
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Sequence
 from typing import Final
 
@@ -25,6 +24,7 @@ from orchestrator.analysis.notation import (
     change,
     direction,
     floor,
+    folded,
     instructions,
     interval,
     percent,
@@ -144,9 +144,9 @@ def _blocks(comparison: Comparison, rows: Sequence[Row], console: Console) -> li
 def _table(comparison: Comparison, variants: Sequence[ComparedVariant], rows: Sequence[Row]) -> Table:
     table = Table(box=None, padding=(0, 0, 0, 2), pad_edge=False, show_header=True, header_style="bold")
     table.add_column("", no_wrap=True)
-    table.add_column(Text(_headed(comparison.baseline), justify="right"), justify="right", no_wrap=True)
+    table.add_column(Text(folded(comparison.baseline), justify="right"), justify="right", no_wrap=True)
     for variant in variants:
-        table.add_column(Text(_headed(variant.name), justify="right"), justify="right", no_wrap=True)
+        table.add_column(Text(folded(variant.name), justify="right"), justify="right", no_wrap=True)
     seen_other = False
     for name in _names(rows):
         own = {row.variant: row for row in rows if row.metric == name}
@@ -185,18 +185,6 @@ def _table(comparison: Comparison, variants: Sequence[ComparedVariant], rows: Se
             )
         table.add_row(*cells)
     return table
-
-
-def _headed(name: str) -> str:
-    """A variant's name on several lines where it is long."""
-    if len(name) <= 20:
-        return name
-    lines = [""]
-    for piece in re.split(r"(?<=[@,+ ])", name):
-        if lines[-1] and len(lines[-1]) + len(piece) > 20:
-            lines.append("")
-        lines[-1] += piece
-    return "\n".join(lines)
 
 
 def _findings(comparison: Comparison, notes: dict[tuple[str, str], int]) -> list[RenderableType]:

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What a run shows, as plain text to paste into a patch's changelog: ASCII, at most 75 columns.
+
+Fault latency, memory consumption and successful promotions come first: the three that a reviewer of this work
+asks for. Only primary metrics are told; the table has the others.
+"""
+
+from __future__ import annotations
+
+import shlex
+import textwrap
+from collections.abc import Sequence
+from typing import Any, Final
+
+from orchestrator.analysis.comparison import Comparison, Row
+from orchestrator.analysis.conclusion import conclusion
+from orchestrator.analysis.notation import (
+    CLOCKS,
+    change,
+    floor,
+    instructions,
+    interval,
+    percent,
+    scale_of,
+)
+from orchestrator.analysis.statistics import Verdict
+from orchestrator.analysis.table import control_line
+from orchestrator.errors import UserError
+from orchestrator.store.run import Run
+
+WIDTH: Final = 75
+_NAME_WIDTH: Final = 20
+
+#: Heading -> how the names of its metrics begin.
+_GROUPS: Final = (
+    ("Fault latency", ("fault_",)),
+    ("Memory consumption", ("memory_", "held_", "rss_", "survivors.")),
+    ("Successful promotions", ("promotions.",)),
+)
+_OTHERS: Final = "Other primary metrics"
+
+
+def changelog_text(run: Run, comparison: Comparison, stage: int | None = None) -> str:
+    """The text; the same run gives the same text.
+
+    Args:
+        stage: only variants whose last applied stage has this number.
+
+    Raises:
+        UserError: no variant ends at that stage.
+    """
+    variants = [variant.name for variant in comparison.compared]
+    if stage is not None:
+        ends = {v.name: v.stages[-1] for v in comparison.compared if v.stages}
+        variants = [name for name in variants if ends.get(name) == stage]
+        if not variants:
+            there = ", ".join(map(str, sorted(set(ends.values())))) or "none"
+            raise UserError(f"no variant of this run ends at stage {stage}; there are: {there}.")
+    rows = [row for row in comparison.rows if row.primary and row.variant in variants]
+    paragraphs = [_introduction(run, comparison)]
+    paragraphs += [
+        text
+        for heading in (*(name for name, _ in _GROUPS), _OTHERS)
+        if (text := _group(comparison, heading, rows))
+    ]
+    if not rows:
+        paragraphs.append("No cell ended ok with a primary metric, so there is nothing to show.")
+    paragraphs.append(_wrapped(f"A/A control: {control_line(comparison)}."))
+    paragraphs += [_wrapped(conclusion(comparison, name)) for name in variants]
+    if comparison.findings:
+        paragraphs.append(_findings(comparison))
+    paragraphs.append(_reproduction(run))
+    return "\n\n".join(paragraphs) + "\n"
+
+
+def _introduction(run: Run, comparison: Comparison) -> str:
+    conditions = comparison.conditions
+    clock = CLOCKS.get(conditions.clock, conditions.clock)
+    stages = {len(variant.stages) for variant in comparison.compared}
+    series = (run.manifest.get("series") or {}).get("title")
+    applied = f", {series}" if series and stages != {0} else ""
+    return _wrapped(
+        f"Medians of {conditions.repeat} fresh boots in a {conditions.topology} guest ({conditions.kernel}{applied}), "
+        f"QEMU accelerator {conditions.accelerator}, clock: {clock}. The change is against {comparison.baseline}, "
+        "with its 95% bootstrap interval; A/A is the noise floor."
+    )
+
+
+def _group(comparison: Comparison, heading: str, rows: Sequence[Row]) -> str:
+    own = [row for row in rows if _heading_of(row.metric) == heading]
+    if not own:
+        return ""
+    lines = [heading]
+    for workload, metric in dict.fromkeys((row.workload, row.metric) for row in own):
+        lines += _metric(comparison, [row for row in own if (row.workload, row.metric) == (workload, metric)])
+    return "\n".join(lines)
+
+
+def _heading_of(metric: str) -> str:
+    return next((heading for heading, starts in _GROUPS if metric.startswith(starts)), _OTHERS)
+
+
+def _metric(comparison: Comparison, rows: Sequence[Row]) -> list[str]:
+    """One metric: the baseline, then each variant on a line of its own."""
+    first = rows[0]
+    scale = scale_of(first.unit, [first.baseline.median, *(row.compared.median for row in rows)])
+    head = f"  {first.metric} [{scale.unit}], workload {first.workload}"
+    if all(row.always_zero for row in rows):
+        return [f"{head}: 0 in every cell"]
+    noise = floor(first, scale)
+    lines = [
+        head,
+        _line(comparison.baseline, scale.text(first.baseline.median), f"A/A {noise}" if noise else "", ""),
+    ]
+    for row in rows:
+        changed = " ".join(part for part in (change(row, scale), interval(row, scale)) if part)
+        lines.append(
+            _line(row.variant, scale.text(row.compared.median), changed, _verdict(row, comparison.margin))
+        )
+        if instructions(row):
+            lines.append(" " * (4 + _NAME_WIDTH + 11) + instructions(row))
+    return lines
+
+
+def _line(name: str, value: str, changed: str, verdict: str) -> str:
+    figures = f"{value:>9}  {changed:<27} {verdict}".rstrip()
+    if len(name) > _NAME_WIDTH:
+        return f"    {name}\n    {'':<{_NAME_WIDTH}}{figures}"
+    return f"    {name:<{_NAME_WIDTH}}{figures}"
+
+
+def _verdict(row: Row, margin: float) -> str:
+    if row.difference is None:
+        return ""
+    if row.verdict is Verdict.EQUIVALENT:
+        return f"same ({percent(margin, signed=False)})"
+    if row.verdict is Verdict.NO_TEST:
+        return "not tested"
+    return row.verdict.value
+
+
+def _findings(comparison: Comparison) -> str:
+    failed = sum(finding.kind == "failed-cell" for finding in comparison.findings)
+    planned = sum(sum(each.values()) for each in comparison.planned.values())
+    lines = []
+    if failed:
+        kinds = dict.fromkeys(failure.outcome for failure in comparison.failures)
+        counts = ", ".join(f"{sum(f.outcome is kind for f in comparison.failures)} {kind}" for kind in kinds)
+        lines.append(f"{failed} of {planned} cells failed: {counts}.")
+    lines += [f"{f.where}: {f.text}." for f in comparison.findings if f.kind == "counters"]
+    return "\n".join(_wrapped(line) for line in lines) if lines else _wrapped("All cells ended ok.")
+
+
+def _reproduction(run: Run) -> str:
+    """The command, continued with backslashes where it is long, so that it can still be pasted."""
+    command: Any = run.manifest.get("command")
+    words = shlex.split(run.manifest.get("reproduce", "")) if command is None else list(map(str, command))
+    if not words:
+        return "The command of this run is not known."
+    lines, line = [], "    $"
+    for word in map(shlex.quote, words):
+        if len(line) + 1 + len(word) > WIDTH - 2 and line.strip("$ "):
+            lines.append(line + " \\")
+            line = "       "
+        line += f" {word}"
+    return "To reproduce:\n\n" + "\n".join([*lines, line])
+
+
+def _wrapped(text: str) -> str:
+    return textwrap.fill(text, WIDTH, break_long_words=False, break_on_hyphens=False)

@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A run as one HTML page that needs nothing else: no network, no scripts, plots inside.
+
+What a guest printed is shown, so the template escapes everything, and the page forbids whatever it does not
+itself contain (Content-Security-Policy).
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote
+from xml.etree import ElementTree
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from orchestrator.analysis.comparison import Comparison, Row, first_line
+from orchestrator.analysis.conclusion import conclusion
+from orchestrator.analysis.notation import (
+    CLOCKS,
+    MARKS,
+    change,
+    direction,
+    floor,
+    instructions,
+    interval,
+    percent,
+    scale_of,
+)
+from orchestrator.analysis.statistics import CONFIDENCE
+from orchestrator.analysis.table import control_line
+from orchestrator.store.outcome import Outcome
+from orchestrator.store.run import Run
+
+_TEMPLATE: Final = "report.html.j2"
+
+
+@dataclass(frozen=True)
+class _Figure:
+    title: str
+    source: str
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """One variant's side of a metric, as text."""
+
+    value: str
+    change: str
+    interval: str
+    instructions: str
+    mark: str
+    verdict: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class _Line:
+    """One metric as a row of the page's table."""
+
+    metric: str
+    help: str
+    unit: str
+    direction: str
+    primary: bool
+    baseline: str
+    floor: str
+    variants: Sequence[_Shown]
+
+
+def write_report(run: Run, comparison: Comparison, plots: Sequence[Path], path: Path) -> None:
+    """Write the page.
+
+    Args:
+        plots: files of :func:`orchestrator.analysis.plots.plot_run`; the SVG ones are put into the page.
+        path: the file; links to logs are relative to it.
+    """
+    environment = Environment(
+        loader=PackageLoader("orchestrator.analysis"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    manifest = run.manifest
+    planned = sum(sum(each.values()) for each in comparison.planned.values())
+    page = environment.get_template(_TEMPLATE).render(
+        run=run.name,
+        series=(manifest.get("series") or {}).get("title") or "",
+        created=manifest.get("created_utc", ""),
+        comparison=comparison,
+        conditions=comparison.conditions,
+        clock=CLOCKS.get(comparison.conditions.clock, comparison.conditions.clock),
+        margin=percent(comparison.margin, signed=False),
+        confidence=f"{CONFIDENCE:.0%}",
+        ok=planned - len(comparison.failures),
+        planned=planned,
+        conclusions=[conclusion(comparison, variant.name) for variant in comparison.compared],
+        control=control_line(comparison),
+        tables=[(name, title, _lines(comparison, name)) for name, title in comparison.workloads.items()],
+        figures=[_figure(plot) for plot in plots if plot.suffix == ".svg"],
+        cells=_cells(run, path),
+        variants=manifest["variants"],
+        reproduce=manifest.get("reproduce") or shlex.join(map(str, manifest.get("command", ()))),
+        facts=_facts(manifest),
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page, encoding="utf-8")
+
+
+def _lines(comparison: Comparison, workload: str) -> list[_Line]:
+    rows = comparison.rows_of(workload=workload)
+    lines = []
+    for metric in dict.fromkeys(row.metric for row in rows):
+        own = {row.variant: row for row in rows if row.metric == metric}
+        first = next(iter(own.values()))
+        scale = scale_of(first.unit, [first.baseline.median, *(row.compared.median for row in own.values())])
+
+        def shown(row: Row, scale: Any = scale) -> _Shown:
+            tested = row.difference is not None
+            return _Shown(
+                value=scale.text(row.compared.median),
+                change=change(row, scale),
+                interval=interval(row, scale),
+                instructions=instructions(row),
+                mark=MARKS[row.verdict] if tested else "",
+                verdict=row.verdict.value if tested else "no-test",
+                reason=row.reason,
+            )
+
+        lines.append(
+            _Line(
+                metric=metric,
+                help=first.help if first.help != metric else "",
+                unit=scale.unit,
+                direction=direction(first),
+                primary=first.primary,
+                baseline=scale.text(first.baseline.median),
+                floor=floor(first, scale),
+                variants=[shown(own[variant.name]) for variant in comparison.compared],
+            )
+        )
+    return lines
+
+
+def _figure(path: Path) -> _Figure:
+    content = path.read_bytes()
+    # The plot's own title, which matplotlib puts into the SVG's metadata.
+    titles = (
+        element.text for element in ElementTree.fromstring(content).iter() if element.tag.endswith("title")
+    )
+    title = next((text for text in titles if text), path.stem)
+    return _Figure(title, "data:image/svg+xml;base64," + base64.b64encode(content).decode())
+
+
+def _cells(run: Run, page: Path) -> list[dict[str, Any]]:
+    cells = []
+    for cell in run.cells.itertuples():
+        logs = run.log_directory(str(cell.cell))
+        relative = os.path.relpath(logs.resolve(), page.resolve().parent)
+        ok = cell.outcome == Outcome.OK.value
+        cells.append(
+            {
+                "cell": cell.cell,
+                "outcome": cell.outcome,
+                "ok": ok,
+                "evidence": "" if ok else first_line(str(cell.evidence)),
+                "more": "" if ok else str(cell.evidence).strip(),
+                "boot": _seconds(cell.boot_s),
+                "run": _seconds(cell.run_s),
+                "logs": quote(relative) + "/" if logs.is_dir() else "",
+            }
+        )
+    return cells
+
+
+def _seconds(value: Any) -> str:
+    return "" if value is None or value != value else f"{float(value):.1f} s"
+
+
+def _facts(manifest: Any) -> list[tuple[str, str]]:
+    """Host and tools: what a reader needs who doubts the figures."""
+    host = manifest.get("host") or {}
+    tools = manifest.get("tools") or {}
+    return [(f"host {key}", str(value)) for key, value in host.items()] + [
+        (str(key), str(value)) for key, value in tools.items()
+    ]

@@ -7,7 +7,7 @@ import re
 import shutil
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -28,7 +28,7 @@ _COLLECTED = ("kernel", "image", "tree", "source")
 def list_runs(context: typer.Context, as_json: option.Json = False) -> int:
     """List the run directories, newest last."""
     terminal = terminal_of(context)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for path in sorted(terminal.project.results.glob("*/run.json")):
         try:
             run = Run.open(path.parent)
@@ -48,7 +48,7 @@ def list_runs(context: typer.Context, as_json: option.Json = False) -> int:
         terminal.print_json(rows)
         return 0
     for row in rows:
-        ends = row.get("outcomes", {})
+        ends: dict[str, int] = row.get("outcomes", {})
         summary = (
             ", ".join(f"{count} {name}" for name, count in ends.items()) if ends else row.get("problem", "")
         )

@@ -11,9 +11,11 @@ from functools import cached_property
 from pathlib import Path
 
 from orchestrator.cache import Cache
+from orchestrator.errors import UserError
 from orchestrator.events import Events
 from orchestrator.experiment.knob import knob_path
 from orchestrator.guest.image import GuestImage, build_image
+from orchestrator.guest.image import is_built as is_image_built
 from orchestrator.guest.ssh import Guest
 from orchestrator.guest.topology_check import verify
 from orchestrator.guest.workload import Workload, load_workloads
@@ -21,7 +23,7 @@ from orchestrator.kernel.build import KernelBuild, build_kernel, is_built
 from orchestrator.kernel.config import Configuration, configuration
 from orchestrator.kernel.elf import build_id_of_notes
 from orchestrator.kernel.series import Series, load_series
-from orchestrator.kernel.source import SourceTree, import_source
+from orchestrator.kernel.source import SourceTree, import_source, is_imported
 from orchestrator.kernel.tree import PatchedTree, apply_stages
 from orchestrator.machine.accelerator import Accelerator, choose_accelerator
 from orchestrator.machine.qemu import Machine, MachineFailure
@@ -102,8 +104,14 @@ class Bench:
         )
 
     def has_kernel(self, patchset: str) -> bool:
-        """Whether the kernel of `patchset` is in the cache."""
-        return is_built(self.tree(patchset), self.configuration(), self.cache)
+        """Whether the kernel of `patchset` is in the cache; nothing slow is done to find out."""
+        return is_imported(self.source, self.series.package, self.cache) and is_built(
+            self.tree(patchset), self.configuration(), self.cache
+        )
+
+    def has_image(self) -> bool:
+        """Whether the guest image is in the cache."""
+        return is_image_built(self.project, self.cache)
 
     @contextmanager
     def boot(
@@ -179,7 +187,10 @@ class Bench:
 
     def _set_knob(self, guest: Guest, key: str, value: str) -> None:
         path = knob_path(key, self.series)
-        guest.write_text(path, value)
+        try:
+            guest.write_text(path, value)
+        except UserError as error:  # what was asked for is known to be right: it is this kernel that refuses
+            raise MachineFailure(Outcome.BOOT_FAILED, str(error)) from error
         # A multiple choice reads back as "always [madvise] never".
         words = guest.read_text(path).split()
         if value not in words and f"[{value}]" not in words:

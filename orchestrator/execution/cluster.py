@@ -12,9 +12,9 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from distributed import Client, Event
-from distributed.client import Future
 from distributed.scheduler import KilledWorker
 
 from orchestrator.cache import Cache
@@ -89,7 +89,7 @@ class Cluster:
                 f"the Dask scheduler at {host} has no worker; start `dask worker {host}`."
             )
         self.slots = sum(worker["nthreads"] for worker in workers.values())
-        self._shipment: Future | None = None
+        self._shipment: Any = None
         self._stop = Event(client=self._client)
 
     def ship(self, bench: Bench, kernels: Mapping[str, KernelBuild]) -> None:

@@ -66,12 +66,12 @@ def examine(project: Project, cache: Cache, events: Events) -> list[HostFinding]
             there = _compiles(header)
             text = "found" if there else f"missing; install the Debian package {package}"
             found.append(HostFinding(header, "ok" if there else "lacks", text))
-        there = run(
+        linked = run(
             ["gcc", "-static", "-x", "c", "-", "-o", "/dev/null"],
             input_text="int main(void){return 0;}",
             check=False,
         )
-        state: Literal["ok", "lacks"] = "ok" if there.returncode == 0 else "lacks"
+        state: Literal["ok", "lacks"] = "ok" if linked.returncode == 0 else "lacks"
         text = "works" if state == "ok" else "fails; install the Debian package libc6-dev"
         found.append(HostFinding("static linking", state, text))
     found.append(_disk(cache))

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from orchestrator.errors import UserError
 from orchestrator.experiment.cell import Cell, cells_of
@@ -19,6 +19,7 @@ from orchestrator.machine.topology import Topology
 
 #: Workloads of `orchestrate run` where none is named.
 DEFAULT_WORKLOADS = ("chunk", "fault_latency")
+T = TypeVar("T")
 ACCELERATORS = ("auto", "icount", "tcg", "kvm")
 
 
@@ -203,7 +204,7 @@ def _check_keys(table: Mapping[str, Any], known: Mapping[str, Any], what: str, o
             raise _KeyFaultError(key, f"{key} has the wrong type ({type(value).__name__}).", occurrence)
 
 
-def _guarded(key: str, make: Any) -> Any:
+def _guarded(key: str, make: Callable[[], T]) -> T:
     try:
         return make()
     except UserError as error:

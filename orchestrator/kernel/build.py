@@ -42,7 +42,17 @@ _PINNED: Mapping[str, str] = {
     "LC_ALL": "C",
 }
 #: An environment variable of these names would change the build behind our back.
-_UNSET = ("KCFLAGS", "KAFLAGS", "KCPPFLAGS", "CFLAGS", "LDFLAGS", "MAKEFLAGS", "CROSS_COMPILE", "ARCH", "KBUILD_OUTPUT")
+_UNSET = (
+    "KCFLAGS",
+    "KAFLAGS",
+    "KCPPFLAGS",
+    "CFLAGS",
+    "LDFLAGS",
+    "MAKEFLAGS",
+    "CROSS_COMPILE",
+    "ARCH",
+    "KBUILD_OUTPUT",
+)
 _TOOLS = ("make", "gcc", "ld", "flex", "bison", "bc", "perl")
 _COMPILED = re.compile(r"^  (?:CC|AS|HOSTCC)\s+(\S+)")
 _WARNING = re.compile(r"^(?:\.\./)*(\S+?):(\d+)(?::\d+)?: warning: ")
@@ -236,7 +246,9 @@ class _Workshop:
         self._index.with_name("index.lock").unlink(missing_ok=True)
         config = ("core.sparseCheckout=false", "checkout.workers=0", "core.fsync=none")
         if not fresh:
-            repository.git("update-index", "-q", "--refresh", work_tree=self.source, index=self._index, check=False)
+            repository.git(
+                "update-index", "-q", "--refresh", work_tree=self.source, index=self._index, check=False
+            )
         repository.git(
             "read-tree", "--reset", "-u", tree.commit, work_tree=self.source, index=self._index, config=config
         )
@@ -291,11 +303,15 @@ class _Workshop:
         shutil.copyfile(log, kept)
         for line in recent:
             if "No space left on device" in line:
-                raise InfrastructureError("the disk is full; make room, or set ORCHESTRATE_CACHE elsewhere.", kept)
+                raise InfrastructureError(
+                    "the disk is full; make room, or set ORCHESTRATE_CACHE elsewhere.", kept
+                )
             match = re.search(r"fatal error: (gelf\.h|openssl/\S+): No such file", line)
             if match:
                 package = "libelf-dev" if match[1] == "gelf.h" else "libssl-dev"
-                raise InfrastructureError(f"the header {match[1]} is missing; install the Debian package {package}.", kept)
+                raise InfrastructureError(
+                    f"the header {match[1]} is missing; install the Debian package {package}.", kept
+                )
         said = "\n".join(error_of(recent))
         raise BuildFailed(f"the kernel does not compile:\n{said}", kept)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from elftools.common.exceptions import ELFError
 from elftools.elf.elffile import ELFFile
+from elftools.elf.sections import SymbolTableSection
 
 from orchestrator.errors import UserError
 
@@ -87,8 +88,9 @@ def symbol_address(vmlinux: Path, name: str) -> int:
     """
     with _opened(vmlinux) as elf:
         table = elf.get_section_by_name(".symtab")
-        for symbol in (table.get_symbol_by_name(name) if table else None) or ():
-            return int(symbol["st_value"])
+        if isinstance(table, SymbolTableSection):
+            for symbol in table.get_symbol_by_name(name) or ():
+                return int(symbol["st_value"])
     raise UserError(f"{vmlinux} has no symbol {name}; it may be inlined, or belong to a later stage.")
 
 

@@ -105,7 +105,9 @@ def _origin(source: str | None, package: str) -> _Origin:
     path, _, reference = source.partition("#")
     place = Path(path).expanduser()
     if not place.exists():
-        raise UserError(f"--source {source}: there is no {place}; name a kernel git tree, a directory or a tarball.")
+        raise UserError(
+            f"--source {source}: there is no {place}; name a kernel git tree, a directory or a tarball."
+        )
     if place.is_file():
         return _tarball(place.resolve(), source)
     # Told apart by what git says, for a worktree's .git is a file and a bare tree has none.
@@ -123,7 +125,9 @@ def _package(package: str) -> _Origin:
     archive = Path(f"/usr/src/{package}.tar.xz")
     if state.endswith(" installed") and archive.is_file():
         return _Origin(
-            {"package": package, "version": version}, f"{package} {version}", lambda r, s: _unpack(archive, r, s)
+            {"package": package, "version": version},
+            f"{package} {version}",
+            lambda r, s: _unpack(archive, r, s),
         )
     policy = run(["apt-cache", "policy", package], check=False, env={"LC_ALL": "C"}).stdout
     match = re.search(r"^\s*Candidate: (\S+)$", policy, re.MULTILINE)
@@ -152,7 +156,9 @@ def _tarball(path: Path, asked: str) -> _Origin:
     if not tarfile.is_tarfile(path):
         raise UserError(f"--source {asked}: this file is no tarball.")
     digest = file_digest(path)
-    return _Origin({"tarball": digest}, f"{path.name} (sha256 {digest[:12]})", lambda r, s: _unpack(path, r, s))
+    return _Origin(
+        {"tarball": digest}, f"{path.name} (sha256 {digest[:12]})", lambda r, s: _unpack(path, r, s)
+    )
 
 
 def _directory(path: Path, asked: str) -> _Origin:
@@ -160,7 +166,9 @@ def _directory(path: Path, asked: str) -> _Origin:
     seen = hashlib.sha256()
     for each in _paths_of(path):
         status = each.lstat()
-        seen.update(f"{each.relative_to(path)}\0{status.st_size}\0{status.st_mtime_ns}\0{status.st_mode}\n".encode())
+        seen.update(
+            f"{each.relative_to(path)}\0{status.st_size}\0{status.st_mtime_ns}\0{status.st_mode}\n".encode()
+        )
 
     return _Origin(
         {"directory": str(path), "fingerprint": seen.hexdigest()},
@@ -173,7 +181,9 @@ def _git_tree(path: Path, reference: str, asked: str) -> _Origin:
     def git(*arguments: str) -> str:
         done = run(["git", "-C", str(path), *arguments], check=False)
         if done.returncode != 0:
-            raise UserError(f"--source {asked}: git {arguments[0]} fails there: {done.stderr.strip() or 'no reason'}.")
+            raise UserError(
+                f"--source {asked}: git {arguments[0]} fails there: {done.stderr.strip() or 'no reason'}."
+            )
         return done.stdout.strip()
 
     if reference:
@@ -249,7 +259,9 @@ def _import(files: Iterable[_File], repository: Repository, step: Step, strip_to
     assert importer.stdin is not None
     out = importer.stdin
     try:
-        out.write(b"commit refs/heads/import\ncommitter orchestrate <orchestrate@localhost> 946684800 +0000\n")
+        out.write(
+            b"commit refs/heads/import\ncommitter orchestrate <orchestrate@localhost> 946684800 +0000\n"
+        )
         out.write(b"data 6\nimport\n")
         for count, file in enumerate(files, 1):
             name = file.name.removeprefix("./")
@@ -291,6 +303,9 @@ def _version(repository: Repository, tree: str, asked: str) -> str:
     found = dict(_VERSION.findall(makefile.stdout))
     lists = repository.git("ls-tree", "-r", "--name-only", tree, "--", *_LANDMARKS).stdout.split()
     if not {"VERSION", "PATCHLEVEL"} <= found.keys() or len(lists) != len(_LANDMARKS):
-        raise UserError(f"{asked} is no kernel tree: its Makefile has no version, or {', '.join(_LANDMARKS)} are missing.")
-    numbers = [found["VERSION"], found["PATCHLEVEL"], found.get("SUBLEVEL", "")]
-    return ".".join(filter(None, numbers)) + found.get("EXTRAVERSION", "")
+        raise UserError(
+            f"{asked} is no kernel tree: its Makefile has no version, or {', '.join(_LANDMARKS)} are missing."
+        )
+    numbers: list[str] = [found["VERSION"], found["PATCHLEVEL"], found.get("SUBLEVEL", "")]
+    extra: str = found.get("EXTRAVERSION", "")
+    return ".".join(filter(None, numbers)) + extra

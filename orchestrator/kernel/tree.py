@@ -84,7 +84,9 @@ def _check_out_touched(repository: Repository, commit: str, stages: Sequence[Sta
 def _touched(repository: Repository, stage: Stage) -> list[str]:
     stat = repository.git("apply", "--numstat", "-z", str(stage.patch.resolve()), check=False)
     if stat.returncode != 0:
-        raise UserError(f"stage {stage.number} ({stage.name}): {stage.patch} is no patch: {_last(stat.stderr)}.")
+        raise UserError(
+            f"stage {stage.number} ({stage.name}): {stage.patch} is no patch: {_last(stat.stderr)}."
+        )
     return [record.split("\t")[-1] for record in stat.stdout.split("\0") if record]
 
 

@@ -7,6 +7,7 @@ import re
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -148,9 +149,8 @@ def _experiment(
     for name, parameters in named.items():
         if not isinstance(parameters, dict):
             raise _KeyFaultError(name, f"workload {name} is a table of parameters; write [workload.{name}].")
-        workloads[name] = _guarded(
-            name, lambda n=name, p=parameters: check_parameters(known, n, {k: str(v) for k, v in p.items()})
-        )
+        given = {key: str(value) for key, value in parameters.items()}
+        workloads[name] = _guarded(name, partial(check_parameters, known, name, given))
     topology = table.get("topology", "4x2G")
     return _guarded(
         "name",

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -102,7 +103,7 @@ def _apply(repository: Repository, stage: Stage, work_tree: Path, source: Source
     if done.returncode == 0:
         return
     unmerged = repository.git("diff", "--name-only", "--diff-filter=U", work_tree=work_tree, check=False)
-    files = sorted(set(unmerged.stdout.split())) or _rejected(done.stderr + done.stdout)
+    files = sorted(set(unmerged.stdout.split())) or _rejected(repository, stage)
     where = f"; the conflict is in {', '.join(files)}" if files else f": {_last(done.stderr)}"
     raise UserError(
         f"stage {stage.number} ({stage.name}) does not apply to {source.description}{where}; "
@@ -110,15 +111,11 @@ def _apply(repository: Repository, stage: Stage, work_tree: Path, source: Source
     )
 
 
-def _rejected(said: str) -> list[str]:
-    """Files that git names where it could not even try a three-way merge."""
-    files = set()
-    for line in said.splitlines():
-        if line.startswith("error: patch failed: "):
-            files.add(line.removeprefix("error: patch failed: ").rpartition(":")[0])
-        elif line.startswith("error: ") and ": does not exist" in line:
-            files.add(line.removeprefix("error: ").split(":")[0])
-    return sorted(files)
+def _rejected(repository: Repository, stage: Stage) -> list[str]:
+    """Files that a patch does not fit, where the blobs for a three-way merge are not known here."""
+    said = repository.git("apply", "--check", "--cached", str(stage.patch.resolve()), check=False).stderr
+    fits = r"^error: (?:patch failed: (?P<failed>\S+):\d+|(?P<gone>\S+): (?:does not|already) exist)"
+    return sorted({match["failed"] or match["gone"] for match in re.finditer(fits, said, re.MULTILINE)})
 
 
 def _last(text: str) -> str:

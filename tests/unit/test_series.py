@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: GPL-2.0-only
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from fake_tree import SERIES, write_series
+
+from orchestrator.errors import UserError
+from orchestrator.kernel.series import load_series
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def numbers(directory: Path, patchset: str) -> list[int]:
+    return [stage.number for stage in load_series(directory).select(patchset)]
+
+
+def test_groups_are_cumulative(tmp_path: Path) -> None:
+    write_series(tmp_path)
+    assert numbers(tmp_path, "baseline") == []
+    assert numbers(tmp_path, "core-only") == [1, 2]
+    assert numbers(tmp_path, "docs") == numbers(tmp_path, "full") == [1, 2, 3]
+    assert numbers(tmp_path, "core-only:1") == numbers(tmp_path, "stage-1") == [1]
+
+
+@pytest.mark.parametrize("patchset", ["core-onyl", "core-only:3", "core-only:0", "stage-4", "", "CORE-ONLY", "first"])
+def test_an_unknown_patchset_is_refused(tmp_path: Path, patchset: str) -> None:
+    series = load_series(write_series(tmp_path))
+    with pytest.raises(UserError):
+        series.select(patchset)
+
+
+def test_a_knob_knows_its_stage(tmp_path: Path) -> None:
+    (knob,) = load_series(write_series(tmp_path)).knobs
+    assert (knob.name, knob.stage, knob.minimum, knob.maximum) == ("promotion_threshold", 1, 1, 512)
+
+
+def test_the_digest_is_of_the_patch(tmp_path: Path) -> None:
+    before = load_series(write_series(tmp_path)).stages[0].digest
+    patch = tmp_path / "6.12" / "0001.patch"
+    patch.write_text(patch.read_text().replace("Because.", "Why not."))
+    assert load_series(tmp_path).stages[0].digest != before
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        ("schema = 1", "schema = 2", "schema 2"),
+        ("schema = 1", "schema = ", "not valid TOML"),
+        ('name = "second"', 'name = "first"', "two stages have the name first"),
+        ("number = 2", "number = 3", "without gaps"),
+        ('patch = "0002.patch"', 'patch = "0009.patch"', "no patch"),
+        ('group = "docs"', 'group = "shrinker"', "shrinker"),
+        ('knobs = ["promotion_threshold"]', "knobs = []", "no stage introduces it"),
+        ('knobs = ["promotion_threshold"]', 'knobs = ["promotion_threshold", "other"]', "no .*knob.* describes"),
+        ("default = 1", "default = 0", "between minimum and maximum"),
+        ('title = "mm: change it again"\n', "", "title is missing"),
+        ('title = "mm: change it again"\n', 'titel = "x"\n', "unknown key 'titel'"),
+        ("counters = []", "counters = [1]", "list of names"),
+    ],
+)
+def test_a_broken_file_is_refused(tmp_path: Path, old: str, new: str, sentence: str) -> None:
+    assert old in SERIES
+    write_series(tmp_path, SERIES.replace(old, new, 1))
+    with pytest.raises(UserError, match=sentence):
+        load_series(tmp_path)
+
+
+def test_groups_may_not_be_interleaved(tmp_path: Path) -> None:
+    text = SERIES.replace('group = "core-only"', 'group = "docs"', 1)
+    with pytest.raises(UserError, match="stand together"):
+        load_series(write_series(tmp_path, text))
+
+
+def test_the_projects_own_series_is_read() -> None:
+    series = load_series(ROOT / "kernel_patches")
+    assert series.groups[0] == "core-only"
+    for stage in series.stages:
+        subject = next(
+            line for line in stage.patch.read_text().splitlines() if line.startswith("Subject: ")
+        ).removeprefix("Subject: [PATCH] ")
+        assert stage.title.startswith(subject), stage

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: GPL-2.0-only
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from fake_tree import write_patch, write_series, write_tree
+
+from orchestrator.cache import Cache
+from orchestrator.errors import UserError
+from orchestrator.events import Events
+from orchestrator.kernel.repository import Repository
+from orchestrator.kernel.series import load_series
+from orchestrator.kernel.source import SourceTree, import_source
+from orchestrator.kernel.tree import PatchedTree, apply_stages
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Cache:
+    return Cache(tmp_path / "cache")
+
+
+@pytest.fixture
+def source(tmp_path: Path, cache: Cache) -> SourceTree:
+    return import_source(str(write_tree(tmp_path / "linux")), "linux-source-6.12", cache, Events())
+
+
+def applied(source: SourceTree, patches: Path, patchset: str, cache: Cache) -> PatchedTree:
+    return apply_stages(source, load_series(patches).select(patchset), cache, Events())
+
+
+def content(tree: PatchedTree, path: str) -> str:
+    return Repository(tree.repository).git("show", f"{tree.commit}:{path}").stdout
+
+
+def test_stages_are_applied_in_order(tmp_path: Path, source: SourceTree, cache: Cache) -> None:
+    patches = write_series(tmp_path / "patches")
+    assert applied(source, patches, "baseline", cache).tree == source.tree
+    assert "address + 1" in content(applied(source, patches, "stage-1", cache), "mm/memory.c")
+    whole = applied(source, patches, "full", cache)
+    assert "address + 3" in content(whole, "mm/memory.c")
+    assert content(whole, "init/main.c") == content(applied(source, patches, "baseline", cache), "init/main.c")
+
+
+def test_the_commit_depends_on_source_and_patches_only(tmp_path: Path, source: SourceTree, cache: Cache) -> None:
+    patches = write_series(tmp_path / "patches")
+    other = Cache(tmp_path / "other")
+    again = import_source(str(tmp_path / "linux"), "linux-source-6.12", other, Events())
+    assert applied(source, patches, "full", cache).commit == applied(again, patches, "full", other).commit
+
+
+def test_a_stage_that_moved_still_applies(tmp_path: Path, cache: Cache) -> None:
+    tree = write_tree(tmp_path / "newer")
+    memory = tree / "mm" / "memory.c"
+    memory.write_text("int added_by_a_point_release;\n\n" + memory.read_text())
+    newer = import_source(str(tree), "linux-source-6.12", cache, Events())
+    patches = write_series(tmp_path / "patches")
+    assert "address + 3" in content(applied(newer, patches, "full", cache), "mm/memory.c")
+
+
+def test_a_stage_that_does_not_apply_is_named_with_its_files(
+    tmp_path: Path, source: SourceTree, cache: Cache
+) -> None:
+    patches = write_series(tmp_path / "patches")
+    write_patch(patches / "6.12" / "0002.patch", "\treturn -address;", "\treturn address + 2;")
+    with pytest.raises(UserError, match=r"stage 2 \(second\) does not apply .*mm/memory\.c"):
+        applied(source, patches, "full", cache)
+    assert not list(cache.root.glob("tree/*")), "something half-applied was left behind"
+    assert "address + 1" in content(applied(source, patches, "stage-1", cache), "mm/memory.c")
+
+
+def test_a_file_that_is_no_patch_is_named(tmp_path: Path, source: SourceTree, cache: Cache) -> None:
+    patches = write_series(tmp_path / "patches")
+    (patches / "6.12" / "0001.patch").write_text("hello\n")
+    with pytest.raises(UserError, match=r"stage 1 \(first\)"):
+        applied(source, patches, "full", cache)
+
+
+def test_a_missing_file_is_named(tmp_path: Path, source: SourceTree, cache: Cache) -> None:
+    patches = write_series(tmp_path / "patches")
+    patch = patches / "6.12" / "0001.patch"
+    patch.write_text(patch.read_text().replace("mm/memory.c", "mm/gone.c"))
+    with pytest.raises(UserError, match=r"stage 1 \(first\) does not apply .*mm/gone\.c"):
+        applied(source, patches, "full", cache)
+
+

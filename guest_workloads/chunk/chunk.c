@@ -177,8 +177,11 @@ int main(int argc, char **argv)
 	options_done();
 
 	if (!chunk_bytes)
-		chunk_bytes = meminfo_kib("MemTotal:") * KIB / 16;
-	chunk_bytes = (chunk_bytes + REGION - 1) / REGION * REGION;
+		chunk_bytes = installed_kib() * KIB / 16;
+	/* The nearest: firmware takes a little of what is installed. */
+	chunk_bytes = (chunk_bytes + REGION / 2) / REGION * REGION;
+	if (!chunk_bytes)
+		workload_fail("the chunk is smaller than one region of 2 MiB");
 	chunk_kib = chunk_bytes / KIB;
 	node_count = nodes_find(nodes);
 	reservations = vmstat("nr_thp_reserved") >= 0;

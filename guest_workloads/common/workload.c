@@ -34,8 +34,11 @@ void workload_begin(int argc, char **argv)
 		options[option_count].name = argv[i] + 2;
 		options[option_count++].value = argv[i + 1];
 	}
-	/* Held open until we end; nobody listens where nobody samples. */
-	(void)open(WORKLOAD_FIFO, O_WRONLY | O_NONBLOCK);
+	/* Held open until we end. Where nobody samples, nobody has made it or reads it. */
+	int fifo = open(WORKLOAD_FIFO, O_WRONLY | O_NONBLOCK);
+
+	if (fifo >= 0 && write(fifo, "", 1) != 1)
+		workload_fail("cannot wake the sampler: %s", strerror(errno));
 }
 
 const char *option_text(const char *name)
@@ -272,6 +275,26 @@ unsigned long meminfo_kib(const char *key)
 	return value;
 }
 
+unsigned long installed_kib(void)
+{
+	unsigned long long bytes = 0;
+	FILE *map = fopen("/proc/iomem", "re");
+	char line[256];
+
+	/* MemTotal would do, but for a kernel that takes more for itself giving other results. */
+	while (map && fgets(line, sizeof(line), map)) {
+		unsigned long long begin, end;
+		int name = 0;
+
+		if (*line != ' ' && sscanf(line, "%llx-%llx : %n", &begin, &end, &name) == 2 && end > begin &&
+		    !strcmp(line + name, "System RAM\n"))
+			bytes += end - begin + 1;
+	}
+	if (map)
+		fclose(map);
+	return bytes ? bytes / KIB : meminfo_kib("MemTotal:");
+}
+
 long vmstat(const char *name)
 {
 	static char text[32768];
@@ -429,9 +452,11 @@ const char *const advice_names[] = { "none", "hugepage", "nohugepage", NULL };
 
 void advise(char *start, size_t size, int advice)
 {
-	static const int numbers[] = { 0, MADV_HUGEPAGE, MADV_NOHUGEPAGE };
+	static const int numbers[] = { [ADVICE_HUGEPAGE] = MADV_HUGEPAGE, [ADVICE_NOHUGEPAGE] = MADV_NOHUGEPAGE };
 
-	if (advice && madvise(start, size, numbers[advice]) < 0)
+	/* A kernel without huge pages answers EINVAL to both; not having them is no failure. */
+	if (advice != ADVICE_NONE && madvise(start, size, numbers[advice]) < 0 &&
+	    !(advice == ADVICE_NOHUGEPAGE && errno == EINVAL))
 		workload_fail("madvise %s: %s", advice_names[advice], strerror(errno));
 }
 

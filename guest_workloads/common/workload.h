@@ -129,6 +129,8 @@ int cpu_of_nodes(const struct node *nodes, int count, int n);
 
 /* KiB behind `key` (e.g. "MemAvailable:") in /proc/meminfo. */
 unsigned long meminfo_kib(const char *key);
+/* All RAM of the machine in KiB, what the kernel took for itself included. */
+unsigned long installed_kib(void);
 /* A counter of /proc/vmstat, or -1 where this kernel has none of that name. */
 long vmstat(const char *name);
 /* What /proc/PID/smaps_rollup says of a process (0: this one); zeros where it is gone. */
@@ -143,6 +145,7 @@ bool write_text(const char *path, const char *text);
 /* An anonymous private mapping of `size` bytes that begins at a region's boundary; NULL where refused. */
 char *map_regions(size_t size);
 
+enum advice { ADVICE_NONE, ADVICE_HUGEPAGE, ADVICE_NOHUGEPAGE };
 extern const char *const advice_names[];
 /* Apply the option --advice (none, hugepage, nohugepage) to a mapping. */
 void advise(char *start, size_t size, int advice);

@@ -39,8 +39,9 @@ _TOLD = 255
 #: dropbear refuses commands of 9000 bytes (its sysoptions.h, MAX_CMD_LEN).
 _LONGEST_COMMAND = 8000
 _CHUNK = 1 << 16
-#: Host seconds that a command may take to die, and a connection to be made or refused.
+#: Host seconds that a command may take to die, and a guest short of memory to answer a request.
 _KILL_TIMEOUT_S = 20.0
+_ANSWER_TIMEOUT_S = 60.0
 _CLOSE_TIMEOUT_S = 5.0
 _RETRY_S = 0.2
 #: The symmetric ciphers that cost an emulated processor least, of those both sides have.
@@ -278,7 +279,7 @@ class Guest:
             UserError: it cannot be read.
         """
         remote = self._start(["cat", path], None, None, None, None, None, "")
-        finished = remote.wait(_KILL_TIMEOUT_S * 3)
+        finished = remote.wait(_ANSWER_TIMEOUT_S)
         if finished.status != 0:
             raise UserError(f"cannot read {path} in the guest: {_last_line(finished)}.")
         return remote.stdout_bytes
@@ -294,7 +295,7 @@ class Guest:
             UserError: the guest's kernel refused; the sentence has its reason.
         """
         # The path is an argument of the script, not a part of it.
-        finished = self.run(["sh", "-c", 'cat >"$1"', "sh", path], stdin=text, timeout_s=_KILL_TIMEOUT_S * 3)
+        finished = self.run(["sh", "-c", 'cat >"$1"', "sh", path], stdin=text, timeout_s=_ANSWER_TIMEOUT_S)
         if finished.status != 0:
             raise UserError(f"the guest refused {text.strip()!r} for {path}: {_last_line(finished)}.")
 
@@ -374,7 +375,7 @@ class Guest:
         channel = self._channel()
         try:
             channel.settimeout(_KILL_TIMEOUT_S)
-            channel.exec_command(command)
+            _request(channel, command)
             text: str = channel.makefile("rb").read().decode(errors="replace").strip()
             _end_of_input(channel)
             return text
@@ -407,7 +408,7 @@ class Guest:
             payload = "@"
         channel = self._channel()
         try:
-            channel.exec_command(f"exec {_PROGRAM} {token} {payload}")
+            _request(channel, f"exec {_PROGRAM} {token} {payload}")
             channel.event.clear()  # from now on it means that the channel is closed
         except (paramiko.SSHException, EOFError, OSError) as error:
             raise self.lost() from error
@@ -624,10 +625,22 @@ def _transport(
                 "something else listens there, or the guest's image is not the one given."
             )
         transport.auth_publickey(_USER, client_key)
+        transport.channel_timeout = _ANSWER_TIMEOUT_S
     except BaseException:
         transport.close()
         raise
     return transport
+
+
+def _request(channel: paramiko.Channel, command: str) -> None:
+    """Ask for a command; paramiko itself would wait for the answer without a bound."""
+    overdue = threading.Timer(_ANSWER_TIMEOUT_S, channel.close)
+    overdue.daemon = True
+    overdue.start()
+    try:
+        channel.exec_command(command)
+    finally:
+        overdue.cancel()
 
 
 def _end_of_input(channel: paramiko.Channel | None) -> None:

@@ -6,8 +6,10 @@
  *
  * Two full scans that ended after now began after now at least once: what
  * was mapped before is then seen. Prints the number of scans. Ends with 3
- * when BOUND_MS of guest time passed, e.g. because khugepaged has nothing to
- * scan and does not count.
+ * when BOUND_MS of guest time passed, e.g. because khugepaged is off.
+ *
+ * khugepaged counts only while it has something to scan, so this program
+ * gives it a mapping of its own. No page of it is ever touched.
  *
  * Writing scan_sleep_millisecs wakes khugepaged (mm/khugepaged.c,
  * __sleep_millisecs_store()), so its own value is written back on each look;
@@ -19,11 +21,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
 
 #define DIRECTORY "/sys/kernel/mm/transparent_hugepage/khugepaged/"
 #define LOOK_NS 2000000L
+#define MAPPING (4UL << 20)	/* holds an aligned huge page wherever it begins */
 #define NS_PER_MS 1000000LL
 
 static int text_of(const char *path, char *text, size_t size)
@@ -50,6 +54,7 @@ int main(int argc, char **argv)
 	char text[32], interval[32];
 	unsigned long first, advance;
 	long long end;
+	void *mapping;
 
 	if (argc != 3) {
 		fprintf(stderr, "usage: khugepaged-barrier ADVANCE BOUND_MS\n");
@@ -63,6 +68,11 @@ int main(int argc, char **argv)
 		return 1;
 	}
 	first = strtoul(text, NULL, 10);
+	mapping = mmap(NULL, MAPPING, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	if (mapping == MAP_FAILED || madvise(mapping, MAPPING, MADV_HUGEPAGE) < 0) {
+		fprintf(stderr, "khugepaged-barrier: no mapping to scan: %s\n", strerror(errno));
+		return 1;
+	}
 	for (;;) {
 		const struct timespec pause = { .tv_nsec = LOOK_NS };
 		unsigned long scans;

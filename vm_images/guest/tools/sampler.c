@@ -3,7 +3,12 @@
  * sampler: read the kernel's counters, once or at an interval, and print what changed.
  *
  *	sampler --once [--refresh] PATTERN...
- *	sampler --interval-ms N PATTERN...
+ *	sampler --interval-ms N --while FIFO PATTERN...
+ *
+ * In the second form it prints a line "r" when it is ready, and then samples
+ * for as long as somebody has FIFO open for writing, again and again. It
+ * must not wake up otherwise: under icount the time of an idle guest runs
+ * hundreds of times faster than the host's.
  *
  * Each PATTERN is a glob(7) of text files. A sample is, in lines:
  *
@@ -25,12 +30,14 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <glob.h>
+#include <poll.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -224,12 +231,51 @@ static void sample(void)
 		exit(0);	/* nobody listens any more */
 }
 
+static int listen_on(const char *fifo)
+{
+	int fd;
+
+	if (mkfifo(fifo, 0600) < 0 && errno != EEXIST)
+		fail(fifo);
+	/* Not blocking: a reader without a writer is told of the first byte, and of the last writer's end. */
+	fd = open(fifo, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+	if (fd < 0)
+		fail(fifo);
+	return fd;
+}
+
+/* Sample until the last writer is gone, or SIGTERM. */
+static void sample_while(int fifo, long long interval, const sigset_t *unblocked)
+{
+	long long due = now(CLOCK_MONOTONIC);
+
+	while (!stopping) {
+		struct pollfd watched = { .fd = fifo };	/* POLLHUP always counts */
+		long long left = due - now(CLOCK_MONOTONIC);
+		struct timespec timeout;
+
+		if (left <= 0) {
+			sample();
+			due += interval;
+			if (due <= now(CLOCK_MONOTONIC))
+				due = now(CLOCK_MONOTONIC) + interval;
+			continue;
+		}
+		timeout.tv_sec = left / NS_PER_S;
+		timeout.tv_nsec = left % NS_PER_S;
+		if (ppoll(&watched, 1, &timeout, unblocked) > 0 && watched.revents & POLLHUP)
+			return;
+	}
+}
+
 int main(int argc, char **argv)
 {
-	long long interval = 0, due;
-	int once = 0, refresh = 0, at;
+	static char output[1 << 16];
 	struct sigaction on_term = { .sa_handler = stop };
-	struct timespec wake;
+	sigset_t blocked, unblocked;
+	const char *fifo = NULL;
+	long long interval = 0;
+	int once = 0, refresh = 0, at;
 
 	for (at = 1; at < argc && argv[at][0] == '-'; at++) {
 		if (!strcmp(argv[at], "--once")) {
@@ -238,40 +284,48 @@ int main(int argc, char **argv)
 			refresh = 1;
 		} else if (!strcmp(argv[at], "--interval-ms") && at + 1 < argc) {
 			interval = atoll(argv[++at]) * NS_PER_MS;
+		} else if (!strcmp(argv[at], "--while") && at + 1 < argc) {
+			fifo = argv[++at];
 		} else {
 			fprintf(stderr, "sampler: unknown option %s\n", argv[at]);
 			return 2;
 		}
 	}
-	if (at == argc || once == (interval > 0)) {
-		fprintf(stderr, "usage: sampler --once [--refresh] | --interval-ms N  PATTERN...\n");
+	if (at == argc || once == (interval > 0) || once == (fifo != NULL)) {
+		fprintf(stderr, "usage: sampler --once [--refresh] PATTERN...\n"
+				"       sampler --interval-ms N --while FIFO PATTERN...\n");
 		return 2;
 	}
 	/* What watches memory must neither use huge pages, nor be what the OOM killer takes. */
 	prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
 	write_file("/proc/self/oom_score_adj", "-1000");
+	/* SIGTERM comes only while we wait, so none is missed. */
+	sigemptyset(&blocked);
+	sigaddset(&blocked, SIGTERM);
+	sigprocmask(SIG_BLOCK, &blocked, &unblocked);
+	sigdelset(&unblocked, SIGTERM);
 	sigaction(SIGTERM, &on_term, NULL);
 	signal(SIGPIPE, SIG_IGN);
-	static char output[1 << 16];
 	setvbuf(stdout, output, _IOFBF, sizeof(output));
 	pin();
 	find_files(argv + at, argc - at);
 	if (refresh)
 		write_file("/proc/sys/vm/stat_refresh", "1");
-	sample();
-	if (once)
+	if (once) {
+		sample();
 		return 0;
-	due = now(CLOCK_MONOTONIC);
-	while (!stopping) {
-		long long time = now(CLOCK_MONOTONIC);
-
-		due += interval;
-		if (due <= time)
-			due = time + interval;
-		wake.tv_sec = due / NS_PER_S;
-		wake.tv_nsec = due % NS_PER_S;
-		if (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &wake, NULL) == 0 && !stopping)
-			sample();
 	}
+	while (!stopping) {
+		int fd = listen_on(fifo);
+		struct pollfd watched = { .fd = fd, .events = POLLIN };
+		char byte;
+
+		printf("r\n");
+		fflush(stdout);
+		if (ppoll(&watched, 1, NULL, &unblocked) > 0 && read(fd, &byte, 1) >= 0)
+			sample_while(fd, interval, &unblocked);
+		close(fd);
+	}
+	unlink(fifo);
 	return 0;
 }

@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Counters of the kernel as text files show them. Pure: text in, values out.
+
+Nothing is filtered: a counter that this module has never heard of comes out like any other. A line without an
+integer, such as a heading, has no value.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import PurePosixPath
+from typing import NamedTuple
+
+_THP = "/sys/kernel/mm/transparent_hugepage/"
+_CGROUP = "/sys/fs/cgroup/"
+_NODE_FILE = re.compile(r"/sys/devices/system/node/node(\d+)/(\w+)", re.ASCII)
+_NODE_LINE = re.compile(r"Node (\d+), zone\s+(\S+)(.*)", re.ASCII)
+_NODE_PREFIX = re.compile(r"Node \d+ ", re.ASCII)
+_PAIR = re.compile(r"\s*(.+?):?\s+(-?\d+)(?:\s+[A-Za-z]+)?\s*", re.ASCII)
+_CHOICE = re.compile(r"(\[)?([\w,+-]+)\]?")
+_SIGN = 1 << 63
+_WRAP = 1 << 64
+
+
+class Value(NamedTuple):
+    """One counter.
+
+    Args:
+        source: file it is from, e.g. ``vmstat``; the same for the machine and for a node.
+        node: NUMA node; None where it is of the whole machine.
+        counter: its name in the file.
+        value: in the file's own unit (KiB where it says kB).
+    """
+
+    source: str
+    node: int | None
+    counter: str
+    value: int
+
+
+def parse_pairs(text: str) -> dict[str, int]:
+    """Lines of a name and a number, with a colon and a unit or without.
+
+    The first of several lines with one name counts.
+
+    >>> parse_pairs("nr_free_pages 5\\nMemFree:  12 kB\\n")
+    {'nr_free_pages': 5, 'MemFree': 12}
+    """
+    pairs: dict[str, int] = {}
+    for line in text.splitlines():
+        found = _PAIR.fullmatch(line)
+        if found:
+            pairs.setdefault(found[1], _signed(found[2]))
+    return pairs
+
+
+def parse_vmstat(text: str, node: int | None = None, source: str = "vmstat") -> list[Value]:
+    """``/proc/vmstat`` and ``node*/vmstat`` (mm/vmstat.c), and other files of pairs."""
+    return [Value(source, node, name, value) for name, value in parse_pairs(text).items()]
+
+
+def parse_meminfo(text: str, node: int | None = None) -> list[Value]:
+    """``/proc/meminfo`` (fs/proc/meminfo.c) and ``node*/meminfo`` (drivers/base/node.c), in KiB."""
+    plain = "\n".join(_NODE_PREFIX.sub("", line, count=1) for line in text.splitlines())
+    return parse_vmstat(plain, node, "meminfo")
+
+
+def parse_buddyinfo(text: str) -> list[Value]:
+    """``/proc/buddyinfo``: free blocks of each order, as counters ``<zone>.order<n>``."""
+    values = []
+    for line in text.splitlines():
+        found = _NODE_LINE.fullmatch(line)
+        if found:
+            counts = [part for part in found[3].split() if _is_integer(part)]
+            values += [
+                Value("buddyinfo", int(found[1]), f"{found[2]}.order{order}", _signed(count))
+                for order, count in enumerate(counts)
+            ]
+    return values
+
+
+def parse_zoneinfo(text: str) -> list[Value]:
+    """``/proc/zoneinfo`` (mm/vmstat.c, zoneinfo_show_print()), as counters ``<zone>.<name>``.
+
+    What it lists once a node, under "per-node stats", has no zone in its name. Numbers of a per-CPU list are
+    ``<zone>.cpu<n>.<name>``, and those of a row in parentheses ``<zone>.<name>.<position>``.
+    """
+    values: list[Value] = []
+    node: int | None = None
+    zone = prefix = ""
+    for line in text.splitlines():
+        heading = _NODE_LINE.fullmatch(line)
+        if heading:
+            node, zone = int(heading[1]), f"{heading[2]}."
+            prefix = zone
+            continue
+        if node is None:
+            continue
+        words = line.split()
+        if line.strip() == "per-node stats":
+            prefix = ""
+        elif words[:1] == ["pages"] and len(words) == 3:
+            prefix = zone
+            line = " ".join(words[1:])
+        elif words[:1] == ["cpu:"] and len(words) == 2 and _is_integer(words[1]):
+            prefix = f"{zone}cpu{words[1]}."
+            continue
+        elif line.strip() == "pagesets" or (_PAIR.fullmatch(line) is None and "(" not in line):
+            continue
+        elif not line.startswith("    "):  # back from the per-CPU lists
+            prefix = zone
+        name, parenthesis, row = line.partition("(")
+        if parenthesis:
+            numbers = [part for part in re.split(r"[,\s)]+", row) if _is_integer(part)]
+            values += [
+                Value("zoneinfo", node, f"{prefix}{name.strip().rstrip(':')}.{position}", _signed(number))
+                for position, number in enumerate(numbers)
+            ]
+            continue
+        values += [
+            Value("zoneinfo", node, prefix + counter, value) for counter, value in parse_pairs(line).items()
+        ]
+    return values
+
+
+def parse_setting(text: str, counter: str, source: str = "thp") -> list[Value]:
+    """A file of one number, or of a choice such as ``always [madvise] never``.
+
+    A choice becomes one counter an alternative, 1 where it is the chosen one.
+
+    >>> [(v.counter, v.value) for v in parse_setting("always [never]", "enabled")]
+    [('enabled.always', 0), ('enabled.never', 1)]
+    """
+    stripped = text.strip()
+    if _is_integer(stripped):
+        return [Value(source, None, counter, _signed(stripped))]
+    words = stripped.split()
+    chosen = [_CHOICE.fullmatch(word) for word in words]
+    if sum(word.startswith("[") and word.endswith("]") for word in words) != 1 or not all(chosen):
+        return []
+    return [Value(source, None, f"{counter}.{each[2]}", int(bool(each[1]))) for each in chosen if each]
+
+
+def parse_smaps_rollup(text: str) -> list[Value]:
+    """``/proc/PID/smaps_rollup`` (fs/proc/task_mmu.c), in KiB; its heading is no counter."""
+    body = "\n".join(line for line in text.splitlines() if "[rollup]" not in line)
+    return parse_vmstat(body, None, "smaps_rollup")
+
+
+_PARSERS: Mapping[str, Callable[[str], list[Value]]] = {
+    "/proc/vmstat": parse_vmstat,
+    "/proc/meminfo": parse_meminfo,
+    "/proc/buddyinfo": parse_buddyinfo,
+    "/proc/zoneinfo": parse_zoneinfo,
+}
+
+
+def parse_file(path: str, text: str) -> list[Value]:
+    """The counters of a file of the guest, whatever file it is.
+
+    Args:
+        path: absolute path in the guest, which decides the format; an unknown file is taken for one of pairs,
+            with the path as source.
+        text: its content.
+    """
+    if path in _PARSERS:
+        return _PARSERS[path](text)
+    of_node = _NODE_FILE.fullmatch(path)
+    if of_node:
+        node, name = int(of_node[1]), of_node[2]
+        return parse_meminfo(text, node) if name == "meminfo" else parse_vmstat(text, node, name)
+    if path.startswith(_THP):
+        return parse_setting(text, path.removeprefix(_THP))
+    name = PurePosixPath(path).name
+    if name == "smaps_rollup":
+        return parse_smaps_rollup(text)
+    if path.startswith(_CGROUP):
+        group = path.removeprefix(_CGROUP)
+        single = parse_setting(text, group, "memcg")
+        return single or [
+            Value("memcg", None, f"{group}.{counter}", value) for counter, value in parse_pairs(text).items()
+        ]
+    return parse_vmstat(text, None, path)
+
+
+def _is_integer(text: str) -> bool:
+    return re.fullmatch(r"-?\d+", text, re.ASCII) is not None
+
+
+def _signed(text: str) -> int:
+    """The number as a signed 64-bit one: an unsigned counter below zero shows as one near 2**64."""
+    return (int(text) + _SIGN) % _WRAP - _SIGN

@@ -33,8 +33,8 @@ _NAME_WIDTH: Final = 20
 
 #: Heading -> how the names of its metrics begin.
 _GROUPS: Final = (
-    ("Fault latency", ("fault_",)),
-    ("Memory consumption", ("memory_", "held_", "rss_", "survivors.")),
+    ("Fault latency", ("fault_", "first_fault_", "touch_")),
+    ("Memory consumption", ("memory_", "held_", "rss_", "survivors")),
     ("Successful promotions", ("promotions.",)),
 )
 _OTHERS: Final = "Other primary metrics"

@@ -109,6 +109,7 @@ def plot_run(run: Run, out_dir: Path) -> list[Path]:
             if plot.figure is None:
                 absent.append(f"{plot.name}: {plot.reason}")
                 continue
+            _settle(plot.figure)
             plot.figure.savefig(files[0], metadata={"Software": None, "Title": plot.title})
             plot.figure.savefig(
                 files[1], metadata={"Date": None, "Creator": "orchestrate", "Title": plot.title}
@@ -129,6 +130,18 @@ def plots_of(run: Run) -> Iterator[Plot]:
     yield from _latency(run, looks)
     yield from _counters(run, looks)
     yield _waterfall(run)
+
+
+def _settle(figure: Figure) -> None:
+    """Lay out once and keep that, rounded: the solver's last bits differ from one time to the next, and the
+    names inside an SVG are hashes of coordinates."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for axis in figure.axes:
+        left, bottom, width, height = (
+            round(float(bound), 5) for bound in axis.get_position(original=True).bounds
+        )
+        axis.set_position((left, bottom, width, height))
 
 
 def _looks(run: Run) -> dict[str, _Look]:
@@ -202,10 +215,10 @@ def _survivors(run: Run, looks: Mapping[str, _Look]) -> Plot:
     name, title = "survivors", "Children that fit into memory"
     metrics = run.metrics
     metrics = metrics[
-        metrics["metric"].str.startswith("survivors.") & metrics["cell"].isin(_ok_cells(run)["cell"])
+        metrics["metric"].str.startswith("survivors") & metrics["cell"].isin(_ok_cells(run)["cell"])
     ]
     if metrics.empty:
-        return Plot(name, title, reason="no cell that ended ok has a metric survivors.*")
+        return Plot(name, title, reason="no cell that ended ok has a metric survivors*")
     panels = list(dict.fromkeys(zip(metrics["workload"], metrics["metric"], strict=True)))
     shown = [variant for variant in looks if variant in set(metrics["variant"])]
     figure = _figure(
@@ -363,6 +376,8 @@ def _latency(run: Run, looks: Mapping[str, _Look]) -> Iterator[Plot]:
     units: dict[tuple[str, str], str] = {}
     for cell in _ok_cells(run).itertuples():
         for record in _histograms(run.log_directory(str(cell.cell)) / "workload.jsonl"):
+            if not any(count for _, _, count in record["buckets"]):
+                continue
             by_histogram = found.setdefault(str(cell.workload), {})
             buckets = by_histogram.setdefault(str(record["histogram"]), {}).setdefault(str(cell.variant), {})
             units[str(cell.workload), str(record["histogram"])] = str(record.get("unit", ""))
@@ -412,16 +427,31 @@ def _latency_figure(
         axis.set_xscale("log")
         axis.xaxis.set_major_formatter(EngFormatter(sep=""))
         axis.set_ylim(0, 1.02)
-        axis.set_title(f"{histogram} ({_counted(faults)} faults a variant)")
+        facts = run.manifest["workloads"].get(workload, {}).get("metrics", {}).get(f"{histogram}.p50", {})
+        named = textwrap.fill(str(facts.get("help") or histogram), 48)
+        axis.set_title(f"{named}\n{_counted(faults)} a variant")
         unit = units[workload, histogram]
         axis.set_xlabel({"insns": "guest instructions", "ns": "nanoseconds"}.get(unit, unit))
         axis.tick_params(labelbottom=True)
+    # A single interrupted fault would squeeze all others: what is rarer than one of 1000 is left out.
+    ranges = [
+        _range(buckets) for by_variant in histograms.values() for buckets in by_variant.values() if buckets
+    ]
+    axes[0, 0].set_xlim(min(low for low, _ in ranges) / 1.1, max(high for _, high in ranges) * 1.1)
     _readable_log_ticks(axes[0, 0])
     for axis in axes[:, 0]:
         axis.set_ylabel("share of faults at or below")
     handles, labels = axes[0, 0].get_legend_handles_labels()
     _legend(figure, handles, labels)
     return figure
+
+
+def _range(buckets: _Buckets) -> tuple[float, float]:
+    """Where all but one of a thousand are, at either end."""
+    edges, share = _cumulative({edges: count for edges, count in buckets.items() if count})
+    low = edges[max(0, int(np.searchsorted(share, 0.001, side="right")) - 1)]
+    high = edges[min(len(edges) - 1, int(np.searchsorted(share, 0.999)))]
+    return float(low), float(high)
 
 
 def _readable_log_ticks(axis: Axes) -> None:
@@ -447,7 +477,13 @@ def _histograms(path: Path) -> Iterator[dict[str, Any]]:
             record = json.loads(line)
         except json.JSONDecodeError:
             continue  # a line that the guest did not finish
-        if isinstance(record, dict) and "histogram" in record and isinstance(record.get("buckets"), list):
+        if (
+            not isinstance(record, dict)
+            or "histogram" not in record
+            or not isinstance(record.get("buckets"), list)
+        ):
+            continue
+        if all(isinstance(bucket, list) and len(bucket) == 3 for bucket in record["buckets"]):
             yield record
 
 

@@ -86,6 +86,7 @@ def write_report(run: Run, comparison: Comparison, plots: Sequence[Path], path: 
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
     manifest = run.manifest
     planned = sum(sum(each.values()) for each in comparison.planned.values())
@@ -100,6 +101,7 @@ def write_report(run: Run, comparison: Comparison, plots: Sequence[Path], path: 
         confidence=f"{CONFIDENCE:.0%}",
         ok=planned - len(comparison.failures),
         planned=planned,
+        broken=len({finding.where for finding in comparison.findings if finding.kind == "counters"}),
         conclusions=[conclusion(comparison, variant.name) for variant in comparison.compared],
         control=control_line(comparison),
         tables=[(name, title, _lines(comparison, name)) for name, title in comparison.workloads.items()],

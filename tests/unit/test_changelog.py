@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: GPL-2.0-only
+from __future__ import annotations
+
+import shlex
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from synthetic_run import VARIANTS, Synthetic
+
+from orchestrator.analysis.changelog import changelog_text
+from orchestrator.analysis.comparison import Comparison, compare
+from orchestrator.errors import UserError
+from orchestrator.store.outcome import Outcome
+from orchestrator.store.run import Run
+
+SYNTHETIC = Synthetic(histograms=False)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return SYNTHETIC.write(tmp_path_factory.mktemp("results"))
+
+
+@pytest.fixture(scope="module")
+def compared(run: Run) -> Comparison:
+    return compare(run)
+
+
+@pytest.fixture(scope="module")
+def text(run: Run, compared: Comparison) -> str:
+    return changelog_text(run, compared)
+
+
+def test_is_ascii_of_at_most_75_columns(text: str) -> None:
+    assert text.isascii()
+    assert max(map(len, text.splitlines())) <= 75
+    assert all(line == line.rstrip() for line in text.splitlines())
+
+
+def test_the_three_metrics_that_reviewers_ask_for_come_first(text: str) -> None:
+    headings = [line for line in text.splitlines() if line in ("Fault latency", "Memory consumption")]
+    assert headings == ["Fault latency", "Memory consumption"]
+    assert text.index("Memory consumption") < text.index("Successful promotions")
+    assert (
+        text.index("Fault latency") < text.index("first_fault_insns.p50") < text.index("Memory consumption")
+    )
+
+
+def test_says_where_it_was_measured_and_by_which_clock(text: str) -> None:
+    plain = " ".join(text.split())
+    assert "Medians of 5 fresh boots in a 4x2G guest (linux-source-6.12 6.12.117-1" in plain
+    assert "clock: guest instructions" in plain
+    assert "A/A control: baseline-control" in plain
+
+
+def test_a_variant_has_its_value_change_interval_and_verdict(text: str) -> None:
+    line = next(line for line in text.splitlines() if "core-only@256" in line and "regressed" in line)
+    words = line.split()
+    assert words[0] == "core-only@256"
+    assert words[2].startswith("+")
+    assert words[3].startswith("[")
+    assert words[-1] == "regressed"
+    assert "+73 insns" in text
+
+
+def test_the_conclusion_is_no_more_than_the_verdicts_say(text: str) -> None:
+    plain = " ".join(text.split())
+    assert "core-only@1: equivalence with baseline within 0.50% is shown for 6 of 7 primary metrics" in plain
+    assert "(improved)" in plain
+    assert "(regressed)" in plain
+
+
+def test_secondary_metrics_are_left_to_the_table(text: str) -> None:
+    assert "huge_faults.total" not in text
+    assert "fault_insns.p99" not in text
+
+
+def test_the_command_can_be_pasted_also_when_it_is_long(tmp_path: Path) -> None:
+    command = ["orchestrate", "run", "--name", "two words", *(f"--set=knob_{n}={n}" for n in range(12))]
+    run = replace(SYNTHETIC, repeat=1, manifest={"command": command}).write(tmp_path)
+    text = changelog_text(run, compare(run))
+    pasted = text.partition("    $ ")[2].replace("\\\n", " ")
+    assert shlex.split(pasted) == command
+    assert max(map(len, text.splitlines())) <= 75
+
+
+def test_failures_are_told(tmp_path: Path) -> None:
+    failures = {
+        "core-only@256.chunk.2": (Outcome.KERNEL_PANIC, "Kernel panic"),
+        "baseline.chunk.1": (Outcome.LOST, ""),
+    }
+    counters = {"core-only@1.chunk.1": {"thp_res_alloc": 3}}
+    run = replace(SYNTHETIC, failures=failures, counters=counters).write(tmp_path)
+    text = changelog_text(run, compare(run))
+    assert "2 of 40 cells failed: 1 lost, 1 kernel-panic." in text
+    assert "core-only@1.chunk.1: counter identity broken" in text
+
+
+def test_three_repetitions_conclude_nothing(tmp_path: Path) -> None:
+    run = replace(SYNTHETIC, repeat=3).write(tmp_path)
+    text = changelog_text(run, compare(run))
+    assert "too few repetitions" in text
+    assert not any(word in text for word in ("improved", "regressed", "same ("))
+
+
+def test_a_run_without_values(tmp_path: Path) -> None:
+    cells = [entry["cell"] for entry in SYNTHETIC._manifest()["cells"]]
+    run = replace(SYNTHETIC, failures=dict.fromkeys(cells, (Outcome.TIMEOUT, "too slow"))).write(tmp_path)
+    text = " ".join(changelog_text(run, compare(run)).split())
+    assert "there is nothing to show" in text
+    assert "40 of 40 cells failed: 40 timeout." in text
+
+
+def test_one_stage_only(run: Run, compared: Comparison) -> None:
+    assert "core-only@256" in changelog_text(run, compared, stage=9)
+    with pytest.raises(UserError, match="no variant of this run ends at stage 5; there are: 9"):
+        changelog_text(run, compared, stage=5)
+
+
+def test_a_long_name_has_a_line_of_its_own(tmp_path: Path) -> None:
+    name = "full@thp_enabled=always,promotion_threshold=512"
+    run = replace(SYNTHETIC, repeat=1, variants={**VARIANTS, name: "patched"}).write(tmp_path)
+    lines = changelog_text(run, compare(run)).splitlines()
+    assert f"    {name}" in lines
+    assert max(map(len, lines)) <= 75
+
+
+def test_is_the_same_every_time(run: Run, text: str) -> None:
+    again = Run.open(run.path)
+    assert changelog_text(again, compare(again)) == text

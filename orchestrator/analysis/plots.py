@@ -351,18 +351,24 @@ def _memory_figure(
 def _series(samples: pd.DataFrame, counter: str, node: int | None) -> pd.DataFrame | None:
     """The readings of one counter in the order of time, from one source where several print it."""
     of_counter = samples[samples["counter"] == counter]
-    own = of_counter[of_counter["node"].isna() if node is None else of_counter["node"] == node]
-    if not own.empty:
-        sources = sorted(
-            set(own["source"]), key=lambda source: ("vmstat" not in source, "meminfo" not in source, source)
+    own = _one_source(of_counter[of_counter["node"].isna() if node is None else of_counter["node"] == node])
+    if node is None:
+        by_node = (
+            _one_source(of_counter[of_counter["node"].notna()])
+            .groupby("guest_s", as_index=False)["value"]
+            .sum()
         )
-        own = own[own["source"] == sources[0]].sort_values("guest_s", kind="stable")
-    by_node = of_counter.dropna(subset=["node"]).groupby("guest_s", as_index=False)["value"].sum()
-    if node is None and len(by_node) > len(
-        own
-    ):  # the sampler read the nodes' files more often than the machine's
-        return pd.DataFrame(by_node)
-    return None if own.empty else pd.DataFrame(own)
+        if len(by_node) > len(own):  # the sampler read the nodes' files more often than the machine's
+            return pd.DataFrame(by_node)
+    return None if own.empty else own.sort_values("guest_s", kind="stable")
+
+
+def _one_source(samples: pd.DataFrame) -> pd.DataFrame:
+    """Those of one file: vmstat and zoneinfo print the same counter of a node."""
+    if samples.empty:
+        return samples
+    source = min(samples["source"], key=lambda each: ("vmstat" not in each, "meminfo" not in each, each))
+    return samples[samples["source"] == source]
 
 
 # --- fault latency -------------------------------------------------------------------------------------------

@@ -56,7 +56,7 @@ METRICS: Final = _schema(
 SAMPLES: Final = _schema(
     _field("cell", pa.string()),
     _field("guest_s", pa.float64(), "guest seconds since boot"),
-    _field("host_s", pa.float64(), "host seconds since the cell began"),
+    _field("host_s", pa.float64(), "host seconds since the epoch"),
     _field("phase", pa.string()),
     _field("source", pa.string()),
     _field("node", pa.int32(), nullable=True),

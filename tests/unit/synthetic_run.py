@@ -101,6 +101,7 @@ class Synthetic:
         effects: see EFFECTS.
         counters: cell -> counters that replace those of its last sample.
         samples, histograms: whether cells have them.
+        zoneinfo: whether nodes' counters are sampled from a second file, too.
     """
 
     repeat: int = 5
@@ -113,6 +114,7 @@ class Synthetic:
     manifest: Mapping[str, Any] = field(default_factory=dict)
     samples: bool = True
     histograms: bool = True
+    zoneinfo: bool = False
     spread: float = 1.0
 
     def write(self, results: Path, name: str = "synthetic") -> Run:
@@ -258,7 +260,8 @@ class Synthetic:
                 add("meminfo", node, "MemTotal", total)
                 add("meminfo", node, "MemFree", total * (1 - used[node] - reserved[node]))
                 if reserving:
-                    add("vmstat", node, "nr_thp_reserved", total * reserved[node] / 4)
+                    for source in ("zoneinfo", "vmstat") if self.zoneinfo else ("vmstat",):
+                        add(source, node, "nr_thp_reserved", total * reserved[node] / 4)
             free = sum(total * (1 - u - r) for u, r in zip(used, reserved, strict=True))
             held = sum(total * r for r in reserved)
             add("meminfo", None, "MemTotal", 4 * total)

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 from PIL import Image
 from synthetic_run import VARIANTS, Synthetic
@@ -126,6 +127,19 @@ def test_many_variants_are_spread_over_several_figures(tmp_path: Path) -> None:
     run = replace(SMALL, repeat=1, variants=variants, workloads=("chunk",), histograms=False).write(tmp_path)
     names = {plot.name for plot in plots_of(run) if plot.figure is not None}
     assert {"memory", "memory-2", "memory-3"} <= names
+
+
+def test_a_counter_that_two_files_print_is_drawn_once(tmp_path: Path) -> None:
+    plain = replace(SMALL, repeat=1, workloads=("chunk",), histograms=False)
+    heights = []
+    for synthetic in (plain, replace(plain, zoneinfo=True)):
+        plot = next(plot for plot in plots_of(synthetic.write(tmp_path)) if plot.name == "memory")
+        assert plot.figure is not None
+        machine = next(axis for axis in plot.figure.axes if axis.get_title(loc="left") == "core-only@256")
+        line = next(line for line in machine.get_lines() if line.get_label() == "reserved")
+        heights.append(float(np.max(np.asarray(line.get_ydata(), dtype=float))))
+    assert heights[0] > 1000
+    assert heights[0] == heights[1]
 
 
 def test_counters_that_contradict_each_other_are_drawn_as_such(tmp_path: Path) -> None:

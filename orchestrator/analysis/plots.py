@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import textwrap
 from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, cast
@@ -101,7 +102,7 @@ def plot_run(run: Run, out_dir: Path) -> list[Path]:
     out_dir.mkdir(parents=True, exist_ok=True)
     paths: list[Path] = []
     absent: list[str] = []
-    with mpl.rc_context(cast("Any", _STYLE)):  # the stubs want a literal of all of matplotlib's parameters
+    with _style():
         for plot in plots_of(run):
             files = [out_dir / f"{plot.name}.png", out_dir / f"{plot.name}.svg"]
             for file in files:
@@ -122,14 +123,22 @@ def plot_run(run: Run, out_dir: Path) -> list[Path]:
     return paths
 
 
-def plots_of(run: Run) -> Iterator[Plot]:
+def plots_of(run: Run) -> list[Plot]:
     """Every plot of `run`, drawn or with the reason why it is not."""
     looks = _looks(run)
-    yield _survivors(run, looks)
-    yield from _memory(run, looks)
-    yield from _latency(run, looks)
-    yield from _counters(run, looks)
-    yield _waterfall(run)
+    with _style():
+        return [
+            _survivors(run, looks),
+            *_memory(run, looks),
+            *_latency(run, looks),
+            *_counters(run, looks),
+            _waterfall(run),
+        ]
+
+
+def _style() -> AbstractContextManager[None]:
+    # The stubs want a literal of all of matplotlib's parameters.
+    return mpl.rc_context(cast("Any", _STYLE))
 
 
 def _settle(figure: Figure) -> None:
@@ -368,7 +377,7 @@ def _one_source(samples: pd.DataFrame) -> pd.DataFrame:
     if samples.empty:
         return samples
     source = min(samples["source"], key=lambda each: ("vmstat" not in each, "meminfo" not in each, each))
-    return samples[samples["source"] == source]
+    return pd.DataFrame(samples[samples["source"] == source])
 
 
 # --- fault latency -------------------------------------------------------------------------------------------

@@ -147,4 +147,4 @@ def test_counters_that_contradict_each_other_are_drawn_as_such(tmp_path: Path) -
     run = replace(SMALL, repeat=1, workloads=("chunk",), counters=counters, histograms=False).write(tmp_path)
     plot = next(plot for plot in plots_of(run) if plot.name == "reserved-pages")
     assert plot.figure is not None
-    assert "counters broken" in plot.figure.axes[0].get_title(loc="center")
+    assert "counters broken" in plot.figure.axes[0].get_title(loc="left")

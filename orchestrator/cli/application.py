@@ -5,9 +5,8 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
-import click
 import typer
 
 from orchestrator import __version__
@@ -29,12 +28,16 @@ from orchestrator.cli import (
 from orchestrator.cli.terminal import Terminal
 from orchestrator.errors import InfrastructureError, OrchestrateError
 
+#: What a wrong command line raises. Some versions of typer carry a click of their own.
+_UsageError: type[Any] = typer.BadParameter.__mro__[1]
+
 app = typer.Typer(
     name="orchestrate",
     help="Experiments on Linux kernel patch series: build, boot, measure, compare, bisect.",
     epilog="Example: orchestrate run --patchset core-only",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # "[/CPUS]" in a help text is no markup
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -83,10 +86,10 @@ def status_of(arguments: list[str]) -> int:
     with_traceback = "--debug" in arguments
     try:
         status = app(arguments, standalone_mode=False, prog_name="orchestrate")
-    except click.ClickException as error:
+    except _UsageError as error:
         error.show()
-        return error.exit_code
-    except (click.Abort, KeyboardInterrupt):
+        return int(error.exit_code)
+    except (typer.Abort, KeyboardInterrupt):
         _say("interrupted; what was measured until now is kept.")
         return 130
     except OrchestrateError as error:

@@ -18,7 +18,7 @@ from orchestrator.cli.terminal import terminal_of
 from orchestrator.errors import OrchestrateError, UserError
 from orchestrator.store.run import Run, find_run
 
-app = typer.Typer(help="What was run, and clean-up of the cache.", no_args_is_help=True)
+app = typer.Typer(help="What was run, and clean-up of the cache.", no_args_is_help=True, rich_markup_mode=None)
 
 #: Kinds of artefact that `gc` may take; probe answers and keys are small and stay.
 _COLLECTED = ("kernel", "image", "tree", "source")

@@ -19,6 +19,8 @@ _NODE_LINE = re.compile(r"Node (\d+), zone\s+(\S+)(.*)", re.ASCII)
 _NODE_PREFIX = re.compile(r"Node \d+ ", re.ASCII)
 _PAIR = re.compile(r"\s*(.+?):?\s+(-?\d+)(?:\s+[A-Za-z]+)?\s*", re.ASCII)
 _CHOICE = re.compile(r"(\[)?([\w,+-]+)\]?")
+#: The one line about a CPU that zoneinfo does not indent as the others.
+_LAST_OF_CPU = "vm stats threshold"
 _SIGN = 1 << 63
 _WRAP = 1 << 64
 
@@ -108,8 +110,8 @@ def parse_zoneinfo(text: str) -> list[Value]:
             continue
         elif line.strip() == "pagesets" or (_PAIR.fullmatch(line) is None and "(" not in line):
             continue
-        elif not line.startswith("    "):  # back from the per-CPU lists
-            prefix = zone
+        elif not line.startswith("    ") and not line.strip().startswith(_LAST_OF_CPU):
+            prefix = zone  # back from the per-CPU lists
         name, parenthesis, row = line.partition("(")
         if parenthesis:
             numbers = [part for part in re.split(r"[,\s)]+", row) if _is_integer(part)]

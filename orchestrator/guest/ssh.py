@@ -34,6 +34,8 @@ _ADDRESS = "127.0.0.1"
 _USER = "root"
 _PROGRAM = "/usr/bin/argv-exec"
 _STATE = "/run/argv-exec"
+#: vm_images/guest/init keeps a processor busy until this is there.
+_CONNECTED = "/run/connected"
 #: argv-exec's exit status for "look into the file".
 _TOLD = 255
 #: dropbear refuses commands of 9000 bytes (its sysoptions.h, MAX_CMD_LEN).
@@ -174,8 +176,7 @@ class Guest:
             left = max(deadline - time.monotonic(), 1.0)
             try:
                 guest = cls(_transport(port, host_key, client_key, left), transcript)
-                # vm_images/guest/init keeps a processor busy until this is there.
-                guest.run(["touch", "/run/connected"], timeout_s=left)
+                guest.run(["touch", _CONNECTED], timeout_s=left)
                 return guest
             except paramiko.AuthenticationException as error:
                 raise InfrastructureError(

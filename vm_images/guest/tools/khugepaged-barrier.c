@@ -9,7 +9,9 @@
  * when BOUND_MS of guest time passed, e.g. because khugepaged is off.
  *
  * khugepaged counts only while it has something to scan, so this program
- * gives it a mapping of its own. No page of it is ever touched.
+ * gives it a mapping of its own. One page of it is touched, for without that
+ * khugepaged is not told (mm/huge_memory.c, __thp_vma_allowable_orders()); it
+ * lies before the first aligned huge page, so that nothing is ever collapsed.
  *
  * Writing scan_sleep_millisecs wakes khugepaged (mm/khugepaged.c,
  * __sleep_millisecs_store()), so its own value is written back on each look;
@@ -18,6 +20,7 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -27,7 +30,7 @@
 
 #define DIRECTORY "/sys/kernel/mm/transparent_hugepage/khugepaged/"
 #define LOOK_NS 2000000L
-#define MAPPING (4UL << 20)	/* holds an aligned huge page wherever it begins */
+#define HUGE_PAGE (2UL << 20)
 #define NS_PER_MS 1000000LL
 
 static int text_of(const char *path, char *text, size_t size)
@@ -49,12 +52,26 @@ static long long now(void)
 	return time.tv_sec * 1000000000LL + time.tv_nsec;
 }
 
+/* A mapping from the middle of one huge page to the middle of the one after the next. */
+static int give_work(void)
+{
+	char *start = mmap(NULL, 4 * HUGE_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	char *middle;
+
+	if (start == MAP_FAILED)
+		return 0;
+	middle = start + (HUGE_PAGE - (uintptr_t)start % HUGE_PAGE) + HUGE_PAGE / 2;
+	munmap(start, middle - start);
+	munmap(middle + 2 * HUGE_PAGE, start + 2 * HUGE_PAGE - middle);
+	*(volatile char *)middle = 1;
+	return !madvise(middle, 2 * HUGE_PAGE, MADV_HUGEPAGE);
+}
+
 int main(int argc, char **argv)
 {
 	char text[32], interval[32];
 	unsigned long first, advance;
 	long long end;
-	void *mapping;
 
 	if (argc != 3) {
 		fprintf(stderr, "usage: khugepaged-barrier ADVANCE BOUND_MS\n");
@@ -68,8 +85,7 @@ int main(int argc, char **argv)
 		return 1;
 	}
 	first = strtoul(text, NULL, 10);
-	mapping = mmap(NULL, MAPPING, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	if (mapping == MAP_FAILED || madvise(mapping, MAPPING, MADV_HUGEPAGE) < 0) {
+	if (!give_work()) {
 		fprintf(stderr, "khugepaged-barrier: no mapping to scan: %s\n", strerror(errno));
 		return 1;
 	}

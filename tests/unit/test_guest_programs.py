@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The guest's programs on this host: they take what their manifests say, and report what those declare."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from guest_data import ROOT
+
+from orchestrator.guest.workload import Workload, load_workloads, observations_of, parse_output
+
+WORKLOADS = load_workloads(ROOT / "guest_workloads")
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+    directory = tmp_path_factory.mktemp("programs")
+    common = ROOT / "guest_workloads" / "common"
+    compiled = {}
+    for name in WORKLOADS:
+        sources = [*(ROOT / "guest_workloads" / name).glob("*.c"), *common.glob("*.c")]
+        compiled[name] = directory / name
+        flags = ["-std=gnu11", "-O1", "-pthread", "-Wall", "-Wextra", "-Werror", f"-I{common}"]
+        subprocess.run(["gcc", *flags, *map(str, sources), "-lm", "-o", str(compiled[name])], check=True)
+    return compiled
+
+
+def arguments(workload: Workload, clock: str = "ns", **given: str) -> list[str]:
+    values = {name: p.default for name, p in workload.parameters.items()} | given
+    options = {"seed": "1", "clock": clock, **values}
+    return [part for name, value in options.items() for part in (f"--{name}", value)]
+
+
+def run(program: Path, argv: list[str]) -> tuple[list[dict[str, object]], str | None, int]:
+    done = subprocess.run([program, *argv], capture_output=True, text=True, check=False, timeout=60)
+    return *parse_output(done.stdout), done.returncode
+
+
+FAULT_LATENCY = WORKLOADS["fault_latency"]
+SMALL = {"regions": "8", "pages_per_region": "16"}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {},
+        {"order": "sequential"},
+        {"threads": "3"},
+        {"threads": "3", "share": "region"},
+        {"pages_per_region": "1"},
+    ],
+)
+def test_fault_latency_reports_every_metric_it_declares(
+    programs: Mapping[str, Path], given: dict[str, str]
+) -> None:
+    records, fault, status = run(
+        programs["fault_latency"], arguments(FAULT_LATENCY, advice="nohugepage", **{**SMALL, **given})
+    )
+    assert (fault, status) == (None, 0)
+    observed = {o.metric: o.value for o in observations_of(records, FAULT_LATENCY, "ns")}
+    assert set(observed) == {name.replace("{clock}", "ns") for name in FAULT_LATENCY.metrics}
+    touches = 8 * int(given.get("pages_per_region", "16"))
+    assert observed["touched_kib.sum"] == 4 * touches
+    # Without huge pages each touch of a page is a fault.
+    assert observed["faults.total"] >= touches
+    assert 0 < observed["fault_ns.p50"] <= observed["fault_ns.p90"] <= observed["fault_ns.max"]
+
+
+def test_touch_reports_and_checks(programs: Mapping[str, Path]) -> None:
+    workload = WORKLOADS["touch"]
+    records, fault, status = run(programs["touch"], arguments(workload, memory=str(8 << 20)))
+    assert (fault, status) == (None, 0)
+    observed = {o.metric: o.value for o in observations_of(records, workload, "ns")}
+    assert observed["touched_kib.sum"] == 4 * 64 * 4
+    assert observed["rss_kib.max"] >= 4 * 64 * 4
+
+
+def test_the_clock_of_instructions_is_refused_where_the_processor_does_not_count_them(
+    programs: Mapping[str, Path],
+) -> None:
+    records, fault, status = run(programs["fault_latency"], arguments(FAULT_LATENCY, "insns", **SMALL))
+    assert fault is None and status == 1
+    assert records[-1]["end"] == "error" and "icount" in str(records[-1]["reason"])
+
+
+@pytest.mark.parametrize("name", WORKLOADS)
+@pytest.mark.parametrize("extra", [["--surprise", "1"], ["surprise"], ["--seed"]])
+def test_an_option_nobody_declared_is_an_error(
+    programs: Mapping[str, Path], name: str, extra: list[str]
+) -> None:
+    records, fault, status = run(programs[name], [*arguments(WORKLOADS[name]), *extra])
+    assert fault is None and status == 1 and records[-1]["end"] == "error"
+
+
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_a_parameter_that_is_missing_is_an_error(programs: Mapping[str, Path], name: str) -> None:
+    for parameter in WORKLOADS[name].parameters:
+        argv = arguments(WORKLOADS[name])
+        at = argv.index(f"--{parameter}")
+        records, fault, status = run(programs[name], argv[:at] + argv[at + 2 :])
+        assert fault is None and status == 1
+        assert records[-1]["reason"] == f"the option --{parameter} is missing"

@@ -1,0 +1,205 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""gdb's machine interface, and what is asked of gdb; gdb itself is ``fake_gdb.py``."""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import fake_gdb
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.debugger import gdb as gdb_module
+from orchestrator.debugger.gdb import Frame, Gdb, GdbError, StopTimeout, parse_result
+from orchestrator.errors import InfrastructureError, UserError
+
+VMLINUX_ID = bytes(range(20))
+
+
+def notes(build_id: bytes) -> bytes:
+    """What ``/sys/kernel/notes`` holds: an ELF note of type NT_GNU_BUILD_ID."""
+    return struct.pack("<III", 4, len(build_id), 3) + b"GNU\0" + build_id
+
+
+# --- the machine interface -------------------------------------------------------------------------------------------
+
+values = st.recursive(
+    st.text(alphabet=st.characters(codec="ascii", exclude_categories=["Cc"]), max_size=12),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.from_regex(r"[a-z][a-z-]{0,6}", fullmatch=True), inner)
+    ),
+    max_leaves=12,
+)
+
+
+def printed(value: object) -> str:
+    if isinstance(value, str):
+        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    if isinstance(value, list):
+        return "[" + ",".join(printed(item) for item in value) + "]"
+    assert isinstance(value, dict)
+    return "{" + ",".join(f"{name}={printed(item)}" for name, item in value.items()) + "}"
+
+
+@given(st.dictionaries(st.from_regex(r"[a-z][a-z-]{0,6}", fullmatch=True), values, max_size=4))
+def test_a_record_reads_back(results: dict[str, object]) -> None:
+    record = "^done" + "".join(f",{name}={printed(value)}" for name, value in results.items())
+    assert parse_result(record) == results
+
+
+@given(st.text(max_size=60))
+def test_any_text_is_a_record_or_an_error(text: str) -> None:
+    for record in (text, "^done," + text, "^done,a=" + text):
+        with contextlib.suppress(GdbError):
+            parse_result(record)
+
+
+def test_lists_of_named_values_and_escapes() -> None:
+    assert parse_result(fake_gdb.STACK)["stack"][2] == {  # type: ignore[index]
+        "level": "2",
+        "addr": "0x0000000000401136",
+        "func": "??",
+    }
+    assert parse_result('^done,value="a\\tb\\n\\"c\\" \\303\\251"') == {"value": 'a\tb\n"c" \xc3\xa9'}
+
+
+def test_an_error_is_raised_with_gdbs_words() -> None:
+    with pytest.raises(GdbError, match=r'^No symbol "x" in current context$'):
+        parse_result('^error,msg="No symbol \\"x\\" in current context."')
+
+
+# --- a session -------------------------------------------------------------------------------------------------------
+
+Attach = Callable[..., Gdb]
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    return tmp_path / "asked"
+
+
+@pytest.fixture
+def attach(tmp_path: Path, log: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Attach]:
+    program = tmp_path / "bin" / "gdb"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nexec {sys.executable} {fake_gdb.__file__} "$@"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent), prepend=":")
+    monkeypatch.setenv("FAKE_GDB_LOG", str(log))
+    # The vmlinux is made up: test_elf.py holds the reading of real ones.
+    monkeypatch.setattr(gdb_module, "build_id", lambda vmlinux: VMLINUX_ID.hex())
+    attached: list[Gdb] = []
+
+    def one(mode: str = "", **options: object) -> Gdb:
+        monkeypatch.setenv("FAKE_GDB", mode)
+        monkeypatch.setattr(gdb_module, "has_dwarf", lambda vmlinux: mode != "no-dwarf")
+        attached.append(Gdb.attach(tmp_path / "gdb.sock", tmp_path / "vmlinux", **options))  # type: ignore[arg-type]
+        return attached[-1]
+
+    yield one
+    for gdb in attached:
+        gdb.close()
+
+
+def test_a_breakpoint_that_is_hit(attach: Attach, log: Path, tmp_path: Path) -> None:
+    with attach(notes=notes(VMLINUX_ID), transcript=tmp_path / "gdb.log") as gdb:
+        assert gdb.break_at("thp_resv_alloc") == 1
+        gdb.continue_()
+        assert gdb.running
+        stop = gdb.wait_stop(20)
+        assert not gdb.running
+        assert (stop.function, stop.thread, stop.pc) == ("thp_resv_alloc", 2, 0xFFFFFFFF8126A4D0)
+        assert stop.reason == "Breakpoint 1" and stop.args_by_name
+        assert stop.args == {
+            "vma": 0xFFFF888003BB2C80,
+            "haddr": 140737353744384,
+            "order": "<optimized out>",
+            "name": 0xFFFFFFFF820F1A3C,
+            "vec": "{x = 1, y = 2}",
+        }
+    asked = log.read_text().splitlines()
+    assert asked[0] == f"target remote {tmp_path}/gdb.sock"
+    assert asked[-2:] == ["delete", "detach"], "the guest is left running, without breakpoints"
+    assert "thp_resv_alloc" in (tmp_path / "gdb.log").read_text()
+
+
+def test_without_dwarf_the_arguments_are_registers(attach: Attach, log: Path) -> None:
+    with attach("no-dwarf") as gdb:
+        gdb.break_at("thp_resv_alloc")
+        gdb.continue_()
+        stop = gdb.wait_stop(20)
+        assert not stop.args_by_name
+        assert stop.args == dict.fromkeys(("rdi", "rsi", "rdx", "rcx", "r8", "r9"), 42)
+    # On the first instruction: behind the prologue the registers may hold something else.
+    assert '-break-insert \\"*thp_resv_alloc\\"' in log.read_text()
+
+
+def test_hardware_breakpoints_and_conditions(attach: Attach, log: Path) -> None:
+    with attach() as gdb:
+        gdb.break_at("thp_resv_alloc", hardware=True, condition='vma->vm_start == 0 || *"x"')
+    assert "-break-insert -h -c" in log.read_text()
+
+
+def test_backtrace_evaluate_and_commands(attach: Attach) -> None:
+    with attach() as gdb:
+        assert gdb.backtrace() == [
+            Frame("thp_resv_alloc", 0xFFFFFFFF8126A4D0, "mm/huge_memory_resv.c:120"),
+            Frame("thp_resv_create", 0xFFFFFFFF8126B001, ""),
+            Frame("", 0x401136, ""),
+        ]
+        assert gdb.evaluate("$rdi") == 42
+        assert gdb.evaluate('"tab\\t"') == '"tab\\t"'
+        assert gdb.command("info line") == "one\ntwo"
+
+
+@pytest.mark.parametrize(
+    ("what", "complaint"),
+    [
+        (lambda gdb: gdb.break_at("nosuch"), 'gdb cannot break at nosuch: Function "nosuch" not defined'),
+        (lambda gdb: gdb.evaluate("nosuch"), 'gdb cannot evaluate nosuch: No symbol "nosuch"'),
+    ],
+)
+def test_unknown_symbols(attach: Attach, what: Callable[[Gdb], object], complaint: str) -> None:
+    with attach() as gdb, pytest.raises(UserError) as caught:
+        what(gdb)
+    assert complaint in str(caught.value)
+
+
+def test_a_guest_that_never_stops_is_interrupted(attach: Attach) -> None:
+    with attach("never-stops") as gdb:
+        gdb.continue_()
+        with pytest.raises(StopTimeout, match=r"did not stop within 0.3 s"):
+            gdb.wait_stop(0.3)
+        with pytest.raises(UserError, match="the guest is running"):
+            gdb.evaluate("1")
+        assert gdb.interrupt().reason == "SIGINT"
+
+
+def test_leaving_interrupts_and_detaches(attach: Attach, log: Path) -> None:
+    with attach("never-stops") as gdb:
+        gdb.continue_()
+    assert log.read_text().splitlines()[-1] == "detach"
+
+
+def test_a_guest_that_ends(attach: Attach) -> None:
+    with attach("guest-ends") as gdb:
+        gdb.continue_()
+        with pytest.raises(InfrastructureError, match="the guest ended"):
+            gdb.wait_stop(20)
+
+
+def test_the_wrong_vmlinux_is_refused(attach: Attach, log: Path) -> None:
+    with pytest.raises(UserError, match="give gdb the vmlinux of the kernel that was booted"):
+        attach(notes=notes(bytes(20)))
+    assert not log.exists(), "gdb was not even started"
+
+
+def test_nobody_to_attach_to(attach: Attach) -> None:
+    with pytest.raises(InfrastructureError, match=r"cannot attach to .*No such file or directory"):
+        attach("refuse")

@@ -64,7 +64,11 @@ _PAGE_KIB = 4
 
 
 def observations_from_counters(samples: Sequence[Sample]) -> list[Observation]:
-    """The derived metrics that these samples allow; a counter the kernel lacks yields no metric."""
+    """The derived metrics that these samples allow.
+
+    A counter the kernel lacks yields no metric, and neither does a peak where nobody looked between before and
+    after: those two readings hold none.
+    """
     observations: list[Observation] = []
 
     def observe(name: str, value: float) -> None:
@@ -76,6 +80,8 @@ def observations_from_counters(samples: Sequence[Sample]) -> list[Observation]:
         growth = [after[c] - before[c] for c in counters if c in before and c in after]
         if growth:
             observe(name, sum(growth))
+    if all(s.phase != "during" for s in samples):
+        return observations
     for name, total, left in (
         ("memory_kib.max", "MemTotal", "MemAvailable"),
         ("held_kib.max", "MemTotal", "MemFree"),

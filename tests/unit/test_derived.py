@@ -50,3 +50,14 @@ def test_reserved_pages_become_kib_and_nodes_are_not_added() -> None:
         ]
     )
     assert got["reserved_kib.max"] == 2048
+
+
+def test_readings_before_and_after_hold_no_peak() -> None:
+    got = values(
+        [
+            sample("before", "meminfo", "MemTotal", 1000), sample("before", "meminfo", "MemAvailable", 900),
+            sample("after", "meminfo", "MemTotal", 1000), sample("after", "meminfo", "MemAvailable", 850),
+            sample("after", "vmstat", "nr_thp_reserved", 0),
+        ]
+    )  # fmt: skip
+    assert got == {}

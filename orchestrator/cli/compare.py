@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from orchestrator.analysis.comparison import compare, compare_runs
-from orchestrator.analysis.table import to_text
 from orchestrator.cli import option
 from orchestrator.cli.terminal import terminal_of
 from orchestrator.store.run import Run, find_run
@@ -38,5 +37,8 @@ def command(
         comparison = compare(first, against, margin)
     else:
         comparison = compare_runs(first, Run.open(find_run(results, other)), against, margin)
-    terminal.print(comparison.to_json() if as_json else to_text(comparison))
+    if as_json:
+        terminal.print(comparison.to_json())
+    else:
+        terminal.print_table(comparison)
     return 3 if comparison.found_something else 0

@@ -34,7 +34,7 @@ def conclude(terminal: Terminal, events: Events, path: Path, as_json: bool) -> b
     if as_json:
         terminal.print(comparison.to_json())
     else:
-        terminal.print(to_text(comparison))
+        terminal.print_table(comparison)
         for plot in plots:
             if plot.suffix == ".png":
                 terminal.print(f"plot     {plot}")

@@ -12,13 +12,14 @@ from typing import Annotated, Any
 import typer
 
 from orchestrator.analysis.comparison import compare
-from orchestrator.analysis.table import to_text
 from orchestrator.cli import option
 from orchestrator.cli.terminal import terminal_of
 from orchestrator.errors import OrchestrateError, UserError
 from orchestrator.store.run import Run, find_run
 
-app = typer.Typer(help="What was run, and clean-up of the cache.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(
+    help="What was run, and clean-up of the cache.", no_args_is_help=True, rich_markup_mode=None
+)
 
 #: Kinds of artefact that `gc` may take; probe answers and keys are small and stay.
 _COLLECTED = ("kernel", "image", "tree", "source")
@@ -63,7 +64,7 @@ def show(context: typer.Context, run: option.Run) -> int:
     """Print a run's table, failed cells and where its files are."""
     terminal = terminal_of(context)
     opened = Run.open(find_run(terminal.project.results, run))
-    terminal.print(to_text(compare(opened)))
+    terminal.print_table(compare(opened))
     terminal.print(f"run      {opened.path}")
     return 0
 

@@ -19,7 +19,7 @@ from orchestrator.events import Event, Events
 from orchestrator.execution.bench import Bench
 from orchestrator.execution.experiment_run import execute, manifest_of
 from orchestrator.execution.place import Place, ThisHost
-from orchestrator.experiment.experiment import DEFAULT_WORKLOADS, Experiment, load_experiment
+from orchestrator.experiment.experiment import DEFAULT_REPEAT, DEFAULT_WORKLOADS, Experiment, load_experiment
 from orchestrator.experiment.knob import parse_settings
 from orchestrator.experiment.manifest import experiment_of_manifest
 from orchestrator.experiment.variant import variants_of
@@ -29,10 +29,6 @@ from orchestrator.store.run import RunWriter, find_run
 
 NAME = "run"
 EXAMPLE = "Example: orchestrate run --patchset core-only --set promotion_threshold=1,64,256 --repeat 5"
-
-#: Fresh boots a variant and workload. Five against five is the least that a permutation test at 5 % can
-#: still decide after Holm's correction over the primary metrics of one workload.
-DEFAULT_REPEAT = 5
 
 LOCAL = "local"
 

@@ -12,7 +12,9 @@ from orchestrator.cli.terminal import terminal_of
 from orchestrator.errors import UserError
 from orchestrator.kernel.series import load_series
 
-app = typer.Typer(help="The staged series: groups, stages, patches.", no_args_is_help=True, rich_markup_mode=None)
+app = typer.Typer(
+    help="The staged series: groups, stages, patches.", no_args_is_help=True, rich_markup_mode=None
+)
 
 
 @app.command("list", epilog="Example: orchestrate series list")

@@ -12,6 +12,8 @@ from functools import cached_property
 
 import typer
 
+from orchestrator.analysis.comparison import Comparison
+from orchestrator.analysis.table import to_text
 from orchestrator.cache import Cache
 from orchestrator.cli.progress import PlainProgress, TerminalProgress
 from orchestrator.events import Events
@@ -68,6 +70,11 @@ class Terminal:
     def print(text: str) -> None:
         """Print a result."""
         typer.echo(text)
+
+    @staticmethod
+    def print_table(comparison: Comparison) -> None:
+        """Print a comparison, in colour on a terminal."""
+        typer.echo(to_text(comparison, colour=sys.stdout.isatty()).rstrip("\n"))
 
     @staticmethod
     def print_json(value: object) -> None:

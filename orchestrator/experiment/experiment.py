@@ -21,6 +21,8 @@ from orchestrator.machine.topology import Topology
 #: Workloads of `orchestrate run` where none is named.
 DEFAULT_WORKLOADS = ("chunk", "fault_latency")
 T = TypeVar("T")
+#: Fresh boots a variant and workload: the fewest with which the statistics can decide over the primary metrics.
+DEFAULT_REPEAT = 5
 ACCELERATORS = ("auto", "icount", "tcg", "kvm")
 
 
@@ -46,7 +48,7 @@ class Experiment:
     workloads: Mapping[str, Mapping[str, str]]
     topology: Topology
     accelerator: str = "auto"
-    repeat: int = 3
+    repeat: int = DEFAULT_REPEAT
     seed: int = 1
     flavour: str = "measure"
     margin: float = 0.005
@@ -165,7 +167,7 @@ def _experiment(
                 ),
             ),
             accelerator=table.get("accel", "auto"),
-            repeat=table.get("repeat", 3),
+            repeat=table.get("repeat", DEFAULT_REPEAT),
             seed=table.get("seed", 1),
             flavour=table.get("flavour", "measure"),
             margin=table.get("margin", 0.005),

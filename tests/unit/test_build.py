@@ -31,7 +31,9 @@ class Workbench:
         (self.images / "kernel").mkdir(parents=True)
         self.fragment("base", "CONFIG_NUMA=y\n")
         self.fragment("measure", "")
-        self.source = import_source(str(write_tree(root / "linux")), "linux-source-6.12", self.cache, Events())
+        self.source = import_source(
+            str(write_tree(root / "linux")), "linux-source-6.12", self.cache, Events()
+        )
         self.seen: list[Event] = []
 
     def fragment(self, name: str, text: str) -> None:
@@ -148,7 +150,9 @@ def test_the_notes_of_a_running_kernel_hold_its_build_id() -> None:
     # /sys/kernel/notes of a Linux 6.12 guest begins with a Xen note and goes on with the build id.
     def note(name: bytes, kind: int, content: bytes) -> bytes:
         padded = content + b"\0" * (-len(content) % 4)
-        head = len(name).to_bytes(4, "little") + len(content).to_bytes(4, "little") + kind.to_bytes(4, "little")
+        head = (
+            len(name).to_bytes(4, "little") + len(content).to_bytes(4, "little") + kind.to_bytes(4, "little")
+        )
         return head + name + b"\0" * (-len(name) % 4) + padded
 
     wanted = bytes(range(20))

@@ -21,7 +21,9 @@ def fragments(directory: Path, **texts: str) -> Path:
 
 
 def test_a_flavour_is_the_base_and_its_own_fragment(tmp_path: Path) -> None:
-    fragments(tmp_path, base="CONFIG_NUMA=y\n", measure="# CONFIG_KASAN is not set\n", dwarf="CONFIG_DEBUG_INFO=y\n")
+    fragments(
+        tmp_path, base="CONFIG_NUMA=y\n", measure="# CONFIG_KASAN is not set\n", dwarf="CONFIG_DEBUG_INFO=y\n"
+    )
     assert flavours(tmp_path) == ("measure",)
     plain = configuration(tmp_path, "measure")
     assert plain.requested == {"CONFIG_NUMA": "y", "CONFIG_KASAN": "n"}
@@ -69,7 +71,10 @@ def test_an_option_to_be_off_that_is_on_is_an_error() -> None:
         check_survived({"CONFIG_KSM": "n"}, "CONFIG_KSM=y\n")
 
 
-@given(st.from_regex(r"CONFIG_[A-Z0-9_]{1,20}", fullmatch=True), st.from_regex(r'[a-z0-9"x./-]{1,12}', fullmatch=True))
+@given(
+    st.from_regex(r"CONFIG_[A-Z0-9_]{1,20}", fullmatch=True),
+    st.from_regex(r'[a-z0-9"x./-]{1,12}', fullmatch=True),
+)
 def test_a_line_is_read_back_as_it_was_written(option: str, value: str) -> None:
     assert parse_line(line_of(option, value)) == (option, value)
 

@@ -5,7 +5,9 @@ from orchestrator.execution.derived import observations_from_counters
 from orchestrator.guest.sampler import Sample
 
 
-def sample(phase: str, source: str, counter: str, value: int, at: float = 0.0, node: int | None = None) -> Sample:
+def sample(
+    phase: str, source: str, counter: str, value: int, at: float = 0.0, node: int | None = None
+) -> Sample:
     return Sample(at, at, phase, source, node, counter, value)  # type: ignore[arg-type]
 
 

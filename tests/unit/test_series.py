@@ -24,7 +24,9 @@ def test_groups_are_cumulative(tmp_path: Path) -> None:
     assert numbers(tmp_path, "core-only:1") == numbers(tmp_path, "stage-1") == [1]
 
 
-@pytest.mark.parametrize("patchset", ["core-onyl", "core-only:3", "core-only:0", "stage-4", "", "CORE-ONLY", "first"])
+@pytest.mark.parametrize(
+    "patchset", ["core-onyl", "core-only:3", "core-only:0", "stage-4", "", "CORE-ONLY", "first"]
+)
 def test_an_unknown_patchset_is_refused(tmp_path: Path, patchset: str) -> None:
     series = load_series(write_series(tmp_path))
     with pytest.raises(UserError):
@@ -53,7 +55,11 @@ def test_the_digest_is_of_the_patch(tmp_path: Path) -> None:
         ('patch = "0002.patch"', 'patch = "0009.patch"', "no patch"),
         ('group = "docs"', 'group = "shrinker"', "shrinker"),
         ('knobs = ["promotion_threshold"]', "knobs = []", "no stage introduces it"),
-        ('knobs = ["promotion_threshold"]', 'knobs = ["promotion_threshold", "other"]', "no .*knob.* describes"),
+        (
+            'knobs = ["promotion_threshold"]',
+            'knobs = ["promotion_threshold", "other"]',
+            "no .*knob.* describes",
+        ),
         ("default = 1", "default = 0", "between minimum and maximum"),
         ('title = "mm: change it again"\n', "", "title is missing"),
         ('title = "mm: change it again"\n', 'titel = "x"\n', "unknown key 'titel'"),

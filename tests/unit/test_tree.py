@@ -39,10 +39,14 @@ def test_stages_are_applied_in_order(tmp_path: Path, source: SourceTree, cache: 
     assert "address + 1" in content(applied(source, patches, "stage-1", cache), "mm/memory.c")
     whole = applied(source, patches, "full", cache)
     assert "address + 3" in content(whole, "mm/memory.c")
-    assert content(whole, "init/main.c") == content(applied(source, patches, "baseline", cache), "init/main.c")
+    assert content(whole, "init/main.c") == content(
+        applied(source, patches, "baseline", cache), "init/main.c"
+    )
 
 
-def test_the_commit_depends_on_source_and_patches_only(tmp_path: Path, source: SourceTree, cache: Cache) -> None:
+def test_the_commit_depends_on_source_and_patches_only(
+    tmp_path: Path, source: SourceTree, cache: Cache
+) -> None:
     patches = write_series(tmp_path / "patches")
     other = Cache(tmp_path / "other")
     again = import_source(str(tmp_path / "linux"), "linux-source-6.12", other, Events())
@@ -82,5 +86,3 @@ def test_a_missing_file_is_named(tmp_path: Path, source: SourceTree, cache: Cach
     patch.write_text(patch.read_text().replace("mm/memory.c", "mm/gone.c"))
     with pytest.raises(UserError, match=r"stage 1 \(first\) does not apply .*mm/gone\.c"):
         applied(source, patches, "full", cache)
-
-

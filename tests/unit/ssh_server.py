@@ -93,7 +93,10 @@ class Server(paramiko.ServerInterface):
             transport = paramiko.Transport(connection)
             transport.add_server_key(self._host_key)
             self._transports.append(transport)
-            transport.start_server(server=self)
+            try:
+                transport.start_server(server=self)
+            except (EOFError, OSError, paramiko.SSHException):
+                pass  # a client that did not like our key is gone
 
     def _execute(self, channel: paramiko.Channel, command: str) -> None:
         command = command.replace("/usr/bin/argv-exec", str(self.program))

@@ -97,7 +97,8 @@ _CUT_HERE = re.compile(r"-+\[ cut here \]-+")
 _RULE = re.compile(r"[=-]{20,}$")
 # What dump_page() of VM_BUG_ON_PAGE() (mm/debug.c) and SLUB print above their headline.
 _PRELUDE = re.compile(
-    r"list_\w+ corruption|\[[A-Z][\w ]+\] 0x|page: ?\S*:| *page:|head:|flags:|raw:|memcg:|aops:|(?:anon|file|ksm) flags|page_type:|"
+    r"list_\w+ corruption|\[[A-Z][\w ]+\] 0x|"
+    r"page: ?\S*:| *page:|head:|flags:|raw:|memcg:|aops:|(?:anon|file|ksm) flags|page_type:|"
     r"page dumped because"
 )
 _BECAUSE = re.compile(r"page dumped because: (?P<reason>.*)")

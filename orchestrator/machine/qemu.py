@@ -306,12 +306,19 @@ class Machine:
             self._booted = True
             return time.monotonic() - self._began
 
-    def watch(self) -> None:
+    def watch(self, within_s: float = 0.0) -> None:
         """Return where all is well.
+
+        Args:
+            within_s: wait so many seconds for a failure. A connection to a guest breaks a moment before the
+                machine knows why: one second turns "lost" into the reason.
 
         Raises:
             MachineFailure: the guest panicked, QEMU died or stopped the guest, or the machine was closed.
         """
+        if within_s > 0:
+            with self._changed:
+                self._changed.wait_for(lambda: self._failure is not None or self._closing, within_s)
         if self._failure is not None:
             raise self._failure
         if self._closing:
@@ -389,9 +396,8 @@ class Machine:
         try:
             found = _USERNET.search(self._qmp.monitor("info usernet"))
         except QmpError as error:
-            raise self._failure or MachineFailure(
-                Outcome.BOOT_FAILED, f"QEMU does not answer: {error}"
-            ) from error
+            self.watch(within_s=2.0)
+            raise MachineFailure(Outcome.BOOT_FAILED, f"QEMU does not answer: {error}") from error
         if found is None:
             raise InfrastructureError("QEMU does not say which port it forwards to the guest.", self.qemu_log)
         self.ssh_port = int(found["port"])
@@ -399,15 +405,22 @@ class Machine:
 
     def _await_connection(self) -> None:
         deadline = time.monotonic() + START_TIMEOUT_S
-        while not self.qmp.accept(POLL_S):
+        while not self._connected():
             if self._start_error is not None:
                 raise self._start_error
-            if self._failure is not None:
-                raise self._failure
-            if self._closing:
-                raise MachineFailure(Outcome.LOST, "the machine was closed")
+            self.watch()
             if time.monotonic() > deadline:
                 raise MachineFailure(Outcome.BOOT_FAILED, f"QEMU did not start within {START_TIMEOUT_S:g} s")
+
+    def _connected(self) -> bool:
+        try:
+            return self.qmp.accept(POLL_S)
+        except QmpError as error:
+            # It connected, and ended over an option it came to later; the supervisor knows its words.
+            self.watch(within_s=2.0)
+            raise InfrastructureError(
+                f"QEMU's control socket does not work: {error}.", self.qemu_log
+            ) from error
 
     def _describe(self, alive: bool) -> None:
         """Leave what a person or another program needs to reach the guest."""

@@ -2,7 +2,7 @@
 """A program that behaves like QEMU towards a :class:`Machine`: control socket, console log, sockets, ways to end.
 
 A word of the guest's kernel command line says what it does: ``fake=`` ready, panic, late-panic, oops-hang, hang, die,
-late-die, reset, off, option, internal-error, mute or no-port.
+late-die, reset, off, option, late-option, internal-error, mute or no-port.
 """
 
 from __future__ import annotations
@@ -123,9 +123,10 @@ class Fake:
 
 def main() -> None:
     fake = Fake()
-    if fake.does == "option":
+    if fake.does != "option":
+        fake.qmp.connect(option("-chardev", "socket,id=qmp")["path"])
+    if fake.does in ("option", "late-option"):
         raise SystemExit("qemu-system-x86_64: -fake: invalid option")
-    fake.qmp.connect(option("-chardev", "socket,id=qmp")["path"])
     fake.serve()
 
 

@@ -176,8 +176,9 @@ def test_a_boot_that_hangs_says_where(make: Make, does: str, outcome: Outcome, e
     assert evidence in caught.value.evidence
 
 
-def test_a_bad_option_is_reported_in_qemus_words(make: Make, runtime: Path) -> None:
-    with pytest.raises(MachineFailure) as caught, make("option"):
+@pytest.mark.parametrize("does", ["option", "late-option"])
+def test_a_bad_option_is_reported_in_qemus_words(make: Make, runtime: Path, does: str) -> None:
+    with pytest.raises(MachineFailure) as caught, make(does):
         pass
     assert caught.value.outcome is Outcome.BOOT_FAILED
     assert "QEMU ended with status 1" in caught.value.evidence
@@ -211,9 +212,9 @@ def test_what_happens_after_the_boot_is_told(make: Make, does: str, outcome: Out
         machine.boot(20)
         machine.watch()
         machine.on_failure(hear)
-        assert heard.wait(5)
         with pytest.raises(MachineFailure) as caught:
-            machine.watch()
+            machine.watch(within_s=5)
+        assert heard.wait(5)
         machine.on_failure(hear)
     assert caught.value.outcome is outcome
     assert told == [caught.value, caught.value], "once when it happened, once when it was asked for too late"

@@ -8,6 +8,7 @@ compiles only what depends on them.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -201,6 +202,7 @@ class _Workshop:
         self.objects = self._place / "objects"
         self._index = self._place / "index"
         self._count = self._place / "compiled.json"
+        self._repository: Path = self._place  # of the tree that is laid out
 
     def __enter__(self) -> _Workshop:
         self._lock.acquire()
@@ -241,32 +243,38 @@ class _Workshop:
             step.note("laying out the source")
         self.source.mkdir(parents=True, exist_ok=True)
         self.objects.mkdir(parents=True, exist_ok=True)
+        self._repository = tree.repository
         repository = Repository(tree.repository)
         # An interrupted checkout leaves git's lock behind; ours is what keeps two builds apart.
         self._index.with_name("index.lock").unlink(missing_ok=True)
         config = ("core.sparseCheckout=false", "checkout.workers=0", "core.fsync=none")
-        if not fresh:
-            repository.git(
-                "update-index", "-q", "--refresh", work_tree=self.source, index=self._index, check=False
-            )
         repository.git(
             "read-tree", "--reset", "-u", tree.commit, work_tree=self.source, index=self._index, config=config
         )
+        if fresh:
+            step.note("source laid out")
 
     def _configure(self, log: Path) -> None:
         requests = self._place / "requests.config"
-        wanted = self._configuration.text
         granted = self.objects / ".config"
+        # What the configuration depends on: the requests, and what the tree's Kconfig files offer.
+        wanted = f"# Kconfig {self._kconfig_digest()}\n{self._configuration.text}"
         if not granted.exists() or not requests.exists() or requests.read_text(encoding="utf-8") != wanted:
             requests.write_text(wanted, encoding="utf-8")
             self._run(["allnoconfig", f"KCONFIG_ALLCONFIG={requests}"], log)
-        # Again at each switch: a stage may add options of its own.
-        self._run(["olddefconfig"], log)
+            self._run(["olddefconfig"], log)
         try:
             check_survived(self._configuration.requested, granted.read_text(encoding="utf-8"))
         except UserError:
             requests.unlink()
             raise
+
+    def _kconfig_digest(self) -> str:
+        repository = Repository(self._repository)
+        listed = repository.git(
+            "ls-files", "--stage", "--", "*Kconfig*", index=self._index, work_tree=self.source
+        )
+        return hashlib.sha256(listed.stdout.encode()).hexdigest()
 
     def _run(self, words: list[str], log: Path) -> None:
         run(self._command(words), env=self._environment(), log_file=log)

@@ -238,8 +238,8 @@ def _check(
             raise UserError(f"{path}: {where}: unknown key {key!r}; known are {', '.join(keys)}.")
         if not isinstance(value, keys[key]) or isinstance(value, bool):
             raise UserError(f"{path}: {where}: {key} is to be of type {keys[key].__name__}.")
-        of_names = keys[key] is list and key not in ("stage", "knob")
-        if of_names and not all(isinstance(each, str) for each in value):
+        named = value if isinstance(value, list) and key not in ("stage", "knob") else []
+        if not all(isinstance(each, str) for each in named):
             raise UserError(f"{path}: {where}: {key} is a list of names.")
     missing = next((key for key in keys if key not in entry and key not in optional), None)
     if missing:

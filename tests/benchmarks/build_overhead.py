@@ -63,7 +63,7 @@ class Bare:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--cold", action="store_true", help="measure a cold build too: two whole builds")
     parser.add_argument("--rounds", type=int, default=3, help="pairs of incremental builds")
@@ -98,9 +98,8 @@ description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
         cold_bare = time.monotonic() - began + bare.build()
         cold_ours = orchestrated(trees[0])
         if asked.cold:
-            print(
-                f"cold         bare {cold_bare:7.1f} s  orchestrate {cold_ours:7.1f} s  {cold_ours / cold_bare - 1:+.1%}"
-            )
+            more = cold_ours / cold_bare - 1
+            print(f"cold         bare {cold_bare:7.1f} s  orchestrate {cold_ours:7.1f} s  {more:+.1%}")
         ratios = []
         for round_ in range(2 * asked.rounds):
             tree = trees[(round_ + 1) % 2]

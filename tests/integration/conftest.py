@@ -9,14 +9,14 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
-from orchestrator.guest.image import GuestImage
-from orchestrator.kernel.build import KernelBuild
-from orchestrator.machine.topology import Topology
 
 from orchestrator.cache import Cache
 from orchestrator.cli.progress import PlainProgress
 from orchestrator.events import Events
 from orchestrator.execution.bench import Bench, Booted
+from orchestrator.guest.image import GuestImage
+from orchestrator.kernel.build import KernelBuild
+from orchestrator.machine.topology import Topology
 from orchestrator.project import Project
 
 ROOT = Path(__file__).resolve().parents[2]

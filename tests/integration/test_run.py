@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+
 from orchestrator.kernel.build import KernelBuild
 
 SMALL = ["--topology", "2x512M/1", "--accel", "icount", "--jobs", "2", "--workload"]

@@ -4,15 +4,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from orchestrator.guest.workload import Workload, load_workloads
-from orchestrator.kernel.series import Series, load_series
-from orchestrator.machine.topology import Topology
 
 from orchestrator.errors import UserError
 from orchestrator.experiment.cell import cells_of
 from orchestrator.experiment.experiment import Experiment, load_experiment
 from orchestrator.experiment.knob import combinations, parse_settings
 from orchestrator.experiment.variant import Role, variants_of
+from orchestrator.guest.workload import Workload, load_workloads
+from orchestrator.kernel.series import Series, load_series
+from orchestrator.machine.topology import Topology
 
 ROOT = Path(__file__).resolve().parents[2]
 

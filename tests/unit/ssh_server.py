@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import socket
 import subprocess
@@ -93,10 +94,9 @@ class Server(paramiko.ServerInterface):
             transport = paramiko.Transport(connection)
             transport.add_server_key(self._host_key)
             self._transports.append(transport)
-            try:
+            # A client that did not like our key is gone.
+            with contextlib.suppress(EOFError, OSError, paramiko.SSHException):
                 transport.start_server(server=self)
-            except (EOFError, OSError, paramiko.SSHException):
-                pass  # a client that did not like our key is gone
 
     def _execute(self, channel: paramiko.Channel, command: str) -> None:
         command = command.replace("/usr/bin/argv-exec", str(self.program))

@@ -27,6 +27,6 @@ def command(context: typer.Context, as_json: option.Json = False) -> int:
             mark, style = {"ok": ("ok  ", "green"), "note": ("note", "yellow"), "lacks": ("LACK", "red")}[
                 finding.state
             ]
-            console.print(f"[{style}]{mark}[/] {finding.what:<22} ", end="")
-            console.print(finding.text, markup=False)
+            console.print(f"[{style}]{mark}[/] {finding.what:<22} ", end="", soft_wrap=True)
+            console.print(finding.text, markup=False, soft_wrap=True)
     return 1 if any(finding.state == "lacks" for finding in findings) else 0

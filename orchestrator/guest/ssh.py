@@ -41,8 +41,8 @@ _TOLD = 255
 #: dropbear refuses commands of 9000 bytes (its sysoptions.h, MAX_CMD_LEN).
 _LONGEST_COMMAND = 8000
 _CHUNK = 1 << 16
-#: Host seconds that a command may take to die, and a guest short of memory to answer a request.
-_KILL_TIMEOUT_S = 20.0
+#: Host seconds that a command may take to end when asked to, and a guest short of memory to answer a request.
+_STOP_TIMEOUT_S = 20.0
 _ANSWER_TIMEOUT_S = 60.0
 _CLOSE_TIMEOUT_S = 5.0
 _RETRY_S = 0.2
@@ -375,7 +375,7 @@ class Guest:
         """Hand the guest's shell a command that is ours in every letter; what it prints."""
         channel = self._channel()
         try:
-            channel.settimeout(_KILL_TIMEOUT_S)
+            channel.settimeout(_ANSWER_TIMEOUT_S)
             _request(channel, command)
             text: str = channel.makefile("rb").read().decode(errors="replace").strip()
             _end_of_input(channel)
@@ -468,7 +468,7 @@ class Remote:
         while (line := self._lines.get()) is not None:
             yield line
 
-    def stop(self, timeout_s: float = _KILL_TIMEOUT_S) -> Finished:
+    def stop(self, timeout_s: float = _STOP_TIMEOUT_S) -> Finished:
         """Ask it to end (SIGTERM), kill it where it does not within `timeout_s`, and say how it ended.
 
         Raises:
@@ -479,7 +479,7 @@ class Remote:
         try:
             return self.wait(timeout_s)
         except CommandTimeout:
-            return self.wait(timeout_s)
+            return self.wait(_ANSWER_TIMEOUT_S)
 
     def wait(self, timeout_s: float | None = None) -> Finished:
         """Wait for its end.
@@ -542,7 +542,7 @@ class Remote:
     def _kill(self) -> None:
         try:
             self._guest.kill(self._token, signal.SIGKILL)
-            self._ended(_KILL_TIMEOUT_S)
+            self._ended(_ANSWER_TIMEOUT_S)
         except GuestLost:
             pass  # it is gone as well
         self._channel.close()

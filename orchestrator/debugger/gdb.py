@@ -12,8 +12,10 @@ a breakpoint is an ``int3`` in memory, which the kernel's decompression overwrit
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +33,8 @@ COMMAND_TIMEOUT_S = 120.0
 #: Registers of the first six arguments of a kernel function (System V ABI, x86-64).
 ARGUMENT_REGISTERS = ("rdi", "rsi", "rdx", "rcx", "r8", "r9")
 
+#: Host seconds that gdb may take to end by itself.
+_END_TIMEOUT_S = 10.0
 _PROMPT = "(orchestrate-gdb)"
 _NUMBER = re.compile(r"(?:\([^()]*\) )?(?P<number>0x[0-9a-f]+|-?\d+)(?![\w.])")
 _SYMBOL = re.compile(r"[A-Za-z_][\w.$]*")
@@ -285,12 +289,18 @@ class Gdb:
     def close(self) -> None:
         """Detach and end gdb; harmless when repeated."""
         if self._gdb.isalive():
-            try:
+            # Where the guest is gone, or does not answer, there is nobody to leave running.
+            with contextlib.suppress(
+                InfrastructureError, StopTimeout, GdbError, pexpect.ExceptionPexpect, OSError
+            ):
                 self.detach()
-            except (InfrastructureError, StopTimeout, pexpect.ExceptionPexpect, OSError):
-                pass  # the guest is gone, or does not answer: there is nobody to leave running
-            finally:
-                self._gdb.close(force=True)
+                self._gdb.sendline("quit")
+                self._gdb.expect(pexpect.EOF, timeout=_END_TIMEOUT_S)
+            with contextlib.suppress(ProcessLookupError):
+                self._gdb.kill(signal.SIGKILL)
+            # pexpect's own close() gives a child 0.2 s to vanish, which a busy host does not keep.
+            self._gdb.wait()
+        self._gdb.close()
         if self._transcript is not None:
             self._gdb.logfile = None
             self._transcript.close()
@@ -449,6 +459,7 @@ def _setup() -> list[str]:
         "style enabled off",
         "print address on",
         "print frame-arguments all",
+        "print entry-values no",  # each argument once
         "breakpoint pending off",
         "tcp connect-timeout 30",
         "remotetimeout 30",

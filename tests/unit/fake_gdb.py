@@ -10,9 +10,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import time
+import threading
 from pathlib import Path
 
+interrupted = threading.Event()
 PROMPT = "(orchestrate-gdb)\n"
 FRAME = (
     '^done,frame={level="0",addr="0xffffffff8126a4d0",func="thp_resv_alloc",file="mm/huge_memory_resv.c",'
@@ -67,6 +68,8 @@ def main() -> None:
     say(f"Reading symbols from {sys.argv[-1]}...\n{PROMPT}")
     for raw in iter(sys.stdin.readline, ""):
         line = raw.rstrip("\n")
+        if line == "quit":
+            return
         log.write(line + "\n")
         if line.startswith("interpreter-exec mi3 "):
             command = (
@@ -80,10 +83,8 @@ def main() -> None:
             if mode == "guest-ends":
                 say("Remote connection closed\n")
             elif mode == "never-stops":
-                try:
-                    time.sleep(60)
-                except KeyboardInterrupt:
-                    say("\nThread 1 received signal SIGINT, Interrupt.\n")
+                interrupted.wait(60)
+                say("\nThread 1 received signal SIGINT, Interrupt.\n")
             else:
                 say(
                     "[Switching to Thread 1.2]\n\nThread 2 hit Breakpoint 1, thp_resv_alloc (vma=0xffff888003bb2c80)\n"
@@ -96,5 +97,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    # It may come before we wait for it.
+    signal.signal(signal.SIGINT, lambda number, frame: interrupted.set())
     main()

@@ -16,6 +16,7 @@ from orchestrator.execution.place import Place
 from orchestrator.experiment.cell import Cell
 from orchestrator.experiment.experiment import Experiment
 from orchestrator.experiment.variant import Role
+from orchestrator.guest.sampler import SAMPLER_METRICS
 from orchestrator.kernel.build import BuildFailed, KernelBuild
 from orchestrator.store.outcome import Outcome
 from orchestrator.store.run import CellRow, RunWriter
@@ -86,7 +87,11 @@ def manifest_of(experiment: Experiment, bench: Bench, command: Sequence[str]) ->
                         "primary": metric.primary,
                         "help": metric.help,
                     }
-                    for metric in (*bench.workloads[name].metrics.values(), *DERIVED_METRICS.values())
+                    for metric in (
+                        *bench.workloads[name].metrics.values(),
+                        *DERIVED_METRICS.values(),
+                        *SAMPLER_METRICS.values(),
+                    )
                     for clock in (("insns", "ns") if "{clock}" in metric.name else ("",))
                 },
             }

@@ -202,9 +202,20 @@ class Gdb:
         self.command("delete" if number is None else f"delete {number}")
 
     def continue_(self) -> None:
-        """Let the guest go on, and return at once; :meth:`wait_stop` waits for its next stop."""
+        """Let the guest go on, and return once it does; :meth:`wait_stop` waits for its next stop.
+
+        Raises:
+            InfrastructureError: gdb does not let it go on, e.g. because it ended.
+        """
         self._need_stopped()
         self._gdb.sendline("continue")
+        # An interrupt that came before gdb has read the line would make the terminal throw the line away.
+        try:
+            heard = self._gdb.expect_exact(["Continuing.", _PROMPT], timeout=COMMAND_TIMEOUT_S)
+        except (pexpect.TIMEOUT, pexpect.EOF) as error:
+            raise InfrastructureError("gdb does not let the guest go on.") from error
+        if heard == 1:
+            raise InfrastructureError(f"gdb does not let the guest go on: {(self._gdb.before or '').strip()}")
         self._running = True
 
     def wait_stop(self, timeout_s: float) -> Stop:

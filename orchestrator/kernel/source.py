@@ -3,30 +3,37 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import lzma
 import os
 import re
+import shutil
+import stat
 import tarfile
 import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, cast
 
 from orchestrator.cache import Cache, file_digest
 from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.events import Events, Step
-from orchestrator.kernel.repository import Repository
+from orchestrator.kernel.repository import Repository, git_command
 from orchestrator.process import kill_group, run
 
 _KIND = "source"
 #: Better compression would cost most of the import's time; none at all, a gigabyte more to write.
-_FAST = ("pack.compression=1", "core.fsync=none", "gc.auto=0")
+_FAST = ("pack.compression=1", "fastimport.unpackLimit=0")
 _VERSION = re.compile(r"^(VERSION|PATCHLEVEL|SUBLEVEL|EXTRAVERSION)[ \t]*=[ \t]*(\S*)[ \t]*$", re.MULTILINE)
 #: What a kernel tree has, besides a Makefile with a version.
 _LANDMARKS = ("Kbuild", "mm/Makefile", "init/main.c")
+#: What a build inside of a tree leaves, and what the kernel's Makefile (outputmakefile) therefore refuses.
+_BUILT = (".config", "include/config", "arch/x86/include/generated")
 
 
 @dataclass(frozen=True)
@@ -68,7 +75,7 @@ def import_source(source: str | None, package: str, cache: Cache, events: Events
         UserError: there is no such source, or it is no kernel tree.
         InfrastructureError: the package cannot be downloaded.
     """
-    origin = _origin(source, package)
+    origin = _origin(source, package, cache)
 
     def make(directory: Path) -> None:
         with events.step("import source", origin.description) as step:
@@ -94,32 +101,43 @@ def is_imported(source: str | None, package: str, cache: Cache) -> bool:
         UserError: there is no such source.
     """
     try:
-        return cache.has(_KIND, _origin(source, package).key)
+        return cache.has(_KIND, _origin(source, package, cache).key)
     except InfrastructureError:  # no package lists yet: then it is not imported either
         return False
 
 
-def _origin(source: str | None, package: str) -> _Origin:
+def _origin(source: str | None, package: str, cache: Cache) -> _Origin:
     if source is None:
-        return _package(package)
+        return _package(package, cache)
     path, _, reference = source.partition("#")
     place = Path(path).expanduser()
     if not place.exists():
         raise UserError(
             f"--source {source}: there is no {place}; name a kernel git tree, a directory or a tarball."
         )
-    if place.is_file():
-        return _tarball(place.resolve(), source)
-    # Told apart by what git says, for a worktree's .git is a file and a bare tree has none.
-    top = run(["git", "-C", str(place), "rev-parse", "--show-prefix"], check=False)
-    if top.returncode == 0 and top.stdout.strip() == "":
-        return _git_tree(place.resolve(), reference, source)
+    place = place.resolve()
+    git_directory = next((each for each in (place / ".git", place) if _is_git(each)), None)
+    if git_directory is not None:
+        return _git_tree(place, git_directory, reference, source)
     if reference:
         raise UserError(f"--source {source}: {place} is no git tree, so it has no {reference}.")
-    return _directory(place.resolve(), source)
+    return _directory(place, source) if place.is_dir() else _tarball(place, source)
 
 
-def _package(package: str) -> _Origin:
+def _is_git(path: Path) -> bool:
+    # A work tree's .git is a directory or a file that says where it is; a bare repository is one itself.
+    return (path.name == ".git" and path.is_file()) or (
+        (path / "HEAD").is_file() and (path / "objects").is_dir()
+    )
+
+
+def _package(package: str, cache: Cache) -> _Origin:
+    for tool in ("dpkg-query", "apt-cache"):
+        if shutil.which(tool) is None:
+            raise InfrastructureError(
+                f"{tool} is missing, so {package} cannot come from Debian's archive; name a kernel git tree, "
+                "a directory or a tarball with --source."
+            )
     installed = run(["dpkg-query", "-W", "-f=${Status}\t${Version}", package], check=False)
     state, _, version = installed.stdout.partition("\t")
     archive = Path(f"/usr/src/{package}.tar.xz")
@@ -127,49 +145,82 @@ def _package(package: str) -> _Origin:
         return _Origin(
             {"package": package, "version": version},
             f"{package} {version}",
-            lambda r, s: _unpack(archive, r, s),
+            lambda repository, step: _unpack(archive, repository, step),
         )
     policy = run(["apt-cache", "policy", package], check=False, env={"LC_ALL": "C"}).stdout
     match = re.search(r"^\s*Candidate: (\S+)$", policy, re.MULTILINE)
-    if match is None or match[1] == "(none)":
+    candidate = match[1] if match and match[1] != "(none)" else _imported_version(package, cache)
+    if candidate is None:
         raise InfrastructureError(
             f"no package {package} is known on this host; run `apt-get update`, or name a source with --source."
         )
-    candidate = match[1]
 
     def take(repository: Repository, step: Step) -> str:
         with tempfile.TemporaryDirectory(prefix="orchestrate-source-") as directory:
             step.note("downloading")
-            # apt refuses to drop privileges for a directory that its own user cannot enter.
-            run(
-                ["apt-get", "download", "-qq", "-o", "APT::Sandbox::User=root", f"{package}={candidate}"],
-                cwd=Path(directory),
-            )
+            _download(f"{package}={candidate}", Path(directory))
             (deb,) = Path(directory).glob("*.deb")
             run(["dpkg-deb", "-x", str(deb), directory])
+            deb.unlink()
             return _unpack(Path(directory) / archive.relative_to("/"), repository, step)
 
     return _Origin({"package": package, "version": candidate}, f"{package} {candidate}", take)
 
 
+def _download(package: str, directory: Path) -> None:
+    """Download a Debian package without installing it, and without being root.
+
+    Args:
+        package: ``name`` or ``name=version``.
+
+    Raises:
+        InfrastructureError: apt-get(8) cannot; mostly because its package lists are old or empty.
+    """
+    # apt refuses to drop privileges for a directory that its own user cannot enter.
+    argv = ["apt-get", "download", "-qq", "-o", "APT::Sandbox::User=root", package]
+    done = run(argv, cwd=directory, check=False, env={"LC_ALL": "C"})
+    if done.returncode != 0:
+        reasons = [line for line in done.stderr.splitlines() if line.startswith("E: ")]
+        reason = reasons[-1].removeprefix("E: ") if reasons else f"status {done.returncode}"
+        raise InfrastructureError(
+            f"apt-get cannot download {package} ({reason.rstrip('.')}); run `apt-get update` and try again, "
+            "or name a source with --source."
+        )
+
+
+def _imported_version(package: str, cache: Cache) -> str | None:
+    """The version of a package that was imported when apt still knew it, the last one used."""
+    newest: tuple[float, str] | None = None
+    for path in (cache.root / _KIND).glob("*/key.json"):
+        key = json.loads(path.read_text(encoding="utf-8"))
+        if key.get("package") == package:
+            newest = max(newest or (0.0, ""), (path.stat().st_mtime, key["version"]))
+    return newest[1] if newest else None
+
+
 def _tarball(path: Path, asked: str) -> _Origin:
     if not tarfile.is_tarfile(path):
-        raise UserError(f"--source {asked}: this file is no tarball.")
+        raise UserError(
+            f"--source {asked}: this file is no tarball, plain or compressed with gzip, bzip2 or xz."
+        )
     digest = file_digest(path)
     return _Origin(
-        {"tarball": digest}, f"{path.name} (sha256 {digest[:12]})", lambda r, s: _unpack(path, r, s)
+        {"tarball": digest},
+        f"{path.name} (sha256 {digest[:12]})",
+        lambda repository, step: _unpack(path, repository, step),
     )
 
 
 def _directory(path: Path, asked: str) -> _Origin:
-    _check_landmarks(path, asked)
+    missing = next((name for name in ("Makefile", *_LANDMARKS) if not (path / name).is_file()), None)
+    if missing:
+        raise UserError(f"{asked} is no kernel tree: it has no {missing}; name the top of a kernel source.")
+    built = next((name for name in _BUILT if (path / name).exists()), None)
+    if built:
+        raise UserError(_was_built_in(asked, built))
     seen = hashlib.sha256()
-    for each in _paths_of(path):
-        status = each.lstat()
-        seen.update(
-            f"{each.relative_to(path)}\0{status.st_size}\0{status.st_mtime_ns}\0{status.st_mode}\n".encode()
-        )
-
+    for name, status in _entries(path):
+        seen.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\0{status.st_mode}\n".encode())
     return _Origin(
         {"directory": str(path), "fingerprint": seen.hexdigest()},
         f"directory {path.name}",
@@ -177,32 +228,37 @@ def _directory(path: Path, asked: str) -> _Origin:
     )
 
 
-def _git_tree(path: Path, reference: str, asked: str) -> _Origin:
-    def git(*arguments: str) -> str:
-        done = run(["git", "-C", str(path), *arguments], check=False)
-        if done.returncode != 0:
-            raise UserError(
-                f"--source {asked}: git {arguments[0]} fails there: {done.stderr.strip() or 'no reason'}."
-            )
+def _git_tree(place: Path, git_directory: Path, reference: str, asked: str) -> _Origin:
+    def git(*arguments: str, may_fail: bool = False) -> str:
+        work_tree = [f"--work-tree={place}"] if git_directory != place else []
+        argv = git_command(f"--git-dir={git_directory}", *work_tree, *arguments)
+        done = run(argv, cwd=place, check=False)
+        if done.returncode != 0 and not (may_fail and not done.stderr):
+            reason = done.stderr.strip().removeprefix("fatal: ") or f"there is no {reference}"
+            raise UserError(f"--source {asked}: git {arguments[0]} fails there: {reason}.")
         return done.stdout.strip()
 
     if reference:
         commit = git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{reference}^{{commit}}")
+    elif git_directory == place:
+        commit = git("rev-parse", "HEAD")
     else:
-        # Changes that are not committed yet are part of what the person sees, and become part of the source.
-        commit = git("stash", "create") or git("rev-parse", "HEAD")
+        # Changes that are not committed yet are part of what the person sees, and become part of the source. Where
+        # only times changed, git-stash(1) fails without a word.
+        commit = git("stash", "create", may_fail=True) or git("rev-parse", "HEAD")
     tree = git("rev-parse", f"{commit}^{{tree}}")
 
     def take(repository: Repository, step: Step) -> str:
+        step.note("fetching")
         repository.git(
             "fetch", "--quiet", "--depth=1", "--no-tags",
             "--upload-pack=git -c uploadpack.allowAnySHA1InWant=true upload-pack",
-            f"file://{path}", commit,
+            f"file://{git_directory}", commit,
             config=("fetch.fsckObjects=false",),
         )  # fmt: skip
         return tree
 
-    return _Origin({"tree": tree}, f"git {path.name} {reference or commit[:12]}", take)
+    return _Origin({"tree": tree}, f"git {place.name} {reference or commit[:12]}", take)
 
 
 def _unpack(archive: Path, repository: Repository, step: Step) -> str:
@@ -217,95 +273,125 @@ def _unpack(archive: Path, repository: Repository, step: Step) -> str:
                     yield _File(member.name, 0o100755 if member.mode & 0o100 else 0o100644, stream.read())
                 elif member.issym():
                     yield _File(member.name, 0o120000, member.linkname.encode())
+                elif member.islnk():
+                    yield _File(member.name, 0, member.linkname.encode())
 
     try:
-        return _import(files(), repository, step, strip_top=True)
-    except (tarfile.TarError, EOFError, lzma.LZMAError, zlib.error, OSError) as error:
+        tree = _import(files(), repository, step)
+    except (tarfile.TarError, EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"{archive.name} cannot be unpacked: {error}.") from error
+    # Most tarballs have everything below one directory, whose name is no part of the source.
+    while True:
+        top = repository.git("ls-tree", tree).stdout.splitlines()
+        if len(top) != 1 or " tree " not in top[0]:
+            return tree
+        tree = top[0].split()[2]
 
 
 def _add(directory: Path, repository: Repository, step: Step) -> str:
     def files() -> Iterator[_File]:
-        for path in _paths_of(directory):
-            name = str(path.relative_to(directory))
-            if path.is_symlink():
+        for name, status in _entries(directory):
+            path = directory / name
+            if stat.S_ISLNK(status.st_mode):
                 yield _File(name, 0o120000, os.fsencode(path.readlink()))
             else:
-                yield _File(name, 0o100755 if path.stat().st_mode & 0o100 else 0o100644, path.read_bytes())
+                yield _File(name, 0o100755 if status.st_mode & 0o100 else 0o100644, path.read_bytes())
 
-    return _import(files(), repository, step, strip_top=False)
+    return _import(files(), repository, step)
 
 
-def _paths_of(directory: Path) -> list[Path]:
-    """Files and links below a directory, in an order that does not depend on the file system."""
-    found = (path for path in directory.rglob("*") if path.is_symlink() or path.is_file())
-    return sorted(path for path in found if path.relative_to(directory).parts[0] != ".git")
+def _entries(directory: Path) -> list[tuple[str, os.stat_result]]:
+    """Files and links below a directory with their status, in an order that does not depend on the file system."""
+    found: list[tuple[str, os.stat_result]] = []
+    pending = [""]
+    while pending:
+        below = pending.pop()
+        with os.scandir(directory / below) as entries:
+            for entry in entries:
+                name = f"{below}{entry.name}"
+                if entry.is_dir(follow_symlinks=False):
+                    if name != ".git":
+                        pending.append(f"{name}/")
+                elif entry.is_symlink() or entry.is_file():
+                    found.append((name, entry.stat(follow_symlinks=False)))
+    return sorted(found, key=lambda each: each[0])
 
 
 @dataclass(frozen=True)
 class _File:
+    """A file for git-fast-import(1): `mode` as git has it; 0 where `content` names a file that came before."""
+
     name: str
     mode: int
     content: bytes
 
 
-def _import(files: Iterable[_File], repository: Repository, step: Step, strip_top: bool) -> str:
-    """Write files as one tree with git-fast-import(1): one pack, where git-add(1) would write 85,000 objects.
-
-    Args:
-        strip_top: the files lie below one directory that is not part of the tree, as in a tarball.
-    """
-    importer = repository.spawn("fast-import", "--quiet", "--depth=0", "--done", config=_FAST)
-    assert importer.stdin is not None
-    out = importer.stdin
-    try:
-        out.write(
-            b"commit refs/heads/import\ncommitter orchestrate <orchestrate@localhost> 946684800 +0000\n"
+def _import(files: Iterable[_File], repository: Repository, step: Step) -> str:
+    """Write files as one tree with git-fast-import(1): one pack, where git-add(1) would write 85,000 objects."""
+    with tempfile.TemporaryFile() as said:
+        importer = repository.spawn(
+            "fast-import", "--quiet", "--depth=0", "--done", config=_FAST, stderr=cast("IO[bytes]", said)
         )
-        out.write(b"data 6\nimport\n")
-        for count, file in enumerate(files, 1):
-            name = file.name.removeprefix("./")
-            name = name.partition("/")[2] if strip_top else name
-            if not name:
-                raise UserError(f"this is no kernel tree: {file.name} lies beside its top directory.")
-            out.write(b"M %o inline %s\n" % (file.mode, _quoted(name)))
-            out.write(b"data %d\n%s\n" % (len(file.content), file.content))
-            if count % 500 == 0:
-                step.progress(count, None, "files")
-        out.write(b"done\n")
-        out.close()
-    except BrokenPipeError as error:
-        raise InfrastructureError("git fast-import ended early; is the disk full?") from error
-    finally:
-        if not out.closed:
+        assert importer.stdin is not None
+        out = importer.stdin
+        try:
+            out.write(
+                b"commit refs/heads/import\ncommitter orchestrate <orchestrate@localhost> 946684800 +0000\n"
+            )
+            out.write(b"data 6\nimport\n")
+            for count, file in enumerate(files, 1):
+                name = _quoted(os.fsencode(file.name.removeprefix("./")))
+                if file.mode:
+                    out.write(b"M %o inline %s\n" % (file.mode, name))
+                    out.write(b"data %d\n%s\n" % (len(file.content), file.content))
+                else:
+                    out.write(b"C %s %s\n" % (_quoted(file.content.removeprefix(b"./")), name))
+                if count % 500 == 0:
+                    step.progress(count, None, "files")
+            out.write(b"done\n")
+            out.close()
+        except BrokenPipeError:
+            pass  # it ended early: its status and its last words say why
+        except BaseException:
             kill_group(importer)
-        status = importer.wait()
-    if status != 0:
-        raise InfrastructureError(f"git fast-import ended with status {status}; is the disk full?")
+            raise
+        finally:
+            with suppress(BrokenPipeError):
+                out.close()
+            status = importer.wait()
+        if status != 0:
+            said.seek(0)
+            reasons = [
+                line for line in said.read().decode(errors="replace").splitlines() if "fatal: " in line
+            ]
+            reason = reasons[0].removeprefix("fatal: ") if reasons else f"status {status}"
+            raise InfrastructureError(f"git fast-import does not take the source: {reason}.")
     return repository.git("rev-parse", "refs/heads/import^{tree}").stdout.strip()
 
 
-def _quoted(name: str) -> bytes:
-    raw = os.fsencode(name)
-    if raw[:1] == b'"' or b"\n" in raw:
-        raw = b'"' + raw.replace(b"\\", b"\\\\").replace(b'"', b'\\"').replace(b"\n", b"\\n") + b'"'
-    return raw
+def _quoted(name: bytes) -> bytes:
+    return b'"' + name.replace(b"\\", b"\\\\").replace(b'"', b'\\"').replace(b"\n", b"\\n") + b'"'
 
 
-def _check_landmarks(root: Path, asked: str) -> None:
-    missing = next((name for name in ("Makefile", *_LANDMARKS) if not (root / name).is_file()), None)
-    if missing:
-        raise UserError(f"{asked} is no kernel tree: it has no {missing}; name the top of a kernel source.")
+def _was_built_in(asked: str, built: str) -> str:
+    return (
+        f"{asked} holds a build ({built}), and kbuild refuses to build elsewhere from such a tree; "
+        "run `make mrproper` there, or name a git tree."
+    )
 
 
 def _version(repository: Repository, tree: str, asked: str) -> str:
-    makefile = repository.git("show", f"{tree}:Makefile", check=False)
-    found = dict(_VERSION.findall(makefile.stdout))
-    lists = repository.git("ls-tree", "-r", "--name-only", tree, "--", *_LANDMARKS).stdout.split()
-    if not {"VERSION", "PATCHLEVEL"} <= found.keys() or len(lists) != len(_LANDMARKS):
-        raise UserError(
-            f"{asked} is no kernel tree: its Makefile has no version, or {', '.join(_LANDMARKS)} are missing."
-        )
+    wanted = ("Makefile", *_LANDMARKS)
+    paths = repository.git("ls-tree", "--name-only", tree, "--", *wanted, *_BUILT).stdout.splitlines()
+    missing = next((name for name in wanted if name not in paths), None)
+    if missing:
+        raise UserError(f"{asked} is no kernel tree: it has no {missing}; name the top of a kernel source.")
+    built = next((name for name in _BUILT if name in paths), None)
+    if built:
+        raise UserError(_was_built_in(asked, built))
+    found = dict(_VERSION.findall(repository.git("show", f"{tree}:Makefile").stdout))
+    if not {"VERSION", "PATCHLEVEL"} <= found.keys():
+        raise UserError(f"{asked} is no kernel tree: its Makefile has no VERSION and PATCHLEVEL.")
     numbers: list[str] = [found["VERSION"], found["PATCHLEVEL"], found.get("SUBLEVEL", "")]
     extra: str = found.get("EXTRAVERSION", "")
     return ".".join(filter(None, numbers)) + extra

@@ -50,17 +50,23 @@ def apply_stages(source: SourceTree, stages: Sequence[Stage], cache: Cache, even
     def make(directory: Path) -> None:
         with events.step("apply stages") as step:
             repository = Repository.create(directory / "repository.git", borrow_from=source.repository)
+            start, todo = _start(source, stages, cache, repository)
             work_tree = directory / "work"
             work_tree.mkdir()
             # Only the files that the patches touch are laid out: the tree has 85,000 others.
-            _check_out_touched(repository, source.commit, stages, work_tree)
-            for done, stage in enumerate(stages, 1):
+            _check_out_touched(repository, start, todo, work_tree)
+            for done, stage in enumerate(todo, len(stages) - len(todo) + 1):
                 _apply(repository, stage, work_tree, source)
-                step.progress(done, len(stages), "stages")
+                step.progress(done, len(stages), "stages", stage.name)
             commit = repository.git("rev-parse", "HEAD").stdout.strip()
             tree = repository.git("rev-parse", "HEAD^{tree}").stdout.strip()
             shutil.rmtree(work_tree)
-            (directory / "tree.json").write_text(json.dumps({"commit": commit, "tree": tree}) + "\n")
+            repository.git("config", "--unset", "core.sparseCheckout")  # whoever lays it out wants all of it
+            (repository.path / "index").unlink(
+                missing_ok=True
+            )  # larger than everything else, and not needed any more
+            facts = {"commit": commit, "tree": tree}
+            (directory / "tree.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
 
     directory = cache.obtain(_KIND, tree_key(source, stages), make)
     facts = json.loads((directory / "tree.json").read_text(encoding="utf-8"))
@@ -70,6 +76,29 @@ def apply_stages(source: SourceTree, stages: Sequence[Stage], cache: Cache, even
 def tree_key(source: SourceTree, stages: Sequence[Stage]) -> dict[str, object]:
     """What an applied series is known by in the cache."""
     return {"source": source.commit, "stages": [stage.digest for stage in stages]}
+
+
+def _start(
+    source: SourceTree, stages: Sequence[Stage], cache: Cache, repository: Repository
+) -> tuple[str, Sequence[Stage]]:
+    """The commit to start from, with its objects in `repository`, and the stages that are still to be applied.
+
+    The objects of a cached shorter series are copied, not borrowed: they are few, and its cache entry may go.
+    """
+    for length in range(len(stages) - 1, 0, -1):
+        key = tree_key(source, stages[:length])
+        if cache.has(_KIND, key):
+            shorter = cache.path(_KIND, key)
+            ours = repository.path / "objects"
+            shutil.copytree(
+                shorter / "repository.git" / "objects",
+                ours,
+                ignore=shutil.ignore_patterns("info"),
+                dirs_exist_ok=True,
+            )
+            facts = json.loads((shorter / "tree.json").read_text(encoding="utf-8"))
+            return facts["commit"], stages[length:]
+    return source.commit, stages
 
 
 def _check_out_touched(repository: Repository, commit: str, stages: Sequence[Stage], work_tree: Path) -> None:
@@ -88,7 +117,8 @@ def _touched(repository: Repository, stage: Stage) -> list[str]:
         raise UserError(
             f"stage {stage.number} ({stage.name}): {stage.patch} is no patch: {_last(stat.stderr)}."
         )
-    return [record.split("\t")[-1] for record in stat.stdout.split("\0") if record]
+    # Of a rename it names both paths, after an empty one.
+    return [name for name in (record.split("\t")[-1] for record in stat.stdout.split("\0")) if name]
 
 
 def _apply(repository: Repository, stage: Stage, work_tree: Path, source: SourceTree) -> None:
@@ -97,7 +127,7 @@ def _apply(repository: Repository, stage: Stage, work_tree: Path, source: Source
         "am", "-3", "--quiet", "--committer-date-is-author-date", "--no-gpg-sign", "--keep-non-patch",
         str(stage.patch.resolve()),
         work_tree=work_tree,
-        config=("core.hooksPath=/dev/null", "advice.mergeConflict=false"),
+        config=("advice.mergeConflict=false",),
         check=False,
     )  # fmt: skip
     if done.returncode == 0:

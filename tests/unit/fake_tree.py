@@ -13,26 +13,30 @@ VERSION = 6
 PATCHLEVEL = 12
 SUBLEVEL = 117
 EXTRAVERSION =
-S := $(dir $(lastword $(MAKEFILE_LIST)))
+S := $(abspath $(dir $(lastword $(MAKEFILE_LIST))))/
 CC = gcc
+compile = @echo '  CC      $(1)'; mkdir -p $(dir $@); cd $(O); test ! -e $(S)slow || sleep 5; \\
+	gcc -Wall $(if $(KCFLAGS),-g $(KCFLAGS)) -c -o $@ $< && echo 'savedcmd_$@ := gcc' >$(dir $@).$(notdir $@).cmd
 
 allnoconfig:
 	cp $(KCONFIG_ALLCONFIG) $(O)/.config
 olddefconfig:
 	sed -i -e '/CONFIG_UNMET=/d' $(O)/.config
+	while read -r name value; do \\
+		grep -q "^$$name=" $(O)/.config || echo "$$name=$$value" >>$(O)/.config; \\
+	done <$(S)Kconfig
 bzImage: $(O)/vmlinux
 	mkdir -p $(O)/arch/x86/boot $(O)/include/config
 	cp $(O)/vmlinux $(O)/arch/x86/boot/bzImage
 	echo 6.12.117 >$(O)/include/config/kernel.release
-$(O)/vmlinux: $(O)/memory.o $(O)/main.o
+$(O)/vmlinux: $(O)/mm/memory.o $(O)/init/main.o
 	gcc -Wl,--build-id -o $@ $^
-$(O)/memory.o: $(S)mm/memory.c
-	@echo '  CC      mm/memory.o'
-	@gcc -Wall -g -c -o $@ $<
-$(O)/main.o: $(S)init/main.c
-	@echo '  CC      init/main.o'
-	@gcc -Wall -c -o $@ $<
+$(O)/mm/memory.o: $(S)mm/memory.c
+	$(call compile,mm/memory.o)
+$(O)/init/main.o: $(S)init/main.c
+	$(call compile,init/main.o)
 """,
+    "Kconfig": "",
     "Kbuild": "# SPDX-License-Identifier: GPL-2.0\n",
     "init/main.c": "int do_anonymous_page(int address);\nint main(void)\n{\n\treturn do_anonymous_page(0);\n}\n",
     "mm/Makefile": "obj-y := memory.o\n",
@@ -67,6 +71,24 @@ diff --git a/mm/memory.c b/mm/memory.c
 """
 
 
+NEW_FILE = """\
+From 0000000000000000000000000000000000000000 Mon Sep 17 00:00:00 2001
+From: A Developer <developer@localhost>
+Date: Mon, 1 Jan 2024 00:00:00 +0000
+Subject: [PATCH] mm: add {name}
+
+---
+diff --git a/{name} b/{name}
+new file mode 100644
+--- /dev/null
++++ b/{name}
+@@ -0,0 +1 @@
++{line}
+--
+2.39
+"""
+
+
 def write_tree(root: Path) -> Path:
     """Write the tree below `root`."""
     for name, text in FILES.items():
@@ -81,6 +103,13 @@ def write_patch(path: Path, old: str, new: str, subject: str = "mm: change the a
     """Write a patch that replaces a line of do_anonymous_page()."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(PATCH.format(subject=subject, body="Because.", old=old, new=new))
+    return path
+
+
+def write_new_file(path: Path, name: str, line: str) -> Path:
+    """Write a patch that adds a file of one line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(NEW_FILE.format(name=name, line=line))
     return path
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 from __future__ import annotations
 
+import os
 import subprocess
 from pathlib import Path
 
@@ -91,7 +92,7 @@ def test_what_is_no_kernel_tree_is_refused_and_leaves_nothing(tree: Path, cache:
 
 def test_a_makefile_without_a_version_is_refused(tree: Path, cache: Cache) -> None:
     (tree / "Makefile").write_text("all:\n")
-    with pytest.raises(UserError, match="no version"):
+    with pytest.raises(UserError, match="no VERSION"):
         taken(str(tree), cache)
     assert not list(cache.root.glob("source/*"))
 
@@ -124,3 +125,136 @@ def test_a_reference_that_does_not_exist(tree: Path, cache: Cache) -> None:
     git(tree, "commit", "-qm", "Linux")
     with pytest.raises(UserError, match=r"v9\.9"):
         taken(f"{tree}#v9.9", cache)
+
+
+def test_a_tarball_may_have_no_top_directory_and_hard_links(tmp_path: Path, tree: Path, cache: Cache) -> None:
+    plain = taken(str(tree), cache)
+    (tree / "mm" / "memory.c").unlink()
+    os.link(tree / "mm" / "Makefile", tree / "mm" / "memory.c")
+    linked = taken(str(tree), cache)
+    assert linked.tree != plain.tree
+    subprocess.run(["tar", "-C", str(tree), "-czf", str(tmp_path / "linux.tar.gz"), "."], check=True)
+    assert taken(str(tmp_path / "linux.tar.gz"), cache).tree == linked.tree
+
+
+def test_names_that_need_quoting(tmp_path: Path, tree: Path, cache: Cache) -> None:
+    names = ['with "quotes"', "back\\slash", "new\nline", "ümlaut", " spaces "]
+    for name in names:
+        (tree / name).write_text(name)
+    subprocess.run(["tar", "-C", str(tmp_path), "-cf", str(tmp_path / "linux.tar"), "linux"], check=True)
+    git(tree, "init", "-q")
+    git(tree, "add", "-Af", ".")
+    git(tree, "commit", "-qm", "Linux")
+    assert taken(str(tmp_path / "linux.tar"), cache).tree == git(tree, "rev-parse", "HEAD^{tree}")
+
+
+def test_a_bare_repository_and_a_work_tree_of_another(tmp_path: Path, tree: Path, cache: Cache) -> None:
+    git(tree, "init", "-q")
+    git(tree, "add", "-Af", ".")
+    git(tree, "commit", "-qm", "Linux")
+    wanted = git(tree, "rev-parse", "HEAD^{tree}")
+    git(tmp_path, "clone", "-q", "--bare", str(tree), "bare.git")
+    assert taken(str(tmp_path / "bare.git"), cache).tree == wanted
+    git(tree, "worktree", "add", "-q", str(tmp_path / "other"))
+    assert taken(str(tmp_path / "other"), Cache(tmp_path / "cache2")).tree == wanted
+
+
+def test_a_git_command_around_us_does_not_leak_in(
+    tmp_path: Path, tree: Path, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = taken(str(tree), cache)
+    git(tree, "init", "-q")
+    git(tree, "add", "-Af", ".")
+    git(tree, "commit", "-qm", "Linux")
+    for name in ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_OBJECT_DIRECTORY", "GIT_COMMON_DIR"):
+        monkeypatch.setenv(name, "/nonexistent")
+    monkeypatch.setenv("GIT_CONFIG_PARAMETERS", "'core.autocrlf=true'")
+    (tree / "mm" / "Makefile").write_text("changed\n")
+    (tree / "mm" / "Makefile").write_text("obj-y := memory.o\n")
+    assert taken(str(tree), cache).commit == plain.commit
+
+
+@pytest.mark.parametrize("left", [".config", "include/config/auto.conf", "arch/x86/include/generated/asm.h"])
+@pytest.mark.parametrize("form", ["directory", "tarball"])
+def test_a_tree_in_which_a_kernel_was_built_is_refused(
+    tmp_path: Path, tree: Path, cache: Cache, left: str, form: str
+) -> None:
+    (tree / left).parent.mkdir(parents=True, exist_ok=True)
+    (tree / left).write_text("")
+    source = tree
+    if form == "tarball":
+        source = tmp_path / "linux.tar"
+        subprocess.run(["tar", "-C", str(tmp_path), "-cf", str(source), "linux"], check=True)
+    with pytest.raises(UserError, match="make mrproper"):
+        taken(str(source), cache)
+    assert not list(cache.root.glob("source/*"))
+
+
+class Debian:
+    """A host whose package tools say what a test wants."""
+
+    def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.directory = directory
+        directory.mkdir()
+        self.says("dpkg-query", "exit 1")
+        self.says("apt-cache", "echo '  Candidate: 6.12.117-1'")
+        monkeypatch.setenv("PATH", f"{directory}:{os.environ['PATH']}")
+
+    def says(self, program: str, script: str) -> None:
+        (self.directory / program).write_text(f"#!/bin/sh\n{script}\n")
+        (self.directory / program).chmod(0o755)
+
+
+@pytest.fixture
+def debian(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Debian:
+    return Debian(tmp_path / "bin", monkeypatch)
+
+
+def package(directory: Path, tree: Path) -> Path:
+    """A Debian package with the tree's tarball in it."""
+    (directory / "deb/DEBIAN").mkdir(parents=True)
+    (directory / "deb/usr/src").mkdir(parents=True)
+    (directory / "deb/DEBIAN/control").write_text(
+        "Package: linux-source-6.12\nVersion: 6.12.117-1\nArchitecture: all\n"
+        "Maintainer: A Developer <developer@localhost>\nDescription: the source\n"
+    )
+    archive = directory / "deb/usr/src/linux-source-6.12.tar.xz"
+    subprocess.run(["tar", "-C", str(tree.parent), "-cJf", str(archive), tree.name], check=True)
+    made = directory / "linux-source-6.12.deb"
+    subprocess.run(["dpkg-deb", "-b", str(directory / "deb"), str(made)], check=True, capture_output=True)
+    return made
+
+
+def test_a_package_is_downloaded_once(tmp_path: Path, tree: Path, cache: Cache, debian: Debian) -> None:
+    plain = taken(str(tree), cache)
+    debian.says("apt-get", f"cp {package(tmp_path, tree)} .")
+    first = import_source(None, "linux-source-6.12", cache, Events())
+    assert first.commit == plain.commit and first.description == "linux-source-6.12 6.12.117-1"
+    debian.says("apt-get", "exit 1")
+    assert import_source(None, "linux-source-6.12", cache, Events()) == first
+    debian.says("apt-cache", "true")  # the lists are gone, the import is not
+    assert import_source(None, "linux-source-6.12", cache, Events()) == first
+    assert is_imported(None, "linux-source-6.12", cache)
+
+
+def test_an_unknown_package_asks_for_apt_get_update(cache: Cache, debian: Debian) -> None:
+    debian.says("apt-cache", "true")
+    with pytest.raises(InfrastructureError, match="run `apt-get update`"):
+        import_source(None, "linux-source-6.12", cache, Events())
+    assert not is_imported(None, "linux-source-6.12", cache)
+
+
+def test_a_failed_download_says_why_and_leaves_nothing(cache: Cache, debian: Debian) -> None:
+    debian.says("apt-get", "echo 'E: Failed to fetch it  404  Not Found' >&2; exit 100")
+    with pytest.raises(InfrastructureError, match=r"404 .* run `apt-get update`"):
+        import_source(None, "linux-source-6.12", cache, Events())
+    assert not list(cache.root.glob("source/*"))
+
+
+def test_a_host_without_apt_is_told_of_source(
+    tmp_path: Path, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "empty").mkdir()
+    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
+    with pytest.raises(InfrastructureError, match="--source"):
+        import_source(None, "linux-source-6.12", cache, Events())

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -86,3 +87,53 @@ def test_a_missing_file_is_named(tmp_path: Path, source: SourceTree, cache: Cach
     patch.write_text(patch.read_text().replace("mm/memory.c", "mm/gone.c"))
     with pytest.raises(UserError, match=r"stage 1 \(first\) does not apply .*mm/gone\.c"):
         applied(source, patches, "full", cache)
+
+
+def test_a_longer_series_goes_on_from_a_shorter_one(tmp_path: Path, source: SourceTree, cache: Cache) -> None:
+    patches = write_series(tmp_path / "patches")
+    alone = Cache(tmp_path / "alone")
+    at_once = apply_stages(source, load_series(patches).select("full"), alone, Events())
+    shorter = applied(source, patches, "stage-1", cache)
+    seen: list[str] = []
+    stages = load_series(patches).select("full")
+    longer = apply_stages(
+        source, stages, cache, Events(lambda event: seen.append(event.text) if event.done else None)
+    )
+    assert longer.commit == at_once.commit
+    assert seen == ["second", "third"]
+    shutil.rmtree(shorter.repository.parent)
+    assert "address + 3" in content(longer, "mm/memory.c"), "it needs the shorter one's objects"
+
+
+def test_a_patch_that_moves_a_file(tmp_path: Path, source: SourceTree, cache: Cache) -> None:
+    patches = write_series(tmp_path / "patches")
+    header = (patches / "6.12/0001.patch").read_text().partition("diff --git")[0]
+    (patches / "6.12/0001.patch").write_text(
+        f"{header}diff --git a/init/main.c b/init/start.c\nsimilarity index 100%\n"
+        "rename from init/main.c\nrename to init/start.c\n--\n2.39\n"
+    )
+    tree = applied(source, patches, "stage-1", cache)
+    assert content(tree, "init/start.c") == content(
+        applied(source, patches, "baseline", cache), "init/main.c"
+    )
+
+
+def test_the_persons_git_configuration_does_not_leak_in(
+    tmp_path: Path, source: SourceTree, cache: Cache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patches = write_series(tmp_path / "patches")
+    plain = applied(source, patches, "full", Cache(tmp_path / "plain"))
+    hooks = tmp_path / "hooks"
+    hooks.mkdir()
+    for name in ("applypatch-msg", "pre-applypatch", "commit-msg"):
+        (hooks / name).write_text("#!/bin/sh\nexit 1\n")
+        (hooks / name).chmod(0o755)
+    (tmp_path / "gitconfig").write_text(
+        f"[core]\n\thooksPath = {hooks}\n[user]\n\tname = Somebody Else\n[commit]\n\tgpgSign = true\n"
+        "[am]\n\tkeepcr = true\n"
+    )
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(tmp_path / "gitconfig"))
+    for name in ("GIT_DIR", "GIT_INDEX_FILE", "GIT_WORK_TREE", "GIT_OBJECT_DIRECTORY"):
+        monkeypatch.setenv(name, "/nonexistent")
+    assert applied(source, patches, "full", cache).commit == plain.commit

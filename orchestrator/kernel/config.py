@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import re
 from collections.abc import Mapping
@@ -54,11 +55,14 @@ def configuration(
         extra: further requests, option -> value; they win over the fragments.
 
     Raises:
-        UserError: unknown flavour, an unreadable line, or two fragments that contradict each other.
+        UserError: unknown flavour, a line or an extra that is no request, or two fragments that contradict each
+            other.
     """
     known = flavours(vm_images)
     if flavour not in known:
-        raise UserError(f"unknown kernel configuration {flavour!r}; choose {', '.join(known)}.")
+        near = difflib.get_close_matches(flavour, known, 1)
+        hint = f"did you mean {near[0]}? There are" if near else "there are"
+        raise UserError(f"unknown kernel configuration {flavour!r}; {hint} {', '.join(known) or 'none'}.")
     paths = [
         vm_images / _DIRECTORY / f"{name}.config" for name in (_BASE, flavour, *([_DWARF] if dwarf else []))
     ]
@@ -66,6 +70,8 @@ def configuration(
     for path in paths:
         merged.add(path)
     for option, value in (extra or {}).items():
+        if parse_line(line_of(option, value)) != (option, value):
+            raise UserError(f"{option}={value} is no request like CONFIG_NUMA=y; write the option in full.")
         merged.requested[option] = value
     text = "".join(line_of(option, value) for option, value in sorted(merged.requested.items()))
     digest = hashlib.sha256(text.encode()).hexdigest()

@@ -6,7 +6,7 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,8 @@ from orchestrator.errors import UserError
 BASELINE = "baseline"
 FULL = "full"
 _SCHEMA = 1
+_TYPES = {int: "a whole number", str: "a text", list: "a list", dict: "a table"}
+_NAMES = ("groups", "knobs", "counters")
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
 _TOP = {"schema": int, "name": str, "title": str, "groups": list, "base": dict, "stage": list, "knob": list}
 _BASE = {"version": str, "package": str, "directory": str}
@@ -101,25 +103,26 @@ class Series:
         """
         if patchset == BASELINE:
             return ()
-        match = re.fullmatch(r"(?:(?P<group>[a-z0-9-]+):|stage-)(?P<number>\d+)", patchset)
-        if match:
+        if patchset == FULL:
+            return self.stages
+        if patchset in self.groups:
+            last = max(stage.number for stage in self.stages if stage.group == patchset)
+            return self.stages[:last]
+        match = re.fullmatch(r"(?:(?P<group>[^:]+):|stage-)(?P<number>[0-9]{1,9})", patchset)
+        known = [BASELINE, *self.groups, FULL]
+        if match and match["group"] in (None, FULL, *self.groups):
             stages = self.select(match["group"]) if match["group"] else self.stages
             number = int(match["number"])
             if not 1 <= number <= len(stages):
                 raise UserError(
-                    f"patchset {patchset!r}: there is no stage {number}, choose 1 to {len(stages)}."
+                    f"patchset {patchset!r}: there is no stage {number}; choose 1 to {len(stages)}."
                 )
             return stages[:number]
-        if patchset == FULL:
-            return self.stages
-        if patchset in self.groups:
-            last = max(s.number for s in self.stages if s.group == patchset)
-            return self.stages[:last]
-        known = [BASELINE, *self.groups, FULL]
-        near = difflib.get_close_matches(patchset, known, 1)
+        near = difflib.get_close_matches(patchset.partition(":")[0], known, 1)
         hint = f"did you mean {near[0]}? There are" if near else "there are"
         raise UserError(
-            f"unknown patchset {patchset!r}; {hint} {', '.join(known)}, and {known[1]}:N for its first N."
+            f"unknown patchset {patchset!r}; {hint} {', '.join(known)}, "
+            f"and {self.groups[0]}:N or stage-N for the first N stages."
         )
 
 
@@ -139,12 +142,12 @@ def load_series(directory: Path) -> Series:
         raise UserError(f"{path}: cannot read the series ({error}).") from error
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{path}: not valid TOML: {error}.") from error
-    _check(path, "the series", table, _TOP, optional={"knob"})
-    if table["schema"] != _SCHEMA:
-        raise UserError(f"{path}: schema {table['schema']} is not understood, this version reads {_SCHEMA}.")
+    if table.get("schema", _SCHEMA) != _SCHEMA:  # first: another schema has other keys
+        raise UserError(f"{path}: schema {table['schema']} is not understood; this version reads {_SCHEMA}.")
+    _check(path, "the series", table, _TOP, optional=("knob",))
     base = table["base"]
     _check(path, "[base]", base, _BASE)
-    groups = tuple(table["groups"])
+    groups = _groups(path, table["groups"])
     stages = tuple(
         _stage(path, entry, number, groups, directory / base["directory"])
         for number, entry in enumerate(table["stage"], 1)
@@ -153,6 +156,19 @@ def load_series(directory: Path) -> Series:
     knobs = tuple(_knob(path, entry, stages) for entry in table.get("knob", []))
     _check_knobs(path, stages, knobs)
     return Series(table["name"], table["title"], groups, base["version"], base["package"], stages, knobs)
+
+
+def _groups(path: Path, names: Sequence[str]) -> tuple[str, ...]:
+    if not names:
+        raise UserError(f"{path}: groups is empty; name at least one.")
+    for name in names:
+        if not _NAME.fullmatch(name):
+            raise UserError(f"{path}: groups: {name!r} may have a-z, 0-9 and - only.")
+        if name in (BASELINE, FULL) or re.fullmatch(r"stage-[0-9]+", name):
+            raise UserError(f"{path}: groups: {name} has a meaning already; choose another name.")
+        if names.count(name) > 1:
+            raise UserError(f"{path}: groups: {name} stands there twice.")
+    return tuple(names)
 
 
 def _stage(
@@ -196,15 +212,13 @@ def _check_stages(path: Path, stages: tuple[Stage, ...], groups: tuple[str, ...]
         raise UserError(
             f"{path}: groups are cumulative, so the stages of one stand together, in their order."
         )
-    empty = next((group for group in groups if all(stage.group != group for stage in stages)), None)
-    if empty or FULL in groups or BASELINE in groups:
-        raise UserError(
-            f"{path}: group {empty or FULL} has no stage of its own; full and baseline are implied."
-        )
+    for group in groups:
+        if all(stage.group != group for stage in stages):
+            raise UserError(f"{path}: group {group} has no stage of its own; add one, or remove the group.")
 
 
 def _knob(path: Path, entry: Mapping[str, Any], stages: tuple[Stage, ...]) -> Knob:
-    where = f"knob {entry.get('name', '?')}"
+    where = f"knob {entry['name']}" if isinstance(entry, dict) and "name" in entry else "a [[knob]]"
     _check(path, where, entry, _KNOB)
     if entry["kind"] != "integer":
         raise UserError(f"{path}: {where}: kind {entry['kind']!r} is not understood; it is integer.")
@@ -217,7 +231,10 @@ def _knob(path: Path, entry: Mapping[str, Any], stages: tuple[Stage, ...]) -> Kn
 
 
 def _check_knobs(path: Path, stages: tuple[Stage, ...], knobs: tuple[Knob, ...]) -> None:
-    described = {knob.name for knob in knobs}
+    described = [knob.name for knob in knobs]
+    for name in described:
+        if described.count(name) > 1:
+            raise UserError(f"{path}: two [[knob]]s have the name {name}.")
     for stage in stages:
         for name in stage.knobs:
             if name not in described:
@@ -227,20 +244,19 @@ def _check_knobs(path: Path, stages: tuple[Stage, ...], knobs: tuple[Knob, ...])
 
 
 def _check(
-    path: Path,
-    where: str,
-    entry: Mapping[str, Any],
-    keys: Mapping[str, type],
-    optional: frozenset[str] | set[str] = frozenset(),
+    path: Path, where: str, entry: object, keys: Mapping[str, type], optional: Sequence[str] = ()
 ) -> None:
+    if not isinstance(entry, dict):
+        raise UserError(f"{path}: {where} is to be a table with {', '.join(keys)}.")
     for key, value in entry.items():
         if key not in keys:
-            raise UserError(f"{path}: {where}: unknown key {key!r}; known are {', '.join(keys)}.")
+            near = difflib.get_close_matches(key, keys, 1)
+            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(keys)}."
+            raise UserError(f"{path}: {where}: unknown key {key!r}; {hint}")
         if not isinstance(value, keys[key]) or isinstance(value, bool):
-            raise UserError(f"{path}: {where}: {key} is to be of type {keys[key].__name__}.")
-        named = value if isinstance(value, list) and key not in ("stage", "knob") else []
-        if not all(isinstance(each, str) for each in named):
-            raise UserError(f"{path}: {where}: {key} is a list of names.")
+            raise UserError(f"{path}: {where}: {key} is to be {_TYPES[keys[key]]}, not {value!r}.")
+        if key in _NAMES and isinstance(value, list) and not all(isinstance(each, str) for each in value):
+            raise UserError(f"{path}: {where}: {key} is to be a list of names, not {value!r}.")
     missing = next((key for key in keys if key not in entry and key not in optional), None)
     if missing:
         raise UserError(f"{path}: {where}: the key {missing} is missing.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.errors import UserError
@@ -71,6 +71,7 @@ def test_an_option_to_be_off_that_is_on_is_an_error() -> None:
         check_survived({"CONFIG_KSM": "n"}, "CONFIG_KSM=y\n")
 
 
+@settings(deadline=None)  # a busy host takes its time
 @given(
     st.from_regex(r"CONFIG_[A-Z0-9_]{1,20}", fullmatch=True),
     st.from_regex(r'[a-z0-9"x./-]{1,12}', fullmatch=True),
@@ -84,3 +85,19 @@ def test_a_line_is_read_back_as_it_was_written(option: str, value: str) -> None:
 def test_the_projects_own_fragments_agree(flavour: str, dwarf: bool) -> None:
     requested = configuration(ROOT / "vm_images", flavour, dwarf).requested
     assert requested["CONFIG_TRANSPARENT_HUGEPAGE"] == "y" and requested["CONFIG_NUMA"] == "y"
+
+
+def test_extra_requests_win_and_are_checked(tmp_path: Path) -> None:
+    fragments(tmp_path, base="CONFIG_KSM=y\n", measure="")
+    chosen = configuration(tmp_path, "measure", extra={"CONFIG_KSM": "n", "CONFIG_NR_CPUS": "8"})
+    assert chosen.requested == {"CONFIG_KSM": "n", "CONFIG_NR_CPUS": "8"}
+    assert "# CONFIG_KSM is not set" in chosen.text
+    for option, value in (("KSM", "y"), ("CONFIG_KSM", "y\nCONFIG_KASAN=y"), ("CONFIG_A B", "y")):
+        with pytest.raises(UserError, match="no request"):
+            configuration(tmp_path, "measure", extra={option: value})
+
+
+def test_a_flavour_that_is_nearly_right_gets_a_suggestion(tmp_path: Path) -> None:
+    fragments(tmp_path, base="", measure="")
+    with pytest.raises(UserError, match="did you mean measure"):
+        configuration(tmp_path, "mesure")

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-only
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 from fake_tree import SERIES, write_series
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from orchestrator.errors import UserError
 from orchestrator.kernel.series import load_series
@@ -71,6 +74,82 @@ def test_a_broken_file_is_refused(tmp_path: Path, old: str, new: str, sentence: 
     write_series(tmp_path, SERIES.replace(old, new, 1))
     with pytest.raises(UserError, match=sentence):
         load_series(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("", "schema is missing"),
+        ("schema = 1\nstage = 1", "stage is to be a list"),
+        (SERIES.replace('groups = ["core-only", "docs"]', "groups = []"), "groups is empty"),
+        (
+            SERIES.replace('groups = ["core-only", "docs"]', 'groups = ["core-only", "full"]'),
+            "full has a meaning",
+        ),
+        (
+            SERIES.replace('groups = ["core-only", "docs"]', 'groups = ["docs", "docs"]'),
+            "docs stands there twice",
+        ),
+        (SERIES.replace('groups = ["core-only", "docs"]', 'groups = "docs"'), "groups is to be a list"),
+        ('stage = ["first"]\n' + SERIES.partition("[[stage]]")[0], "stage 1 is to be a table"),
+        (SERIES.replace("number = 1", "number = true"), "number is to be a whole number"),
+        (SERIES + SERIES[SERIES.index("[[knob]]") :], "two .*knob.* have the name"),
+        (SERIES.replace("minimum = 1", 'minimum = "1"'), "minimum is to be a whole number"),
+        (SERIES.replace("counters =", "counter ="), "did you mean counters"),
+    ],
+)
+def test_what_is_no_series_is_refused_with_one_sentence(tmp_path: Path, text: str, sentence: str) -> None:
+    write_series(tmp_path, text)
+    with pytest.raises(UserError, match=sentence) as caught:
+        load_series(tmp_path)
+    assert "series.toml" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_name_that_is_nearly_right_gets_a_suggestion(tmp_path: Path) -> None:
+    series = load_series(write_series(tmp_path))
+    for patchset in ("core-onyl", "core-onyl:2"):
+        with pytest.raises(UserError, match="did you mean core-only"):
+            series.select(patchset)
+
+
+_VALUES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.text('ab-"\n', max_size=4),
+    st.lists(st.integers(), max_size=2),
+)
+
+
+@settings(deadline=None)  # a busy host takes its time
+@given(st.sampled_from(sorted({line for line in SERIES.splitlines() if " = " in line})), _VALUES)
+def test_any_value_anywhere_is_taken_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, line: str, value: object
+) -> None:
+    directory = tmp_path_factory.mktemp("series")
+    key = line.partition(" = ")[0]
+    new = "" if value is None else f"{key} = {json.dumps(value)}"
+    write_series(directory, SERIES.replace(line, new, 1))
+    try:
+        series = load_series(directory)
+    except UserError:
+        return
+    assert [stage.number for stage in series.select("full")] == [1, 2, 3]
+
+
+@settings(deadline=None)  # a busy host takes its time
+@given(
+    st.text(max_size=30)
+    | st.from_regex(r"(core-only|docs|full|stage|baseline)[:-][0-9]{1,5}", fullmatch=True)
+)
+def test_any_patchset_is_a_prefix_or_refused(tmp_path_factory: pytest.TempPathFactory, patchset: str) -> None:
+    series = load_series(write_series(tmp_path_factory.mktemp("series")))
+    try:
+        chosen = series.select(patchset)
+    except UserError as error:
+        assert "core-only" in str(error) or "choose 1 to" in str(error)
+        return
+    assert chosen == series.stages[: len(chosen)]
 
 
 def test_groups_may_not_be_interleaved(tmp_path: Path) -> None:

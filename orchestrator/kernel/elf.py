@@ -15,8 +15,26 @@ from elftools.elf.sections import SymbolTableSection
 
 from orchestrator.errors import UserError
 
-#: NT_GNU_BUILD_ID of elf(5).
+# Constants of elf(5).
 _NT_GNU_BUILD_ID = 3
+_SHN_UNDEF = 0
+_STT_FILE = 4
+#: Qualifiers that a type's name begins with.
+_QUALIFIERS = {"DW_TAG_const_type": "const", "DW_TAG_volatile_type": "volatile"}
+
+
+@dataclass(frozen=True)
+class Symbol:
+    """A function or variable.
+
+    Args:
+        address: as linked.
+        size: in bytes; 0 where the source does not say, as in assembly.
+    """
+
+    name: str
+    address: int
+    size: int
 
 
 @dataclass(frozen=True)
@@ -80,8 +98,8 @@ def _build_id_in(notes: bytes) -> str | None:
     return None
 
 
-def symbol_address(vmlinux: Path, name: str) -> int:
-    """The linked address of a function or variable.
+def symbol(vmlinux: Path, name: str) -> Symbol:
+    """A function or variable by its name; a global one before a local one of another file.
 
     Raises:
         UserError: there is no such symbol.
@@ -89,15 +107,40 @@ def symbol_address(vmlinux: Path, name: str) -> int:
     with _opened(vmlinux) as elf:
         table = elf.get_section_by_name(".symtab")
         if isinstance(table, SymbolTableSection):
-            for symbol in table.get_symbol_by_name(name) or ():
-                return int(symbol["st_value"])
+            found = list(_symbols_of(table, name))
+            if found:
+                return max(found, key=lambda each: each[0])[1]
     raise UserError(f"{vmlinux} has no symbol {name}; it may be inlined, or belong to a later stage.")
 
 
+def _symbols_of(table: SymbolTableSection, name: str) -> Iterator[tuple[int, Symbol]]:
+    # The records are read in bulk: as objects, the 35,000 symbols of a kernel take seconds.
+    strings = table.stringtable.data()
+    wanted = name.encode() + b"\0"
+    offsets: set[int] = set()
+    at = strings.find(wanted)
+    while at >= 0:  # a linker lets `foo` share the end of `bar_foo`, so each occurrence may be a name
+        offsets.add(at)
+        at = strings.find(wanted, at + 1)
+    # Elf64_Sym of elf(5).
+    for offset, info, _, section, value, size in struct.iter_unpack("<IBBHQQ", table.data()):
+        if offset in offsets and section != _SHN_UNDEF and info & 0xF != _STT_FILE:
+            yield info >> 4, Symbol(name, value, size)
+
+
+def symbol_address(vmlinux: Path, name: str) -> int:
+    """The linked address of a function or variable; a per-CPU variable's is an offset.
+
+    Raises:
+        UserError: there is no such symbol.
+    """
+    return symbol(vmlinux, name).address
+
+
 def has_dwarf(vmlinux: Path) -> bool:
-    """Whether it has debugging information that names types and parameters."""
+    """Whether it has debugging information that names types and parameters; tables for unwinding do not count."""
     with _opened(vmlinux) as elf:
-        return bool(elf.has_dwarf_info())
+        return bool(elf.has_dwarf_info(strict=True))
 
 
 def parameters(vmlinux: Path, function: str) -> tuple[Parameter, ...]:
@@ -108,7 +151,7 @@ def parameters(vmlinux: Path, function: str) -> tuple[Parameter, ...]:
     """
     address = symbol_address(vmlinux, function)
     with _opened(vmlinux) as elf:
-        if not elf.has_dwarf_info():
+        if not elf.has_dwarf_info(strict=True):
             raise UserError(f"{vmlinux} has no debugging information; build it with --dwarf.")
         dwarf = elf.get_dwarf_info()
         ranges = dwarf.get_aranges()
@@ -141,9 +184,11 @@ def _type_name(entry: object) -> str:
         case "DW_TAG_pointer_type":
             pointed = _type_name(target)
             return f"{pointed}*" if pointed.endswith("*") else f"{pointed} *"
-        case "DW_TAG_const_type":
-            return f"const {_type_name(target)}"
+        case "DW_TAG_const_type" | "DW_TAG_volatile_type":
+            return f"{_QUALIFIERS[target.tag]} {_type_name(target)}"
         case "DW_TAG_structure_type" | "DW_TAG_union_type" | "DW_TAG_enumeration_type":
             word = {"structure": "struct", "union": "union", "enumeration": "enum"}
             return f"{word[target.tag.split('_')[2]]} {name or '(anonymous)'}"
+        case "DW_TAG_subroutine_type":
+            return "function"
     return name or "?"

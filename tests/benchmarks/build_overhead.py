@@ -2,7 +2,8 @@
 """What `orchestrate build` costs over a bare make of the same configuration, cold and from stage to stage.
 
 Both sides build the same trees with the same compiler, in turn, without ccache, each in a directory of its own. Laying
-out the source is not counted on either side. Prints the ratios; run it on a quiet host:
+out the source is not counted on either side. Prints the ratios of wall time, and of CPU time, which holds on a busy
+host too:
 
     .venv/bin/python tests/benchmarks/build_overhead.py [--cold] [--rounds 3]
 """
@@ -16,49 +17,95 @@ import statistics
 import subprocess
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
 from orchestrator.cache import Cache
 from orchestrator.events import Event, Events
-from orchestrator.kernel import build
-from orchestrator.kernel.config import configuration
+from orchestrator.kernel.build import build_kernel
+from orchestrator.kernel.config import Configuration, configuration
 from orchestrator.kernel.repository import Repository
 from orchestrator.kernel.series import load_series
 from orchestrator.kernel.source import import_source
 from orchestrator.kernel.tree import PatchedTree, apply_stages
+from orchestrator.kernel.workshop import pinned
 
 ROOT = Path(__file__).resolve().parents[2]
-PINNED = [f"{key}={value}" for key, value in build._PINNED.items() if key != "LC_ALL"]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds that something took.
+
+    Args:
+        wall: on the clock.
+        cpu: of us and of everything that we started and waited for.
+    """
+
+    wall: float
+    cpu: float
+
+    @classmethod
+    def now(cls) -> Cost:
+        """What was spent so far; two of them are subtracted."""
+        used = os.times()
+        return cls(time.monotonic(), used.user + used.system + used.children_user + used.children_system)
+
+    def __sub__(self, other: Cost) -> Cost:
+        return Cost(self.wall - other.wall, self.cpu - other.cpu)
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(self.wall + other.wall, self.cpu + other.cpu)
+
+
+def report(what: str, bare: Cost, ours: Cost) -> None:
+    """Print a pair."""
+    print(
+        f"{what:<12} wall: bare {bare.wall:7.1f} s, orchestrate {ours.wall:7.1f} s, {ours.wall / bare.wall - 1:+6.1%}"
+        f"   CPU: bare {bare.cpu:7.1f} s, orchestrate {ours.cpu:7.1f} s, {ours.cpu / bare.cpu - 1:+6.1%}",
+        flush=True,
+    )
 
 
 class Bare:
     """make, as a person would call it."""
 
-    def __init__(self, place: Path, text: str) -> None:
+    def __init__(self, place: Path, wanted: Configuration) -> None:
+        self.pinned = [f"{key}={value}" for key, value in pinned(wanted).items() if key != "LC_ALL"]
         self.source, self.objects, self.index = place / "source", place / "objects", place / "index"
         self.requests = place / "requests"
         self.source.mkdir(parents=True)
         self.objects.mkdir()
-        self.requests.write_text(text)
+        self.requests.write_text(wanted.text)
 
     def make(self, *words: str) -> None:
-        command = ["make", "-s", "-C", str(self.source), f"O={self.objects}", "ARCH=x86_64", *PINNED, *words]
+        command = [
+            "make",
+            "-s",
+            "-C",
+            str(self.source),
+            f"O={self.objects}",
+            "ARCH=x86_64",
+            *self.pinned,
+            *words,
+        ]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
     def switch(self, tree: PatchedTree) -> None:
         Repository(tree.repository).git(
-            "read-tree", "--reset", "-u", tree.commit, work_tree=self.source, index=self.index
-        )
+            "read-tree", "--reset", "-u", tree.commit,
+            work_tree=self.source, index=self.index, config=("core.sparseCheckout=false",),
+        )  # fmt: skip
 
     def configure(self) -> None:
         self.make("allnoconfig", f"KCONFIG_ALLCONFIG={self.requests}")
         self.make("olddefconfig")
 
-    def build(self) -> float:
-        began = time.monotonic()
+    def build(self) -> Cost:
+        began = Cost.now()
         self.make(f"-j{os.cpu_count()}", "bzImage")
-        return time.monotonic() - began
+        return Cost.now() - began
 
 
 def main() -> None:
@@ -76,47 +123,45 @@ def main() -> None:
     # Between these two only files of mm/ differ, as they do for somebody who works on a stage.
     trees = [apply_stages(source, series.select(f"stage-{n}"), shared, events) for n in (last - 1, last)]
     with tempfile.TemporaryDirectory(prefix="build-overhead-", dir=shared.root) as scratch, without_ccache():
-        bare = Bare(Path(scratch) / "bare", wanted.text)
+        bare = Bare(Path(scratch) / "bare", wanted)
         ours = Cache(Path(scratch) / "ours")
-        laid_out: list[float] = []
+        laid_out = Cost(0, 0)
 
         def watch(event: Event) -> None:
+            nonlocal laid_out, began
             if event.kind == "note" and event.text == "source laid out":
-                laid_out.append(event.seconds)
+                laid_out = Cost.now() - began
 
-        def orchestrated(tree: PatchedTree) -> float:
-            laid_out.clear()
-            began = time.monotonic()
-            kernel = build.build_kernel(tree, wanted, ours, Events(watch))
-            took = time.monotonic() - began - sum(laid_out)
+        def orchestrated(tree: PatchedTree) -> Cost:
+            nonlocal laid_out, began
+            laid_out, began = Cost(0, 0), Cost.now()
+            kernel = build_kernel(tree, wanted, ours, Events(watch))
+            took = Cost.now() - began - laid_out
             shutil.rmtree(kernel.directory)
             return took
 
         bare.switch(trees[0])
-        began = time.monotonic()
+        began = Cost.now()
         bare.configure()
-        cold_bare = time.monotonic() - began + bare.build()
-        cold_ours = orchestrated(trees[0])
+        configured = Cost.now() - began
+        cold = configured + bare.build(), orchestrated(trees[0])
         if asked.cold:
-            more = cold_ours / cold_bare - 1
-            print(f"cold         bare {cold_bare:7.1f} s  orchestrate {cold_ours:7.1f} s  {more:+.1%}")
-        ratios = []
-        for round_ in range(2 * asked.rounds):
-            tree = trees[(round_ + 1) % 2]
-            bare.switch(tree)
-            pair = bare.build(), orchestrated(tree)
-            ratios.append(pair[1] / pair[0])
-            print(
-                f"incremental  bare {pair[0]:7.1f} s  orchestrate {pair[1]:7.1f} s  {ratios[-1] - 1:+.1%}",
-                flush=True,
-            )
-        print(f"incremental  median {statistics.median(ratios) - 1:+.1%} of {len(ratios)} pairs")
+            report("cold", *cold)
+        pairs: list[tuple[Cost, Cost]] = []
+        for turn in range(2 * asked.rounds):
+            tree = trees[(turn + 1) % 2]
+            bare.switch(tree)  # not counted, though a person would have to do it too
+            pairs.append((bare.build(), orchestrated(tree)))
+            report("incremental", *pairs[-1])
+        for what in ("wall", "cpu"):
+            ratios = [getattr(ours_, what) / getattr(bare_, what) for bare_, ours_ in pairs]
+            print(f"incremental  {what}: median {statistics.median(ratios) - 1:+.1%} of {len(ratios)} pairs")
 
 
 def without_ccache() -> mock._patch[object]:
     """A cached object would make both sides a copy."""
     which = shutil.which
-    return mock.patch.object(build.shutil, "which", lambda name: None if name == "ccache" else which(name))
+    return mock.patch.object(shutil, "which", lambda name: None if name == "ccache" else which(name))
 
 
 if __name__ == "__main__":

@@ -37,6 +37,10 @@ class BuildFailed(OrchestrateError):  # noqa: N818 - an outcome of a cell as muc
         super().__init__(message)
         self.log = log
 
+    def __reduce__(self) -> tuple[type[BuildFailed], tuple[str, Path]]:
+        """Both arguments, so that it survives the way from a worker process."""
+        return BuildFailed, (str(self), self.log)
+
 
 @dataclass(frozen=True)
 class KernelBuild:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import pytest
@@ -117,3 +118,8 @@ def test_the_log_of_each_tree_that_does_not_compile_is_kept(bench: Workbench) ->
         logs.append(caught.value.log)
     assert "adress" in logs[0].read_text() and "adress" not in logs[1].read_text()
     assert caught.value.exit_status == 1
+
+
+def test_a_failed_build_survives_the_way_between_processes() -> None:
+    failure = pickle.loads(pickle.dumps(BuildFailed("core-only:1 does not compile", Path("build.log"))))
+    assert (str(failure), failure.log) == ("core-only:1 does not compile", Path("build.log"))

@@ -28,7 +28,9 @@ def test_cells_are_measured_by_workers_and_their_logs_come_back(
             "--executor", cluster.scheduler_address.replace("tcp://", "dask://"),
         ]  # fmt: skip
         environment = {**os.environ, "ORCHESTRATE_RESULTS": str(tmp_path / "results")}
-        done = subprocess.run(asked, env=environment, capture_output=True, text=True, check=False, timeout=400)
+        done = subprocess.run(
+            asked, env=environment, capture_output=True, text=True, check=False, timeout=400
+        )
     assert done.returncode in (0, 3), done.stderr
     (path,) = (tmp_path / "results").iterdir()
     cells = pd.read_parquet(path / "cells.parquet")

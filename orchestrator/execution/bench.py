@@ -16,7 +16,7 @@ from orchestrator.events import Events
 from orchestrator.experiment.knob import knob_path
 from orchestrator.guest.image import GuestImage, build_image
 from orchestrator.guest.image import is_built as is_image_built
-from orchestrator.guest.ssh import Guest
+from orchestrator.guest.ssh import Guest, GuestLost
 from orchestrator.guest.topology_check import verify
 from orchestrator.guest.workload import Workload, load_workloads
 from orchestrator.kernel.build import KernelBuild, build_kernel, is_built
@@ -131,8 +131,8 @@ class Bench:
             knobs: set before the block begins, and read back.
 
         Raises:
-            MachineFailure: it did not come up, or came up as something else than what was asked for.
-            GuestLost: the connection broke.
+            MachineFailure: it did not come up, came up as something else than what was asked for, or failed later.
+            GuestLost: the connection broke, and the machine knows no reason.
         """
         with ExitStack() as stack:
             machine = stack.enter_context(
@@ -151,14 +151,18 @@ class Bench:
                 self._machines.add(machine)
             stack.callback(self._forget, machine)
             boot_s = machine.boot(BOOT_TIMEOUT_S)
-            guest = stack.enter_context(
-                Guest.connect(machine.ssh_port, self.image, BOOT_TIMEOUT_S, log_directory / "ssh.log")
-            )
-            machine.on_failure(guest.abort)
-            self._verify(guest, kernel, topology)
-            for key, value in (knobs or {}).items():
-                self._set_knob(guest, key, value)
-            yield Booted(machine, guest, boot_s)
+            try:
+                guest = stack.enter_context(
+                    Guest.connect(machine.ssh_port, self.image, BOOT_TIMEOUT_S, log_directory / "ssh.log")
+                )
+                machine.on_failure(guest.abort)
+                self._verify(guest, kernel, topology)
+                for key, value in (knobs or {}).items():
+                    self._set_knob(guest, key, value)
+                yield Booted(machine, guest, boot_s)
+            except GuestLost:
+                machine.watch(within_s=1.0)  # raises the reason: a panic, a signal that ended QEMU
+                raise
 
     def abort(self) -> None:
         """End every guest at once, e.g. on Ctrl-C; whoever waits for one is told that it is lost."""

@@ -353,7 +353,8 @@ class Guest:
 
     def lost(self) -> GuestLost:
         """The exception to raise when the connection turns out to be broken."""
-        return GuestLost(self._reason)
+        error = self._transport.get_exception()
+        return GuestLost(f"{self._reason} ({error})" if error is not None else self._reason)
 
     def note(self, record: Mapping[str, object]) -> None:
         """Add one line to the transcript."""

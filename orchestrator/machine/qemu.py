@@ -13,6 +13,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import tempfile
 import threading
@@ -535,7 +536,13 @@ class Machine:
             how = (
                 f"was ended by signal {-returncode}" if returncode < 0 else f"ended with status {returncode}"
             )
-            return MachineFailure(self._lost(), f"QEMU {how}{before}\n{self._stderr()}".strip())
+            # Nobody but the kernel sends SIGKILL unasked: the reader should look at the host's memory first.
+            short = (
+                "; the host's dmesg tells whether it ran out of memory"
+                if returncode == -signal.SIGKILL
+                else ""
+            )
+            return MachineFailure(self._lost(), f"QEMU {how}{before}{short}\n{self._stderr()}".strip())
         who = {"guest-reset": "the guest reset itself", "guest-shutdown": "the guest switched itself off"}
         what = who.get(self._shutdown_reason, f"QEMU ended by itself {self._shutdown_reason}".strip())
         return self._judged(self._lost(), f"{what}{before}")

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -22,8 +24,10 @@ from orchestrator.guest.ssh import CommandTimeout, Guest, GuestLost, ssh_command
 from orchestrator.guest.topology_check import verify
 from orchestrator.guest.workload import load_workloads, run_workload
 from orchestrator.kernel.build import KernelBuild
+from orchestrator.machine.qemu import MachineFailure
 from orchestrator.machine.topology import Topology
 from orchestrator.project import Project
+from orchestrator.store.outcome import Outcome
 
 Boot = Callable[..., AbstractContextManager[Booted]]
 THP = "/sys/kernel/mm/transparent_hugepage"
@@ -179,3 +183,14 @@ def test_another_image_is_not_let_in(one: Booted, project: Project, tmp_path: Pa
     stranger = build_image(project, Cache(tmp_path / "cache"), Events())
     with pytest.raises(InfrastructureError, match="another host key"):
         Guest.connect(one.machine.ssh_port, stranger, 30)
+
+
+def test_a_guest_whose_qemu_is_killed_is_lost_for_that_reason(boot: Boot, kernel: KernelBuild) -> None:
+    def killed() -> None:
+        with boot(kernel) as booted:
+            os.kill(booted.machine.pid, signal.SIGKILL)
+            booted.guest.run(["sleep", "60"])
+
+    with pytest.raises(MachineFailure, match="ended by signal 9; the host's dmesg") as caught:
+        killed()
+    assert caught.value.outcome is Outcome.LOST

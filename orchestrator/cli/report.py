@@ -1,36 +1,88 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""``orchestrate report``: one self-contained HTML page of a run."""
+"""``orchestrate report``: one self-contained HTML page of a run, or what continuous integration reads."""
 
 from __future__ import annotations
 
+import os
+import tempfile
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from orchestrator.analysis.comparison import compare
+from orchestrator.analysis.comparison import Comparison, compare
+from orchestrator.analysis.export.check import checks_of
+from orchestrator.analysis.export.junit import to_junit
+from orchestrator.analysis.export.kcidb import to_kcidb
+from orchestrator.analysis.export.ktap import to_ktap
 from orchestrator.analysis.plots import plot_run
 from orchestrator.analysis.report import write_report
 from orchestrator.cli import option
 from orchestrator.cli.terminal import terminal_of
+from orchestrator.errors import UserError
 from orchestrator.store.run import Run, find_run
 
 NAME = "report"
-EXAMPLE = "Example: orchestrate report latest --output report.html"
+EXAMPLE = "Example: orchestrate report latest --format junit --output junit.xml"
+
+
+class Format(StrEnum):
+    """What a report is written as."""
+
+    HTML = "html"
+    JUNIT = "junit"
+    KTAP = "ktap"
+    KCIDB = "kcidb"
+
+
+#: The name of each format's file in the run directory.
+_FILE = {
+    Format.HTML: "report.html",
+    Format.JUNIT: "junit.xml",
+    Format.KTAP: "report.ktap",
+    Format.KCIDB: "kcidb.json",
+}
 
 
 def command(
     context: typer.Context,
     run: option.Run,
+    form: Annotated[
+        Format,
+        typer.Option("--format", "-f", help="A page for people, or a format for continuous integration."),
+    ] = Format.HTML,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="File; default: the run's report.html.")
+        Path | None, typer.Option("--output", "-o", help="File; default: beside the run's tables.")
     ] = None,
 ) -> int:
-    """Write one self-contained HTML page and print where it is."""
+    """Write one self-contained HTML page, or an export for continuous integration, and print where it is."""
     terminal = terminal_of(context)
     opened = Run.open(find_run(terminal.project.results, run))
-    path = output or opened.path / "report.html"
+    path = output or opened.path / _FILE[form]
     comparison = compare(opened)
-    write_report(opened, comparison, plot_run(opened, opened.path / "plots"), path)
+    if form is Format.HTML:
+        write_report(opened, comparison, plot_run(opened, opened.path / "plots"), path)
+    else:
+        _replace(path, _exported(form, opened, comparison))
     terminal.print(str(path))
     return 3 if comparison.found_something else 0
+
+
+def _exported(form: Format, run: Run, comparison: Comparison) -> str:
+    checks = checks_of(run, comparison)
+    if form is Format.JUNIT:
+        return to_junit(run.name, checks)
+    if form is Format.KTAP:
+        return to_ktap(run.name, checks)
+    return to_kcidb(run, comparison, checks)
+
+
+def _replace(path: Path, text: str) -> None:
+    if not path.parent.is_dir():
+        raise UserError(f"There is no directory {path.parent} to write {path.name} to; make it first.")
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
+    Path(name).chmod(0o644)
+    Path(name).replace(path)

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A run as a list of checks, which is how test formats see the world.
+
+Three things are checked: each cell ended ok; no primary metric of a patched variant regressed; the counters of
+the series are consistent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+
+import pandas as pd
+
+from orchestrator.analysis.comparison import Comparison
+from orchestrator.analysis.statistics import Verdict
+from orchestrator.store.outcome import Outcome
+from orchestrator.store.run import Run
+
+
+class CheckStatus(StrEnum):
+    """How a check ended.
+
+    ``error`` is no verdict on the kernel: the host, the harness or the workload itself failed.
+    """
+
+    PASSED = "passed"
+    FAILED = "failed"
+    ERROR = "error"
+
+
+#: What a cell's end says of the kernel. A workload may fail for the kernel's sake: that is for a person to find.
+_STATUS = {
+    Outcome.OK: CheckStatus.PASSED,
+    Outcome.WORKLOAD_FAILED: CheckStatus.FAILED,
+    Outcome.KERNEL_BUG: CheckStatus.FAILED,
+    Outcome.KERNEL_PANIC: CheckStatus.FAILED,
+    Outcome.BOOT_FAILED: CheckStatus.FAILED,
+    Outcome.BUILD_FAILED: CheckStatus.FAILED,
+    Outcome.TIMEOUT: CheckStatus.FAILED,
+    Outcome.LOST: CheckStatus.ERROR,
+}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check.
+
+    Args:
+        suite: the workload, or ``counters``.
+        name: unique within its suite.
+        variant: what was checked; empty where it is all of the run.
+        kind: the cell's outcome, or the metric's verdict.
+        text: the evidence, or what the comparison says; several lines.
+        seconds: host seconds it took; None where that means nothing.
+        started: ISO 8601; None where unknown.
+    """
+
+    suite: str
+    name: str
+    variant: str
+    status: CheckStatus
+    kind: str
+    text: str
+    seconds: float | None = None
+    started: str | None = None
+
+    @property
+    def title(self) -> str:
+        """The first line of its text."""
+        return self.text.splitlines()[0] if self.text else ""
+
+
+def checks_of(run: Run, comparison: Comparison) -> list[Check]:
+    """Everything that `run` checked, cells first.
+
+    Args:
+        comparison: that of `run`.
+    """
+    return [*_cells(run), *_metrics(comparison), _counters(comparison)]
+
+
+def _cells(run: Run) -> Iterator[Check]:
+    for row in run.cells.to_dict("records"):
+        outcome = Outcome(row["outcome"])
+        yield Check(
+            suite=str(row["workload"]),
+            name=str(row["cell"]),
+            variant=str(row["variant"]),
+            status=_STATUS[outcome],
+            kind=outcome.value,
+            text=str(row["evidence"] or ""),
+            seconds=None if pd.isna(row["total_s"]) else float(row["total_s"]),
+            started=None if pd.isna(row["started_utc"]) else str(row["started_utc"]),
+        )
+
+
+def _metrics(comparison: Comparison) -> Iterator[Check]:
+    for row in comparison.rows:
+        if not row.primary:
+            continue
+        worse = row.verdict is Verdict.REGRESSED
+        yield Check(
+            suite=row.workload,
+            name=f"{row.variant}:{row.metric}",
+            variant=row.variant,
+            status=CheckStatus.FAILED if worse else CheckStatus.PASSED,
+            kind=row.verdict.value,
+            text=f"{comparison.baseline} {_median(row.baseline.median)}, {row.variant} "
+            f"{_median(row.compared.median)} {row.unit}: {row.reason}",
+        )
+
+
+def _counters(comparison: Comparison) -> Check:
+    broken = [
+        f"{finding.where}: {finding.text}" for finding in comparison.findings if finding.kind == "counters"
+    ]
+    return Check(
+        suite="counters",
+        name="identities",
+        variant="",
+        status=CheckStatus.FAILED if broken else CheckStatus.PASSED,
+        kind="broken" if broken else "held",
+        text="\n".join(broken) or f"identities held in {comparison.counters_checked} cells",
+    )
+
+
+def _median(value: float | None) -> str:
+    return "-" if value is None else f"{value:.10g}"

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""JUnit XML, which most continuous integration services show."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import junitparser
+
+from orchestrator.analysis.export.check import Check, CheckStatus
+
+# What XML 1.0 cannot say (section 2.2), and a kernel's console can.
+_NO_CHARACTER = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+def to_junit(run: str, checks: Sequence[Check]) -> str:
+    """`checks` as one XML document: a test suite a workload, a test case a check.
+
+    Args:
+        run: the run's name, that of the document.
+    """
+    document = junitparser.JUnitXml(run)
+    suites: dict[str, junitparser.TestSuite] = {}
+    for check in checks:
+        if check.suite not in suites:
+            suites[check.suite] = junitparser.TestSuite(f"{run}.{check.suite}")
+        case = junitparser.TestCase(check.name, f"{run}.{check.suite}", check.seconds)
+        text = _NO_CHARACTER.sub("\N{REPLACEMENT CHARACTER}", check.text)
+        if check.status is CheckStatus.PASSED:
+            case.system_out = text
+        else:
+            made = junitparser.Error if check.status is CheckStatus.ERROR else junitparser.Failure
+            result = made(text.partition("\n")[0], check.kind)
+            result.text = text
+            case.result = [result]
+        suites[check.suite].add_testcase(case)
+    for suite in suites.values():
+        document.add_testsuite(suite)
+    document.update_statistics()  # type: ignore[no-untyped-call]
+    return bytes(document.tostring()).decode() + "\n"  # type: ignore[no-untyped-call]

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A report as KCIDB takes it, the database of the kernel's continuous integration (schema: package kcidb-io)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from orchestrator.analysis.comparison import Comparison
+from orchestrator.analysis.export.check import Check, CheckStatus
+from orchestrator.store.outcome import Outcome
+from orchestrator.store.run import Run
+
+#: The version written; a receiver upgrades older ones by itself.
+VERSION: Final = {"major": 5, "minor": 3}
+#: KCIDB's word for who reports, until a reporter gives its own.
+ORIGIN: Final = "orchestrate"
+_EXCERPT: Final = 16384  # longest log_excerpt that the database keeps, in characters
+
+
+def to_kcidb(run: Run, comparison: Comparison, checks: Sequence[Check], origin: str = ORIGIN) -> str:
+    """`run` as JSON of version 5.3: a checkout a source tree, a build a variant's kernel, a test a check.
+
+    Args:
+        origin: who reports, ``[a-z0-9_]+``.
+    """
+    report = {
+        "version": VERSION,
+        "checkouts": list(_checkouts(run, origin)),
+        "builds": list(_builds(run, checks, origin)),
+        "tests": list(_tests(run, comparison, checks, origin)),
+    }
+    return json.dumps(report, indent=2, ensure_ascii=False) + "\n"
+
+
+def _stages(variant: Mapping[str, Any]) -> str:
+    digests = "".join(f"{stage['digest']}\n" for stage in variant["stages"])
+    return hashlib.sha256(digests.encode()).hexdigest() if digests else ""
+
+
+def _checkout_id(run: Run, variant: Mapping[str, Any], origin: str) -> str:
+    return f"{origin}:{run.name}/{variant['patchset']}"
+
+
+def _checkouts(run: Run, origin: str) -> Iterator[dict[str, Any]]:
+    source = run.manifest.get("source", {})
+    seen = set()
+    for variant in run.manifest["variants"]:
+        identity = _checkout_id(run, variant, origin)
+        if identity in seen:
+            continue
+        seen.add(identity)
+        yield _known(
+            id=identity,
+            origin=origin,
+            tree_name=source.get("description"),
+            comment=f"{source.get('version', 'unknown')} with {len(variant['stages'])} stages applied",
+            patchset_hash=_stages(variant),
+            start_time=run.manifest.get("created_utc"),
+            valid=True,
+            misc={"tree": variant.get("tree"), "stages": [stage["name"] for stage in variant["stages"]]},
+        )
+
+
+def _builds(run: Run, checks: Sequence[Check], origin: str) -> Iterator[dict[str, Any]]:
+    broken = {check.variant: check.text for check in checks if check.kind == Outcome.BUILD_FAILED}
+    for variant in run.manifest["variants"]:
+        name, kernel = variant["name"], variant.get("kernel") or {}
+        status = "FAIL" if name in broken else "PASS" if kernel else "MISS"
+        yield _known(
+            id=f"{origin}:{run.name}/{name}",
+            checkout_id=_checkout_id(run, variant, origin),
+            origin=origin,
+            comment=name,
+            architecture="x86_64",
+            compiler=kernel.get("compiler"),
+            config_name=run.manifest.get("flavour"),
+            status=status,
+            log_excerpt=broken.get(name, "")[-_EXCERPT:] or None,
+            misc={key: value for key, value in kernel.items() if key != "compiler"}
+            | {"knobs": variant["knobs"], "cmdline": variant["cmdline"]},
+        )
+
+
+_STATUS: Final = {CheckStatus.PASSED: "PASS", CheckStatus.FAILED: "FAIL", CheckStatus.ERROR: "MISS"}
+
+
+def _tests(
+    run: Run, comparison: Comparison, checks: Sequence[Check], origin: str
+) -> Iterator[dict[str, Any]]:
+    machine = comparison.conditions
+    environment = {"comment": f"QEMU, {machine.accelerator}, {machine.topology}"}
+    medians = {
+        f"{row.variant}:{row.metric}": (row.compared.median, row.unit)
+        for row in comparison.rows
+        if row.primary
+    }
+    builds = [str(variant["name"]) for variant in run.manifest["variants"]]
+    for number, check in enumerate(checks, 1):
+        if check.kind == Outcome.BUILD_FAILED:
+            continue  # told by the build
+        median, unit = medians.get(check.name, (None, ""))
+        yield _known(
+            id=f"{origin}:{run.name}/{number}",
+            # What concerns all of the run is told of the variant that the run is about, its last one.
+            build_id=f"{origin}:{run.name}/{check.variant or builds[-1]}",
+            origin=origin,
+            environment=environment,
+            path=f"orchestrate.{check.suite}",
+            comment=check.name,
+            status=_STATUS[check.status],
+            number=None if median is None else {"value": median, "unit": unit},
+            start_time=check.started,
+            duration=check.seconds,
+            log_excerpt=check.text[-_EXCERPT:] or None,
+            misc={"kind": check.kind},
+        )
+
+
+def _known(**properties: Any) -> dict[str, Any]:
+    """`properties` without those that nobody knows: the schema has no null."""
+    return {key: value for key, value in properties.items() if value is not None}

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""KTAP, version 1: the kernel's own format of test results (Documentation/dev-tools/ktap.rst)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from orchestrator.analysis.export.check import Check, CheckStatus
+
+
+def to_ktap(run: str, checks: Sequence[Check]) -> str:
+    """`checks` as KTAP: a test a workload, its checks as subtests, evidence as diagnostic lines.
+
+    Args:
+        run: the run's name, said in the first diagnostic line.
+    """
+    suites: dict[str, list[Check]] = {}
+    for check in checks:
+        suites.setdefault(check.suite, []).append(check)
+    lines = ["KTAP version 1", f"# {run}", f"1..{len(suites)}"]
+    for number, (suite, members) in enumerate(suites.items(), 1):
+        lines += [f"  {line}" for line in _subtests(suite, members)]
+        passed = all(check.status is CheckStatus.PASSED for check in members)
+        lines.append(_result(passed, number, suite))
+    return "\n".join(lines) + "\n"
+
+
+def _subtests(suite: str, checks: Sequence[Check]) -> Iterator[str]:
+    yield "KTAP version 1"
+    yield f"# Subtest: {suite}"
+    yield f"1..{len(checks)}"
+    for number, check in enumerate(checks, 1):
+        for line in check.text.splitlines():
+            yield f"# {line}"
+        passed = check.status is CheckStatus.PASSED
+        yield _result(passed, number, check.name, "" if passed else check.kind)
+
+
+def _result(passed: bool, number: int, name: str, why: str = "") -> str:
+    # A "#" in a description would begin a directive.
+    described = " ".join(name.replace("#", "_").split())
+    return f"{'ok' if passed else 'not ok'} {number} {described}{f' # {why}' if why else ''}"

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 from __future__ import annotations
 
+import base64
+import hashlib
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -75,12 +77,19 @@ def test_needs_nothing_but_itself(text: str) -> None:
     page = Page(text)
     assert not re.search(r"""(?:src|href)=["']?(?:https?:)?//""", text)
     assert all(source.startswith("data:image/svg+xml;base64,") for source in page.values("img", "src"))
-    assert not {"script", "link", "iframe"} & {tag for tag, _ in page.elements}
+    assert not {"link", "iframe"} & {tag for tag, _ in page.elements}
+    assert [attrs for tag, attrs in page.elements if tag == "script"] == [{}], "one script, inside the page"
     assert "default-src 'none'" in text
 
 
+def test_the_policy_allows_the_pages_own_script_only(text: str) -> None:
+    (script,) = re.findall("<script>(.*?)</script>", text, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'\"" in text
+
+
 def test_what_a_guest_printed_is_escaped(text: str) -> None:
-    assert "<script>" not in text
+    assert "<script>alert" not in text
     assert "&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt; &amp; more" in text
 
 

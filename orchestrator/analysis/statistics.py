@@ -24,7 +24,6 @@ from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
-from scipy import stats
 
 Values = npt.NDArray[np.float64]
 Alternative = Literal["two-sided", "less", "greater"]
@@ -84,6 +83,8 @@ def bootstrap_interval(
     Returns:
         None with fewer than three repetitions on a side, or for a ratio to values that are not positive.
     """
+    from scipy import stats  # here, for it takes longer to import than a command without figures to run
+
     if min(baseline.size, variant.size) < _LEAST_FOR_INTERVAL or (kind == "ratio" and baseline.min() <= 0):
         return None
 
@@ -119,6 +120,8 @@ def permutation_p(
     Returns:
         NaN with fewer than two repetitions on a side.
     """
+    from scipy import stats
+
     if min(baseline.shape[-1], variant.shape[-1]) < 2:
         return np.full(np.broadcast_shapes(baseline.shape[:-1], variant.shape[:-1]), np.nan)
     ranks = stats.rankdata(np.concatenate((baseline, variant), axis=-1), axis=-1)

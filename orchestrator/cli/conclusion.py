@@ -7,7 +7,6 @@ from pathlib import Path
 
 from orchestrator.analysis.changelog import changelog_text
 from orchestrator.analysis.comparison import compare
-from orchestrator.analysis.plots import plot_run
 from orchestrator.analysis.report import write_report
 from orchestrator.analysis.table import to_text
 from orchestrator.cli.terminal import Terminal
@@ -21,6 +20,8 @@ def conclude(terminal: Terminal, events: Events, path: Path, as_json: bool) -> b
     Returns:
         Whether something was found: a kernel bug, a failed cell, a regression past the margin.
     """
+    from orchestrator.analysis.plots import plot_run  # here, for --help should not wait for matplotlib
+
     with events.step("compare"):
         run = Run.open(path)
         comparison = compare(run)

@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.analysis.plots import plot_run
 from orchestrator.cli import option
 from orchestrator.cli.terminal import terminal_of
 from orchestrator.store.run import Run, find_run
@@ -25,6 +24,8 @@ def command(
     ] = None,
 ) -> int:
     """Draw a run's plots as PNG and SVG."""
+    from orchestrator.analysis.plots import plot_run  # here, for --help should not wait for matplotlib
+
     terminal = terminal_of(context)
     opened = Run.open(find_run(terminal.project.results, run))
     for path in plot_run(opened, output or opened.path / "plots"):

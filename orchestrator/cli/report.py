@@ -16,7 +16,6 @@ from orchestrator.analysis.export.check import checks_of
 from orchestrator.analysis.export.junit import to_junit
 from orchestrator.analysis.export.kcidb import to_kcidb
 from orchestrator.analysis.export.ktap import to_ktap
-from orchestrator.analysis.plots import plot_run
 from orchestrator.analysis.report import write_report
 from orchestrator.cli import option
 from orchestrator.cli.terminal import terminal_of
@@ -57,6 +56,8 @@ def command(
     ] = None,
 ) -> int:
     """Write one self-contained HTML page, or an export for continuous integration, and print where it is."""
+    from orchestrator.analysis.plots import plot_run  # here, for --help should not wait for matplotlib
+
     terminal = terminal_of(context)
     opened = Run.open(find_run(terminal.project.results, run))
     path = output or opened.path / _FILE[form]

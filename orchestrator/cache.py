@@ -12,14 +12,16 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import platformdirs
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
+# A new SSH key would shut the door on guests that run; the others are small.
+_KEPT = ("ssh-keys", "probe", "packages")
 #: Part of every key: raise it when the layout of what is stored changes.
 GENERATION = 1
 
@@ -38,6 +40,34 @@ def file_digest(path: Path) -> str:
     """The SHA-256 of a file's content, in hexadecimal."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@dataclass(frozen=True, order=True)
+class Entry:
+    """Something in the cache that can be made again.
+
+    Args:
+        used: time of last use, seconds since the epoch.
+        path: its directory.
+        lock: name of the lock that whoever makes or changes it holds.
+    """
+
+    used: float
+    path: Path
+    lock: str
+
+    @property
+    def name(self) -> str:
+        """Its kind and its own name, for a person."""
+        return f"{self.path.parent.name}/{self.path.name}"
+
+    def size(self) -> int:
+        """Bytes of its files on disk; a file that several entries share counts for each."""
+        return sum(
+            path.lstat().st_blocks * 512
+            for path in self.path.rglob("*")
+            if path.is_file() and not path.is_symlink()
+        )
 
 
 @dataclass(frozen=True)
@@ -104,6 +134,35 @@ class Cache:
         directory = self.root / "workspace" / name
         directory.mkdir(parents=True, exist_ok=True)
         return directory
+
+    def entries(self) -> Iterator[Entry]:
+        """What can be made again, at the price of time; neither keys nor answers that cost no space."""
+        for key in self.root.glob("*/*/key.json"):
+            kind = key.parent.parent.name
+            if kind not in _KEPT:
+                yield Entry(key.stat().st_mtime, key.parent, f"{kind}-{key.parent.name}")
+        for place in (self.root / "workspace").glob("build-*"):
+            log = place / "build.log"
+            if (place / "objects").is_dir():
+                used = (log if log.is_file() else place).stat().st_mtime
+                yield Entry(used, place, place.name)
+        for half_made in self.root.glob("*/.*-*"):  # its maker was killed
+            yield Entry(
+                half_made.stat().st_mtime, half_made, f"{half_made.parent.name}-{half_made.name[1:21]}"
+            )
+
+    def remove(self, entry: Entry) -> bool:
+        """Remove an entry.
+
+        Returns:
+            False where it is in use: then it is left alone.
+        """
+        try:
+            with self.lock(entry.lock).acquire(timeout=0):
+                shutil.rmtree(entry.path)
+        except Timeout:
+            return False
+        return True
 
     @staticmethod
     def _touch(directory: Path) -> None:

@@ -4,9 +4,7 @@
 from __future__ import annotations
 
 import re
-import shutil
 import time
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -20,9 +18,6 @@ from orchestrator.store.run import Run, find_run
 app = typer.Typer(
     help="What was run, and clean-up of the cache.", no_args_is_help=True, rich_markup_mode=None
 )
-
-#: Kinds of artefact that `gc` may take; probe answers and keys are small and stay.
-_COLLECTED = ("kernel", "image", "tree", "source")
 
 
 @app.command("list", epilog="Example: orchestrate results list --json")
@@ -79,30 +74,26 @@ def collect(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go; take nothing.")] = False,
 ) -> int:
-    """Remove cached kernels, images and trees that were not used lately; run directories are never touched."""
+    """Remove kernels, object directories, images and trees not used lately; run directories are never touched."""
     terminal = terminal_of(context)
     limit_s = _age_s(older_than)
     cache = terminal.cache
-    entries = sorted(
-        (key.stat().st_mtime, key.parent)
-        for kind in _COLLECTED
-        for key in (cache.root / kind).glob("*/key.json")
-    )
-    sizes = {path: _size(path) for _, path in entries}
+    entries = sorted(cache.entries())
+    sizes = {entry: entry.size() for entry in entries}
     total = sum(sizes.values())
     freed = 0
-    for used, path in entries:
-        old = time.time() - used > limit_s
+    for entry in entries:
+        old = time.time() - entry.used > limit_s
         large = keep_gib is not None and total - freed > keep_gib * 2**30
         if not (old or large):
             continue
-        freed += sizes[path]
+        if not dry_run and not cache.remove(entry):
+            terminal.print(f"in use, kept {entry.name}")
+            continue
+        freed += sizes[entry]
         terminal.print(
-            f"{'would remove' if dry_run else 'removed'} {path.parent.name}/{path.name}  {sizes[path] / 2**20:.0f} MiB"
+            f"{'would remove' if dry_run else 'removed'} {entry.name}  {sizes[entry] / 2**20:.0f} MiB"
         )
-        if not dry_run:
-            with cache.lock(f"{path.parent.name}-{path.name}"):
-                shutil.rmtree(path)
     terminal.print(
         f"{freed / 2**30:.2f} GiB of {total / 2**30:.2f} GiB {'would be ' if dry_run else ''}freed"
     )
@@ -114,9 +105,3 @@ def _age_s(text: str) -> float:
     if not match:
         raise UserError(f"--older-than {text}: write a number and m, h or d, e.g. 30d.")
     return int(match[1]) * {"m": 60, "h": 3600, "d": 86400}[match[2]]
-
-
-def _size(directory: Path) -> int:
-    return sum(
-        path.stat().st_size for path in directory.rglob("*") if path.is_file() and not path.is_symlink()
-    )

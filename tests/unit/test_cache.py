@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 
@@ -69,3 +70,32 @@ def test_a_damaged_artefact_is_made_again(tmp_path: Path) -> None:
 def test_the_digest_depends_on_values_not_on_order() -> None:
     assert digest({"a": 1, "b": 2}) == digest({"b": 2, "a": 1})
     assert digest({"a": 1}) != digest({"a": "1"})
+
+
+def test_entries_are_what_can_be_made_again(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    kernel = cache.obtain("kernel", {"a": 1}, lambda directory: None)
+    cache.obtain("ssh-keys", {"a": 1}, lambda directory: None)
+    (cache.workspace("build-measure-1") / "objects").mkdir()
+    cache.workspace("build-counts")
+    half_made = tmp_path / "kernel" / f".{'0' * 20}-abc"
+    half_made.mkdir()
+    os.utime(kernel / "key.json", (7, 7))
+    entries = sorted(cache.entries())
+    assert {entry.name for entry in entries} == {
+        f"kernel/{kernel.name}",
+        "workspace/build-measure-1",
+        f"kernel/{half_made.name}",
+    }
+    assert (entries[0].path, entries[0].used) == (kernel, 7)
+
+
+def test_an_entry_in_use_is_not_removed(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    (cache.workspace("build-measure-1") / "objects").mkdir()
+    (entry,) = cache.entries()
+    with cache.lock("build-measure-1"):
+        assert not cache.remove(entry)
+        assert entry.path.is_dir()
+    assert cache.remove(entry)
+    assert list(cache.entries()) == []

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import sys
 from pathlib import Path
@@ -13,9 +12,10 @@ import typer
 
 from orchestrator.cli import option
 from orchestrator.cli.conclusion import conclude
+from orchestrator.cli.event_log import event_log
 from orchestrator.cli.terminal import Terminal, terminal_of
 from orchestrator.errors import InfrastructureError, UserError
-from orchestrator.events import Event, Events
+from orchestrator.events import Events
 from orchestrator.execution.bench import Bench
 from orchestrator.execution.experiment_run import execute, manifest_of
 from orchestrator.execution.place import Place, ThisHost
@@ -135,7 +135,7 @@ def _resume(
     requested = writer.manifest["source"].get("requested")
     bench = terminal.bench(events, None, asked.accelerator, asked.flavour, build_jobs)
     bench.source = requested if requested != bench.series.package else None
-    _check_same_series(writer, bench)
+    check_same_series(writer, bench)
     if isinstance(place, ThisHost):
         asked.topology.check_host(place.slots)
     return _measure(terminal, events, asked, bench, writer, place, as_json)
@@ -156,7 +156,7 @@ def place_of(executor: str, jobs: int) -> Place:
     return Cluster(executor)
 
 
-def _check_same_series(writer: RunWriter, bench: Bench) -> None:
+def check_same_series(writer: RunWriter, bench: Bench) -> None:
     """A run is finished with the patches it was begun with, or not at all."""
     for variant in writer.manifest["variants"]:
         now = [stage.digest for stage in bench.series.select(variant["patchset"])]
@@ -175,32 +175,21 @@ def _measure(
     place: Place,
     as_json: bool,
 ) -> int:
-    log = (writer.path / "logs" / "events.jsonl").open("a", encoding="utf-8")
-
-    def keep(event: Event) -> None:
-        if event.kind != "progress":
-            log.write(
-                json.dumps({"kind": event.kind, "step": event.step, "text": event.text, "s": event.seconds})
-                + "\n"
-            )
-            log.flush()
-
-    events.listen(keep)
-    try:
-        summary = execute(asked, bench, writer, place)
-    except UserError:
-        # A patch that does not apply, an option that vanished: the request was wrong and nothing was measured.
-        if not writer.outcomes():
-            log.close()
-            shutil.rmtree(writer.path)
-        raise
-    except KeyboardInterrupt:
-        terminal.print(f"interrupted; finish it with: orchestrate run --resume {writer.path.name}")
-        raise
-    except InfrastructureError as error:
-        raise InfrastructureError(f"{error} What was measured is in {writer.path}.", error.log) from error
-    found = conclude(terminal, events, writer.path, as_json)
-    return 3 if found or not summary.all_ok else 0
+    with event_log(events, writer.path):
+        try:
+            summary = execute(asked, bench, writer, place)
+        except UserError:
+            # A patch that does not apply, an option that vanished: the request was wrong and nothing was measured.
+            if not writer.outcomes():
+                shutil.rmtree(writer.path)
+            raise
+        except KeyboardInterrupt:
+            terminal.print(f"interrupted; finish it with: orchestrate run --resume {writer.path.name}")
+            raise
+        except InfrastructureError as error:
+            raise InfrastructureError(f"{error} What was measured is in {writer.path}.", error.log) from error
+        found = conclude(terminal, events, writer.path, as_json)
+        return 3 if found or not summary.all_ok else 0
 
 
 def _print_plan(terminal: Terminal, asked: Experiment, bench: Bench, as_json: bool) -> None:

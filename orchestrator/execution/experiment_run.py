@@ -166,15 +166,7 @@ def _prepare(experiment: Experiment, bench: Bench, writer: RunWriter, needed: Se
                 kernels[variant.patchset] = error
         kernel = kernels[variant.patchset]
         if isinstance(kernel, KernelBuild):
-            facts[variant.name]["tree"] = bench.tree(variant.patchset).tree
-            facts[variant.name]["kernel"] = {
-                "release": kernel.release,
-                "build_id": kernel.build_id,
-                "digest": kernel.digest,
-                "compiler": kernel.compiler,
-                "configuration": bench.configuration().digest,
-                "warnings": len(kernel.warnings),
-            }
+            facts[variant.name].update(kernel_facts(variant.patchset, kernel, bench))
     source = bench.source_tree
     writer.update_manifest(
         variants=list(facts.values()),
@@ -188,6 +180,21 @@ def _prepare(experiment: Experiment, bench: Bench, writer: RunWriter, needed: Se
     )
     (writer.path / "logs" / "kernel.config").write_text(bench.configuration().text, encoding="utf-8")
     return kernels
+
+
+def kernel_facts(patchset: str, kernel: KernelBuild, bench: Bench) -> dict[str, object]:
+    """What ``run.json`` says of a variant once its kernel is built."""
+    return {
+        "tree": bench.tree(patchset).tree,
+        "kernel": {
+            "release": kernel.release,
+            "build_id": kernel.build_id,
+            "digest": kernel.digest,
+            "compiler": kernel.compiler,
+            "configuration": bench.configuration().digest,
+            "warnings": len(kernel.warnings),
+        },
+    }
 
 
 def _measure_all(
@@ -215,7 +222,7 @@ def _measure_all(
         if stopping.is_set() and result.outcome is not Outcome.OK:
             return None  # we ended it ourselves; a resumed run measures it
         write_evidence(result, directory)
-        writer.record(_row(result, variant.role), result.observations, result.samples)
+        writer.record(row_of(result, variant.role), result.observations, result.samples)
         return result
 
     unbooted = 0
@@ -243,7 +250,8 @@ def _measure_all(
                 place.abort()
 
 
-def _row(result: CellResult, role: Role) -> CellRow:
+def row_of(result: CellResult, role: Role) -> CellRow:
+    """The end of a cell as it is stored."""
     return CellRow(
         cell=result.cell.id,
         variant=result.cell.variant,

@@ -13,7 +13,7 @@ from orchestrator.machine.topology import Node, Topology
 
 
 def experiment_of_manifest(manifest: Mapping[str, Any]) -> Experiment:
-    """The experiment that a run directory was made for.
+    """The experiment that a run directory was made for, which plans the very cells that it does.
 
     Args:
         manifest: the content of ``run.json``.
@@ -21,8 +21,20 @@ def experiment_of_manifest(manifest: Mapping[str, Any]) -> Experiment:
     Raises:
         UserError: it lacks something, or its planned cells are not those of the experiment it describes.
     """
+    experiment = described_experiment(manifest)
+    if [entry["cell"] for entry in manifest["cells"]] != [cell.id for cell in experiment.cells]:
+        raise UserError("run.json plans other cells than its experiment has; this run cannot be finished.")
+    return experiment
+
+
+def described_experiment(manifest: Mapping[str, Any]) -> Experiment:
+    """The variants, workloads and machine that ``run.json`` describes, whatever cells were made of them.
+
+    Raises:
+        UserError: it lacks something.
+    """
     try:
-        experiment = Experiment(
+        return Experiment(
             name=manifest["name"],
             variants=tuple(
                 Variant(
@@ -47,11 +59,7 @@ def experiment_of_manifest(manifest: Mapping[str, Any]) -> Experiment:
             margin=manifest["margin"],
             timeout_s=manifest.get("timeout_s"),
         )
-        planned = [entry["cell"] for entry in manifest["cells"]]
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
             f"run.json lacks or garbles {error}; this run cannot be finished, start a new one."
         ) from error
-    if planned != [cell.id for cell in experiment.cells]:
-        raise UserError("run.json plans other cells than its experiment has; this run cannot be finished.")
-    return experiment

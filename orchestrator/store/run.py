@@ -173,6 +173,21 @@ class RunWriter:
             self._manifest = {**self._manifest, **entries}
             _replace_json(self.path / MANIFEST, self._manifest)
 
+    def plan(self, entry: Mapping[str, Any]) -> None:
+        """Add a cell to the plan, for a run that decides as it goes; one that is planned already stays as it is.
+
+        Args:
+            entry: as those of ``cells`` of the manifest.
+        """
+        with self._mutex:
+            if str(entry["cell"]) in self._planned:
+                return
+            manifest = {**self._manifest, "cells": [*self._manifest["cells"], dict(entry)]}
+            _check_planned(self.path, manifest)
+            _replace_json(self.path / MANIFEST, manifest)
+            self._manifest = manifest
+            self._planned[str(entry["cell"])] = dict(entry)
+
     def cell_directory(self, cell: str) -> Path:
         """``logs/<cell>/``, empty for a new attempt.
 

@@ -323,3 +323,20 @@ class TestFindRun:
     def test_no_results_at_all(self, tmp_path: Path) -> None:
         with pytest.raises(UserError, match="no run in"):
             find_run(tmp_path / "results", "latest")
+
+
+def test_a_run_that_decides_as_it_goes_plans_each_cell_when_it_is_due(tmp_path: Path) -> None:
+    planned = manifest()["cells"]
+    writer = RunWriter.create(tmp_path, "x", {**manifest(), "cells": []})
+    with pytest.raises(KeyError):
+        writer.cell_directory("baseline.chunk.1")
+    writer.plan(planned[0])
+    writer.plan(planned[1])
+    writer.plan(planned[0])  # again, as when a run is resumed
+    writer.record(end_of(writer, "baseline.chunk.1"), OBSERVED, SAMPLED)
+    writer.finish()
+    run = Run.open(writer.path)
+    assert run.cells["cell"].tolist() == ["baseline.chunk.1", "core-only@256.chunk.1"]
+    assert run.cells["outcome"].tolist() == ["ok", "lost"]
+    with pytest.raises(UserError, match="directory name"):
+        RunWriter.reopen(writer.path).plan({**planned[2], "cell": "../elsewhere"})

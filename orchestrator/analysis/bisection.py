@@ -1,0 +1,325 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The search for the first stage of a series that shows something, where a boot may err. No input, no output.
+
+Stages are numbered from 1 in the order they are applied; 0 is what they are applied to. The hypotheses are
+"stage f is the first that shows it", one for each f, and "none does". A boot of a good stage shows it with a
+small probability, one of a bad stage with a large one; neither is known, so a :class:`Noise` lists pairs of them.
+
+The rule to stop (Wald's sequential test with a mixture in the denominator): with ``L(f, r)`` the likelihood of all
+boots under hypothesis f and rates r, and ``M`` its mean over the priors of both, an answer is given when for
+*every* r the prior mean of ``L(f, r)`` over all other f is at most ``(1 - confidence) M``. Summed over everything that
+can be observed, ``M`` is 1: so whichever of the rates is the true one, at most ``1 - confidence`` of all bisections end
+with a wrong answer, however the stages to boot were chosen and however often the evidence was looked at.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+Values = npt.NDArray[np.float64]
+
+#: What is believed of the outcome before the first boot; the rest is shared by the stages.
+_PRIOR_NONE: Final = 0.2
+_PRIOR_START: Final = 0.05
+#: Boots in a row without a verdict after which a stage is skipped.
+UNCLEAR_BOOTS: Final = 3
+#: How often a boot of a good stage may show what is looked for in an emulated guest, e.g. a lockup of a busy host.
+_FALSE_ALARMS: Final = (0.001, 0.02)
+
+
+class Mark(StrEnum):
+    """What one boot of a stage says."""
+
+    GOOD = "good"
+    BAD = "bad"
+    UNCLEAR = "unclear"  # it came to no verdict
+
+
+@dataclass(frozen=True)
+class Rates:
+    """A pair of rates that may be the true one.
+
+    Args:
+        good, bad: share of the boots of a good and of a bad stage that show what is looked for.
+        weight: prior probability of the pair.
+    """
+
+    good: float
+    bad: float
+    weight: float
+
+
+@dataclass(frozen=True)
+class Noise:
+    """How boots may err.
+
+    Args:
+        name: for the report.
+        rates: the pairs that are reckoned with; weights sum to 1.
+        otherwise: used instead once two boots of one stage contradict each other, which these rates hold for
+            next to impossible; None where they allow for it.
+    """
+
+    name: str
+    rates: tuple[Rates, ...]
+    otherwise: Noise | None = None
+
+
+def flaky(lowest: float) -> Noise:
+    """An outcome that a bad stage shows in a share of its boots, at least in `lowest` of them."""
+    steps = np.linspace(lowest, 0.999, 5) if lowest < 0.999 else np.array([0.999])
+    # The lowest rate is the dearest to exclude; half of the weight there keeps its price at one boot or two.
+    weights = [0.4] + [0.6 / (len(steps) - 1)] * (len(steps) - 1) if len(steps) > 1 else [1.0]
+    rates = tuple(
+        Rates(good, float(bad), weight / len(_FALSE_ALARMS))
+        for good in _FALSE_ALARMS
+        for bad, weight in zip(steps, weights, strict=True)
+    )
+    return Noise("flaky", rates)
+
+
+def noisy() -> Noise:
+    """A metric of a noisy clock: more than half of a bad stage's boots are past the limit, fewer of a good one's."""
+    pairs = list(itertools.product((0.001, 0.1, 0.2, 0.3), (0.7, 0.8, 0.9, 0.999)))
+    return Noise("noisy", tuple(Rates(good, bad, 1 / len(pairs)) for good, bad in pairs))
+
+
+def repeatable() -> Noise:
+    """A metric that repeats from boot to boot, as instructions do under icount; a boot in 20 may still err."""
+    return Noise("repeatable", (Rates(0.001, 0.999, 0.9), Rates(0.05, 0.95, 0.1)), noisy())
+
+
+class Conclusion(StrEnum):
+    """What a bisection came to."""
+
+    FOUND = "found"  # a stage, or several where those between them cannot be tested
+    NONE = "none"  # no stage shows it
+    ALREADY = "already"  # what the stages are applied to shows it
+    UNDECIDED = "undecided"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Where a bisection stands.
+
+    Args:
+        conclusion: UNDECIDED until it is sure enough and has been verified.
+        candidates: of the stages that the evidence points to, first to last; more than one where skipped
+            stages keep them apart from each other.
+        sure: whichever rates are the true ones, at least this probability.
+        verified: first bad stage and parent were booted once more, and said the same again.
+    """
+
+    conclusion: Conclusion
+    candidates: tuple[int, ...]
+    sure: float
+    verified: bool
+
+
+@dataclass(frozen=True)
+class Step:
+    """What to boot next.
+
+    Args:
+        verifies: whether it is to confirm an answer rather than to find one.
+    """
+
+    stage: int
+    verifies: bool
+
+
+class Bisection:
+    """A search under way; made again from the same boots, it is in the same state.
+
+    Args:
+        stages: how many there are.
+        noise: how boots may err.
+        confidence: probability that the answer is right, above 0.5 and below 1.
+        start_is_good: stage 0 cannot show it, e.g. because a metric is compared with that of stage 0.
+    """
+
+    def __init__(
+        self, stages: int, noise: Noise, confidence: float = 0.99, *, start_is_good: bool = False
+    ) -> None:
+        if stages < 1 or not 0.5 < confidence < 1:
+            raise ValueError(f"{stages} stages, confidence {confidence}")
+        self.stages = stages
+        self.confidence = confidence
+        self._noise = noise
+        self._good = np.zeros(stages + 1)
+        self._bad = np.zeros(stages + 1)
+        self._unclear = [0] * (stages + 1)  # in a row
+        self._skipped: set[int] = set()
+        self._prior = np.full(stages + 2, (1 - _PRIOR_NONE - _PRIOR_START) / stages)
+        self._prior[0] = 0.0 if start_is_good else _PRIOR_START
+        self._prior[-1] = _PRIOR_NONE
+        self._claim: tuple[int, ...] = ()
+        self._unverified: set[int] = set()
+
+    # What is known
+
+    @property
+    def noise(self) -> Noise:
+        """How boots err, as far as is known by now."""
+        contradicted = bool(((self._good > 0) & (self._bad > 0)).any())
+        return self._noise.otherwise if contradicted and self._noise.otherwise else self._noise
+
+    @property
+    def skipped(self) -> Collection[int]:
+        """Stages that cannot be tested."""
+        return frozenset(self._skipped)
+
+    def counts(self, stage: int) -> tuple[int, int]:
+        """Boots of a stage that were good, and that were bad."""
+        return int(self._good[stage]), int(self._bad[stage])
+
+    def posterior(self) -> Mapping[int | None, float]:
+        """Probability of each stage to be the first bad one, and of None to be so."""
+        mass = np.exp(self._joint()).sum(axis=0)
+        keys: list[int | None] = [*range(self.stages + 1), None]
+        return dict(zip(keys, map(float, mass), strict=True))
+
+    # What is learned
+
+    def observe(self, stage: int, mark: Mark) -> None:
+        """Take one boot into account."""
+        if mark is Mark.UNCLEAR:
+            self._unclear[stage] += 1
+            if self._unclear[stage] >= UNCLEAR_BOOTS:
+                self.skip(stage)
+            return
+        self._unclear[stage] = 0
+        (self._bad if mark is Mark.BAD else self._good)[stage] += 1
+        before = self._claim
+        self._update()
+        # A boot that the claim was made of does not verify it, and a first bad stage has to show it again.
+        if self._claim == before and (stage != self._shown_by(before) or mark is Mark.BAD):
+            self._unverified.discard(stage)
+
+    def skip(self, stage: int) -> None:
+        """Leave a stage out: it does not build, or its boots come to no verdict."""
+        self._skipped.add(stage)
+        self._update()
+
+    def equate(self, earlier: int, later: int) -> None:
+        """Two stages have the same binary, so neither `later` nor a stage between them is the first bad one."""
+        self._prior[earlier + 1 : later + 1] = 0.0
+        self._prior /= self._prior.sum()
+        self._update()
+
+    # What follows
+
+    def answer(self) -> Answer:
+        """Where it stands."""
+        claim = self._claim or self._likeliest()
+        sure = self._sure(claim)
+        decided = bool(self._claim) and not self._unverified
+        none = self.stages + 1
+        conclusion = Conclusion.UNDECIDED
+        if decided and none not in claim:
+            conclusion = Conclusion.ALREADY if claim == (0,) else Conclusion.FOUND
+        elif decided and len(claim) == 1:
+            conclusion = Conclusion.NONE
+        return Answer(conclusion, tuple(f for f in claim if f != none), sure, decided)
+
+    def next_step(self, cost: Callable[[int], float] = lambda _: 1.0) -> Step | None:
+        """The stage whose boot tells most for what it costs; None where there is an answer, or nothing left to boot.
+
+        Args:
+            cost: of one boot of a stage, in any unit; more where it has to be built first.
+        """
+        if self._claim:
+            # The first bad stage first: if it does not show it again, the parent need not be booted yet.
+            waiting = sorted(self._unverified, reverse=True)
+            return Step(waiting[0], True) if waiting else None
+        testable = self._testable()
+        if not testable or len({self._shown_by((int(f),)) for f in np.flatnonzero(self._prior)}) == 1:
+            return None
+        gains = self._information()
+        # Stages of equal binaries tell the same but for rounding; the later is the parent of what follows.
+        worth = {stage: float(f"{gains[stage] / cost(stage):.9g}") for stage in testable}
+        return Step(max(testable, key=lambda stage: (worth[stage], stage)), False)
+
+    def _testable(self) -> list[int]:
+        return [stage for stage in range(self.stages + 1) if stage not in self._skipped]
+
+    def _shown_by(self, claim: tuple[int, ...]) -> int | None:
+        """The first stage that would show it if `claim` were right; None where no stage that can be booted would."""
+        return next((stage for stage in self._testable() if claim and stage >= claim[0]), None)
+
+    def _likeliest(self) -> tuple[int, ...]:
+        """The group of hypotheses that is likeliest: those that every boot of a stage not skipped agrees on."""
+        mass = np.exp(self._joint()).sum(axis=0)
+        groups: dict[int | None, list[int]] = {}
+        for f in map(int, np.flatnonzero(self._prior)):
+            groups.setdefault(self._shown_by((f,)), []).append(f)
+        return tuple(max(groups.values(), key=lambda group: float(mass[group].sum())))
+
+    def _update(self) -> None:
+        claim = self._likeliest()
+        if self._sure(claim) < self.confidence:
+            claim = ()
+        if claim == self._claim:
+            self._unverified -= self._skipped
+            return
+        self._claim = claim
+        self._unverified = set()
+        if not claim:
+            return
+        testable = self._testable()
+        shown_by = self._shown_by(claim)
+        if shown_by is not None:
+            self._unverified.add(shown_by)
+        self._unverified.update([stage for stage in testable if stage < claim[0]][-1:])
+
+    def _log_likelihood(self) -> Values:
+        """Of all boots, by rates (rows) and first bad stage (columns; the last is none)."""
+        good = np.array([[rates.good] for rates in self.noise.rates])
+        bad = np.array([[rates.bad] for rates in self.noise.rates])
+        as_good = self._good * np.log1p(-good) + self._bad * np.log(good)
+        as_bad = self._good * np.log1p(-bad) + self._bad * np.log(bad)
+        before = np.cumsum(np.pad(as_good, ((0, 0), (1, 0))), axis=1)
+        behind = np.cumsum(np.pad(as_bad, ((0, 0), (0, 1)))[:, ::-1], axis=1)[:, ::-1]
+        return np.asarray(before + behind, dtype=np.float64)
+
+    def _joint(self) -> Values:
+        """Logarithm of the posterior, by rates and first bad stage."""
+        with np.errstate(divide="ignore"):
+            joint = self._log_likelihood() + np.log(self._prior)
+        joint += np.log([[rates.weight] for rates in self.noise.rates])
+        return np.asarray(joint - np.logaddexp.reduce(joint, axis=None), dtype=np.float64)
+
+    def _sure(self, claim: Collection[int]) -> float:
+        others = [f for f in range(self.stages + 2) if f not in claim]
+        weights = np.array([rates.weight for rates in self.noise.rates])
+        errors = np.exp(self._joint()[:, others]).sum(axis=1) / weights
+        return float(max(0.0, 1.0 - errors.max()))
+
+    def _information(self) -> Values:
+        """Bits that a boot of each stage is expected to tell about which stage is the first bad one.
+
+        Reckoned at the rates under which the likeliest answer is least sure: those hold the search up.
+        """
+        joint = self._joint()
+        likeliest = self._likeliest()
+        others = [f for f in range(self.stages + 2) if f not in likeliest]
+        weights = np.array([rates.weight for rates in self.noise.rates])
+        worst = int(np.argmax(np.exp(joint[:, others]).sum(axis=1) / weights))
+        rates = self.noise.rates[worst]
+        mass = np.exp(joint[worst] - np.logaddexp.reduce(joint[worst]))
+        stages, first = np.ogrid[: self.stages + 1, : self.stages + 2]
+        shows = np.where(first <= stages, rates.bad, rates.good)
+        return np.asarray(_entropy(shows @ mass) - _entropy(shows) @ mass, dtype=np.float64)
+
+
+def _entropy(probability: Values) -> Values:
+    """Of a yes or no, in bits."""
+    p = np.clip(probability, 1e-300, 1 - 1e-16)
+    return np.asarray(-(p * np.log2(p) + (1 - p) * np.log2(1 - p)), dtype=np.float64)

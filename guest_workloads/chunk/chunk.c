@@ -153,6 +153,29 @@ static void report_survivors(const pid_t *pids, int count, const struct report *
 	metric("anon_huge_kib.sum", "KiB", huge);
 }
 
+/* Take that much of each node's memory away from the test; whether by huge pages makes no difference to it. */
+static void hold_ballast(const struct node *nodes, int node_count, long percent)
+{
+	cpu_set_t before;
+
+	sched_getaffinity(0, sizeof(before), &before);
+	for (int n = 0; percent && n < node_count; n++) {
+		size_t size = nodes[n].memory_kib / 100 * percent * KIB / REGION * REGION;
+		char *ballast;
+
+		pin_to_node(&nodes[n]);
+		ballast = map_regions(size);
+		if (!ballast)
+			workload_fail("cannot map a ballast of %zu bytes: %s", size, strerror(errno));
+		(void)madvise(ballast, size, MADV_HUGEPAGE);
+		for (size_t at = 0; at < size; at += PAGE)
+			*(volatile char *)(ballast + at) = 1;
+		/* No child may inherit it: copying its page tables is not what the test measures. */
+		(void)madvise(ballast, size, MADV_DONTFORK);
+	}
+	sched_setaffinity(0, sizeof(before), &before);
+}
+
 int main(int argc, char **argv)
 {
 	struct sigaction on_sigchld = { .sa_handler = on_child };
@@ -164,6 +187,7 @@ int main(int argc, char **argv)
 	bool available_reached = false;
 	bool reservations;
 	int node_count, max_children, count = 0, status = 0;
+	long ballast_percent;
 	pid_t *pids, ended = 0;
 
 	workload_begin(argc, argv);
@@ -172,12 +196,13 @@ int main(int argc, char **argv)
 	pattern = option_choice("pattern", patterns);
 	max_pages = option_integer("max_pages");
 	max_children = option_integer("max_children");
+	ballast_percent = option_integer("ballast_percent");
 	advice = option_choice("advice", advice_names);
 	clock_begin();
 	options_done();
 
 	if (!chunk_bytes)
-		chunk_bytes = installed_kib() * KIB / 16;
+		chunk_bytes = installed_kib() / 100 * (100 - ballast_percent) * KIB / 16;
 	/* The nearest: firmware takes a little of what is installed. */
 	chunk_bytes = (chunk_bytes + REGION / 2) / REGION * REGION;
 	if (!chunk_bytes)
@@ -189,6 +214,7 @@ int main(int argc, char **argv)
 	deck_begin(&deck);
 	if (!pids || !write_text("/proc/self/oom_score_adj", "-1000"))
 		workload_fail("cannot protect this process from the OOM killer");
+	hold_ballast(nodes, node_count, ballast_percent);
 	/* SIGCHLD comes only while we wait, so none is missed between the check and the wait. */
 	sigaction(SIGCHLD, &on_sigchld, NULL);
 	sigemptyset(&blocked);

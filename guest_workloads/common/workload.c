@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -473,7 +474,64 @@ void advise(char *start, size_t size, int advice)
 		workload_fail("madvise %s: %s", advice_names[advice], strerror(errno));
 }
 
+/* ---- khugepaged ---- */
+
+void khugepaged_wait(void)
+{
+	/* The guest's own program, which the tool calls as well; seconds of guest time are plenty for two scans. */
+	static char *const argv[] = { "khugepaged-barrier", "2", "600000", NULL };
+	pid_t child;
+	int status;
+
+	fflush(stdout);
+	child = vfork();
+	if (!child) {
+		dup2(STDERR_FILENO, STDOUT_FILENO);
+		execvp(argv[0], argv);
+		_exit(127);
+	}
+	if (child < 0 || waitpid(child, &status, 0) != child || !WIFEXITED(status) || WEXITSTATUS(status))
+		workload_fail("khugepaged did not get round, or there is none");
+}
+
+uint64_t khugepaged_ns(void)
+{
+	static pid_t pid = -1;
+	struct timespec time;
+	clockid_t clock;
+	glob_t found;
+
+	if (pid < 0) {
+		pid = 0;
+		if (!glob("/proc/[0-9]*/comm", 0, NULL, &found)) {
+			for (size_t i = 0; i < found.gl_pathc && !pid; i++) {
+				char name[32];
+
+				if (file_text(found.gl_pathv[i], name, sizeof(name)) > 0 && !strcmp(name, "khugepaged\n"))
+					pid = atoi(found.gl_pathv[i] + strlen("/proc/"));
+			}
+			globfree(&found);
+		}
+	}
+	if (!pid || clock_getcpuclockid(pid, &clock) || clock_gettime(clock, &time))
+		return 0;
+	return time.tv_sec * NS_PER_S + time.tv_nsec;
+}
+
 /* ---- statistics ---- */
+
+uint64_t *values_of(size_t count)
+{
+	size_t size = (count + 1) * sizeof(uint64_t);
+	void *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	if (memory == MAP_FAILED)
+		workload_fail("no memory for the results: %s", strerror(errno));
+	/* Not every kernel has huge pages. */
+	(void)madvise(memory, size, MADV_NOHUGEPAGE);
+	memset(memory, 1, size);
+	return memory;
+}
 
 static int by_value(const void *a, const void *b)
 {

@@ -145,6 +145,11 @@ bool write_text(const char *path, const char *text);
 /* An anonymous private mapping of `size` bytes that begins at a region's boundary; NULL where refused. */
 char *map_regions(size_t size);
 
+/* Return when khugepaged has looked at everything that is mapped now; fails where it is off or this kernel has none. */
+void khugepaged_wait(void);
+/* CPU time that khugepaged has used so far, in ns: under icount its instructions. 0 where this kernel has none. */
+uint64_t khugepaged_ns(void);
+
 enum advice { ADVICE_NONE, ADVICE_HUGEPAGE, ADVICE_NOHUGEPAGE };
 extern const char *const advice_names[];
 /* Apply the option --advice (none, hugepage, nohugepage) to a mapping. */
@@ -152,6 +157,8 @@ void advise(char *start, size_t size, int advice);
 
 /* ---- statistics ---- */
 
+/* Room for `count` values, there before it is needed and without huge pages, so that keeping them faults nowhere. */
+uint64_t *values_of(size_t count);
 /* Sorts. */
 void sort_values(uint64_t *values, size_t count);
 /* Nearest rank, 0 < fraction <= 1, of sorted values. */

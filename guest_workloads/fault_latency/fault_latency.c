@@ -134,20 +134,6 @@ static void *work(void *argument)
 	return NULL;
 }
 
-/* Memory for results, there before it is needed and without huge pages. */
-static void *results(size_t count)
-{
-	size_t size = (count + 1) * sizeof(uint64_t);
-	char *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-
-	if (memory == MAP_FAILED)
-		workload_fail("no memory for the results: %s", strerror(errno));
-	/* Not every kernel has huge pages. */
-	(void)madvise(memory, size, MADV_NOHUGEPAGE);
-	memset(memory, 1, size);
-	return memory;
-}
-
 /* Copy the touches from `limit` ticks on. */
 static size_t gather(uint64_t *into, size_t at, const uint64_t *from, size_t count, uint64_t limit)
 {
@@ -204,11 +190,11 @@ int main(int argc, char **argv)
 		worker->memory = memory;
 		worker->begin = share == SHARED_REGION ? 0 : regions * n / thread_count;
 		worker->end = share == SHARED_REGION ? regions : regions * (n + 1) / thread_count;
-		worker->first = results(most_first);
-		worker->later = results(most_later);
+		worker->first = values_of(most_first);
+		worker->later = values_of(most_later);
 	}
-	first = results(most_first * thread_count);
-	faulted = results((most_first + most_later) * thread_count);
+	first = values_of(most_first * thread_count);
+	faulted = values_of((most_first + most_later) * thread_count);
 	for (int n = 0; n < 1000; n++) {
 		uint64_t before = ticks(), after = ticks();
 

@@ -27,6 +27,9 @@ Kind = Literal["integer", "choice", "size"]
 #: What stands for the unit of time in names and units: insns under icount, else ns.
 CLOCK = "{clock}"
 CLOCKS = ("insns", "ns")
+#: The parameter that every workload has: it sets others at once.
+SIZE = "size"
+SIZES = ("quick", "full")
 #: ``noun_unit.statistic``, e.g. ``fault_ns.p50``.
 _METRIC_NAME = re.compile(r"[a-z][a-z0-9_]*(\{clock\})?\.[a-z][a-z0-9_]*")
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -111,6 +114,8 @@ class Workload:
         timeout_s: host seconds it may take.
         sample_interval_ms: guest time between two readings of the counters while it runs; 0 for none.
         help: a paragraph.
+        quick: what ``size=quick`` stands for: parameter -> value, in the form the program gets. The full size is
+            that of the defaults.
     """
 
     name: str
@@ -121,6 +126,7 @@ class Workload:
     timeout_s: float
     sample_interval_ms: int
     help: str = ""
+    quick: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -240,6 +246,7 @@ def load_workload(path: Path) -> Workload:
         float(table.get("timeout_s", int)),
         table.get("sample_interval_ms", int),
         table.get("help", str, " ").strip(),
+        _quick(table, parameters),
     )
     table.done()
     if not metrics:
@@ -251,9 +258,23 @@ def load_workload(path: Path) -> Workload:
     return workload
 
 
+def _quick(table: _Table, parameters: Mapping[str, Parameter]) -> dict[str, str]:
+    quick = {}
+    for name, value in table.get("quick", dict, {}).items():
+        if name not in parameters:
+            raise table.fault(f"quick.{name}", f"there is no such parameter{_suggestion(name, parameters)}")
+        try:
+            quick[name] = parameters[name].check(str(value))
+        except UserError as error:
+            raise table.fault(f"quick.{name}", str(error).rstrip(".")) from error
+    return quick
+
+
 def _parameter(name: str, table: _Table) -> Parameter:
-    if not _NAME.fullmatch(name) or name in ("seed", "clock"):
-        raise table.fault("", "a parameter's name has small letters, digits and _, and is not seed or clock")
+    if not _NAME.fullmatch(name) or name in ("seed", "clock", SIZE):
+        raise table.fault(
+            "", "a parameter's name has small letters, digits and _, and is not seed, clock or size"
+        )
     kind = table.get("type", str)
     if kind not in ("integer", "choice", "size"):
         raise table.fault("type", f"{kind!r}: choose integer, choice or size")
@@ -302,6 +323,8 @@ def check_parameters(
 ) -> dict[str, str]:
     """The given parameters of workload `name`, checked, in the form the program gets.
 
+    ``size=quick`` becomes the parameters that it stands for, but for those given beside it.
+
     Raises:
         UserError: there is no such workload or parameter (the sentence suggests one), or a value is wrong.
     """
@@ -310,15 +333,21 @@ def check_parameters(
             f"unknown workload {name!r}{_suggestion(name, known)}; there are {', '.join(sorted(known))}."
         )
     workload = known[name]
-    for key in parameters:
+    given = dict(parameters)
+    size = given.pop(SIZE, "full")
+    if size not in SIZES:
+        raise UserError(f"workload {name}: size={size}: choose {_alternatives(SIZES)}.")
+    if size == "quick":
+        given = {**workload.quick, **given}
+    for key in given:
         if key not in workload.parameters:
-            there = ", ".join(workload.parameters) or "none"
+            there = ", ".join([SIZE, *workload.parameters])
             raise UserError(
                 f"workload {name} has no parameter {key!r}{_suggestion(key, workload.parameters)}; "
                 f"it has {there}."
             )
     try:
-        return {key: workload.parameters[key].check(str(value)) for key, value in parameters.items()}
+        return {key: workload.parameters[key].check(str(value)) for key, value in given.items()}
     except UserError as error:
         raise UserError(f"workload {name}: {error}") from error
 

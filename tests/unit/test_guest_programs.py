@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
@@ -76,6 +77,43 @@ def test_touch_reports_and_checks(programs: Mapping[str, Path]) -> None:
     observed = {o.metric: o.value for o in observations_of(records, workload, "ns")}
     assert observed["touched_kib.sum"] == 4 * 64 * 4
     assert observed["rss_kib.max"] >= 4 * 64 * 4
+
+
+#: What has no fault of its own on a host: the rest needs a guest's devices or all of its memory.
+HOST_WORKLOADS = ("churn", "fork_load", "mremap_storm", "promote", "sparse", "threads", "touch")
+
+
+@pytest.mark.parametrize("name", HOST_WORKLOADS)
+def test_a_quick_workload_reports_what_it_declares(
+    programs: Mapping[str, Path], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    barrier = tmp_path / "khugepaged-barrier"
+    barrier.write_text("#!/bin/sh\necho 2\n")
+    barrier.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    workload = WORKLOADS[name]
+    records, fault, status = run(programs[name], arguments(workload, **workload.quick))
+    assert (fault, status) == (None, 0), records[-1]
+    observed = {o.metric: o.value for o in observations_of(records, workload, "ns")}
+    # What depends on the kernel: whether it has reservations, and whether khugepaged promoted anything.
+    optional = {"promoted_in_place.total", "promotion_ns.mean", "reserved_pages.total"}
+    assert set(observed) | optional == {m.replace("{clock}", "ns") for m in workload.metrics} | optional
+    timed = [value for metric, value in observed.items() if "_ns." in metric]
+    assert all(value > 0 for value in timed)
+
+
+def test_a_workload_says_that_khugepaged_did_not_get_round(
+    programs: Mapping[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    workload = WORKLOADS["promote"]
+    records, fault, status = run(programs["promote"], arguments(workload, **workload.quick))
+    assert (fault, status) == (None, 1)
+    assert records[-1]["reason"] == "khugepaged did not get round, or there is none"
+
+
+def test_every_workload_has_a_quick_size() -> None:
+    assert [name for name, workload in WORKLOADS.items() if not workload.quick] == []
 
 
 def test_the_clock_of_instructions_is_refused_where_the_processor_does_not_count_them(

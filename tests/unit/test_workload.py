@@ -28,6 +28,9 @@ title = "A title"
 program = "toy"
 timeout_s = 10
 sample_interval_ms = 0
+[quick]
+pages = 2
+memory = "4M"
 [parameters.pages]
 type = "integer"
 default = 4
@@ -107,6 +110,10 @@ def test_a_manifest_is_read(manifest: Path) -> None:
         ('minimum = "2M"', 'minimum = "2X"', "parameters.memory.minimum: wants sizes"),
         ('default = "random"', 'default = "none"', "parameters.order.default: order=none: choose"),
         ("[parameters.pages]", "[parameters.seed]", "parameters.seed"),
+        ("[parameters.pages]", "[parameters.size]", "parameters.size"),
+        ("[quick]", "[slow]", "slow: unknown key"),
+        ("pages = 2", "page = 2", "quick.page"),
+        ("pages = 2", "pages = 1000", "quick.pages"),
         ('better = "lower"', 'better = "less"', "metrics.fault_{clock}.p50.better: 'less'"),
         ("clock = true\n", "", "clock: is true exactly where"),
         ('[metrics."rss_kib.max"]', "[metrics.rss]", "metrics.rss"),
@@ -159,6 +166,17 @@ def test_arguments_are_checked_and_brought_into_the_programs_form(manifest: Path
     assert check_parameters(known, "toy", {"memory": "2097152"}) == {"memory": "2097152"}
     with pytest.raises(UserError, match="given twice"):
         parse_workload_arguments(["toy", "toy"], known)
+
+
+def test_a_size_stands_for_the_parameters_of_the_manifest(manifest: Path) -> None:
+    known = {"toy": load_workload(manifest)}
+    quick = {"pages": "2", "memory": str(4 << 20)}
+    assert parse_workload_arguments(["toy:size=quick"], known) == {"toy": quick}
+    assert parse_workload_arguments(["toy:size=full"], known) == {"toy": {}}
+    # What is given beside it wins.
+    assert parse_workload_arguments(["toy:pages=9,size=quick"], known) == {"toy": quick | {"pages": "9"}}
+    with pytest.raises(UserError, match="workload toy: size=tiny: choose quick or full"):
+        check_parameters(known, "toy", {"size": "tiny"})
 
 
 def test_the_program_gets_every_parameter_the_seed_and_the_clock(manifest: Path, tmp_path: Path) -> None:

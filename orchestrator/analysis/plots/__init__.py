@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Plots of a run, as PNG and SVG, readable at a width of 1000 pixels.
+
+A run without the data of a plot lacks that plot, and says why in ``absent.txt``. The same run gives the same
+bytes. One module a plot.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from orchestrator.analysis.plots import counters, latency, memory, reserved, survivors
+from orchestrator.analysis.plots.style import Plot, looks_of, settle, style
+from orchestrator.store.run import Run
+
+
+def plot_run(run: Run, out_dir: Path) -> list[Path]:
+    """Draw every plot that `run` has the data for.
+
+    Args:
+        out_dir: made where it does not exist; plots that are not there any more are removed from it.
+
+    Returns:
+        The files, PNG and SVG of each plot beside each other.
+    """
+    out_dir.mkdir(parents=True, exist_ok=True)
+    paths: list[Path] = []
+    absent: list[str] = []
+    with style():
+        for plot in plots_of(run):
+            files = [out_dir / f"{plot.name}.png", out_dir / f"{plot.name}.svg"]
+            for file in files:
+                file.unlink(missing_ok=True)
+            if plot.figure is None:
+                absent.append(f"{plot.name}: {plot.reason}")
+                continue
+            settle(plot.figure)
+            plot.figure.savefig(files[0], metadata={"Software": None, "Title": plot.title})
+            plot.figure.savefig(
+                files[1], metadata={"Date": None, "Creator": "orchestrate", "Title": plot.title}
+            )
+            paths += files
+    notice = out_dir / "absent.txt"
+    notice.unlink(missing_ok=True)
+    if absent:
+        notice.write_text("\n".join(absent) + "\n", encoding="utf-8")
+    return paths
+
+
+def plots_of(run: Run) -> list[Plot]:
+    """Every plot of `run`, drawn or with the reason why it is not."""
+    looks = looks_of(run)
+    with style():
+        return [
+            survivors.survivors(run, looks),
+            *memory.memory_over_time(run, looks),
+            *latency.fault_latency(run, looks),
+            *counters.counters(run, looks),
+            reserved.reserved_pages(run),
+        ]

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Distributions of what workloads timed, on a logarithmic axis."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, NullLocator
+
+from orchestrator.analysis.plots.style import (
+    BASELINE,
+    Look,
+    Plot,
+    counted,
+    legend_below,
+    ok_cells,
+    space_panels,
+    title_of,
+    titled_figure,
+)
+from orchestrator.store.run import Run
+
+_Buckets = dict[tuple[float, float], int]
+
+
+def fault_latency(run: Run, looks: Mapping[str, Look]) -> Iterator[Plot]:
+    """One plot a workload that left histograms: their cumulative distributions."""
+    name, title = "fault-latency", "Fault latency"
+    found: dict[str, dict[str, dict[str, _Buckets]]] = {}
+    units: dict[tuple[str, str], str] = {}
+    for cell in ok_cells(run).itertuples():
+        for record in _histograms(run.log_directory(str(cell.cell)) / "workload.jsonl"):
+            if not any(count for _, _, count in record["buckets"]):
+                continue
+            by_histogram = found.setdefault(str(cell.workload), {})
+            buckets = by_histogram.setdefault(str(record["histogram"]), {}).setdefault(str(cell.variant), {})
+            units[str(cell.workload), str(record["histogram"])] = str(record.get("unit", ""))
+            for low, high, count in record["buckets"]:
+                buckets[float(low), float(high)] = buckets.get((float(low), float(high)), 0) + int(count)
+    if not found:
+        yield Plot(name, title, reason="no workload that ended ok left a histogram in its workload.jsonl")
+    for workload, histograms in found.items():
+        drawn = _latency_figure(
+            run, f"{title}: {title_of(run, workload)}", workload, histograms, units, looks
+        )
+        yield Plot(f"{name}-{workload}" if len(found) > 1 else name, title, drawn)
+
+
+def _latency_figure(
+    run: Run,
+    title: str,
+    workload: str,
+    histograms: Mapping[str, Mapping[str, _Buckets]],
+    units: Mapping[tuple[str, str], str],
+    looks: Mapping[str, Look],
+) -> Figure:
+    columns = min(2, len(histograms))
+    rows = -(-len(histograms) // columns)
+    figure = titled_figure(run, title, "all repetitions together", 1.5 + 3.7 * rows)
+    space_panels(figure)
+    axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
+    for axis in axes.flat[len(histograms) :]:
+        axis.set_visible(False)
+    for axis, (histogram, by_variant) in zip(axes.flat, histograms.items(), strict=False):
+        faults = 0
+        for variant, look in looks.items():
+            buckets = {edges: count for edges, count in by_variant.get(variant, {}).items() if count}
+            if not buckets:
+                continue
+            edges, share = _cumulative(buckets)
+            faults = max(faults, sum(buckets.values()))
+            # Wide and pale below the others, for a variant that costs the same hides it otherwise.
+            broad = {"linewidth": 5.0, "alpha": 0.35} if look.colour == BASELINE else {"linewidth": 1.7}
+            axis.plot(edges, share, look.line, color=look.colour, label=variant, **cast("Any", broad))
+        for level, text in ((0.5, "p50"), (0.99, "p99")):
+            axis.axhline(level, color="#888888", linewidth=0.8, linestyle=(0, (1, 2)))
+            axis.annotate(
+                text, (1, level), xycoords=("axes fraction", "data"), xytext=(-2, -3), textcoords="offset points",
+                ha="right", va="top", fontsize=9, color="#555555",
+            )  # fmt: skip
+        axis.set_xscale("log")
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axis.set_ylim(0, 1.02)
+        facts = run.manifest["workloads"].get(workload, {}).get("metrics", {}).get(f"{histogram}.p50", {})
+        named = textwrap.fill(str(facts.get("help") or histogram), 48)
+        axis.set_title(f"{named}\n{counted(faults)} a variant")
+        unit = units[workload, histogram]
+        axis.set_xlabel({"insns": "guest instructions", "ns": "nanoseconds"}.get(unit, unit))
+        axis.tick_params(labelbottom=True)
+    # A single interrupted fault would squeeze all others: what is rarer than one of 1000 is left out.
+    ranges = [
+        _range(buckets) for by_variant in histograms.values() for buckets in by_variant.values() if buckets
+    ]
+    axes[0, 0].set_xlim(min(low for low, _ in ranges) / 1.1, max(high for _, high in ranges) * 1.1)
+    _readable_log_ticks(axes[0, 0])
+    for axis in axes[:, 0]:
+        axis.set_ylabel("share of faults at or below")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    legend_below(figure, handles, labels)
+    return figure
+
+
+def _range(buckets: _Buckets) -> tuple[float, float]:
+    """Where all but one of a thousand are, at either end."""
+    edges, share = _cumulative({edges: count for edges, count in buckets.items() if count})
+    low = edges[max(0, int(np.searchsorted(share, 0.001, side="right")) - 1)]
+    high = edges[min(len(edges) - 1, int(np.searchsorted(share, 0.999)))]
+    return float(low), float(high)
+
+
+def _readable_log_ticks(axis: Axes) -> None:
+    """Labels at 1, 2, 5 of each decade, where decades alone would leave one or two."""
+    low, high = axis.get_xlim()
+    steps = [step * 10.0**power for power in range(-3, 13) for step in (1, 2, 5)]
+    inside = [step for step in steps if low <= step <= high]
+    axis.set_xticks(inside if len(inside) <= 8 else [step for step in inside if f"{step:e}"[0] == "1"])
+    axis.xaxis.set_minor_locator(NullLocator())
+
+
+def _histograms(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return
+    for line in text.splitlines():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue  # a line that the guest did not finish
+        if (
+            not isinstance(record, dict)
+            or "histogram" not in record
+            or not isinstance(record.get("buckets"), list)
+        ):
+            continue
+        if all(isinstance(bucket, list) and len(bucket) == 3 for bucket in record["buckets"]):
+            yield record
+
+
+def _cumulative(buckets: _Buckets) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """The distribution at the edges of the buckets: within one, values are taken to be spread evenly."""
+    ordered = sorted(buckets)
+    total = sum(buckets.values())
+    edges, share, below = [ordered[0][0]], [0.0], 0
+    for low, high in ordered:
+        if low > edges[-1]:
+            edges.append(low)
+            share.append(below / total)
+        below += buckets[low, high]
+        edges.append(high)
+        share.append(below / total)
+    # A logarithmic axis has no place for zero.
+    return np.maximum(np.array(edges), 0.5), np.array(share)

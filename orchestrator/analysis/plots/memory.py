@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Memory over time, the machine and each node."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final, Literal
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from orchestrator.analysis.notation import folded
+from orchestrator.analysis.plots.style import (
+    Look,
+    Plot,
+    legend_below,
+    ok_cells,
+    title_of,
+    titled_figure,
+)
+from orchestrator.store.run import Run
+
+_MEMORY: Final = ("MemFree", "MemAvailable", "nr_thp_reserved")
+_COLUMNS: Final = 4
+_MOST_NODES: Final = 8
+_PAGES_PER_MIB: Final = 256
+
+
+def memory_over_time(run: Run, looks: Mapping[str, Look]) -> Iterator[Plot]:
+    """Free, available and reserved memory while the chunk test, or the first workload, ran."""
+    name, title = "memory", "Memory over time"
+    workload = next((each for each in run.manifest["workloads"] if each.startswith("chunk")), None)
+    workload = workload or next(iter(run.manifest["workloads"]), None)
+    ok = ok_cells(run)
+    ok = ok[(ok["workload"] == workload) & (ok["role"] != "control")]
+    if ok.empty:
+        yield Plot(name, title, reason=f"no cell of workload {workload} ended ok")
+        return
+    # The repetition that most variants have.
+    repetition = int(ok["repetition"].mode().min())
+    chosen = ok[ok["repetition"] == repetition]
+    samples = run.samples_of(cells=chosen["cell"].tolist(), counters=_MEMORY)
+    if (samples["phase"] == "during").any():
+        # An idle guest's clock leaps under icount, so before and after may lie minutes away.
+        samples = samples[samples["phase"] == "during"]
+    if samples.empty:
+        yield Plot(
+            name, title, reason=f"the cells of workload {workload} have no samples of {', '.join(_MEMORY)}"
+        )
+        return
+    cells = [
+        (variant, str(own.iloc[0]["cell"]))
+        for variant in looks
+        if not (own := chosen[chosen["variant"] == variant]).empty
+    ]
+    groups = [cells[start : start + _COLUMNS] for start in range(0, len(cells), _COLUMNS)]
+    nodes = sorted({int(node) for node in samples["node"].dropna()})[:_MOST_NODES]
+    for number, group in enumerate(groups, 1):
+        part = f" ({number} of {len(groups)})" if len(groups) > 1 else ""
+        drawn = _memory_figure(
+            run, f"{title}: {title_of(run, str(workload))}{part}", group, nodes, samples, repetition
+        )
+        yield Plot(name if number == 1 else f"{name}-{number}", f"{title}{part}", drawn)
+
+
+def _memory_figure(
+    run: Run,
+    title: str,
+    cells: Sequence[tuple[str, str]],
+    nodes: Sequence[int],
+    samples: pd.DataFrame,
+    repetition: int,
+) -> Figure:
+    rows = 1 + len(nodes)
+    figure = titled_figure(run, title, f"repetition {repetition}", 2.2 + 1.9 + 1.25 * len(nodes))
+    ratios = [1.6] + [1.0] * len(nodes)
+    spans = [float(np.ptp(samples.loc[samples["cell"] == cell, "guest_s"])) for _, cell in cells]
+    # The same time axis shows that one takes longer; not where that would squeeze another to nothing.
+    shared: Literal["all", "col"] = "all" if max(spans) <= 8 * min(spans) else "col"
+    axes = figure.subplots(rows, len(cells), sharex=shared, sharey="row", squeeze=False, height_ratios=ratios)
+    lines = (
+        ("MemAvailable", "available", "#009E73", "--"),
+        ("MemFree", "free", "#0072B2", "-"),
+        ("nr_thp_reserved", "reserved", "#D55E00", "-"),
+    )
+    for column, (variant, cell) in enumerate(cells):
+        own = samples[samples["cell"] == cell]
+        began = float(own["guest_s"].min())
+        for row, node in enumerate((None, *nodes)):
+            axis: Axes = axes[row, column]
+            for counter, label, colour, style in lines:
+                series = _series(own, counter, node)
+                if series is not None:
+                    mib = series["value"] / (_PAGES_PER_MIB if counter.startswith("nr_") else 1024)
+                    axis.plot(series["guest_s"] - began, mib, style, color=colour, label=label, linewidth=1.6)
+            axis.set_ylim(bottom=0)
+            axis.yaxis.set_major_locator(MaxNLocator(nbins=5 if row == 0 else 3))
+            axis.xaxis.set_major_locator(MaxNLocator(nbins=5))
+            if row == 0:
+                axis.set_title(folded(variant))
+            if column == 0:
+                axis.set_ylabel("machine\nMiB" if node is None else f"node {node}\nMiB")
+    for axis in axes[-1]:
+        axis.set_xlabel("guest seconds")
+    handles: dict[str, Any] = {}
+    for axis in axes.flat:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    legend_below(figure, list(handles.values()), list(handles))
+    return figure
+
+
+def _series(samples: pd.DataFrame, counter: str, node: int | None) -> pd.DataFrame | None:
+    """The readings of one counter in the order of time, from one source where several print it."""
+    of_counter = samples[samples["counter"] == counter]
+    own = _one_source(of_counter[of_counter["node"].isna() if node is None else of_counter["node"] == node])
+    if node is None:
+        by_node = (
+            _one_source(of_counter[of_counter["node"].notna()])
+            .groupby("guest_s", as_index=False)["value"]
+            .sum()
+        )
+        if len(by_node) > len(own):  # the sampler read the nodes' files more often than the machine's
+            return pd.DataFrame(by_node)
+    return None if own.empty else own.sort_values("guest_s", kind="stable")
+
+
+def _one_source(samples: pd.DataFrame) -> pd.DataFrame:
+    """Those of one file: vmstat and zoneinfo print the same counter of a node."""
+    if samples.empty:
+        return samples
+    source = min(samples["source"], key=lambda each: ("vmstat" not in each, "meminfo" not in each, each))
+    return pd.DataFrame(samples[samples["source"] == source])

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What all plots share: looks, titles, legends.
+
+Colours are Okabe and Ito's (https://jfly.uni-koeln.de/color/), told apart by marker and line as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Final, cast
+
+import matplotlib as mpl
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+from orchestrator.analysis.notation import CLOCKS, folded
+from orchestrator.store.run import Run
+
+_WIDTH_IN: Final = 10.0  # 1000 pixels at the 100 dpi that the type sizes are chosen for
+_STYLE: Final[dict[str, Any]] = {
+    "figure.dpi": 100,
+    "savefig.dpi": 150,
+    "font.size": 11,
+    "axes.titlesize": 11.5,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.7,
+    "legend.frameon": False,
+    "svg.hashsalt": "orchestrate",
+    "svg.fonttype": "path",
+    "font.family": ["DejaVu Sans"],  # comes with matplotlib, so the figure is the same on every host
+}
+BASELINE: Final = "#000000"
+CONTROL: Final = "#7f7f7f"
+PATCHED: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_MARKERS: Final = ("o", "s", "^", "D", "v", "P", "X", "*")
+_LINES: Final = ("-", "--", "-.", ":")
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a variant is drawn in every plot of a run."""
+
+    colour: str
+    marker: str
+    line: str
+
+
+@dataclass(frozen=True)
+class Plot:
+    """One plot.
+
+    Args:
+        name: of its files, without the ending.
+        title: also the text for a reader who cannot see it.
+        figure: None where there is nothing to draw.
+        reason: why there is none.
+    """
+
+    name: str
+    title: str
+    figure: Figure | None = None
+    reason: str = ""
+
+
+def style() -> AbstractContextManager[None]:
+    """Within it matplotlib draws as this project does."""
+    # The stubs want a literal of all of matplotlib's parameters.
+    return mpl.rc_context(cast("Any", _STYLE))
+
+
+def settle(figure: Figure) -> None:
+    """Lay out once and keep that, rounded: the solver's last bits differ from one time to the next, and the
+    names inside an SVG are hashes of coordinates."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for axis in figure.axes:
+        left, bottom, width, height = (
+            round(float(bound), 5) for bound in axis.get_position(original=True).bounds
+        )
+        axis.set_position((left, bottom, width, height))
+
+
+def looks_of(run: Run) -> dict[str, Look]:
+    """The look of each variant, in their order."""
+    looks: dict[str, Look] = {}
+    patched = 0
+    for index, variant in enumerate(run.manifest["variants"]):
+        role, marker = variant["role"], _MARKERS[index % len(_MARKERS)]
+        if role == "baseline":
+            look = Look(BASELINE, marker, "-")
+        elif role == "control":
+            look = Look(CONTROL, marker, ":")
+        else:
+            line = _LINES[patched % len(_LINES)]
+            look = Look(PATCHED[patched % len(PATCHED)], marker, line)
+            patched += 1
+        looks[str(variant["name"])] = look
+    return looks
+
+
+def ok_cells(run: Run) -> pd.DataFrame:
+    """The rows of ``cells.parquet`` that count."""
+    cells = run.cells
+    return cells[cells["outcome"] == "ok"]
+
+
+def _where(run: Run) -> str:
+    """The line under every title: what the figures were measured on."""
+    topology = (run.manifest.get("topology") or {}).get("text", "")
+    accelerator = run.manifest.get("accelerator") or {}
+    kernel = (run.manifest.get("source") or {}).get("version") or ""
+    clock = CLOCKS.get(accelerator.get("clock"), "")
+    parts = [
+        f"{topology} guest",
+        f"Linux {kernel}" if kernel else "",
+        f"{accelerator.get('name', '')}, {clock}",
+    ]
+    return " · ".join(part for part in parts if part)
+
+
+def titled_figure(run: Run, title: str, note: str, height_in: float) -> Figure:
+    """An empty figure with its title, and under it what was measured on and `note`."""
+    figure = Figure(figsize=(_WIDTH_IN, height_in), layout="constrained")
+    figure.suptitle(f"{title}\n", x=0.012, ha="left", fontsize=14, fontweight="bold", linespacing=1.5)
+    # A second, smaller line in the space that the title's newline made.
+    under = " · ".join(part for part in (_where(run), note) if part)
+    figure.text(0.012, 1 - 0.36 / height_in, under, ha="left", va="top", fontsize=10, color="#444444")
+    return figure
+
+
+def space_panels(figure: Figure) -> None:
+    """Room between panels, so that the title of one does not run into the next."""
+    engine = figure.get_layout_engine()
+    if isinstance(engine, ConstrainedLayoutEngine):
+        engine.set(wspace=0.05, w_pad=0.08, h_pad=0.06)
+
+
+def legend_below(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:
+    """A legend below everything, of as many columns as its longest entry leaves room for."""
+    names = [folded(label, 30) for label in labels]
+    longest = max((len(line) for name in names for line in name.splitlines()), default=1)
+    columns = max(1, min(len(names), 4, 110 // (longest + 7)))
+    figure.legend(handles, names, loc="outside lower center", ncols=columns)
+
+
+def title_of(run: Run, workload: str) -> str:
+    """A workload's title, in words."""
+    return str(run.manifest["workloads"].get(workload, {}).get("title") or workload)
+
+
+def counted(number: int) -> str:
+    """A number with its thousands set apart."""
+    return f"{number:,}".replace(",", " ")

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Children that fit into memory, a bar a variant."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping
+
+import numpy as np
+from matplotlib.ticker import MaxNLocator
+
+from orchestrator.analysis.notation import folded
+from orchestrator.analysis.plots.style import Look, Plot, ok_cells, space_panels, titled_figure
+from orchestrator.store.run import Run
+
+
+def survivors(run: Run, looks: Mapping[str, Look]) -> Plot:
+    """Bars: the median of a variant, with every repetition as a point."""
+    name, title = "survivors", "Children that fit into memory"
+    metrics = run.metrics
+    metrics = metrics[
+        metrics["metric"].str.startswith("survivors") & metrics["cell"].isin(ok_cells(run)["cell"])
+    ]
+    if metrics.empty:
+        return Plot(name, title, reason="no cell that ended ok has a metric survivors*")
+    panels = list(dict.fromkeys(zip(metrics["workload"], metrics["metric"], strict=True)))
+    shown = [variant for variant in looks if variant in set(metrics["variant"])]
+    figure = titled_figure(
+        run,
+        title,
+        "a point a fresh boot, the bar is the median",
+        1.7 + len(shown) * 0.42 * -(-len(panels) // 2),
+    )
+    columns = min(2, len(panels))
+    space_panels(figure)
+    axes = figure.subplots(-(-len(panels) // columns), columns, sharex=True, sharey=True, squeeze=False)
+    for axis in axes.flat[len(panels) :]:
+        axis.set_visible(False)
+    for axis, (workload, metric) in zip(axes.flat, panels, strict=False):
+        facts = run.manifest["workloads"].get(workload, {}).get("metrics", {}).get(metric, {})
+        own = metrics[(metrics["workload"] == workload) & (metrics["metric"] == metric)]
+        axis.set_title(textwrap.fill(str(facts.get("help") or metric), 40))
+        for row, variant in enumerate(shown):
+            values = own.loc[own["variant"] == variant, "value"].to_numpy(dtype=float)
+            if not values.size:
+                continue
+            look = looks[variant]
+            middle = float(np.median(values))
+            axis.barh(row, middle, height=0.62, color=look.colour, alpha=0.22, linewidth=0)
+            axis.plot([middle] * 2, [row - 0.31, row + 0.31], color=look.colour, linewidth=2.5)
+            spread = np.linspace(-0.17, 0.17, values.size) if values.size > 1 else np.zeros(1)
+            axis.plot(
+                values, row + spread, look.marker, color=look.colour, markersize=5, alpha=0.8, clip_on=False
+            )
+            axis.annotate(
+                f"{middle:g}",
+                (max(values.max(), middle), row),
+                xytext=(9, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=11,
+            )
+        axis.set_yticks(range(len(shown)), [folded(variant) for variant in shown])
+        axis.set_ylim(len(shown) - 0.5, -0.5)
+        axis.set_xlim(0, float(metrics["value"].max()) * 1.14 + 1)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+        axis.set_xlabel(f"{metric} ({facts.get('unit') or 'children'})")
+        axis.grid(axis="y", visible=False)
+    return Plot(name, title, figure)

@@ -57,6 +57,7 @@ def manifest_of(experiment: Experiment, bench: Bench, command: Sequence[str]) ->
         "margin": experiment.margin,
         "repeat": experiment.repeat,
         "seed": experiment.seed,
+        "tradeoff": dict(experiment.tradeoff),
         "source": {"requested": bench.source or series.package},
         "series": {"name": series.name, "title": series.title, "base": series.base_version},
         "variants": [

@@ -23,6 +23,8 @@ DEFAULT_WORKLOADS = ("chunk", "fault_latency")
 T = TypeVar("T")
 #: Fresh boots a variant and workload: the fewest with which the statistics can decide over the primary metrics.
 DEFAULT_REPEAT = 5
+#: Metrics that a table [tradeoff] has: two axes and a colour.
+TRADEOFF_AXES = 3
 ACCELERATORS = ("auto", "icount", "tcg", "kvm")
 
 
@@ -41,6 +43,8 @@ class Experiment:
         flavour: kernel configuration, a file of ``vm_images/kernel``.
         margin: relative difference up to which a metric counts as unchanged, e.g. 0.005.
         timeout_s: host seconds that one workload may take; None: what its manifest says.
+        tradeoff: three metrics to be weighed against each other, each with a better direction: what it stands for
+            -> ``workload/metric``; empty for none.
     """
 
     name: str
@@ -53,6 +57,7 @@ class Experiment:
     flavour: str = "measure"
     margin: float = 0.005
     timeout_s: float | None = None
+    tradeoff: Mapping[str, str] = field(default_factory=dict)
     cells: tuple[Cell, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -89,6 +94,7 @@ _KEYS = {
     "timeout_s": (int, float),
     "variant": list,
     "workload": dict,
+    "tradeoff": dict,
 }
 _VARIANT_KEYS = {"name": str, "patchset": str, "role": str, "set": dict, "cmdline": list}
 
@@ -153,6 +159,8 @@ def _experiment(
             raise _KeyFaultError(name, f"workload {name} is a table of parameters; write [workload.{name}].")
         given = {key: str(value) for key, value in parameters.items()}
         workloads[name] = _guarded(name, partial(check_parameters, known, name, given))
+    tradeoff = {name: str(source) for name, source in table.get("tradeoff", {}).items()}
+    _check_tradeoff(tradeoff, workloads, known)
     topology = table.get("topology", "4x2G")
     return _guarded(
         "name",
@@ -172,8 +180,31 @@ def _experiment(
             flavour=table.get("flavour", "measure"),
             margin=table.get("margin", 0.005),
             timeout_s=table.get("timeout_s"),
+            tradeoff=tradeoff,
         ),
     )
+
+
+def _check_tradeoff(
+    tradeoff: Mapping[str, str], workloads: Mapping[str, object], known: Mapping[str, Workload]
+) -> None:
+    if tradeoff and len(tradeoff) != TRADEOFF_AXES:
+        raise _KeyFaultError(
+            "tradeoff", f"[tradeoff] weighs {TRADEOFF_AXES} metrics against each other, not {len(tradeoff)}."
+        )
+    for name, source in tradeoff.items():
+        workload, _, metric = source.partition("/")
+        if workload not in workloads:
+            raise _KeyFaultError(
+                name, f"{name} = {source!r}: write 'WORKLOAD/METRIC' with a workload of this experiment."
+            )
+        facts = known[workload].metrics.get(metric)
+        if facts is None or facts.better is None:
+            judged = ", ".join(each.name for each in known[workload].metrics.values() if each.better)
+            raise _KeyFaultError(
+                name,
+                f"{name} = {source!r}: {workload} has no such metric with a better direction; it has {judged}.",
+            )
 
 
 def _variant(entry: dict[str, Any], index: int, series: Series) -> Variant:

@@ -58,6 +58,7 @@ def described_experiment(manifest: Mapping[str, Any]) -> Experiment:
             flavour=manifest["flavour"],
             margin=manifest["margin"],
             timeout_s=manifest.get("timeout_s"),
+            tradeoff=manifest.get("tradeoff", {}),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(

@@ -131,6 +131,19 @@ set = { promotion_threshold = 64 }
 """
 
 
+TRADEOFF = """[tradeoff]
+memory = "chunk/survivors.total"
+cost = "chunk/touch_{clock}.mean"
+more = "chunk/rss_kib.sum"
+"""
+
+
+def test_a_file_may_weigh_metrics(tmp_path: Path, series: Series, workloads: dict[str, Workload]) -> None:
+    assert load_experiment(write(tmp_path, GOOD), series, workloads).tradeoff == {}
+    experiment = load_experiment(write(tmp_path, GOOD + TRADEOFF), series, workloads)
+    assert list(experiment.tradeoff) == ["memory", "cost", "more"]
+
+
 def test_a_file_says_it_all(tmp_path: Path, series: Series, workloads: dict[str, Workload]) -> None:
     experiment = load_experiment(write(tmp_path, GOOD), series, workloads)
     assert [v.name for v in experiment.variants] == ["stock", "stock-control", "never", "reserve"]
@@ -152,6 +165,21 @@ def test_a_file_says_it_all(tmp_path: Path, series: Series, workloads: dict[str,
         ("[workload.chunk]", "[workload.chunk]\nseeds = 4", r"experiment.toml:21: .*seeds"),
         ('name = "never"', 'name = "stock"', r"two variants are named stock"),
         ('name = "never"', 'name = "../up"', r"use letters"),
+        (
+            "[workload.chunk]",
+            "[workload.chunk]\n[tradeoff]\nmemory = 'chunk/survivors.total'",
+            r":22: .*weighs 3 metrics",
+        ),
+        (
+            "[workload.chunk]",
+            f"[workload.chunk]\n{TRADEOFF.replace('chunk/', 'sparse/', 1)}",
+            r":23: .*of this experiment",
+        ),
+        (
+            "[workload.chunk]",
+            f"[workload.chunk]\n{TRADEOFF.replace('rss_kib.sum', 'rss_kib.max')}",
+            r":25: .*better direction",
+        ),
     ],
 )
 def test_a_broken_file_is_named_with_its_line(
@@ -173,3 +201,10 @@ def test_an_experiment_needs_one_baseline(series: Series) -> None:
     variants = variants_of(["core-only"], "baseline", {}, (), series)[1:]
     with pytest.raises(UserError, match="exactly one baseline"):
         Experiment("x", variants, {"chunk": {}}, Topology.parse("1x512M"))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("*.toml")), ids=lambda path: path.stem)
+def test_the_projects_experiments_are_sound(
+    path: Path, series: Series, workloads: dict[str, Workload]
+) -> None:
+    assert load_experiment(path, series, workloads).cells

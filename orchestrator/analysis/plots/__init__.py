@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from orchestrator.analysis.plots import counters, latency, memory, reserved, survivors
+from orchestrator.analysis.plots import counters, latency, memory, reserved, survivors, tradeoff
 from orchestrator.analysis.plots.style import Plot, looks_of, settle, style
 from orchestrator.store.run import Run
 
@@ -52,6 +52,7 @@ def plots_of(run: Run) -> list[Plot]:
     looks = looks_of(run)
     with style():
         return [
+            *tradeoff.tradeoff(run),
             survivors.survivors(run, looks),
             *memory.memory_over_time(run, looks),
             *latency.fault_latency(run, looks),

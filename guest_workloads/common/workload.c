@@ -462,6 +462,28 @@ char *map_regions(size_t size)
 	return start + before;
 }
 
+void hold_ballast(const struct node *nodes, int node_count, long percent)
+{
+	cpu_set_t before;
+
+	sched_getaffinity(0, sizeof(before), &before);
+	for (int n = 0; percent && n < node_count; n++) {
+		size_t size = nodes[n].memory_kib / 100 * percent * KIB / REGION * REGION;
+		char *ballast;
+
+		pin_to_node(&nodes[n]);
+		ballast = map_regions(size);
+		if (!ballast)
+			workload_fail("cannot map a ballast of %zu bytes: %s", size, strerror(errno));
+		(void)madvise(ballast, size, MADV_HUGEPAGE);
+		for (size_t at = 0; at < size; at += PAGE)
+			*(volatile char *)(ballast + at) = 1;
+		/* No child may inherit it: copying its page tables is not what the test measures. */
+		(void)madvise(ballast, size, MADV_DONTFORK);
+	}
+	sched_setaffinity(0, sizeof(before), &before);
+}
+
 const char *const advice_names[] = { "none", "hugepage", "nohugepage", NULL };
 
 void advise(char *start, size_t size, int advice)

@@ -145,6 +145,8 @@ bool write_text(const char *path, const char *text);
 /* An anonymous private mapping of `size` bytes that begins at a region's boundary; NULL where refused. */
 char *map_regions(size_t size);
 
+/* Take that much of each node's memory away, so that what fills it is over sooner. Children do not inherit it. */
+void hold_ballast(const struct node *nodes, int node_count, long percent);
 /* Return when khugepaged has looked at everything that is mapped now; fails where it is off or this kernel has none. */
 void khugepaged_wait(void);
 /* CPU time that khugepaged has used so far, in ns: under icount its instructions. 0 where this kernel has none. */

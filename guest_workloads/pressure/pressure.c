@@ -76,7 +76,8 @@ static void read_first(int device, size_t bytes)
 int main(int argc, char **argv)
 {
 	size_t available, cache, hot, anonymous, regions, every;
-	long percent_cache, percent_hot, percent_anonymous, most, touches = 0;
+	long percent_cache, percent_hot, percent_anonymous, percent_ballast, most, touches = 0;
+	struct node nodes[MAX_NODES];
 	long refaults, steals, stalls;
 	uint64_t seed, *took, sum = 0, read_sum = 0;
 	struct random random;
@@ -91,11 +92,13 @@ int main(int argc, char **argv)
 	percent_cache = option_integer("cache_percent");
 	percent_hot = option_integer("hot_percent");
 	percent_anonymous = option_integer("anonymous_percent");
+	percent_ballast = option_integer("ballast_percent");
 	most = option_integer("most_pages");
 	advice = option_choice("advice", advice_names);
 	clock_begin();
 	options_done();
 	scale = clock_scale();
+	hold_ballast(nodes, nodes_find(nodes), percent_ballast);
 	available = meminfo_kib("MemAvailable:") * KIB;
 	cache = available / 100 * percent_cache / READ_SIZE * READ_SIZE;
 	hot = available / 100 * percent_hot / READ_SIZE * READ_SIZE;

@@ -210,7 +210,7 @@ def _print_plan(terminal: Terminal, asked: Experiment, bench: Bench, as_json: bo
             for variant in asked.variants
         ],
         "workloads": {name: dict(parameters) for name, parameters in asked.workloads.items()},
-        "image_cached": bench.has_image(),
+        "image_cached": all(bench.has_image(bench.workloads[name].layers) for name in asked.workloads),
     }
     if as_json:
         terminal.print_json(plan)

@@ -52,6 +52,7 @@ class Bench:
         source: ``--source``: a kernel git tree, directory or tarball; None for Debian's package.
         accelerator_request: see :func:`choose_accelerator`.
         flavour: kernel configuration.
+        images: those made so far, by their layers.
     """
 
     project: Project
@@ -61,8 +62,10 @@ class Bench:
     accelerator_request: str = "auto"
     flavour: str = "measure"
     build_jobs: int | None = None
+    images: dict[tuple[str, ...], GuestImage] = field(default_factory=dict)
     _machines: set[Machine] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    _image_lock: threading.Lock = field(default_factory=threading.Lock)
 
     @cached_property
     def series(self) -> Series:
@@ -79,10 +82,18 @@ class Bench:
         """The unpatched kernel source, imported."""
         return import_source(self.source, self.series.package, self.cache, self.events)
 
-    @cached_property
+    @property
     def image(self) -> GuestImage:
-        """The guest's root file system."""
-        return build_image(self.project, self.cache, self.events)
+        """The guest's root file system, without layers."""
+        return self.image_with(())
+
+    def image_with(self, layers: Sequence[str]) -> GuestImage:
+        """The guest's root file system with these layers."""
+        key = tuple(layers)
+        with self._image_lock:
+            if key not in self.images:
+                self.images[key] = build_image(self.project, self.cache, self.events, key)
+            return self.images[key]
 
     @cached_property
     def accelerator(self) -> Accelerator:
@@ -109,9 +120,9 @@ class Bench:
             self.tree(patchset), self.configuration(), self.cache
         )
 
-    def has_image(self) -> bool:
-        """Whether the guest image is in the cache."""
-        return is_image_built(self.project, self.cache)
+    def has_image(self, layers: Sequence[str] = ()) -> bool:
+        """Whether the guest image with these layers is in the cache."""
+        return is_image_built(self.project, self.cache, layers)
 
     @contextmanager
     def boot(
@@ -123,22 +134,25 @@ class Bench:
         knobs: Mapping[str, str] | None = None,
         cmdline: Sequence[str] = (),
         gdb: bool = False,
+        layers: Sequence[str] = (),
     ) -> Iterator[Booted]:
         """Boot `kernel` and connect; the guest is gone when the block is left.
 
         Args:
             log_directory: where console, QEMU command line and SSH transcript are written.
             knobs: set before the block begins, and read back.
+            layers: of the guest image.
 
         Raises:
             MachineFailure: it did not come up, came up as something else than what was asked for, or failed later.
             GuestLost: the connection broke, and the machine knows no reason.
         """
+        image = self.image_with(layers)
         with ExitStack() as stack:
             machine = stack.enter_context(
                 Machine(
                     kernel.bzimage,
-                    self.image.initramfs,
+                    image.initramfs,
                     topology,
                     self.accelerator,
                     cmdline,
@@ -153,7 +167,7 @@ class Bench:
             boot_s = machine.boot(BOOT_TIMEOUT_S)
             try:
                 guest = stack.enter_context(
-                    Guest.connect(machine.ssh_port, self.image, BOOT_TIMEOUT_S, log_directory / "ssh.log")
+                    Guest.connect(machine.ssh_port, image, BOOT_TIMEOUT_S, log_directory / "ssh.log")
                 )
                 machine.on_failure(guest.abort)
                 self._verify(guest, kernel, topology)

@@ -42,11 +42,11 @@ class Shipment:
 
     Args:
         kernels: patchset -> the kernel and its files, without the vmlinux, which only gdb needs.
-        image: the guest image and its files.
+        images: the guest images and their files, by their layers.
     """
 
     kernels: Mapping[str, tuple[KernelBuild, Mapping[str, bytes]]]
-    image: tuple[GuestImage, Mapping[str, bytes]]
+    images: Mapping[tuple[str, ...], tuple[GuestImage, Mapping[str, bytes]]]
     series: Series
     workloads: Mapping[str, Workload]
     accelerator: Accelerator
@@ -100,7 +100,7 @@ class Cluster:
         """
         shipment = Shipment(
             {patchset: (kernel, _files(kernel.directory)) for patchset, kernel in kernels.items()},
-            (bench.image, _files(bench.image.directory)),
+            {layers: (image, _files(image.directory)) for layers, image in bench.images.items()},
             bench.series,
             dict(bench.workloads),
             bench.accelerator,
@@ -149,12 +149,14 @@ def measure_shipped(cell: Cell, experiment: Experiment, shipment: Shipment, stop
     home = _unpacked(shipment)
     bench = Bench(Project(home), Cache(home / "cache"), Events(), flavour=shipment.flavour)
     # What a bench would build, it is given.
-    image, _ = shipment.image
     bench.__dict__.update(
-        series=shipment.series,
-        workloads=shipment.workloads,
-        accelerator=shipment.accelerator,
-        image=replace(image, directory=home / "image"),
+        series=shipment.series, workloads=shipment.workloads, accelerator=shipment.accelerator
+    )
+    bench.images.update(
+        {
+            layers: replace(image, directory=home / image.digest)
+            for layers, (image, _) in shipment.images.items()
+        }
     )
     patchset = experiment.variant(cell.variant).patchset
     kernel = replace(shipment.kernels[patchset][0], directory=home / "kernels" / patchset)
@@ -181,11 +183,13 @@ _homes: dict[str, tempfile.TemporaryDirectory[str]] = {}
 
 
 def _unpacked(shipment: Shipment) -> Path:
-    key = shipment.image[0].digest + "".join(kernel.digest for kernel, _ in shipment.kernels.values())
+    images = [image.digest for image, _ in shipment.images.values()]
+    key = "".join([*images, *(kernel.digest for kernel, _ in shipment.kernels.values())])
     with _unpack_lock:  # several threads of a worker begin at once
         if key not in _homes:
             home = tempfile.TemporaryDirectory(prefix="orchestrate-shipment-")
-            _write(Path(home.name) / "image", shipment.image[1])
+            for image, files in shipment.images.values():
+                _write(Path(home.name) / image.digest, files)
             for patchset, (_, files) in shipment.kernels.items():
                 _write(Path(home.name) / "kernels" / patchset, files)
             _homes[key] = home  # removed when the worker ends

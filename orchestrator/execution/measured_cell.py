@@ -66,6 +66,7 @@ def measure_cell(
             log_directory=log_directory,
             knobs=variant.knobs,
             cmdline=variant.cmdline,
+            layers=bench.workloads[cell.workload].layers,
         ) as booted:
             result.boot_s = booted.boot_s
             _measure(result, experiment, bench, booted, log_directory)

@@ -2,7 +2,8 @@
 """The guest's root file system, made from the recipe in ``vm_images/guest`` without being root.
 
 It holds busybox, an SSH server with the shared libraries it needs, an init script, and the guest's programs,
-compiled static. An image is known by the digest of all its inputs.
+compiled static. Programs of Debian's that only some workloads need are layers, which an image has where it is
+asked for them. An image is known by the digest of all its inputs.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ import shutil
 import tomllib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, reduce
 from pathlib import Path
 from typing import Any, cast
 
@@ -53,6 +54,7 @@ _RECIPE_KEYS = {
     "compression": str, "directories": list, "packages": dict, "libraries": dict, "applets": dict,
     "symlinks": dict, "files": list, "nodes": list,
 }  # fmt: skip
+_LAYER_KEYS = {"packages": dict, "libraries": dict, "symlinks": dict}
 _COMPRESSIONS = ("none", "gzip")
 
 
@@ -106,6 +108,7 @@ class Recipe:
         symlinks: path -> target.
         files: path in the guest -> file name here and mode.
         nodes: path -> major, minor, mode.
+        layers: the files of the layers that were added.
     """
 
     directory: Path
@@ -117,6 +120,7 @@ class Recipe:
     symlinks: Mapping[str, str]
     files: Mapping[str, tuple[Path, int]]
     nodes: Mapping[str, tuple[int, int, int]]
+    layers: tuple[Path, ...] = ()
 
     @property
     def tools(self) -> dict[str, Path]:
@@ -167,20 +171,56 @@ def load_recipe(directory: Path) -> Recipe:
         raise UserError(f"{path}: an entry lacks or garbles {error}.") from error
 
 
-def build_image(project: Project, cache: Cache, events: Events) -> GuestImage:
+def with_layer(recipe: Recipe, name: str) -> Recipe:
+    """`recipe` with what ``layers/<name>.toml`` adds to it.
+
+    Raises:
+        UserError: there is no such layer, or it says something that is not understood.
+    """
+    path = recipe.directory / "layers" / f"{name}.toml"
+    there = sorted(each.stem for each in path.parent.glob("*.toml"))
+    if name not in there:
+        raise UserError(f"the guest image has no layer {name!r}; there are {', '.join(there) or 'none'}.")
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"{path}: cannot read this image layer: {error}.") from error
+    for key, value in table.items():
+        if key not in _LAYER_KEYS or not isinstance(value, _LAYER_KEYS[key]):
+            raise UserError(
+                f"{path}: {key} is unknown or of the wrong type; known are {', '.join(_LAYER_KEYS)}."
+            )
+    try:
+        packages = {package: tuple(map(str, files)) for package, files in table["packages"].items()}
+        libraries = tuple(map(str, table.get("libraries", {"packages": []})["packages"]))
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path}: an entry lacks or garbles {error}.") from error
+    return replace(
+        recipe,
+        packages={**recipe.packages, **packages},
+        libraries=tuple(dict.fromkeys((*recipe.libraries, *libraries))),
+        symlinks={**recipe.symlinks, **table.get("symlinks", {})},
+        layers=(*recipe.layers, path),
+    )
+
+
+def build_image(project: Project, cache: Cache, events: Events, layers: Sequence[str] = ()) -> GuestImage:
     """The guest image of `project`, built or from the cache.
+
+    Args:
+        layers: names of ``vm_images/guest/layers/*.toml`` that are in it as well.
 
     Raises:
         UserError: the recipe is wrong, or a workload does not compile.
         InfrastructureError: a package, a library or the compiler is missing.
     """
-    return _Image(project, cache, events, obtain_keys(cache)).obtain()
+    return _Image(project, cache, events, obtain_keys(cache), layers).obtain()
 
 
-def is_built(project: Project, cache: Cache) -> bool:
+def is_built(project: Project, cache: Cache, layers: Sequence[str] = ()) -> bool:
     """Whether the guest image of `project` as it is now lies in the cache."""
     keys = existing_keys(cache)
-    return keys is not None and cache.has("image", _Image(project, cache, Events(), keys).key)
+    return keys is not None and cache.has("image", _Image(project, cache, Events(), keys, layers).key)
 
 
 def workload_sources(workloads: Path) -> dict[str, Path]:
@@ -199,12 +239,14 @@ def workload_sources(workloads: Path) -> dict[str, Path]:
 class _Image:
     """One build of an image: its key, then its making."""
 
-    def __init__(self, project: Project, cache: Cache, events: Events, keys: Keys) -> None:
+    def __init__(
+        self, project: Project, cache: Cache, events: Events, keys: Keys, layers: Sequence[str]
+    ) -> None:
         self._workloads = project.guest_workloads
         self._cache = cache
         self._events = events
         self._keys = keys
-        self._recipe = load_recipe(project.vm_images / "guest")
+        self._recipe = reduce(with_layer, layers, load_recipe(project.vm_images / "guest"))
 
     @cached_property
     def _packages(self) -> dict[str, Package]:
@@ -215,7 +257,7 @@ class _Image:
         """All inputs of the image."""
         recipe = self._recipe
         inputs = [recipe.directory / "recipe.toml", *(path for path, _ in recipe.files.values())]
-        inputs += recipe.tools.values()
+        inputs += [*recipe.tools.values(), *recipe.layers]
         for name in ("common", *workload_sources(self._workloads)):
             inputs += sorted((self._workloads / name).glob("*.[ch]"))
         require("gcc")
@@ -237,7 +279,8 @@ class _Image:
         directory = self._cache.path("image", self.key)
         if self._cache.has("image", self.key):
             return GuestImage(self._cache.obtain("image", self.key, self._make), directory.name)
-        with self._events.step("guest image"):
+        named = "".join(f" with {layer.stem}" for layer in self._recipe.layers)
+        with self._events.step(f"guest image{named}"):
             return GuestImage(self._cache.obtain("image", self.key, self._make), directory.name)
 
     def _make(self, directory: Path) -> None:

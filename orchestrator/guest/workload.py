@@ -114,6 +114,7 @@ class Workload:
         timeout_s: host seconds it may take.
         sample_interval_ms: guest time between two readings of the counters while it runs; 0 for none.
         help: a paragraph.
+        layers: layers of the guest image that it needs.
         quick: what ``size=quick`` stands for: parameter -> value, in the form the program gets. The full size is
             that of the defaults.
     """
@@ -127,6 +128,7 @@ class Workload:
     sample_interval_ms: int
     help: str = ""
     quick: Mapping[str, str] = field(default_factory=dict)
+    layers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -247,6 +249,7 @@ def load_workload(path: Path) -> Workload:
         table.get("sample_interval_ms", int),
         table.get("help", str, " ").strip(),
         _quick(table, parameters),
+        tuple(table.get("layers", list, [])),
     )
     table.done()
     if not metrics:

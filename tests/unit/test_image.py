@@ -21,9 +21,17 @@ from orchestrator.cache import Cache
 from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.events import Event, Events
 from orchestrator.guest.archive import Entry, archive
-from orchestrator.guest.image import build_image, find_library, is_built, load_recipe, needed_libraries
+from orchestrator.guest.image import (
+    build_image,
+    find_library,
+    is_built,
+    load_recipe,
+    needed_libraries,
+    with_layer,
+)
 from orchestrator.guest.keys import existing_keys, obtain_keys
 from orchestrator.guest.packages import Package, find_package, root_of
+from orchestrator.guest.workload import Workload, load_workloads
 from orchestrator.process import Completed
 from orchestrator.project import Project
 
@@ -145,6 +153,13 @@ def test_the_projects_recipe_is_sound() -> None:
     recipe = load_recipe(ROOT / "vm_images" / "guest")
     assert all(path.is_file() for path, _ in recipe.files.values())
     assert {"argv-exec", "sampler", "khugepaged-barrier"} <= set(recipe.tools)
+
+
+@pytest.mark.parametrize("workload", load_workloads(ROOT / "guest_workloads").values(), ids=lambda w: w.name)
+def test_the_layers_that_workloads_need_are_there_and_sound(workload: Workload) -> None:
+    recipe = load_recipe(ROOT / "vm_images" / "guest")
+    for layer in workload.layers:
+        assert with_layer(recipe, layer).packages.keys() > recipe.packages.keys()
 
 
 def test_the_projects_init_says_it_is_ready_and_is_valid_shell() -> None:
@@ -278,6 +293,43 @@ def test_every_input_is_in_the_key(project: Project, tmp_path: Path, changed: st
     path = project.root / changed
     path.write_text(path.read_text() + "\n")
     assert not is_built(project, cache)
+
+
+def test_a_layer_is_in_an_image_of_its_own(project: Project, tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "cache")
+    plain = build_image(project, cache, Events())
+    layers = project.vm_images / "guest" / "layers"
+    layers.mkdir()
+    layer = layers / "extra.toml"
+    layer.write_text('[packages]\nextra = ["/bin/busybox"]\n[symlinks]\n"/bin/extra" = "busybox"\n')
+    assert is_built(project, cache) and not is_built(project, cache, ["extra"])
+    image = build_image(project, cache, Events(), ["extra"])
+    assert image.digest != plain.digest and is_built(project, cache, ["extra"])
+    assert unpack(image.initramfs.read_bytes())["bin/extra"][1] == b"busybox"
+    assert "bin/extra" not in unpack(plain.initramfs.read_bytes())
+    layer.write_text(layer.read_text() + "\n")
+    assert is_built(project, cache) and not is_built(project, cache, ["extra"])
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("packages = 1", r"extra\.toml: packages is unknown or of the wrong type"),
+        ("[nodes]", r"extra\.toml: nodes is unknown"),
+        ("[symlinks]", r"extra\.toml: an entry lacks or garbles 'packages'"),
+        ("packages", r"extra\.toml: cannot read this image layer"),
+    ],
+)
+def test_a_fault_of_a_layer_is_said_with_file_and_key(
+    project: Project, tmp_path: Path, text: str, fault: str
+) -> None:
+    layers = project.vm_images / "guest" / "layers"
+    layers.mkdir()
+    (layers / "extra.toml").write_text(text)
+    with pytest.raises(UserError, match=fault):
+        build_image(project, Cache(tmp_path / "cache"), Events(), ["extra"])
+    with pytest.raises(UserError, match="no layer 'other'; there are extra"):
+        build_image(project, Cache(tmp_path / "cache"), Events(), ["other"])
 
 
 def test_a_new_version_of_a_package_makes_a_new_image(

@@ -43,6 +43,12 @@ DERIVED_METRICS: Mapping[str, Metric] = {
             "lower",
             help="peak of MemTotal - MemFree, reservations included, over the start",
         ),
+        Metric(
+            "processes_kib.max",
+            "KiB",
+            "lower",
+            help="peak of what the workload's processes have in memory, shared pages split among them (Pss)",
+        ),
         Metric("reserved_kib.max", "KiB", None, help="peak of unused pages that reservations hold"),
         Metric(
             "promotions.total",
@@ -89,6 +95,12 @@ def observations_from_counters(samples: Sequence[Sample]) -> list[Observation]:
         series = _used(samples, total, left)
         if series:
             observe(name, max(series) - series[0])
+    processes: dict[float, int] = {}
+    for s in samples:
+        if s.source.startswith("process/") and s.counter == "Pss":
+            processes[s.guest_s] = processes.get(s.guest_s, 0) + s.value
+    if processes:
+        observe("processes_kib.max", max(processes.values()))
     reserved = [
         s.value for s in samples if s.source == _VMSTAT and s.node is None and s.counter == "nr_thp_reserved"
     ]

@@ -85,7 +85,7 @@ def _measure(
 ) -> None:
     cell = result.cell
     workload = bench.workloads[cell.workload]
-    sampler = Sampler(booted.guest, workload.sample_interval_ms)
+    sampler = Sampler(booted.guest, workload.sample_interval_ms, processes=workload.sample_processes)
     samples: list[Sample] = []
     began = time.monotonic()
     try:

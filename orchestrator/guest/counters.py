@@ -15,6 +15,7 @@ from typing import NamedTuple
 _THP = "/sys/kernel/mm/transparent_hugepage/"
 _CGROUP = "/sys/fs/cgroup/"
 _NODE_FILE = re.compile(r"/sys/devices/system/node/node(\d+)/(\w+)", re.ASCII)
+_PROCESS_FILE = re.compile(r"/proc/(\d+)/smaps_rollup (.+)", re.ASCII)
 _NODE_LINE = re.compile(r"Node (\d+), zone\s+(\S+)(.*)", re.ASCII)
 _NODE_PREFIX = re.compile(r"Node \d+ ", re.ASCII)
 _PAIR = re.compile(r"\s*(.+?):?\s+(-?\d+)(?:\s+[A-Za-z]+)?\s*", re.ASCII)
@@ -144,10 +145,10 @@ def parse_setting(text: str, counter: str, source: str = "thp") -> list[Value]:
     return [Value(source, None, f"{counter}.{each[2]}", int(bool(each[1]))) for each in chosen if each]
 
 
-def parse_smaps_rollup(text: str) -> list[Value]:
+def parse_smaps_rollup(text: str, source: str = "smaps_rollup") -> list[Value]:
     """``/proc/PID/smaps_rollup`` (fs/proc/task_mmu.c), in KiB; its heading is no counter."""
     body = "\n".join(line for line in text.splitlines() if "[rollup]" not in line)
-    return parse_vmstat(body, None, "smaps_rollup")
+    return parse_vmstat(body, None, source)
 
 
 _PARSERS: Mapping[str, Callable[[str], list[Value]]] = {
@@ -163,7 +164,8 @@ def parse_file(path: str, text: str) -> list[Value]:
 
     Args:
         path: absolute path in the guest, which decides the format; an unknown file is taken for one of pairs,
-            with the path as source.
+            with the path as source. That of a process is followed by a space and its name, and the source is then
+            ``process/NAME.PID``.
         text: its content.
     """
     if path in _PARSERS:
@@ -174,6 +176,9 @@ def parse_file(path: str, text: str) -> list[Value]:
         return parse_meminfo(text, node) if name == "meminfo" else parse_vmstat(text, node, name)
     if path.startswith(_THP):
         return parse_setting(text, path.removeprefix(_THP))
+    of_process = _PROCESS_FILE.fullmatch(path)
+    if of_process:
+        return parse_smaps_rollup(text, f"process/{of_process[2]}.{of_process[1]}")
     name = PurePosixPath(path).name
     if name == "smaps_rollup":
         return parse_smaps_rollup(text)

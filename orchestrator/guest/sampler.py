@@ -222,12 +222,17 @@ class Sampler:
     Args:
         interval_ms: guest time between two readings while a workload runs; 0 reads only before and after.
         extra: further files, e.g. of a control group, as glob(7) patterns; read each time.
+        processes: read the memory of each process of the workload as well; the kernel walks its page tables for
+            that, with its address space locked for reading.
     """
 
-    def __init__(self, guest: Guest, interval_ms: int, extra: Sequence[str] = ()) -> None:
+    def __init__(
+        self, guest: Guest, interval_ms: int, extra: Sequence[str] = (), *, processes: bool = False
+    ) -> None:
         self._guest = guest
         self._interval_ms = interval_ms
         self._extra = tuple(extra)
+        self._options = ["--processes"] if processes else []
         self._readings: list[tuple[Phase, Reading]] = []
         self._remote: Remote | None = None
         self._ready = threading.Event()
@@ -253,7 +258,7 @@ class Sampler:
         self._remote = self._guest.spawn(
             [
                 _PROGRAM, "--interval-ms", str(self._interval_ms), "--while", _FIFO,
-                *DURING, *self._extra,
+                *self._options, *DURING, *self._extra,
             ],
             on_line=decoder.feed,
         )  # fmt: skip

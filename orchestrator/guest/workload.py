@@ -114,6 +114,7 @@ class Workload:
         timeout_s: host seconds it may take.
         sample_interval_ms: guest time between two readings of the counters while it runs; 0 for none.
         help: a paragraph.
+        sample_processes: whether the memory of each of its processes is sampled, too.
         layers: layers of the guest image that it needs.
         quick: what ``size=quick`` stands for: parameter -> value, in the form the program gets. The full size is
             that of the defaults.
@@ -128,6 +129,7 @@ class Workload:
     sample_interval_ms: int
     help: str = ""
     quick: Mapping[str, str] = field(default_factory=dict)
+    sample_processes: bool = False
     layers: tuple[str, ...] = ()
 
 
@@ -249,6 +251,7 @@ def load_workload(path: Path) -> Workload:
         table.get("sample_interval_ms", int),
         table.get("help", str, " ").strip(),
         _quick(table, parameters),
+        table.get("sample_processes", bool, False),
         tuple(table.get("layers", list, [])),
     )
     table.done()
@@ -256,6 +259,8 @@ def load_workload(path: Path) -> Workload:
         raise table.fault("metrics", "a workload measures at least one thing")
     if workload.timeout_s <= 0:
         raise table.fault("timeout_s", "wants more than 0 seconds")
+    if workload.sample_processes and not workload.sample_interval_ms:
+        raise table.fault("sample_processes", "wants a sample_interval_ms")
     if workload.sample_interval_ms < 0:
         raise table.fault("sample_interval_ms", "wants 0 (none) or more milliseconds")
     return workload

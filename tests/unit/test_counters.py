@@ -117,6 +117,12 @@ def test_smaps_rollup_drops_its_heading_only() -> None:
     assert {"Rss", "AnonHugePages"} <= values
 
 
+def test_the_memory_of_a_process_is_told_by_its_name_and_number() -> None:
+    values = parse_file("/proc/71/smaps_rollup redis-server", FILES["/proc/self/smaps_rollup"])
+    assert {value.source for value in values} == {"process/redis-server.71"}
+    assert "Pss" in {value.counter for value in values}
+
+
 def test_a_file_of_a_control_group() -> None:
     (value,) = parse_file("/sys/fs/cgroup/job/memory.current", "4096\n")
     assert value == Value("memcg", None, "job/memory.current", 4096)

@@ -54,6 +54,18 @@ def test_reserved_pages_become_kib_and_nodes_are_not_added() -> None:
     assert got["reserved_kib.max"] == 2048
 
 
+def test_the_memory_of_processes_is_added_up_at_each_time() -> None:
+    got = values(
+        [
+            sample("during", "process/redis-server.71", "Pss", 1000, 1.0),
+            sample("during", "process/redis-server.71", "Pss", 600, 2.0),
+            sample("during", "process/redis-server.72", "Pss", 500, 2.0),
+            sample("during", "process/redis-server.72", "Rss", 9000, 2.0),
+        ]
+    )
+    assert got["processes_kib.max"] == 1100
+
+
 def test_readings_before_and_after_hold_no_peak() -> None:
     got = values(
         [

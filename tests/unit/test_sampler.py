@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import threading
 import time
@@ -178,6 +179,36 @@ def test_the_program_reads_all_files_of_a_pattern_once(program: str, tmp_path: P
     assert reading.files == {
         str(tmp_path / name): f"{name} 1\nlast line without newline\n" for name in ("a", "b", "c")
     }
+
+
+def test_processes_that_come_later_are_read_and_told_by_name(program: str, tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    process = subprocess.Popen(
+        [program, "--interval-ms", "5", "--while", str(fifo), "--processes", "/proc/loadavg"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "r\n"
+    with fifo.open("w") as workload:
+        later = subprocess.Popen(["sleep", "60"])
+        try:
+            workload.write("x")
+            workload.flush()
+            readings: list[Reading] = []
+            decoder = Decoder(readings.append)
+            named = f"/proc/{later.pid}/smaps_rollup sleep"
+            while not any(named in reading.files for reading in readings):
+                decoder.feed(process.stdout.readline().rstrip("\n"))
+        finally:
+            later.kill()
+            later.wait()
+    process.terminate()
+    process.communicate(timeout=10)
+    assert "Pss:" in readings[-1].files[named]
+    # What was there before, this test among it, is nobody's workload.
+    assert not any(path.startswith(f"/proc/{os.getpid()}/") for path in readings[-1].files)
 
 
 class FakeRemote:

@@ -3,17 +3,19 @@
  * sampler: read the kernel's counters, once or at an interval, and print what changed.
  *
  *	sampler --once [--refresh] PATTERN...
- *	sampler --interval-ms N --while FIFO PATTERN...
+ *	sampler --interval-ms N --while FIFO [--processes] PATTERN...
  *
  * In the second form it prints a line "r" when it is ready, and then samples
  * for as long as somebody has FIFO open for writing, again and again. It
  * must not wake up otherwise: under icount the time of an idle guest runs
  * hundreds of times faster than the host's.
  *
- * Each PATTERN is a glob(7) of text files. A sample is, in lines:
+ * Each PATTERN is a glob(7) of text files. With --processes the memory of each
+ * process that was not there before FIFO was opened is read as well, as
+ * /proc/PID/smaps_rollup. A sample is, in lines:
  *
  *	s MONOTONIC_NS CPU_NS	it begins; this program's CPU time until here
- *	p INDEX PATH		file INDEX is PATH; once, before its first content
+ *	p INDEX PATH [NAME]	file INDEX is PATH, of the process NAME; once, before its first content
  *	f INDEX LINES		all of the file's LINES lines follow
  *	d INDEX LINES		LINES changed lines follow, each as "NUMBER TEXT", numbered from 0
  *	x INDEX			the file cannot be read any more
@@ -50,10 +52,13 @@ struct file {
 	char *text;		/* as last printed, NUL-terminated */
 	size_t length;
 	int descriptor;		/* kept open: procfs and sysfs give fresh content at offset 0 */
+	char name[16];		/* of the process, where it is one's (TASK_COMM_LEN) */
 };
 
+#define PROCESSES "/proc/[0-9]*/smaps_rollup"
+
 static struct file *files;
-static size_t file_count;
+static size_t file_count, file_room;
 static char buffer[LARGEST];
 static volatile sig_atomic_t stopping;
 
@@ -116,7 +121,8 @@ static void find_files(char **patterns, int count)
 		if (result == GLOB_NOSPACE || result == GLOB_ABORTED)
 			fail(patterns[i]);
 	}
-	files = calloc(found.gl_pathc + 1, sizeof(*files));
+	file_room = found.gl_pathc + 1;
+	files = calloc(file_room, sizeof(*files));
 	if (!files)
 		fail("memory");
 	for (size_t i = 0; i < found.gl_pathc; i++) {
@@ -131,6 +137,51 @@ static void find_files(char **patterns, int count)
 		files[file_count].path = path;
 		files[file_count++].descriptor = descriptor;
 	}
+}
+
+static int is_known(const char *path)
+{
+	for (size_t i = 0; i < file_count; i++)
+		if (!strcmp(files[i].path, path))
+			return 1;
+	return 0;
+}
+
+/* Add the processes that are new; those that are there already when nothing runs yet are remembered, not read. */
+static void find_processes(int ignore)
+{
+	glob_t found;
+
+	if (glob(PROCESSES, GLOB_NOSORT, NULL, &found))
+		return;
+	for (size_t i = 0; i < found.gl_pathc; i++) {
+		struct file *file;
+		char path[64];
+		FILE *comm;
+
+		if (is_known(found.gl_pathv[i]))
+			continue;
+		if (file_count == file_room) {
+			file_room *= 2;
+			files = realloc(files, file_room * sizeof(*files));
+			if (!files)
+				fail("memory");
+		}
+		file = &files[file_count++];
+		memset(file, 0, sizeof(*file));
+		file->path = strdup(found.gl_pathv[i]);
+		if (!file->path)
+			fail("memory");
+		file->descriptor = ignore ? -1 : open(file->path, O_RDONLY | O_CLOEXEC);
+		snprintf(path, sizeof(path), "%.*s/comm", (int)(strrchr(file->path, '/') - file->path), file->path);
+		comm = fopen(path, "re");
+		if (!comm || !fgets(file->name, sizeof(file->name), comm))
+			strcpy(file->name, "gone");
+		if (comm)
+			fclose(comm);
+		file->name[strcspn(file->name, "\n")] = 0;
+	}
+	globfree(&found);
 }
 
 /* Read all of a file into the buffer; its length, or -1. */
@@ -188,8 +239,10 @@ static size_t differences(const char *before, const char *after, int print)
 	return differing;
 }
 
-static void sample(void)
+static void sample(int processes)
 {
+	if (processes)
+		find_processes(0);
 	printf("s %lld %lld\n", now(CLOCK_MONOTONIC), now(CLOCK_PROCESS_CPUTIME_ID));
 	for (size_t i = 0; i < file_count; i++) {
 		struct file *file = &files[i];
@@ -207,7 +260,7 @@ static void sample(void)
 			continue;
 		}
 		if (!file->text) {
-			printf("p %zu %s\n", i, file->path);
+			printf("p %zu %s%s%s\n", i, file->path, *file->name ? " " : "", file->name);
 			print_all(i, buffer, length);
 		} else if ((size_t)length == file->length && !memcmp(file->text, buffer, length)) {
 			continue;
@@ -245,7 +298,7 @@ static int listen_on(const char *fifo)
 }
 
 /* Sample until the last writer is gone, or SIGTERM. */
-static void sample_while(int fifo, long long interval, const sigset_t *unblocked)
+static void sample_while(int fifo, long long interval, int processes, const sigset_t *unblocked)
 {
 	long long due = now(CLOCK_MONOTONIC);
 
@@ -255,7 +308,7 @@ static void sample_while(int fifo, long long interval, const sigset_t *unblocked
 		struct timespec timeout;
 
 		if (left <= 0) {
-			sample();
+			sample(processes);
 			due += interval;
 			if (due <= now(CLOCK_MONOTONIC))
 				due = now(CLOCK_MONOTONIC) + interval;
@@ -275,13 +328,15 @@ int main(int argc, char **argv)
 	sigset_t blocked, unblocked;
 	const char *fifo = NULL;
 	long long interval = 0;
-	int once = 0, refresh = 0, at;
+	int once = 0, refresh = 0, processes = 0, at;
 
 	for (at = 1; at < argc && argv[at][0] == '-'; at++) {
 		if (!strcmp(argv[at], "--once")) {
 			once = 1;
 		} else if (!strcmp(argv[at], "--refresh")) {
 			refresh = 1;
+		} else if (!strcmp(argv[at], "--processes")) {
+			processes = 1;
 		} else if (!strcmp(argv[at], "--interval-ms") && at + 1 < argc) {
 			interval = atoll(argv[++at]) * NS_PER_MS;
 		} else if (!strcmp(argv[at], "--while") && at + 1 < argc) {
@@ -293,7 +348,7 @@ int main(int argc, char **argv)
 	}
 	if (at == argc || once == (interval > 0) || once == (fifo != NULL)) {
 		fprintf(stderr, "usage: sampler --once [--refresh] PATTERN...\n"
-				"       sampler --interval-ms N --while FIFO PATTERN...\n");
+				"       sampler --interval-ms N --while FIFO [--processes] PATTERN...\n");
 		return 2;
 	}
 	/* What watches memory must neither use huge pages, nor be what the OOM killer takes. */
@@ -312,7 +367,7 @@ int main(int argc, char **argv)
 	if (refresh)
 		write_file("/proc/sys/vm/stat_refresh", "1");
 	if (once) {
-		sample();
+		sample(0);
 		return 0;
 	}
 	while (!stopping) {
@@ -320,10 +375,12 @@ int main(int argc, char **argv)
 		struct pollfd watched = { .fd = fd, .events = POLLIN };
 		char byte;
 
+		if (processes)
+			find_processes(1);
 		printf("r\n");
 		fflush(stdout);
 		if (ppoll(&watched, 1, NULL, &unblocked) > 0 && read(fd, &byte, 1) >= 0)
-			sample_while(fd, interval, &unblocked);
+			sample_while(fd, interval, processes, &unblocked);
 		close(fd);
 	}
 	unlink(fifo);

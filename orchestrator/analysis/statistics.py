@@ -107,6 +107,30 @@ def bootstrap_interval(
     return Interval(float(result.confidence_interval.low), float(result.confidence_interval.high))
 
 
+def median_interval(values: Values, seed: int) -> Interval | None:
+    """Interval of one median, at :data:`CONFIDENCE`, by the same method as :func:`bootstrap_interval`.
+
+    Returns:
+        None with fewer than three values.
+    """
+    from scipy import stats  # here, for it takes longer to import than a command without figures to run
+
+    if values.size < _LEAST_FOR_INTERVAL:
+        return None
+    if np.ptp(values) == 0:
+        return Interval(float(values[0]), float(values[0]))
+    result = stats.bootstrap(
+        (values,),
+        np.median,
+        n_resamples=_RESAMPLES,
+        vectorized=True,
+        method="percentile",
+        confidence_level=CONFIDENCE,
+        rng=np.random.default_rng(seed),
+    )
+    return Interval(float(result.confidence_interval.low), float(result.confidence_interval.high))
+
+
 def permutation_p(
     baseline: Values, variant: Values, alternative: Alternative = "two-sided", seed: int = 0
 ) -> Values:

@@ -348,6 +348,20 @@ class Run:
         """``logs/<cell>/``; it need not exist."""
         return self.path / _LOGS / cell
 
+    def workload_records(self, cell: str) -> Iterator[dict[str, Any]]:
+        """The JSON lines that the cell's workload printed; a line that it did not finish is passed over."""
+        try:
+            text = (self.log_directory(cell) / "workload.jsonl").read_text(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
+            return
+        for line in text.splitlines():
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(record, dict):
+                yield record
+
     def _whole(self, name: str) -> pa.Table | None:
         """The consolidated table, where there are no parts (the truth) to read instead."""
         if (self.path / _PARTS).is_dir():

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from PIL import Image
-from synthetic_run import VARIANTS, Synthetic
+from synthetic_run import METRICS, VARIANTS, Synthetic
 
 from orchestrator.analysis.plots import plot_run, plots_of
 from orchestrator.store.outcome import Outcome
@@ -148,3 +148,36 @@ def test_counters_that_contradict_each_other_are_drawn_as_such(tmp_path: Path) -
     plot = next(plot for plot in plots_of(run) if plot.name == "reserved-pages")
     assert plot.figure is not None
     assert "counters broken" in plot.figure.axes[0].get_title(loc="left")
+
+
+def test_a_sweep_is_a_panel_for_each_primary_metric(tmp_path: Path) -> None:
+    variants = {"baseline": "baseline", **{f"core-only@{value}": "patched" for value in (512, 1, 64)}}
+    run = replace(SMALL, repeat=3, variants=variants, samples=False, histograms=False).write(tmp_path)
+    (plot,) = [plot for plot in plots_of(run) if plot.name.startswith("sweep")]
+    assert plot.name == "sweep-core-only-promotion_threshold"
+    assert plot.figure is not None
+    shown = [axis for axis in plot.figure.axes if axis.get_visible()]
+    primary = sum(facts[2] for metrics in METRICS.values() for facts in metrics.values())
+    assert len(shown) == primary
+    assert [label.get_text() for label in shown[0].get_xticklabels()] == ["1", "64", "512"]
+
+
+def test_two_values_are_no_sweep(tmp_path: Path) -> None:
+    run = replace(SMALL, samples=False, histograms=False).write(tmp_path)
+    assert not [plot for plot in plots_of(run) if plot.name.startswith("sweep")]
+
+
+def test_what_happened_is_marked_in_memory_over_time(tmp_path: Path) -> None:
+    run = replace(SMALL, repeat=1, workloads=("chunk",), histograms=False).write(tmp_path)
+    cell = "core-only@256.chunk.1"
+    times = run.samples_of(cells=[cell], phases=("during",))["guest_s"]
+    middle = (float(times.min()) + float(times.max())) / 2
+    log = run.log_directory(cell)
+    log.mkdir(parents=True, exist_ok=True)
+    often = [{"event": "child", "monotonic_ns": middle * 1e9}] * 9
+    rare = [{"event": "out_of_memory", "monotonic_ns": middle * 1e9}, {"event": "old", "monotonic_ns": 0}]
+    (log / "workload.jsonl").write_text("\n".join(json.dumps(each) for each in [*often, *rare]))
+    (plot,) = [plot for plot in plots_of(run) if plot.name == "memory"]
+    assert plot.figure is not None
+    written = [text.get_text() for axis in plot.figure.axes for text in axis.texts]
+    assert "out of memory" in written and "child" not in written and "old" not in written

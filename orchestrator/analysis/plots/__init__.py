@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from orchestrator.analysis.plots import counters, latency, memory, reserved, survivors, tradeoff
+from orchestrator.analysis.plots import counters, latency, memory, reserved, survivors, sweep, tradeoff
 from orchestrator.analysis.plots.style import Plot, looks_of, settle, style
 from orchestrator.store.run import Run
 
@@ -53,6 +53,7 @@ def plots_of(run: Run) -> list[Plot]:
     with style():
         return [
             *tradeoff.tradeoff(run),
+            *sweep.sweeps(run),
             survivors.survivors(run, looks),
             *memory.memory_over_time(run, looks),
             *latency.fault_latency(run, looks),

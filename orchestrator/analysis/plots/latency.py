@@ -3,10 +3,8 @@
 
 from __future__ import annotations
 
-import json
 import textwrap
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -37,7 +35,7 @@ def fault_latency(run: Run, looks: Mapping[str, Look]) -> Iterator[Plot]:
     found: dict[str, dict[str, dict[str, _Buckets]]] = {}
     units: dict[tuple[str, str], str] = {}
     for cell in ok_cells(run).itertuples():
-        for record in _histograms(run.log_directory(str(cell.cell)) / "workload.jsonl"):
+        for record in _histograms(run, str(cell.cell)):
             if not any(count for _, _, count in record["buckets"]):
                 continue
             by_histogram = found.setdefault(str(cell.workload), {})
@@ -125,23 +123,12 @@ def _readable_log_ticks(axis: Axes) -> None:
     axis.xaxis.set_minor_locator(NullLocator())
 
 
-def _histograms(path: Path) -> Iterator[dict[str, Any]]:
-    try:
-        text = path.read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
-        return
-    for line in text.splitlines():
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
-            continue  # a line that the guest did not finish
-        if (
-            not isinstance(record, dict)
-            or "histogram" not in record
-            or not isinstance(record.get("buckets"), list)
-        ):
+def _histograms(run: Run, cell: str) -> Iterator[dict[str, Any]]:
+    for record in run.workload_records(cell):
+        buckets = record.get("buckets")
+        if "histogram" not in record or not isinstance(buckets, list):
             continue
-        if all(isinstance(bucket, list) and len(bucket) == 3 for bucket in record["buckets"]):
+        if all(isinstance(bucket, list) and len(bucket) == 3 for bucket in buckets):
             yield record
 
 

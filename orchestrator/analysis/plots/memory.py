@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, Literal
 
@@ -25,6 +26,10 @@ from orchestrator.store.run import Run
 
 _MEMORY: Final = ("MemFree", "MemAvailable", "nr_thp_reserved")
 _COLUMNS: Final = 4
+#: Events of a workload that come more often are its progress, and no turning points.
+_RARE: Final = 3
+_BEGINNING: Final = 0.02
+_NS_PER_S: Final = 1e9
 _MOST_NODES: Final = 8
 _PAGES_PER_MIB: Final = 256
 
@@ -89,6 +94,7 @@ def _memory_figure(
     for column, (variant, cell) in enumerate(cells):
         own = samples[samples["cell"] == cell]
         began = float(own["guest_s"].min())
+        events = _events(run, cell, own)
         for row, node in enumerate((None, *nodes)):
             axis: Axes = axes[row, column]
             for counter, label, colour, style in lines:
@@ -96,6 +102,16 @@ def _memory_figure(
                 if series is not None:
                     mib = series["value"] / (_PAGES_PER_MIB if counter.startswith("nr_") else 1024)
                     axis.plot(series["guest_s"] - began, mib, style, color=colour, label=label, linewidth=1.6)
+            for number, (at, label) in enumerate(events):
+                axis.axvline(at - began, color="#666666", linewidth=0.9, linestyle=(0, (4, 2)))
+                if row == 0:
+                    late = at - began > 0.6 * (float(own["guest_s"].max()) - began)
+                    axis.annotate(
+                        label, (at - began, 0.98 - 0.1 * number), xycoords=("data", "axes fraction"),
+                        xytext=(-3 if late else 3, 0), textcoords="offset points", ha="right" if late else "left",
+                        va="top", fontsize=8.5, color="#333333",
+                        bbox={"boxstyle": "square,pad=0.1", "facecolor": "white", "alpha": 0.75, "linewidth": 0},
+                    )  # fmt: skip
             axis.set_ylim(bottom=0)
             axis.yaxis.set_major_locator(MaxNLocator(nbins=5 if row == 0 else 3))
             axis.xaxis.set_major_locator(MaxNLocator(nbins=5))
@@ -111,6 +127,28 @@ def _memory_figure(
             handles.setdefault(label, handle)
     legend_below(figure, list(handles.values()), list(handles))
     return figure
+
+
+def _events(run: Run, cell: str, samples: pd.DataFrame) -> list[tuple[float, str]]:
+    """What happened, in guest seconds: the workload's rare events, and the first reservation given up."""
+    first, last = float(samples["guest_s"].min()), float(samples["guest_s"].max())
+    records = [
+        record for record in run.workload_records(cell) if "event" in record and "monotonic_ns" in record
+    ]
+    often = Counter(str(record["event"]) for record in records)
+    events = [
+        (float(record["monotonic_ns"]) / _NS_PER_S, str(record["event"]).replace("_", " "))
+        for record in records
+        if often[str(record["event"])] <= _RARE
+    ]
+    dumps = run.samples_of(cells=[cell], phases=("during",), counters=("thp_res_dump",))
+    dumps = dumps[dumps["node"].isna()].sort_values("guest_s", kind="stable")
+    grown = dumps[dumps["value"] > (dumps["value"].iloc[0] if len(dumps) else 0)]
+    if len(grown):
+        events.append((float(grown["guest_s"].iloc[0]), "first reservation given up"))
+    # What a workload says when it begins marks nothing but the beginning.
+    begun = first + _BEGINNING * (last - first)
+    return [(at, label) for at, label in events if begun < at <= last]
 
 
 def _series(samples: pd.DataFrame, counter: str, node: int | None) -> pd.DataFrame | None:

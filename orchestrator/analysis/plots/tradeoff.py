@@ -68,7 +68,7 @@ def tradeoff(run: Run) -> Iterator[Plot]:
             place("log")
     axis.xaxis.set_major_formatter(EngFormatter(sep=""))
     axis.yaxis.set_major_formatter(EngFormatter(sep=""))
-    axis.margins(0.12)
+    axis.margins(0.16)
     _name_points(axis, found.points)
     axis.set_xlabel(_label(across))
     axis.set_ylabel(_label(up))

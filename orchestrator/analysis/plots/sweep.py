@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Small multiples of a sweep: every primary metric against the values of one knob, the baseline as a line."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.ticker import EngFormatter, NullLocator
+
+from orchestrator.analysis.plots.style import BASELINE, PATCHED, Plot, ok_cells, space_panels, titled_figure
+from orchestrator.analysis.statistics import median_interval
+from orchestrator.store.run import Run
+
+#: Fewer values make no curve.
+_LEAST_VALUES = 3
+#: From this ratio of the largest to the smallest value on, the axis is logarithmic.
+_LOG_FROM = 8
+_COLUMNS = 2
+_LEAST_OCTAVES = 0.75
+
+
+@dataclass(frozen=True)
+class _Sweep:
+    """Variants that differ in the value of one knob."""
+
+    patchset: str
+    knob: str
+    variants: tuple[tuple[float, str], ...]
+
+
+def sweeps(run: Run) -> Iterator[Plot]:
+    """One plot a knob of which a patchset was measured at three values or more."""
+    for sweep in _sweeps_of(run):
+        drawn = _figure(run, sweep)
+        if drawn is not None:
+            yield drawn
+
+
+def _sweeps_of(run: Run) -> Iterator[_Sweep]:
+    groups: dict[tuple[Any, ...], list[tuple[float, str]]] = {}
+    for variant in run.manifest["variants"]:
+        if variant["role"] != "patched":
+            continue
+        for knob, value in variant["knobs"].items():
+            if not str(value).isdigit():
+                continue
+            rest = tuple(sorted((k, v) for k, v in variant["knobs"].items() if k != knob))
+            key = (variant["patchset"], knob, rest, tuple(variant["cmdline"]))
+            groups.setdefault(key, []).append((float(value), variant["name"]))
+    for (patchset, knob, _, _), variants in groups.items():
+        if len(variants) >= _LEAST_VALUES:
+            yield _Sweep(patchset, knob, tuple(sorted(variants)))
+
+
+def _figure(run: Run, sweep: _Sweep) -> Plot | None:
+    panels = [
+        (workload, metric, facts)
+        for workload, described in run.manifest["workloads"].items()
+        for metric, facts in described["metrics"].items()
+        if facts["primary"] and any(_values(run, workload, metric, name).any() for _, name in sweep.variants)
+    ]
+    if not panels:
+        return None
+    title = f"{sweep.patchset} by {sweep.knob}"
+    note = "median with its 95% bootstrap interval, of two their range; dashed: the baseline"
+    rows = -(-len(panels) // _COLUMNS)
+    figure = titled_figure(
+        run,
+        title,
+        note,
+        1.3 + 3.1 * rows,
+    )
+    space_panels(figure)
+    axes = figure.subplots(rows, _COLUMNS, sharex=True, squeeze=False)
+    for axis in axes.flat[len(panels) :]:
+        axis.set_visible(False)
+    for axis, (workload, metric, facts) in zip(axes.flat, panels, strict=False):
+        _panel(axis, run, sweep, workload, metric, facts)
+    name = f"sweep-{sweep.patchset}-{sweep.knob}".replace("/", "_")
+    return Plot(name, title, figure)
+
+
+def _panel(axis: Axes, run: Run, sweep: _Sweep, workload: str, metric: str, facts: Mapping[str, Any]) -> None:
+    points = [
+        (x, values) for x, name in sweep.variants if (values := _values(run, workload, metric, name)).size
+    ]
+    places = [x for x, _ in points]
+    middles = [float(np.median(values)) for _, values in points]
+    bounds = [_bounds(values) for _, values in points]
+    axis.fill_between(
+        places,
+        [low for low, _ in bounds],
+        [high for _, high in bounds],
+        color=PATCHED[0],
+        alpha=0.25,
+        linewidth=0,
+    )
+    axis.plot(places, middles, "o-", color=PATCHED[0], markersize=5)
+    for variant in run.manifest["variants"]:
+        if variant["role"] == "baseline":
+            stock = _values(run, workload, metric, variant["name"])
+            if stock.size:
+                low, high = _bounds(stock)
+                axis.axhspan(low, high, color=BASELINE, alpha=0.12, linewidth=0)
+                axis.axhline(float(np.median(stock)), color=BASELINE, linestyle="--", linewidth=1.2)
+    if max(places) >= _LOG_FROM * max(min(places), 1):
+        axis.set_xscale("log", base=2)
+        labelled = places[:1]
+        for place in places[1:]:  # where two are close, the first is labelled
+            if place >= labelled[-1] * 2**_LEAST_OCTAVES:
+                labelled.append(place)
+        axis.set_xticks(places, [f"{place:g}" if place in labelled else "" for place in places])
+    else:
+        axis.set_xticks(places, [f"{place:g}" for place in places])
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.yaxis.set_major_formatter(EngFormatter(sep=""))
+    axis.set_ylim(bottom=0)
+    arrow = {"lower": "less is better", "higher": "more is better"}.get(facts["better"], "")
+    axis.set_title(textwrap.fill(f"{workload}: {facts['help']}", 52))
+    axis.set_ylabel(f"{metric}\n({facts['unit']}{'; ' if arrow else ''}{arrow})")
+    axis.set_xlabel(sweep.knob)
+    axis.tick_params(labelbottom=True)
+
+
+def _values(run: Run, workload: str, metric: str, variant: str) -> npt.NDArray[np.float64]:
+    metrics = run.metrics
+    chosen = (
+        (metrics["workload"] == workload)
+        & (metrics["metric"] == metric)
+        & (metrics["variant"] == variant)
+        & metrics["cell"].isin(ok_cells(run)["cell"])
+    )
+    return metrics.loc[chosen, "value"].to_numpy(dtype=float)
+
+
+def _bounds(values: npt.NDArray[np.float64]) -> tuple[float, float]:
+    """The interval of the median; of fewer values than it takes, their range."""
+    interval = median_interval(values, seed=0)
+    if interval is None:
+        return float(values.min()), float(values.max())
+    return interval.low, interval.high

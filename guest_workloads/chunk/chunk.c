@@ -209,7 +209,7 @@ int main(int argc, char **argv)
 
 		if (!available_reached && meminfo_kib("MemAvailable:") < chunk_kib) {
 			available_reached = true;
-			event("less_than_a_chunk_available", "");
+			event("less_than_a_chunk_available", "\"children\": %d", count);
 			report_survivors(pids, count, &total, ticks() - began);
 		}
 		if (pipe(pipe_ends) < 0)

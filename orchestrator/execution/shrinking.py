@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A long trace that shows something, made as short as it still shows it.
+
+Delta debugging (Zeller and Hildebrandt, Simplifying and isolating failure-inducing input, IEEE TSE 28(2), 2002)
+over the operations, then over their arguments. Candidates are tried many at a time: a guest that is up runs dozens
+in the time that it takes to boot one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from itertools import islice
+
+from orchestrator.model.trace import (
+    Bind,
+    Dump,
+    Exit,
+    Fork,
+    Khugepaged,
+    Operation,
+    Remap,
+    Set,
+    Trace,
+)
+
+#: Position of the first of some traces that still shows it; None where none does.
+FirstFailing = Callable[[Sequence[Trace]], int | None]
+#: Operations tried in one go: enough to hide the way into the guest, not so many that most are in vain.
+_BATCH_STEPS = 2000
+
+
+def shrink(trace: Trace, first_failing: FirstFailing, on_progress: Callable[[Trace], None]) -> Trace:
+    """The shortest trace found that still shows what `trace` does.
+
+    No operation of it can be left out, and no range be made a single page, by itself.
+
+    Args:
+        trace: shows it, with its last operation.
+        first_failing: runs traces in fresh processes.
+        on_progress: called with each shorter trace.
+    """
+
+    def adopt(candidates: Iterator[Trace]) -> Trace | None:
+        """The first candidate that still shows it, tried in batches."""
+        while batch := _batch(candidates):
+            found = first_failing(batch)
+            if found is not None:
+                on_progress(batch[found])
+                return batch[found]
+        return None
+
+    while True:
+        before = trace
+        trace = _drop_operations(trace, adopt)
+        trace = _simplify(trace, adopt)
+        if trace == before:
+            return trace
+
+
+Adopt = Callable[[Iterator[Trace]], Trace | None]
+
+
+def _batch(candidates: Iterator[Trace]) -> list[Trace]:
+    batch = list(islice(candidates, 1))
+    while batch and sum(len(each.operations) for each in batch) + len(batch[0].operations) <= _BATCH_STEPS:
+        more = next(candidates, None)
+        if more is None:
+            break
+        batch.append(more)
+    return batch
+
+
+def _drop_operations(trace: Trace, adopt: Adopt) -> Trace:
+    pieces = 2
+    while trace.operations:
+        size = max(len(trace.operations) // pieces, 1)
+        found = adopt(_without_pieces(trace, size))
+        if found is not None:
+            # What is left is cut into pieces of the same size, as the next one may be superfluous as well.
+            trace = found
+            pieces = max(min(pieces - 1, len(trace.operations)), 2)
+        elif size == 1:
+            return trace
+        else:
+            pieces = min(2 * pieces, len(trace.operations))
+    return trace
+
+
+def _without_pieces(trace: Trace, size: int) -> Iterator[Trace]:
+    # From the end: what is late depends on what was early, and not the other way round.
+    for start in reversed(range(0, len(trace.operations), size)):
+        kept = trace.operations[:start] + trace.operations[start + size :]
+        candidate = replace(trace, operations=valid(kept))
+        if len(candidate.operations) < len(trace.operations):
+            yield candidate
+
+
+def _simplify(trace: Trace, adopt: Adopt) -> Trace:
+    while (found := adopt(_simpler(trace))) is not None:
+        trace = found
+    return trace
+
+
+def _simpler(trace: Trace) -> Iterator[Trace]:
+    for knob in trace.settings:
+        yield replace(trace, settings={key: v for key, v in trace.settings.items() if key != knob})
+    for number, operation in enumerate(trace.operations):
+        for simpler in _simpler_operations(operation):
+            yield replace(
+                trace,
+                operations=(*trace.operations[:number], simpler, *trace.operations[number + 1 :]),
+            )
+
+
+def _simpler_operations(operation: Operation) -> Iterator[Operation]:
+    if isinstance(operation, Khugepaged | Dump | Set):
+        return
+    if operation.thread:
+        yield replace(operation, thread=0)
+    if isinstance(operation, Fork | Exit | Bind | Remap):
+        return
+    for count in dict.fromkeys((1, operation.count // 2, operation.count - 1)):
+        if 0 < count < operation.count:
+            yield replace(operation, count=count)
+
+
+def valid(operations: Sequence[Operation]) -> tuple[Operation, ...]:
+    """`operations` without those of processes that are not there."""
+    alive = used = frozenset({"p0"})
+    kept: list[Operation] = []
+    for operation in operations:
+        if not isinstance(operation, Khugepaged | Dump | Set):
+            if operation.process not in alive:
+                continue
+            if isinstance(operation, Fork):
+                if operation.child in used:
+                    continue
+                alive, used = alive | {operation.child}, used | {operation.child}
+            elif isinstance(operation, Exit):
+                alive -= {operation.process}
+        kept.append(operation)
+    return tuple(kept)

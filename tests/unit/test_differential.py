@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Comparing what a guest answered with what a model expects, with both of them made up."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from guest_data import DIRECTORY
+
+from orchestrator.errors import InfrastructureError
+from orchestrator.execution.differential import (
+    TraceGuest,
+    batches,
+    check_traces,
+    compare,
+    parse_answers,
+)
+from orchestrator.guest.ssh import GuestLost
+from orchestrator.machine.oops import Finding
+from orchestrator.model.trace import Operation, Trace, Write, parse
+from orchestrator.store.outcome import Outcome
+
+TRACE = parse("trace 1\np0 map 0:0 512 huge\np0 write 0:3 1 7\nkhugepaged\n")
+#: As the guest prints it: counters when they change, empty blocks by number.
+ANSWERS = (DIRECTORY / "trace_answers.jsonl").read_text(encoding="utf-8")
+END = '{"end": "ok"}\n'
+HUGE = {"huge": True, "present": 512, "zero": 0, "swapped": 0, "hash": "00000000000000aa"}
+
+
+@dataclass
+class Expected:
+    errno: str | None = None
+    vmstat: Mapping[str, int] = field(default_factory=dict)
+    blocks: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+
+    def processes(self) -> Mapping[str, Mapping[str, Any]]:
+        return {"p0": {"blocks": self.blocks, "rss": 512 * len(self.blocks)}}
+
+
+class Model:
+    """Expects these, one after another; and at the end what it expected last."""
+
+    def __init__(self, *expected: Expected) -> None:
+        self.expected = list(expected)
+
+    def step(self, operation: Operation) -> Expected:
+        return self.expected.pop(0) if len(self.expected) > 1 else self.expected[0]
+
+
+def right() -> Model:
+    mapped = Expected(vmstat={"thp_fault_alloc": 1}, blocks={0: HUGE})
+    return Model(Expected(vmstat={"thp_fault_alloc": 0}), mapped, mapped)
+
+
+def test_equal_answers_are_compared_field_by_field() -> None:
+    (answers,), wrong = parse_answers(ANSWERS + END)
+    assert wrong is None
+    comparison = compare(TRACE, answers, right())
+    assert comparison.divergence is None and comparison.steps == 3
+    assert comparison.compared["vmstat.thp_fault_alloc"] == 4
+    assert comparison.compared["blocks.hash"] == 3 and comparison.compared["rss"] == 1
+    # The model expects nothing of this counter, so nothing is said about it.
+    assert comparison.uncompared == {"vmstat.thp_collapse_alloc": 4}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "step", "name", "kind"),
+    [
+        ('"errno": 0, "vmstat": {"thp', '"errno": "ENOMEM", "vmstat": {"thp', 1, "errno", "errno"),
+        ('"thp_fault_alloc": 1', '"thp_fault_alloc": 2', 1, "vmstat.thp_fault_alloc", "vmstat.thp_fault_alloc"),
+        ('"hash": "00000000000000aa"}}}', '"hash": "00000000000000ab"}}}', 1, "p0.blocks.0.hash", "blocks.hash"),
+        ('"rss": 512', '"rss": 511', 2, "p0.rss", "rss"),
+        ('"empty": [0]', '"empty": []', None, "", ""),
+        (
+            '"over": 0, "vmstat": {',
+            '"over": 0, "vmstat": {"thp_fault_alloc": 3',
+            3, "vmstat.thp_fault_alloc", "vmstat.thp_fault_alloc",
+        ),
+        ('{"step": 2, "errno": 0', '{"step": 2, "torn": [5], "errno": 0', 2, "torn", "torn"),
+    ],
+)  # fmt: skip
+def test_the_first_difference_is_named(old: str, new: str, step: int | None, name: str, kind: str) -> None:
+    assert old in ANSWERS
+    (answers,), _ = parse_answers(ANSWERS.replace(old, new) + END)
+    divergence = compare(TRACE, answers, right()).divergence
+    if step is None:
+        assert divergence is None
+        return
+    assert divergence is not None
+    assert (divergence.step, divergence.first.field, divergence.first.kind) == (step, name, kind)
+
+
+def test_wrong_contents_are_named_before_counters() -> None:
+    told = ANSWERS.replace('"thp_fault_alloc": 1', '"thp_fault_alloc": 9').replace("00aa", "00ab")
+    (answers,), _ = parse_answers(told + END)
+    divergence = compare(TRACE, answers, right()).divergence
+    assert divergence is not None
+    assert [each.field for each in divergence.differences] == ["p0.blocks.0.hash", "vmstat.thp_fault_alloc"]
+    assert str(divergence) == (
+        "step 1 (p0 write 0:3 1 7): p0.blocks.0.hash is 00000000000000ab, expected 00000000000000aa"
+    )
+    assert json.loads(json.dumps(divergence.to_json()))["differences"][1]["observed"] == 9
+
+
+def test_a_process_that_dies_diverges_at_its_step() -> None:
+    text = "\n".join(ANSWERS.splitlines()[:2]) + '\n{"abandoned": 0, "step": 1, "reason": "p0 died"}\n'
+    (answers,), wrong = parse_answers(text + END)
+    assert wrong is None
+    divergence = compare(TRACE, answers, right()).divergence
+    assert divergence is not None
+    assert str(divergence) == "step 1 (p0 write 0:3 1 7): process is p0 died, expected alive"
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        (ANSWERS, "it stopped without saying how it ended"),
+        (ANSWERS + '{"st', "its output ends in the middle of a line"),
+        (ANSWERS + '{"end": "error", "reason": "line 3 of the trace: no number"}', "line 3 of the trace: no number"),
+        ("[]", "it begins with []"),
+        ("", "it stopped without saying how it ended"),
+    ],
+)  # fmt: skip
+def test_output_that_is_not_whole_is_noticed(text: str, wrong: str) -> None:
+    assert parse_answers(text)[1] == wrong
+
+
+class FakeGuest:
+    """Prints what it is told to, batch by batch; None is a guest that dies in the middle."""
+
+    def __init__(self, outputs: Sequence[str | None], findings: list[Finding]) -> None:
+        self.outputs = list(outputs)
+        self.findings = findings
+        self.ran: list[int] = []
+
+    def run(self, argv: Sequence[str], *, stdin: str, stdout: Path, timeout_s: float) -> None:
+        self.ran.append(stdin.count("trace 1\n"))
+        output = self.outputs.pop(0)
+        if output is None:
+            stdout.write_text(ANSWERS[: ANSWERS.index('{"step": 1')])
+            self.findings.append(Finding(Outcome.KERNEL_PANIC, "kernel BUG at mm/thp.c", "text", 1))
+            raise GuestLost("the guest panicked")
+        stdout.write_text(output)
+
+
+class FakeBench:
+    def __init__(self, *outputs: str | None) -> None:
+        self.boots = 0
+        self.findings: list[Finding] = []
+        self.guest = FakeGuest(outputs, self.findings)
+
+    def boot(self, *_: object, **__: object) -> FakeBench:
+        self.boots += 1
+        self.findings.clear()
+        return self
+
+    def __enter__(self) -> object:
+        machine = SimpleNamespace(findings=lambda: list(self.findings))
+        return SimpleNamespace(machine=machine, guest=self.guest)
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+def guest_of(bench: FakeBench, tmp_path: Path) -> TraceGuest:
+    return TraceGuest(bench, None, None, tmp_path)  # type: ignore[arg-type]
+
+
+def test_many_traces_are_one_call_of_the_guest(tmp_path: Path) -> None:
+    bench = FakeBench(ANSWERS * 3 + END)
+    with guest_of(bench, tmp_path) as guest:
+        checked = check_traces(guest, [TRACE] * 3, lambda trace: right())
+    assert [each.divergence for each in checked] == [None] * 3
+    assert (bench.boots, bench.guest.ran) == (1, [3])
+
+
+def test_a_panic_is_found_out_by_running_each_alone_in_a_new_guest(tmp_path: Path) -> None:
+    bench = FakeBench(None, ANSWERS + END, None)
+    with guest_of(bench, tmp_path) as guest:
+        first, second = check_traces(guest, [TRACE] * 2, lambda trace: right())
+    assert first.divergence is None
+    assert second.divergence is not None
+    assert (second.divergence.step, second.divergence.first.field) == (1, "console")
+    assert second.divergence.first.observed == "kernel BUG at mm/thp.c"
+    assert (bench.boots, bench.guest.ran) == (2, [2, 1, 1])
+
+
+def test_a_trace_that_the_program_does_not_understand_is_no_divergence(tmp_path: Path) -> None:
+    bench = FakeBench('{"end": "error", "reason": "line 3 of the trace: no number"}\n')
+    with guest_of(bench, tmp_path) as guest, pytest.raises(InfrastructureError, match="no number"):
+        guest.run([TRACE])
+
+
+def test_batches_are_as_large_as_they_may_be() -> None:
+    traces = [Trace((Write("p0", 0, 1, 1),) * count) for count in (3, 3, 9, 1, 1)]
+    assert [[len(t.operations) for t in batch] for batch in batches(traces, 6)] == [[3, 3], [9], [1, 1]]

@@ -1,0 +1,1210 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What a kernel does with anonymous memory, and what can be seen of it from user space.
+
+One machine with ample free memory, so that allocations succeed and nothing is
+reclaimed but by `Dump`; one CPU; no swap; huge pages of 2 MiB only. Counters are
+exact under these conditions. The sources are mm/memory.c, huge_memory.c,
+khugepaged.c, mremap.c, mprotect.c, madvise.c, mlock.c, mempolicy.c, rmap.c and
+vma.c of Linux 6.12, and the patches of the series.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final, Literal
+
+from orchestrator.model import trace
+from orchestrator.model.address_space import NONE, READ, WRITE, AddressSpace, Attributes, Vma
+from orchestrator.model.page import (
+    ALL,
+    HUGE,
+    HUGE_ZERO,
+    PAGES,
+    PTES,
+    Folio,
+    Frame,
+    Reservation,
+    Table,
+    bits,
+    block_hash,
+    page_word,
+)
+
+#: Stages of the series, as series.toml names them.
+STAGES: Final = (
+    "structs",
+    "counters",
+    "threshold-knob",
+    "release",
+    "reserve",
+    "zero-page",
+    "pressure",
+    "copy",
+    "in-place",
+)
+
+#: /proc/vmstat counters of every kernel. What the model never changes stays 0 while memory is ample.
+_STOCK: Final = (
+    "nr_anon_transparent_hugepages",
+    "thp_fault_alloc",
+    "thp_fault_fallback",
+    "thp_fault_fallback_charge",
+    "thp_collapse_alloc",
+    "thp_collapse_alloc_failed",
+    "thp_split_page",
+    "thp_split_page_failed",
+    "thp_deferred_split_page",
+    "thp_underused_split_page",
+    "thp_split_pmd",
+    "thp_scan_exceed_none_pte",
+    "thp_scan_exceed_swap_pte",
+    "thp_scan_exceed_share_pte",
+    "thp_zero_page_alloc",
+    "thp_zero_page_alloc_failed",
+    "thp_swpout",
+    "thp_swpout_fallback",
+)
+
+#: Counters of the series, by the stage that introduces them.
+_SERIES: Final[Mapping[str, tuple[str, ...]]] = {
+    "counters": (
+        "nr_thp_reserved",
+        "thp_res_alloc",
+        "thp_res_alloc_failed",
+        "thp_res_mapped",
+        "thp_res_released",
+    ),
+    "pressure": ("thp_res_dump",),
+    "copy": ("thp_res_copy",),
+    "in-place": ("thp_res_filled", "thp_res_collapse"),
+}
+
+_DEFAULTS: Final[Mapping[str, str]] = {
+    "promotion_threshold": "1",
+    "enabled": "madvise",
+    "use_zero_page": "1",
+    "max_ptes_none": "511",
+    "max_ptes_shared": "256",
+    "max_ptes_swap": "64",
+    "defrag": "madvise",
+}
+
+_PROTECTIONS: Final = {"none": NONE, "r": READ, "rw": WRITE}
+
+Errno = str | Literal[0]
+
+
+class BlockView:
+    """What is seen of one block of one process.
+
+    Attributes:
+        huge: whether a huge page is mapped, other than the huge zero page.
+        present: number of pages mapped that are not the zero page.
+        zero: number of pages where the zero page is mapped.
+        swapped: number of pages in swap; always 0 here.
+        hash: of the contents: see `block_hash()`.
+    """
+
+    __slots__ = ("hash", "huge", "present", "swapped", "zero")
+
+    def __init__(self, table: Table | None) -> None:
+        state = table.state if table is not None else PTES
+        self.huge = state == HUGE
+        self.present = PAGES if state == HUGE else table.present.bit_count() if table is not None else 0
+        self.zero = PAGES if state == HUGE_ZERO else table.zero.bit_count() if table is not None else 0
+        self.swapped = 0
+        self.hash = block_hash(table.contents() if table is not None else [0] * PAGES)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As the guest program prints it."""
+        return {name: getattr(self, name) for name in ("huge", "present", "zero", "swapped", "hash")}
+
+
+class Expected:
+    """What a step is expected to lead to.
+
+    Attributes:
+        errno: 0, or the name of the error: of the system call, or of the signal that ended the access.
+    """
+
+    __slots__ = ("_counters", "_model", "errno")
+
+    def __init__(self, model: Model, errno: Errno, counters: list[int]) -> None:
+        self.errno: Errno = errno
+        self._model = model
+        self._counters = counters
+
+    @property
+    def vmstat(self) -> dict[str, int]:
+        """Counters after the step, from 0 at the start; only those that the kernel has."""
+        names = self._model.counter_names
+        return {name: self._counters[index] for name, index in names.items()}
+
+    def processes(self) -> dict[str, dict[str, Any]]:
+        """All processes with all blocks that are not empty, as they are *now*: ask before the next step."""
+        return {
+            name: {
+                "rss": self._model.rss(name),
+                "blocks": {
+                    str(block): self._model.block(name, block).as_dict()
+                    for block in sorted(self._model.process(name).tables)
+                },
+            }
+            for name in self._model.alive
+        }
+
+
+class Model:
+    """The state of a machine, changed by one operation at a time.
+
+    Args:
+        stages: of the series, by name; in any order.
+        settings: knobs that differ from the kernel's defaults, as in the header of a trace.
+        blocks: size of the arena in 2 MiB blocks.
+        nodes: number of NUMA nodes with memory.
+
+    Raises:
+        ValueError: for a stage or setting that does not exist, or a stage without those before it.
+    """
+
+    def __init__(
+        self,
+        stages: Iterable[str] = (),
+        settings: Mapping[str, str] | None = None,
+        blocks: int = trace.DEFAULT_BLOCKS,
+        nodes: int = 1,
+    ) -> None:
+        chosen = frozenset(stages)
+        if chosen != frozenset(STAGES[: len(chosen)]):
+            raise ValueError(f"Stages have to be the first of: {', '.join(STAGES)}.")
+        self.stages = chosen
+        self.blocks = blocks
+        self._nodes = nodes
+        self._has_counters = "counters" in chosen
+        self._has_threshold = "threshold-knob" in chosen
+        self._has_release = "release" in chosen
+        self._has_reserve = "reserve" in chosen
+        self._has_zero_page = "zero-page" in chosen
+        self._has_dump = "pressure" in chosen
+        self._has_copy = "copy" in chosen
+        self._has_in_place = "in-place" in chosen
+
+        names = [*_STOCK, *(name for names in _SERIES.values() for name in names)]
+        missing = {name for stage, names in _SERIES.items() if stage not in chosen for name in names}
+        self._index = {name: index for index, name in enumerate(names)}
+        self.counter_names = {name: index for name, index in self._index.items() if name not in missing}
+        self._counters = [0] * len(names)
+        index = self._index
+        self._reserved = index["nr_thp_reserved"]
+        self._res_mapped = index["thp_res_mapped"]
+
+        self._settings = dict(_DEFAULTS)
+        for knob, value in (settings or {}).items():
+            if self._set(trace.Set(knob, value)):
+                raise ValueError(f"There is no setting {knob} in this kernel.")
+        self._read_settings()
+
+        self._processes: dict[str, AddressSpace] = {"p0": self._new_process()}
+        self._slots: list[AddressSpace] = []  # khugepaged's, in its order
+        self._steps: dict[type, Callable[[Any], Errno]] = {
+            trace.Map: self._map,
+            trace.Unmap: self._unmap,
+            trace.Write: self._write,
+            trace.Read: self._read,
+            trace.Protect: self._protect,
+            trace.Advise: self._advise,
+            trace.Remap: self._remap,
+            trace.Bind: self._bind,
+            trace.Lock: self._lock,
+            trace.Unlock: self._unlock,
+            trace.Fork: self._fork,
+            trace.Exit: self._exit,
+            trace.Khugepaged: self._khugepaged,
+            trace.Dump: self._dump,
+            trace.Set: self._set,
+        }
+
+    # What is seen of it
+
+    @property
+    def alive(self) -> list[str]:
+        """Names of the processes that exist."""
+        return list(self._processes)
+
+    def process(self, name: str) -> AddressSpace:
+        """The address space of a process that exists."""
+        return self._processes[name]
+
+    def rss(self, name: str) -> int:
+        """Anonymous pages of a process's arena, as `Anonymous` of smaps counts them."""
+        tables = self._processes[name].tables.values()
+        return sum(PAGES if table.state == HUGE else table.present.bit_count() for table in tables)
+
+    def block(self, name: str, block: int) -> BlockView:
+        """What is seen of one block of a process."""
+        return BlockView(self._processes[name].tables.get(block))
+
+    def counter(self, name: str) -> int:
+        """A counter, whether the kernel shows it yet or not."""
+        return self._counters[self._index[name]]
+
+    def setting(self, knob: str) -> str:
+        """The value of a knob."""
+        return self._settings[knob]
+
+    def step(self, operation: trace.Operation) -> Expected:
+        """Do one operation.
+
+        Raises:
+            KeyError: for a process that does not exist; a trace that was read has no such operation.
+        """
+        errno = self._steps[type(operation)](operation)
+        return Expected(self, errno, self._counters.copy())
+
+    def run(self, operations: Iterable[trace.Operation]) -> Expected | None:
+        """Do several operations; what the last one leads to."""
+        expected = None
+        for operation in operations:
+            expected = self.step(operation)
+        return expected
+
+    # Settings
+
+    def _set(self, operation: trace.Set) -> Errno:
+        values = trace.KNOBS.get(operation.knob)
+        if values is None or (operation.knob == "promotion_threshold" and not self._has_threshold):
+            return "ENOENT"
+        if operation.value not in (map(str, values) if isinstance(values, range) else values):
+            return "EINVAL"
+        self._settings[operation.knob] = operation.value
+        self._read_settings()
+        return 0
+
+    def _read_settings(self) -> None:
+        settings = self._settings
+        self._enabled = settings["enabled"]
+        self._use_zero_page = settings["use_zero_page"] == "1"
+        self._max_ptes_none = int(settings["max_ptes_none"])
+        self._max_ptes_shared = int(settings["max_ptes_shared"])
+        self._threshold = int(settings["promotion_threshold"])
+
+    def _count(self, name: str, amount: int = 1) -> None:
+        self._counters[self._index[name]] += amount
+
+    # Reservations: mm/thp_reserve.c
+
+    def _may_reserve(self) -> bool:
+        """thp_resv_enabled()."""
+        return self._has_reserve and self._threshold > 1
+
+    def _create(self, mm: AddressSpace, block: int) -> None:
+        """thp_resv_create(): a block for a range that has none. Memory is ample, so there is one."""
+        if block in mm.reservations:
+            return
+        mm.reservations[block] = Reservation()
+        self._count("thp_res_alloc")
+        self._counters[self._reserved] += PAGES
+
+    def _take(self, mm: AddressSpace, block: int, page: int) -> Frame:
+        """A page for an address: out of its reservation if that has it still."""
+        reservation = mm.reservations.get(block)
+        if reservation is None or not reservation.unused >> page & 1:
+            return Frame()
+        reservation.unused ^= 1 << page
+        counters = self._counters
+        counters[self._reserved] -= 1
+        counters[self._res_mapped] += 1
+        return Frame(0, reservation, page)
+
+    def _give_up(self, mm: AddressSpace, block: int) -> Reservation | None:
+        """Release the reservation of one block, if there is one."""
+        reservation = mm.reservations.pop(block, None)
+        if reservation is not None:
+            unused = reservation.unused.bit_count()
+            self._count("thp_res_released", unused)
+            self._counters[self._reserved] -= unused
+        return reservation
+
+    def _release(self, mm: AddressSpace, start: int, end: int) -> None:
+        """thp_resv_release(): of every block with a page of the range."""
+        if not self._has_release or not mm.reservations:
+            return
+        for block in range(start // PAGES, (end - 1) // PAGES + 1):
+            self._give_up(mm, block)
+
+    def _dump(self, _operation: trace.Dump) -> Errno:
+        if not self._has_dump:
+            return 0
+        for mm in self._processes.values():
+            # One whose pages are all in use is not on the list: nothing would be gained.
+            for block in [block for block, resv in mm.reservations.items() if resv.unused]:
+                self._give_up(mm, block)
+                self._count("thp_res_dump")
+        return 0
+
+    # Whether huge pages are allowed: __thp_vma_allowable_orders()
+
+    def _allowed(self, vma: Vma) -> bool:
+        hint = vma.attributes.hint
+        if hint == "nohuge" or self._enabled == "never":
+            return False
+        return self._enabled == "always" or hint == "huge"
+
+    def _register(self, mm: AddressSpace, vma: Vma) -> None:
+        """khugepaged_enter_vma()."""
+        if mm.registered or not self._allowed(vma) or vma.anon is None or not vma.blocks():
+            return
+        mm.registered = True
+        self._slots.append(mm)
+
+    # Huge pages: mm/huge_memory.c and the counts of mm/rmap.c
+
+    def _map_huge(self, mm: AddressSpace, vma: Vma, block: int, words: list[int]) -> Folio:
+        """Map a new huge page, which belongs to nobody else."""
+        table = Table(HUGE, Folio(words))
+        table.writable = ALL if vma.attributes.protection == WRITE else 0
+        mm.tables[block] = table
+        self._count("nr_anon_transparent_hugepages")
+        assert table.folio is not None
+        return table.folio
+
+    def _on_partial(self, folio: Folio) -> None:
+        """deferred_split_folio(): part of a huge page is not mapped any more."""
+        if not folio.partially:
+            folio.partially = True
+            self._count("thp_deferred_split_page")
+
+    def _unmap_pmd(self, folio: Folio) -> None:
+        """folio_remove_rmap_pmd()."""
+        folio.maps -= 1
+        folio.entire -= 1
+        if not folio.entire:
+            self._count("nr_anon_transparent_hugepages", -1)
+            if 0 < folio.mapped < PAGES:
+                self._on_partial(folio)
+
+    def _unmap_ptes(self, frames: list[Frame]) -> None:
+        """folio_remove_rmap_ptes() of one page, or of consecutive ones of a huge page."""
+        last = 0
+        for frame in frames:
+            frame.maps -= 1
+            if not frame.maps:
+                last += 1
+        folio = frames[0].folio
+        if folio is None:
+            return
+        folio.maps -= len(frames)
+        folio.mapped -= last
+        if last and not folio.entire and folio.mapped:
+            self._on_partial(folio)
+
+    def _split_pmd(self, mm: AddressSpace, block: int) -> Table:
+        """__split_huge_pmd(): map by PTEs what a PMD maps."""
+        table = mm.tables[block]
+        self._count("thp_split_pmd")
+        folio = table.folio
+        table.frames = [None] * PAGES
+        table.state = PTES
+        if folio is None:
+            table.zero = ALL
+            return table
+        table.folio = None
+        table.present = ALL
+        frames = folio.into_frames()
+        table.frames[:] = frames
+        folio.maps += PAGES
+        folio.mapped = PAGES
+        for frame in frames:
+            frame.maps += 1
+            if folio.exclusive:
+                frame.exclusive = True
+        self._unmap_pmd(folio)
+        return table
+
+    def _on_boundary(self, mm: AddressSpace, page: int) -> None:
+        """vma_adjust_trans_huge(): a VMA begins or ends at this page from now on."""
+        block, offset = divmod(page, PAGES)
+        if not offset:
+            return
+        self._release(mm, page, page + 1)
+        table = mm.tables.get(block)
+        if table is not None and table.state != PTES:
+            self._split_pmd(mm, block)
+
+    def _zap_ptes(self, table: Table, first: int, last: int) -> None:
+        """zap_pte_range(): consecutive pages of a huge page go at once."""
+        mask = bits(first, last)
+        if table.present & mask:
+            run: list[Frame] = []
+            frames = table.frames
+            for page in range(first, last):
+                frame = frames[page]
+                if run and (
+                    frame is None or frame.folio is not run[0].folio or frame.slot != run[-1].slot + 1
+                ):
+                    self._unmap_ptes(run)
+                    run = []
+                if frame is None:
+                    continue
+                if frame.folio is None:
+                    frame.maps -= 1
+                else:
+                    run.append(frame)
+            if run:
+                self._unmap_ptes(run)
+            frames[first:last] = [None] * (last - first)
+        table.present &= ~mask
+        table.zero &= ~mask
+        table.writable &= ~mask
+
+    def _zap(self, mm: AddressSpace, start: int, end: int) -> None:
+        """unmap_page_range(): part of a VMA."""
+        self._release(mm, start, end)
+        for block, first, last in _pieces(start, end):
+            table = mm.tables.get(block)
+            if table is None:
+                continue
+            if table.state != PTES:
+                if last - first == PAGES:
+                    if table.folio is not None:
+                        self._unmap_pmd(table.folio)
+                    del mm.tables[block]
+                    continue
+                self._split_pmd(mm, block)
+            self._zap_ptes(table, first, last)
+
+    # Page faults: mm/memory.c
+
+    def _prepare_anon(self, mm: AddressSpace, vma: Vma) -> None:
+        if vma.anon is None:
+            mm.prepare_anon(vma)
+
+    def _fault_none(self, mm: AddressSpace, vma: Vma, block: int, write: bool) -> Table:
+        """A fault where the PMD is none: create_huge_pmd(), or else a page table."""
+        if self._allowed(vma) and vma.contains_block(block):
+            self._prepare_anon(mm, vma)
+            self._register(mm, vma)
+            if not write and self._use_zero_page:
+                mm.tables[block] = Table(HUGE_ZERO)
+                return mm.tables[block]
+            if self._may_reserve():
+                if write:
+                    self._create(mm, block)
+            else:
+                self._map_huge(mm, vma, block, [0] * PAGES)
+                self._count("thp_fault_alloc")
+                return mm.tables[block]
+        table = mm.tables[block] = Table()
+        return table
+
+    def _cow_zero(self, mm: AddressSpace, vma: Vma, block: int, table: Table, page: int) -> Frame:
+        """wp_page_copy() of the zero page."""
+        self._prepare_anon(mm, vma)
+        if not self._has_zero_page:
+            return Frame()
+        # The first write to a range that has only been read.
+        if (
+            self._may_reserve()
+            and not table.present
+            and block not in mm.reservations
+            and self._allowed(vma)
+            and vma.contains_block(block)
+        ):
+            self._create(mm, block)
+        return self._take(mm, block, page)
+
+    def _may_reuse(self, frame: Frame) -> bool:
+        """Whether a write to a page that is mapped read-only need not copy it."""
+        return frame.exclusive or (frame.folio is None and frame.maps == 1)
+
+    def _fault_write(self, mm: AddressSpace, vma: Vma, block: int, first: int, last: int) -> Table:
+        """Have pages of a block mapped for writing, of a VMA that may be written."""
+        table = mm.tables.get(block)
+        if table is None:
+            table = self._fault_none(mm, vma, block, write=True)
+        mask = bits(first, last)
+        if table.writable & mask == mask:
+            return table
+        if table.state != PTES:
+            folio = table.folio
+            # do_huge_pmd_wp_page()
+            if folio is not None and (folio.exclusive or folio.maps == 1):
+                folio.exclusive = True
+                table.writable = ALL
+                return table
+            self._split_pmd(mm, block)
+        frames = table.frames
+        for page in range(first, last):
+            bit = 1 << page
+            if table.writable & bit:
+                continue
+            if table.present & bit:
+                frame = frames[page]
+                assert frame is not None
+                if self._may_reuse(frame):
+                    frame.exclusive = True
+                else:
+                    frames[page] = Frame(frame.word)
+                    self._unmap_ptes([frame])
+            elif table.zero & bit:
+                frames[page] = self._cow_zero(mm, vma, block, table, page)
+                table.zero ^= bit
+                table.present |= bit
+            else:
+                self._prepare_anon(mm, vma)
+                frames[page] = self._take(mm, block, page) if self._has_reserve else Frame()
+                table.present |= bit
+            table.writable |= bit
+        return table
+
+    def _fault_read(self, mm: AddressSpace, vma: Vma, block: int, first: int, last: int) -> None:
+        """Have pages of a block mapped for reading."""
+        table = mm.tables.get(block)
+        if table is None:
+            table = self._fault_none(mm, vma, block, write=False)
+        if table.state == PTES:
+            table.zero |= bits(first, last) & ~table.present
+
+    def _touch(self, mm: AddressSpace, vma: Vma, start: int, end: int, write: bool) -> None:
+        for block, first, last in _pieces(start, end):
+            if write:
+                self._fault_write(mm, vma, block, first, last)
+            else:
+                self._fault_read(mm, vma, block, first, last)
+
+    def _write(self, operation: trace.Write) -> Errno:
+        mm = self._processes[operation.process]
+        page = operation.start
+        end = page + operation.count
+        seed = operation.seed
+        while page < end:
+            vma = mm.find(page)
+            if vma is None or vma.attributes.protection != WRITE:
+                return "SIGSEGV"
+            block, first = divmod(page, PAGES)
+            last = min(end, vma.end) - block * PAGES
+            if last > PAGES:
+                last = PAGES
+            table = self._fault_write(mm, vma, block, first, last)
+            origin = block * PAGES
+            words = table.folio.words if table.folio is not None else None
+            if words is not None:
+                for each in range(first, last):
+                    words[each] = page_word(seed, origin + each)
+            else:
+                frames = table.frames if table.folio is None else table.folio.frames
+                for each in range(first, last):
+                    frames[each].word = page_word(seed, origin + each)  # type: ignore[union-attr]
+            page = origin + last
+        return 0
+
+    def _read(self, operation: trace.Read) -> Errno:
+        mm = self._processes[operation.process]
+        page = operation.start
+        end = page + operation.count
+        while page < end:
+            vma = mm.find(page)
+            if vma is None or vma.attributes.protection == NONE:
+                return "SIGSEGV"
+            stop = min(end, vma.end)
+            self._touch(mm, vma, page, stop, write=False)
+            page = stop
+        return 0
+
+    # Mappings: mm/mmap.c, mprotect.c, madvise.c, mlock.c, mempolicy.c
+
+    def _new_process(self) -> AddressSpace:
+        return AddressSpace(self._on_boundary, self._register)
+
+    def _map(self, operation: trace.Map) -> Errno:
+        mm = self._processes[operation.process]
+        start, end = operation.start, operation.start + operation.count
+        if mm.overlapping(start, end):
+            return "EEXIST"
+        if mm.merge_new(start, end, Attributes(), start, None) is None:
+            mm.insert(Vma(start, end, Attributes(), start))
+        if operation.hint is not None:
+            return self._hint(mm, start, end, operation.hint)
+        return 0
+
+    def _unmap(self, operation: trace.Unmap) -> Errno:
+        mm = self._processes[operation.process]
+        self._unmap_range(mm, operation.start, operation.start + operation.count)
+        return 0
+
+    def _unmap_range(self, mm: AddressSpace, start: int, end: int) -> None:
+        """do_munmap()."""
+        for vma in mm.overlapping(start, end):
+            inner = vma
+            if inner.start < start:
+                inner = mm.split(inner, start)[1]
+            if inner.end > end:
+                inner = mm.split(inner, end)[0]
+        gone = mm.overlapping(start, end)
+        for vma in gone:
+            self._zap(mm, vma.start, vma.end)
+        for vma in gone:
+            mm.remove(vma)
+        # free_pgtables(): of blocks that no VMA needs any more
+        for block in range(start // PAGES, (end - 1) // PAGES + 1):
+            if block in mm.tables and not mm.overlapping(block * PAGES, (block + 1) * PAGES):
+                del mm.tables[block]
+
+    def _protect(self, operation: trace.Protect) -> Errno:
+        mm = self._processes[operation.process]
+        start, end = operation.start, operation.start + operation.count
+        protection = _PROTECTIONS[operation.protection]
+        at = start
+        for _vma, first, last in list(mm.parts(start, end)):
+            if first > at:
+                return "ENOMEM"
+            at = last
+            current = mm.find(first)  # it may have become part of the one before
+            assert current is not None
+            self._protect_part(mm, current, first, last, protection)
+        return 0 if at >= end else "ENOMEM"
+
+    def _protect_part(self, mm: AddressSpace, vma: Vma, start: int, end: int, protection: int) -> None:
+        """mprotect_fixup()."""
+        old = vma.attributes
+        if old.protection == protection:
+            return
+        accounted = old.accounted
+        if protection == WRITE:
+            accounted = True
+        elif vma.anon is None:
+            accounted = False
+        vma = mm.modify(vma, start, end, old._replace(protection=protection, accounted=accounted))
+        for block, first, last in _pieces(start, end):
+            table = mm.tables.get(block)
+            if table is None:
+                continue
+            if table.state != PTES:
+                if last - first == PAGES:
+                    # can_change_pmd_writable()
+                    exclusive = table.folio is not None and table.folio.exclusive
+                    table.writable = ALL if protection == WRITE and exclusive else 0
+                    continue
+                self._split_pmd(mm, block)
+            self._change_ptes(table, first, last, protection)
+        if protection == WRITE and old.locked:
+            self._touch(mm, vma, start, end, write=True)
+
+    def _change_ptes(self, table: Table, first: int, last: int, protection: int) -> None:
+        """change_pte_range()."""
+        mask = bits(first, last)
+        table.writable &= ~mask
+        if protection == WRITE and table.present & mask:
+            for page in range(first, last):
+                frame = table.frames[page]
+                if frame is not None and frame.exclusive:
+                    table.writable |= 1 << page
+
+    def _advise(self, operation: trace.Advise) -> Errno:
+        mm = self._processes[operation.process]
+        start, end = operation.start, operation.start + operation.count
+        advice = operation.advice
+        if advice == "huge" or advice == "nohuge":
+            return self._hint(mm, start, end, advice)
+        visit = {"dontneed": self._dont_need, "free": self._free, "collapse": self._collapse_range}[advice]
+        gapless = mm.is_gapless(start, end)
+        for vma, first, last in mm.parts(start, end):
+            errno = visit(mm, vma, first, last)
+            if errno:
+                return errno
+        return 0 if gapless else "ENOMEM"
+
+    def _hint(self, mm: AddressSpace, start: int, end: int, hint: trace.Hint) -> Errno:
+        """MADV_HUGEPAGE and MADV_NOHUGEPAGE."""
+        gapless = mm.is_gapless(start, end)
+        at = start
+        while at < end:
+            vma = mm.first_from(at)
+            if vma is None or vma.start >= end:
+                break
+            first, last = max(at, vma.start), min(end, vma.end)
+            if vma.attributes.hint != hint:
+                vma = mm.modify(vma, first, last, vma.attributes._replace(hint=hint))
+                if hint == "huge":
+                    self._register(mm, vma)
+            if hint == "nohuge":
+                self._release(mm, first, last)
+            at = max(last, vma.end)
+        return 0 if gapless else "ENOMEM"
+
+    def _dont_need(self, mm: AddressSpace, vma: Vma, start: int, end: int) -> Errno:
+        if vma.attributes.locked:
+            return "EINVAL"
+        self._zap(mm, start, end)
+        return 0
+
+    def _free(self, mm: AddressSpace, vma: Vma, start: int, end: int) -> Errno:
+        """MADV_FREE: pages stay while memory is ample, but a huge page that is freed in part is split."""
+        if vma.attributes.locked:
+            return "EINVAL"
+        for block, first, last in _pieces(start, end):
+            table = mm.tables.get(block)
+            if table is None or table.state == HUGE_ZERO:
+                continue
+            if table.folio is not None:
+                if last - first < PAGES and not table.folio.likely_shared():
+                    self._split_pmd(mm, block)
+                    self._split_folio(_frames_of(table)[0].folio)
+                continue
+            page = first
+            while page < last:
+                frame = table.frames[page]
+                if frame is None or frame.folio is None:
+                    page += 1
+                    continue
+                folio = frame.folio
+                length = _run_length(table, page, last)
+                if length < PAGES and not folio.likely_shared():
+                    self._split_folio(folio)
+                else:
+                    page += length
+        return 0
+
+    def _split_folio(self, folio: Folio | None) -> None:
+        """split_folio(): its pages become ordinary ones, and those that are all zeros the zero page."""
+        assert folio is not None
+        self._count("thp_split_page")
+        zeros = {id(frame) for frame in folio.frames if not frame.word}
+        for frame in folio.frames:
+            frame.folio = None
+        if not zeros:
+            return
+        for mm in self._processes.values():
+            for block, table in mm.tables.items():
+                for page, mapped in enumerate(table.frames):
+                    if mapped is None or id(mapped) not in zeros:
+                        continue
+                    vma = mm.find(block * PAGES + page)
+                    if vma is None or vma.attributes.locked:
+                        continue
+                    mapped.maps -= 1
+                    table.frames[page] = None
+                    table.present ^= 1 << page
+                    table.writable &= ~(1 << page)
+                    table.zero |= 1 << page
+
+    def _bind(self, operation: trace.Bind) -> Errno:
+        mm = self._processes[operation.process]
+        start, end = operation.start, operation.start + operation.count
+        if operation.node >= self._nodes:
+            return "EINVAL"
+        if not mm.is_gapless(start, end):
+            return "EFAULT"
+        at = start
+        while at < end:
+            vma = mm.first_from(at)
+            assert vma is not None
+            last = min(end, vma.end)
+            if vma.attributes.node != operation.node:
+                vma = mm.modify(vma, at, last, vma.attributes._replace(node=operation.node))
+                self._release(mm, at, last)
+            at = max(last, vma.end)
+        return 0
+
+    def _set_locked(self, mm: AddressSpace, start: int, end: int, locked: bool) -> Errno:
+        """apply_vma_lock_flags()."""
+        at = start
+        while at < end:
+            vma = mm.first_from(at)
+            if vma is None or vma.start > at:
+                return "ENOMEM"
+            last = min(end, vma.end)
+            if vma.attributes.locked != locked:
+                vma = mm.modify(vma, at, last, vma.attributes._replace(locked=locked))
+            at = max(last, vma.end)
+        return 0
+
+    def _populate(self, mm: AddressSpace, start: int, end: int) -> Errno:
+        """__mm_populate()."""
+        for vma, first, last in list(mm.parts(start, end)):
+            if vma.attributes.protection == NONE:
+                return "ENOMEM"
+            self._touch(mm, vma, first, last, write=vma.attributes.protection == WRITE)
+        return 0
+
+    def _lock(self, operation: trace.Lock) -> Errno:
+        mm = self._processes[operation.process]
+        start, end = operation.start, operation.start + operation.count
+        return self._set_locked(mm, start, end, True) or self._populate(mm, start, end)
+
+    def _unlock(self, operation: trace.Unlock) -> Errno:
+        mm = self._processes[operation.process]
+        return self._set_locked(mm, operation.start, operation.start + operation.count, False)
+
+    # mm/mremap.c
+
+    def _remap(self, operation: trace.Remap) -> Errno:
+        mm = self._processes[operation.process]
+        start, count = operation.start, operation.count
+        new_start, new_count = operation.new_start, operation.new_count
+        if mm.find(start) is None:
+            return "EFAULT"
+        if start == new_start:
+            if new_count <= count:
+                if new_count < count:
+                    self._unmap_range(mm, start + new_count, start + count)
+                return 0
+            return self._grow(mm, start, count, new_count)
+        if start + count > new_start and new_start + new_count > start:
+            return "EINVAL"
+        self._unmap_range(mm, new_start, new_start + new_count)
+        if count > new_count:
+            self._unmap_range(mm, start + new_count, start + count)
+            count = new_count
+        vma = mm.find(start)
+        if vma is None or start + count > vma.end:
+            return "EFAULT"
+        self._move(mm, vma, start, count, new_start, new_count)
+        return 0
+
+    def _grow(self, mm: AddressSpace, start: int, count: int, new_count: int) -> Errno:
+        vma = mm.find(start)
+        if vma is None or start + count > vma.end:
+            return "EFAULT"
+        end = vma.end
+        new_end = start + new_count
+        if start + count != end or mm.overlapping(end, new_end):
+            return "ENOMEM"
+        mm.merge_new(end, new_end, vma.attributes, vma.at(end), vma.anon)
+        if vma.attributes.locked:
+            self._populate(mm, end, new_end)
+        return 0
+
+    def _move(
+        self, mm: AddressSpace, vma: Vma, start: int, count: int, new_start: int, new_count: int
+    ) -> None:
+        """move_vma()."""
+        attributes = vma.attributes
+        self._release(mm, start, start + count)
+        offset = vma.at(start) if vma.anon is not None else new_start
+        if mm.merge_new(new_start, new_start + new_count, attributes, offset, vma.anon) is None:
+            new = Vma(new_start, new_start + new_count, attributes, offset)
+            new.anon = vma.anon
+            new.clone_anon(vma)
+            mm.insert(new)
+        self._move_tables(mm, start, start + count, new_start)
+        self._unmap_range(mm, start, start + count)
+        if attributes.locked and new_count > count:
+            self._populate(mm, new_start + count, new_start + new_count)
+
+    def _move_tables(self, mm: AddressSpace, start: int, end: int, new_start: int) -> None:
+        """move_page_tables()."""
+        while start < end:
+            extent = min(PAGES - start % PAGES, end - start, PAGES - new_start % PAGES)
+            block, first = divmod(start, PAGES)
+            new_block, new_first = divmod(new_start, PAGES)
+            start += extent
+            new_start += extent
+            table = mm.tables.get(block)
+            if table is None:
+                continue
+            if extent == PAGES:
+                mm.tables[new_block] = mm.tables.pop(block)
+                continue
+            if table.state != PTES:
+                self._split_pmd(mm, block)
+            target = mm.tables.get(new_block)
+            if target is None:
+                target = mm.tables[new_block] = Table()
+            _move_ptes(table, first, target, new_first, extent)
+
+    # kernel/fork.c
+
+    def _fork(self, operation: trace.Fork) -> Errno:
+        parent = self._processes[operation.process]
+        child = self._new_process()
+        self._processes[operation.child] = child
+        if parent.registered:
+            child.registered = True
+            self._slots.append(child)
+        for vma in parent.vmas:
+            copy = Vma(vma.start, vma.end, vma.attributes._replace(locked=False), vma.offset)
+            copy.fork_anon(vma)
+            child.insert(copy)
+            # vma_needs_copy(): without an anon_vma there is nothing but the zero page
+            if vma.anon is not None:
+                self._copy_range(parent, child, vma.start, vma.end)
+        self._inherit(parent, child)
+        return 0
+
+    def _inherit(self, parent: AddressSpace, child: AddressSpace) -> None:
+        """The parent keeps its reservations, and the child begins without."""
+
+    def _copy_range(self, parent: AddressSpace, child: AddressSpace, start: int, end: int) -> None:
+        """copy_page_range()."""
+        for block, first, last in _pieces(start, end):
+            table = parent.tables.get(block)
+            if table is None:
+                continue
+            if table.state != PTES:
+                table.writable = 0
+                child.tables[block] = Table(table.state, table.folio)
+                if table.folio is not None:
+                    table.folio.entire += 1
+                    table.folio.maps += 1
+                    table.folio.exclusive = False
+                continue
+            copy = child.tables.get(block)
+            if copy is None:
+                copy = child.tables[block] = Table()
+            mask = bits(first, last)
+            copy.frames[first:last] = table.frames[first:last]
+            copy.zero |= table.zero & mask
+            copy.present |= table.present & mask
+            table.writable &= ~mask
+            if table.present & mask:
+                for frame in table.frames[first:last]:
+                    if frame is not None:
+                        frame.maps += 1
+                        frame.exclusive = False
+                        if frame.folio is not None:
+                            frame.folio.maps += 1
+
+    def _exit(self, operation: trace.Exit) -> Errno:
+        mm = self._processes.pop(operation.process)
+        for vma in mm.vmas:
+            self._zap(mm, vma.start, vma.end)
+        for vma in mm.vmas:
+            vma.unlink_anon()
+        mm.tables.clear()
+        if mm.registered:
+            self._slots.remove(mm)
+        return 0
+
+    # mm/khugepaged.c
+
+    def _khugepaged(self, _operation: trace.Khugepaged) -> Errno:
+        for _scan in range(2):
+            for mm in list(self._slots):
+                for vma in list(mm.vmas):
+                    if vma.anon is None or not self._allowed(vma):
+                        continue
+                    for block in vma.blocks():
+                        self._scan(mm, vma, block, by_advice=False)
+        return 0
+
+    def _collapse_range(self, mm: AddressSpace, vma: Vma, start: int, end: int) -> Errno:
+        """madvise_collapse()."""
+        if vma.attributes.hint == "nohuge" or vma.anon is None or not vma.blocks():
+            return "EINVAL"
+        first, last = -(-start // PAGES), end // PAGES
+        done = 0
+        for block in range(first, last):
+            result = self._scan(mm, vma, block, by_advice=True)
+            if result in ("succeed", "mapped"):
+                done += 1
+            elif result == "none":
+                break
+        return 0 if done == last - first else "EINVAL"
+
+    def _none_limit(self) -> int:
+        """thp_max_ptes_none()."""
+        if self._has_threshold:
+            return min(self._max_ptes_none, PAGES - self._threshold)
+        return self._max_ptes_none
+
+    def _scan(self, mm: AddressSpace, vma: Vma, block: int, by_advice: bool) -> str:
+        """hpage_collapse_scan_pmd(), and what follows if it succeeds."""
+        table = mm.tables.get(block)
+        if table is None:
+            return "none"
+        if table.state != PTES:
+            return "mapped"
+        if not by_advice:
+            exceeded = self._exceeded(table)
+            if exceeded is not None:
+                self._count(exceeded)
+                return "exceeded"
+        # Every page has been accessed: the guest program reads what it has written.
+        if not table.writable:
+            return "read-only"
+        self._collapse(mm, vma, block, table)
+        return "succeed"
+
+    def _exceeded(self, table: Table) -> str | None:
+        """The limit of khugepaged's that a range exceeds first, in the order of its pages."""
+        none_left, shared_left = self._none_limit(), self._max_ptes_shared
+        if PAGES - table.present.bit_count() <= none_left:
+            none_left = PAGES
+        for frame in table.frames:
+            if frame is None:
+                none_left -= 1
+                if none_left < 0:
+                    return "thp_scan_exceed_none_pte"
+            elif frame.folio.likely_shared() if frame.folio is not None else frame.maps > 1:
+                shared_left -= 1
+                if shared_left < 0:
+                    return "thp_scan_exceed_share_pte"
+        return None
+
+    def _is_complete(self, reservation: Reservation, vma: Vma, table: Table) -> bool:
+        """thp_resv_complete(): whether a range and the block of its reservation are the same memory."""
+        if vma.attributes.locked:
+            return False
+        for page, frame in enumerate(table.frames):
+            if frame is None:
+                if not reservation.unused >> page & 1:
+                    return False
+            elif (
+                frame.block is not reservation
+                or frame.slot != page
+                or frame.folio is not None
+                or not frame.exclusive
+            ):
+                return False
+        return True
+
+    def _collapse(self, mm: AddressSpace, vma: Vma, block: int, table: Table) -> None:
+        """collapse_huge_page()."""
+        words = table.contents()
+        reservation = mm.reservations.get(block)
+        if self._has_in_place and reservation is not None and self._is_complete(reservation, vma, table):
+            self._fill(mm, block, reservation)
+        else:
+            self._count("thp_collapse_alloc")
+            for frame in table.frames:
+                if frame is not None:
+                    self._unmap_ptes([frame])
+            if self._has_copy and self._give_up(mm, block) is not None:
+                self._count("thp_res_copy")
+        self._map_huge(mm, vma, block, words)
+
+    def _fill(self, mm: AddressSpace, block: int, reservation: Reservation) -> None:
+        """thp_resv_collapse(): the unused pages become part of the huge page."""
+        unused = reservation.unused.bit_count()
+        self._counters[self._reserved] -= unused
+        self._count("thp_res_filled", unused)
+        self._count("thp_res_collapse")
+        del mm.reservations[block]
+
+    # What always holds
+
+    def violations(self) -> list[str]:
+        """What contradicts the invariants of the design; nothing, unless the model is wrong."""
+        wrong: list[str] = []
+        maps: dict[int, int] = {}
+        frames: dict[int, Frame] = {}
+        folios: dict[int, Folio] = {}
+        entire: dict[int, int] = {}
+        unused = 0
+        for name, mm in self._processes.items():
+            for one, other in zip(mm.vmas, mm.vmas[1:], strict=False):
+                if one.end > other.start:
+                    wrong.append(f"{name}: VMAs overlap at {other.start}")
+            for block, reservation in mm.reservations.items():
+                unused += reservation.unused.bit_count()
+                vma = mm.find(block * PAGES)
+                if vma is None or not vma.contains_block(block):
+                    wrong.append(f"{name}: the reservation of block {block} crosses the border of a VMA")
+                table = mm.tables.get(block)
+                if (
+                    table is not None
+                    and self._has_zero_page
+                    and self._has_copy
+                    and (table.state == HUGE or table.present & reservation.unused)
+                ):
+                    wrong.append(f"{name}: a page of block {block} is both mapped and reserved")
+            for block, table in mm.tables.items():
+                if table.state != PTES:
+                    vma = mm.find(block * PAGES)
+                    if vma is None or not vma.contains_block(block):
+                        wrong.append(f"{name}: the huge page of block {block} crosses the border of a VMA")
+                    if table.folio is not None:
+                        folios[id(table.folio)] = table.folio
+                        entire[id(table.folio)] = entire.get(id(table.folio), 0) + 1
+                    continue
+                if table.present & table.zero:
+                    wrong.append(f"{name}: a page of block {block} is both its own and the zero page")
+                if table.writable & ~table.present:
+                    wrong.append(f"{name}: a page of block {block} is writable without being there")
+                for page, frame in enumerate(table.frames):
+                    if (frame is not None) != bool(table.present >> page & 1):
+                        wrong.append(f"{name}: page {page} of block {block} is not what its table says")
+                    if frame is None:
+                        continue
+                    if table.writable >> page & 1 and not frame.exclusive:
+                        wrong.append(f"{name}: page {page} of block {block} is shared and writable")
+                    if mm.find(block * PAGES + page) is None:
+                        wrong.append(f"{name}: page {page} of block {block} is mapped outside of a VMA")
+                    frames[id(frame)] = frame
+                    maps[id(frame)] = maps.get(id(frame), 0) + 1
+                    if frame.folio is not None:
+                        folios[id(frame.folio)] = frame.folio
+        for key, frame in frames.items():
+            if frame.maps != maps[key]:
+                wrong.append(f"a page that is mapped {maps[key]} times counts {frame.maps}")
+            if frame.exclusive and maps[key] > 1:
+                wrong.append("an exclusive page is mapped twice")
+        for key, folio in folios.items():
+            counted = [maps.get(id(frame), 0) for frame in folio.frames]
+            if folio.entire != entire.get(key, 0) or folio.maps != folio.entire + sum(counted):
+                wrong.append("a huge page's mappings are miscounted")
+            if folio.mapped != sum(1 for count in counted if count):
+                wrong.append("a huge page's mapped pages are miscounted")
+        owners = [(id(frame.block), frame.slot) for frame in frames.values() if frame.block is not None]
+        if len(owners) != len(set(owners)):
+            wrong.append("a page of a reservation was handed out twice")
+        huge = sum(1 for folio in folios.values() if folio.entire)
+        if self.counter("nr_anon_transparent_hugepages") != huge:
+            wrong.append(f"{huge} huge pages are mapped")
+        if self.counter("nr_thp_reserved") != unused:
+            wrong.append(f"{unused} pages are reserved, not {self.counter('nr_thp_reserved')}")
+        left = PAGES * self.counter("thp_res_alloc")
+        right = sum(
+            self.counter(name)
+            for name in ("nr_thp_reserved", "thp_res_mapped", "thp_res_released", "thp_res_filled")
+        )
+        if left != right:
+            wrong.append(f"{left} pages were allocated for reservations, but {right} are accounted for")
+        return wrong
+
+
+def _pieces(start: int, end: int) -> Iterable[tuple[int, int, int]]:
+    """A range of pages by blocks: block, first page and last page + 1 in it."""
+    block, first = divmod(start, PAGES)
+    if end <= (block + 1) * PAGES:
+        return ((block, first, end - block * PAGES),) if end > start else ()
+    pieces = []
+    while start < end:
+        block, first = divmod(start, PAGES)
+        last = min(end - block * PAGES, PAGES)
+        pieces.append((block, first, last))
+        start = block * PAGES + last
+    return pieces
+
+
+def _frames_of(table: Table) -> list[Frame]:
+    return [frame for frame in table.frames if frame is not None]
+
+
+def _run_length(table: Table, page: int, last: int) -> int:
+    """folio_pte_batch(): how many consecutive pages of a huge page are mapped from `page` on."""
+    first = table.frames[page]
+    assert first is not None
+    assert first.folio is not None
+    frames = first.folio.frames
+    index = first.slot
+    length = 1
+    while (
+        page + length < last and index + length < PAGES
+        and table.frames[page + length] is frames[index + length]
+    ):  # fmt: skip
+        length += 1
+    return length
+
+
+def _move_ptes(source: Table, first: int, target: Table, new_first: int, count: int) -> None:
+    """move_ptes()."""
+    mask = bits(first, first + count)
+    shift = new_first - first
+    for name in ("present", "zero", "writable"):
+        moved = getattr(source, name) & mask
+        setattr(source, name, getattr(source, name) & ~mask)
+        setattr(target, name, getattr(target, name) | (moved << shift if shift > 0 else moved >> -shift))
+    target.frames[new_first : new_first + count] = source.frames[first : first + count]
+    source.frames[first : first + count] = [None] * count

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Pages, huge pages and reservations: who owns what memory, and what is in it.
+
+Contents are one 64-bit word a page, which the guest program repeats over the
+whole page. A word of 0 is a page of zeros.
+"""
+
+from collections.abc import Iterable
+from typing import Final
+
+PAGES: Final = 512
+ALL: Final = (1 << PAGES) - 1
+_MASK: Final = 2**64 - 1
+
+
+def page_word(seed: int, page: int) -> int:
+    """What a write with `seed` puts into a page: splitmix64, and never 0.
+
+    Args:
+        seed: of the write.
+        page: the page's number in the arena at the time of the write.
+    """
+    word = (seed * 0x9E3779B97F4A7C15 + page) & _MASK
+    word = ((word ^ word >> 30) * 0xBF58476D1CE4E5B9) & _MASK
+    word = ((word ^ word >> 27) * 0x94D049BB133111EB) & _MASK
+    return (word ^ word >> 31) | 1
+
+
+def block_hash(words: Iterable[int]) -> str:
+    """FNV-1a over the words of a block's pages, as 16 hexadecimal digits."""
+    digest = 0xCBF29CE484222325
+    for word in words:
+        digest = ((digest ^ word) * 0x100000001B3) & _MASK
+    return f"{digest:016x}"
+
+
+def bits(first: int, last: int) -> int:
+    """A bitmap of the pages from `first` to the one before `last`."""
+    return (1 << last) - (1 << first)
+
+
+class Reservation:
+    """A block held for one range (struct thp_resv).
+
+    Attributes:
+        unused: bitmap of the pages that have not been handed out.
+    """
+
+    __slots__ = ("unused",)
+
+    def __init__(self) -> None:
+        self.unused = ALL
+
+
+class Frame:
+    """A base page in use, on its own or as part of a huge page.
+
+    Attributes:
+        word: its contents.
+        maps: number of PTEs that map it.
+        exclusive: PageAnonExclusive: not shared with anybody, so that a write may reuse it.
+        folio: the huge page that it is part of, or None.
+        block: the reservation it was handed out by, or None.
+        slot: its place in that block, or in the huge page.
+    """
+
+    __slots__ = ("block", "exclusive", "folio", "maps", "slot", "word")
+
+    def __init__(self, word: int = 0, block: Reservation | None = None, slot: int = 0) -> None:
+        self.word = word
+        self.maps = 1
+        self.exclusive = True
+        self.folio: Folio | None = None
+        self.block = block
+        self.slot = slot
+
+
+class Folio:
+    """A huge page (a large folio of order 9).
+
+    Attributes:
+        words: contents, while no PTE has ever mapped it; afterwards they are in `frames`.
+        frames: its pages, once a PMD that maps it has been split.
+        exclusive: PageAnonExclusive of the head, which counts while a PMD maps it.
+        entire: number of PMDs that map it (_entire_mapcount + 1).
+        maps: number of all mappings, by PMDs and by PTEs (_large_mapcount + 1); its references.
+        mapped: number of its pages that some PTE maps (_nr_pages_mapped).
+        partially: whether it has been queued for being split (PG_partially_mapped).
+    """
+
+    __slots__ = ("entire", "exclusive", "frames", "mapped", "maps", "partially", "words")
+
+    def __init__(self, words: list[int]) -> None:
+        self.words: list[int] | None = words
+        self.frames: list[Frame] = []
+        self.exclusive = True
+        self.entire = 1
+        self.maps = 1
+        self.mapped = 0
+        self.partially = False
+
+    def likely_shared(self) -> bool:
+        """folio_likely_mapped_shared(), which guesses by the first page."""
+        if self.maps <= 1:
+            return False
+        if self.entire or self.maps > PAGES:
+            return True
+        return self.frames[0].maps > 1
+
+    def contents(self) -> list[int]:
+        """The words of all pages."""
+        return self.words if self.words is not None else [frame.word for frame in self.frames]
+
+    def into_frames(self) -> list[Frame]:
+        """Its pages, which no PTE maps yet if they are asked for the first time."""
+        if self.words is not None:
+            for page, word in enumerate(self.words):
+                frame = Frame(word, None, page)
+                frame.maps = 0
+                frame.exclusive = False
+                frame.folio = self
+                self.frames.append(frame)
+            self.words = None
+        return self.frames
+
+
+PTES: Final = 1
+HUGE: Final = 2
+HUGE_ZERO: Final = 3
+
+
+class Table:
+    """What a PMD that is not none refers to: a page table, a huge page, or the huge zero page.
+
+    Attributes:
+        state: `PTES`, `HUGE` or `HUGE_ZERO`.
+        frames: by page, for `PTES`.
+        present, zero, writable: bitmaps of PTEs: of pages, of the zero page, of writable pages. A PMD
+            that may be written has every bit of `writable`.
+        folio: for `HUGE`.
+    """
+
+    __slots__ = ("folio", "frames", "present", "state", "writable", "zero")
+
+    def __init__(self, state: int = PTES, folio: Folio | None = None) -> None:
+        self.state = state
+        self.folio = folio
+        self.present = 0
+        self.zero = 0
+        self.writable = 0
+        self.frames: list[Frame | None] = [None] * PAGES if state == PTES else []
+
+    def contents(self) -> list[int]:
+        """The words of all pages; 0 for those that are not there."""
+        if self.folio is not None:
+            return self.folio.contents()
+        if not self.present:
+            return [0] * PAGES
+        return [frame.word if frame is not None else 0 for frame in self.frames]

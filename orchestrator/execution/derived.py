@@ -13,6 +13,7 @@ from orchestrator.guest.workload import Metric, Observation
 
 _VMSTAT = "vmstat"
 _MEMINFO = "meminfo"
+_RESERVED = "nr_thp_reserved"
 
 #: Events of /proc/vmstat (mm/vmstat.c) that a reviewer of a THP series looks at, by the metric they become.
 EVENTS: Mapping[str, tuple[str, ...]] = {
@@ -58,6 +59,12 @@ DERIVED_METRICS: Mapping[str, Metric] = {
             help="ranges made huge after their first fault",
         ),
         Metric("huge_faults.total", "faults", None, help="faults that mapped a huge page"),
+        Metric(
+            "reserved_pages.left",
+            "pages",
+            None,
+            help="unused pages that reservations hold when all processes of the workload are gone, over the start",
+        ),
         Metric("reservations.total", "blocks", None, help="reservations made"),
         Metric("reservation_failures.total", "faults", "lower", help="reservations that found no free block"),
         Metric("dumps.total", "dumps", None, help="reservations released under memory pressure"),
@@ -86,6 +93,8 @@ def observations_from_counters(samples: Sequence[Sample]) -> list[Observation]:
         growth = [after[c] - before[c] for c in counters if c in before and c in after]
         if growth:
             observe(name, sum(growth))
+    if _RESERVED in before and _RESERVED in after:
+        observe("reserved_pages.left", after[_RESERVED] - before[_RESERVED])
     if all(s.phase != "during" for s in samples):
         return observations
     for name, total, left in (
@@ -101,9 +110,7 @@ def observations_from_counters(samples: Sequence[Sample]) -> list[Observation]:
             processes[s.guest_s] = processes.get(s.guest_s, 0) + s.value
     if processes:
         observe("processes_kib.max", max(processes.values()))
-    reserved = [
-        s.value for s in samples if s.source == _VMSTAT and s.node is None and s.counter == "nr_thp_reserved"
-    ]
+    reserved = [s.value for s in samples if s.source == _VMSTAT and s.node is None and s.counter == _RESERVED]
     if reserved:
         observe("reserved_kib.max", max(reserved) * _PAGE_KIB)
     return observations

@@ -66,6 +66,13 @@ def test_the_memory_of_processes_is_added_up_at_each_time() -> None:
     assert got["processes_kib.max"] == 1100
 
 
+def test_reserved_pages_that_are_left_are_told() -> None:
+    got = values(
+        [sample("before", "vmstat", "nr_thp_reserved", 3), sample("after", "vmstat", "nr_thp_reserved", 10)]
+    )
+    assert got["reserved_pages.left"] == 7
+
+
 def test_readings_before_and_after_hold_no_peak() -> None:
     got = values(
         [

@@ -11,6 +11,7 @@ import typer
 
 from orchestrator import __version__
 from orchestrator.cli import (
+    bisect,
     boot,
     build,
     changelog,
@@ -41,7 +42,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for module in (run, build, boot, shell, exec_, compare, plot, changelog, report, debug, doctor):
+for module in (run, bisect, build, boot, shell, exec_, compare, plot, changelog, report, debug, doctor):
     app.command(module.NAME, epilog=module.EXAMPLE)(module.command)
 app.add_typer(series.app, name="series")
 app.add_typer(results.app, name="results")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -16,6 +17,10 @@ Patchset = Annotated[
 Source = Annotated[
     str | None,
     typer.Option("--source", help="Kernel git tree, directory or tarball; default: Debian's source package."),
+]
+SeriesDirectory = Annotated[
+    Path | None,
+    typer.Option("--series", metavar="DIR", help="Directory of another series, with its series.toml."),
 ]
 Topology = Annotated[
     str, typer.Option("--topology", "-t", help="NODESxMEMORY[/CPUS], e.g. 4x2G, 2x1G/4, 2x2G/2+1x0/1.")

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import typer
 
@@ -62,9 +63,10 @@ class Terminal:
         accelerator: str = "auto",
         flavour: str = "measure",
         build_jobs: int | None = None,
+        series: Path | None = None,
     ) -> Bench:
-        """A bench for this project."""
-        return Bench(self.project, self.cache, events, source, accelerator, flavour, build_jobs)
+        """A bench for this project, or for another series."""
+        return Bench(self.project, self.cache, events, source, accelerator, flavour, build_jobs, series)
 
     @staticmethod
     def print(text: str) -> None:

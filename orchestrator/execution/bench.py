@@ -52,6 +52,7 @@ class Bench:
         source: ``--source``: a kernel git tree, directory or tarball; None for Debian's package.
         accelerator_request: see :func:`choose_accelerator`.
         flavour: kernel configuration.
+        series_directory: of another series than the project's.
         images: those made so far, by their layers.
     """
 
@@ -62,6 +63,7 @@ class Bench:
     accelerator_request: str = "auto"
     flavour: str = "measure"
     build_jobs: int | None = None
+    series_directory: Path | None = None
     images: dict[tuple[str, ...], GuestImage] = field(default_factory=dict)
     _machines: set[Machine] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -69,8 +71,8 @@ class Bench:
 
     @cached_property
     def series(self) -> Series:
-        """The staged series of this project."""
-        return load_series(self.project.kernel_patches)
+        """The staged series: of this project, or the one that was asked for."""
+        return load_series(self.series_directory or self.project.kernel_patches)
 
     @cached_property
     def workloads(self) -> Mapping[str, Workload]:

@@ -177,7 +177,7 @@ def _prepare(experiment: Experiment, bench: Bench, writer: RunWriter, needed: Se
             "version": source.version,
             "commit": source.commit,
         },
-        images={name: bench.image_with(bench.workloads[name].layers).digest for name in experiment.workloads},
+        image={name: bench.image_with(bench.workloads[name].layers).digest for name in experiment.workloads},
     )
     (writer.path / "logs" / "kernel.config").write_text(bench.configuration().text, encoding="utf-8")
     return kernels

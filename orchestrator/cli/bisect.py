@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""``orchestrate bisect``: the first stage of a series that does something, and how sure that is."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from orchestrator.analysis.bisection import Conclusion
+from orchestrator.cli import option
+from orchestrator.cli.event_log import event_log
+from orchestrator.cli.run import check_same_series
+from orchestrator.cli.terminal import Terminal, terminal_of
+from orchestrator.errors import InfrastructureError, UserError
+from orchestrator.events import Events
+from orchestrator.execution.bench import Bench
+from orchestrator.execution.derived import DERIVED_METRICS
+from orchestrator.execution.experiment_run import manifest_of
+from orchestrator.execution.measured_cell import CellResult, measure_cell
+from orchestrator.execution.stage_trial import StageTrial, WorkloadTrial
+from orchestrator.execution.staged_bisection import LOG, StagedBisection, Verdict, sentence
+from orchestrator.experiment.cell import Cell
+from orchestrator.experiment.experiment import Experiment
+from orchestrator.experiment.knob import parse_settings
+from orchestrator.experiment.question import (
+    DivergenceQuestion,
+    Question,
+    check_clock,
+    parse_metric,
+    parse_until,
+)
+from orchestrator.experiment.staged_search import (
+    DEFAULT_CONFIDENCE,
+    DEFAULT_MAX_BOOTS,
+    DEFAULT_RATE,
+    StagedSearch,
+    search_of_manifest,
+    stage_variants,
+)
+from orchestrator.guest.sampler import SAMPLER_METRICS
+from orchestrator.guest.workload import Metric, Workload, parse_workload_arguments
+from orchestrator.kernel.build import KernelBuild
+from orchestrator.machine.topology import Topology
+from orchestrator.store.run import RunWriter, find_run
+
+NAME = "bisect"
+EXAMPLE = "Example: orchestrate bisect --patchset full --workload touch --until kernel-bug"
+DEFAULT_TOPOLOGY = "2x512M"
+_TABLE_WIDTH = 110
+
+
+def command(
+    context: typer.Context,
+    patchset: Annotated[
+        str | None, typer.Option("--patchset", "-p", help="The last stages to look at.")
+    ] = None,
+    against: Annotated[str, typer.Option("--against", help="What the stages are applied to.")] = "baseline",
+    workload: Annotated[
+        str | None, typer.Option("--workload", "-w", help="NAME or NAME:KEY=VALUE,...: what shows it.")
+    ] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option("--metric", "-m", help="METRIC OPERATOR VALUE; +2% and +100 are relative to --against."),
+    ] = None,
+    until: Annotated[
+        str | None, typer.Option("--until", "-u", help="An outcome, e.g. kernel-bug, failure, timeout.")
+    ] = None,
+    matching: Annotated[
+        str | None, typer.Option("--matching", help="Regular expression that its evidence must match.")
+    ] = None,
+    confidence: Annotated[
+        float, typer.Option("--confidence", help="Probability that the answer is right.")
+    ] = DEFAULT_CONFIDENCE,
+    rate: Annotated[
+        float, typer.Option("--rate", help="Share of a bad stage's boots that show an outcome, at least.")
+    ] = DEFAULT_RATE,
+    max_boots: Annotated[
+        int, typer.Option("--max-boots", help="Give up after that many.")
+    ] = DEFAULT_MAX_BOOTS,
+    settings: option.Settings = None,
+    cmdline: option.Cmdline = None,
+    topology: option.Topology = DEFAULT_TOPOLOGY,
+    accel: option.Accelerator = "auto",
+    seed: Annotated[int, typer.Option("--seed", help="Of everything random.")] = 1,
+    flavour: option.Flavour = "measure",
+    source: option.Source = None,
+    series: option.SeriesDirectory = None,
+    build_jobs: option.BuildJobs = None,
+    timeout: Annotated[
+        float | None, typer.Option("--timeout", help="Host seconds that one workload may take.")
+    ] = None,
+    resume: Annotated[str | None, typer.Option("--resume", metavar="RUN", help="Finish a bisection.")] = None,
+    name: Annotated[str | None, typer.Option("--name", help="Part of the run directory's name.")] = None,
+    as_json: option.Json = False,
+) -> int:
+    """Find the first stage of a series that shows an outcome, or moves a metric past a limit."""
+    terminal = terminal_of(context)
+    with terminal.events() as events:
+        if resume is not None:
+            return _resume(terminal, events, resume, build_jobs, as_json)
+        if patchset is None or workload is None:
+            raise UserError("name the stages and what shows it: --patchset full --workload touch.")
+        bench = terminal.bench(events, source, accel, flavour, build_jobs, series)
+        chosen = parse_workload_arguments([workload], bench.workloads)
+        variants, stages = stage_variants(
+            patchset, against, parse_settings(settings or (), bench.series), cmdline or (), bench.series
+        )
+        asked = _question(metric, until, matching, bench.workloads[next(iter(chosen))])
+        experiment = Experiment(
+            name=name or f"bisect-{patchset}",
+            variants=variants,
+            workloads=chosen,
+            topology=Topology.parse(topology),
+            accelerator=accel,
+            seed=seed,
+            flavour=flavour,
+            timeout_s=timeout,
+        )
+        search = StagedSearch(experiment, stages, asked, confidence, rate, max_boots)
+        bench.configuration()  # an unknown flavour is said before anything is written
+        experiment.topology.check_host(1)
+        check_clock(asked, _metrics_of(bench.workloads[search.workload]), bench.accelerator.clock)
+        manifest = manifest_of(experiment, bench, ["orchestrate", *sys.argv[1:]])
+        manifest |= {"cells": [], "bisection": search.describe()}
+        if series is not None:
+            manifest["series"] = {**dict(manifest["series"]), "directory": str(series)}  # type: ignore[call-overload]
+        writer = RunWriter.create(terminal.project.results, experiment.name, manifest)
+        return _search(terminal, events, search, bench, writer, as_json)
+
+
+def _resume(terminal: Terminal, events: Events, name: str, build_jobs: int | None, as_json: bool) -> int:
+    path = find_run(terminal.project.results, name)
+    writer = RunWriter.reopen(path)
+    manifest = writer.manifest
+    if "bisection" not in manifest:
+        raise UserError(f"{path.name} is no bisection; finish it with: orchestrate run --resume {path.name}")
+    directory = manifest["series"].get("directory")
+    bench = terminal.bench(
+        events,
+        None,
+        manifest["accelerator"]["name"],
+        manifest["flavour"],
+        build_jobs,
+        Path(directory) if directory else None,
+    )
+    requested = manifest["source"].get("requested")
+    bench.source = requested if requested != bench.series.package else None
+    check_same_series(writer, bench)
+    asked = manifest["bisection"]
+    workload = bench.workloads[next(iter(manifest["workloads"]))]
+    question = _question(asked.get("metric"), asked.get("until"), asked.get("matching"), workload)
+    search = search_of_manifest(manifest, question, bench.series)
+    search.experiment.topology.check_host(1)
+    return _search(terminal, events, search, bench, writer, as_json)
+
+
+def _question(metric: str | None, until: str | None, matching: str | None, workload: Workload) -> Question:
+    if (metric is None) == (until is None):
+        raise UserError(
+            "say what to look for: either --metric 'fault_insns.p50 > +2%' or --until kernel-bug."
+        )
+    if until is not None:
+        question = parse_until(until, matching)
+        if isinstance(question, DivergenceQuestion):
+            raise UserError(
+                "--until diverges: run `orchestrate check --stages`, which says from which stage on one exists."
+            )
+        return question
+    if matching is not None:
+        raise UserError("--matching looks into the evidence of an outcome; give it with --until.")
+    assert metric is not None
+    return parse_metric(metric, _metrics_of(workload))
+
+
+def _metrics_of(workload: Workload) -> Sequence[Metric]:
+    return [*workload.metrics.values(), *DERIVED_METRICS.values(), *SAMPLER_METRICS.values()]
+
+
+def _search(
+    terminal: Terminal,
+    events: Events,
+    search: StagedSearch,
+    bench: Bench,
+    writer: RunWriter,
+    as_json: bool,
+) -> int:
+    def measure(cell: Cell, kernel: KernelBuild, log_directory: Path) -> CellResult:
+        return measure_cell(cell, search.experiment, bench, kernel, log_directory)
+
+    trial: StageTrial = WorkloadTrial(measure, search.question)
+    with event_log(events, writer.path):
+        try:
+            accelerator = bench.accelerator
+            writer.update_manifest(
+                accelerator={
+                    "name": accelerator.name,
+                    "clock": accelerator.clock,
+                    "reason": accelerator.reason,
+                }
+            )
+            verdict = StagedBisection(search, bench, writer, trial).run()
+        except UserError:
+            # A patch that does not apply, an option that vanished: the request was wrong and nothing was measured.
+            if not writer.outcomes():
+                shutil.rmtree(writer.path)
+            raise
+        except KeyboardInterrupt:
+            terminal.print(f"interrupted; finish it with: orchestrate bisect --resume {writer.path.name}")
+            raise
+        except InfrastructureError as error:
+            raise InfrastructureError(f"{error} What was booted is in {writer.path}.", error.log) from error
+    if as_json:
+        terminal.print_json(_as_json(verdict, writer.manifest, writer.path))
+    else:
+        terminal.print(_as_text(verdict))
+        terminal.print(f"log      {writer.path / LOG}")
+        terminal.print(f"run      {writer.path}")
+    return {
+        Conclusion.FOUND: 3,
+        Conclusion.ALREADY: 3,
+        Conclusion.NONE: 0,
+        Conclusion.UNDECIDED: 1,
+    }[verdict.answer.conclusion]
+
+
+def _as_json(verdict: Verdict, manifest: Mapping[str, Any], path: Path) -> dict[str, object]:
+    return {
+        **manifest["bisection"],
+        "run": str(path),
+        "boots": [
+            {
+                "stage": boot.stage,
+                "cell": boot.cell,
+                "why": boot.why,
+                "mark": boot.judgement.mark.value,
+                "text": boot.judgement.text,
+                "value": boot.judgement.value,
+            }
+            for boot in verdict.boots
+        ],
+    }
+
+
+def _as_text(verdict: Verdict) -> str:
+    """A row a stage, and the sentence."""
+    search = verdict.search
+    table = Table(box=None, pad_edge=False, header_style="")
+    for column in ("", "stage", "good", "bad", "what was seen"):
+        table.add_column(column, justify="right" if column in ("good", "bad") else "left", overflow="fold")
+    for position, variant in enumerate(search.experiment.variants):
+        good, bad = verdict.counts(position)
+        first = position in verdict.answer.candidates and verdict.answer.conclusion is Conclusion.FOUND
+        label = variant.name if position == 0 else f"{variant.name} {search.stages[position - 1].name}"
+        table.add_row("→" if first else "", label, str(good or ""), str(bad or ""), _seen(verdict, position))
+    console = Console(width=_TABLE_WIDTH, no_color=True, highlight=False)
+    with console.capture() as captured:
+        console.print(table)
+    lines = [line.rstrip() for line in captured.get().splitlines()]
+    return "\n".join([*lines, "", sentence(verdict)])
+
+
+def _seen(verdict: Verdict, stage: int) -> str:
+    if stage in verdict.unbuilt:
+        return f"does not build: {verdict.unbuilt[stage].splitlines()[0]}"
+    if stage in verdict.equal:
+        return f"the same kernel as {verdict.search.experiment.variants[verdict.equal[stage]].name}"
+    texts = [boot.judgement.text for boot in verdict.boots if boot.stage == stage]
+    if stage in verdict.skipped:
+        return f"skipped: {texts[-1]}" if texts else "skipped"
+    return texts[-1] if texts else ""

@@ -16,7 +16,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Literal, Protocol, Self
 
 from orchestrator.errors import InfrastructureError
 from orchestrator.execution.bench import Bench, Booted
@@ -25,7 +25,7 @@ from orchestrator.kernel.build import KernelBuild
 from orchestrator.machine.oops import Finding
 from orchestrator.machine.qemu import MachineFailure
 from orchestrator.machine.topology import Topology
-from orchestrator.model.trace import Exit, Fork, Operation, Trace, format_operation, format_trace
+from orchestrator.model.trace import Exit, Operation, Trace, format_operation, format_trace
 
 #: One processor a node, and two nodes, so that there is something to bind to.
 DEFAULT_TOPOLOGY = "2x512M/1"
@@ -42,22 +42,36 @@ class Expectation(Protocol):
     """What a model expects of one operation."""
 
     @property
-    def errno(self) -> str | None:
-        """Name of the error or signal; None where the operation succeeds."""
+    def errno(self) -> str | Literal[0]:
+        """Name of the error or signal; 0 where the operation succeeds."""
 
     @property
     def vmstat(self) -> Mapping[str, int]:
-        """Counter -> its change since the trace began."""
+        """Counter -> its change since the trace began; those that the kernel has."""
 
-    def processes(self) -> Mapping[str, Mapping[str, Any]]:
-        """Process -> ``rss`` in pages and ``blocks``, number -> the figures of that block."""
+
+class BlockView(Protocol):
+    """What a model expects to be seen of a block."""
+
+    def as_dict(self) -> Mapping[str, Any]:
+        """The figures that ``trace-exec`` prints."""
 
 
 class ReferenceModel(Protocol):
     """What is compared with: :class:`orchestrator.model.memory.Model`, or a test's own."""
 
+    @property
+    def alive(self) -> Sequence[str]:
+        """Names of the processes there are."""
+
     def step(self, operation: Operation) -> Expectation:
         """Do one operation, and say what a kernel should answer."""
+
+    def block(self, name: str, block: int) -> BlockView:
+        """How a block of a process is now."""
+
+    def rss(self, name: str) -> int:
+        """Anonymous pages of a process's arena now."""
 
 
 #: Makes the model of a kernel for one trace.
@@ -180,7 +194,6 @@ def compare(trace: Trace, answers: Answers, model: ReferenceModel) -> Comparison
     compared: Counter[str] = Counter()
     uncompared: Counter[str] = Counter()
     vmstat = dict(answers.begin.get("vmstat", {}))
-    alive = {"p0"}
 
     def ended(step: int, operation: str, differences: Sequence[Difference]) -> Comparison:
         divergence = Divergence(step, operation, tuple(differences))
@@ -193,20 +206,15 @@ def compare(trace: Trace, answers: Answers, model: ReferenceModel) -> Comparison
         answer = answers.steps[number]
         vmstat |= answer["vmstat"]
         expectation = model.step(operation)
-        differences = list(_differences(answer, vmstat, expectation, compared, uncompared))
+        differences = list(_differences(answer, vmstat, expectation, model, compared, uncompared))
         if differences:
             return ended(number, line, differences)
-        if not answer["errno"]:
-            if isinstance(operation, Fork):
-                alive.add(operation.child)
-            elif isinstance(operation, Exit):
-                alive.discard(operation.process)
     end = len(trace.operations)
     if answers.over is None:
         return ended(end, "end of all processes", [Difference("process", "gone", answers.reason)])
     vmstat |= answers.over["vmstat"]
     last: Expectation | None = None
-    for process in sorted(alive):
+    for process in list(model.alive):
         last = model.step(Exit(process))
     if last is not None:
         differences = list(_counter_differences(vmstat, last.vmstat, compared, uncompared))
@@ -219,44 +227,35 @@ def _differences(
     answer: Mapping[str, Any],
     vmstat: Mapping[str, int],
     expectation: Expectation,
+    model: ReferenceModel,
     compared: Counter[str],
     uncompared: Counter[str],
 ) -> Iterable[Difference]:
     """Everything in which one answer differs; what is wrong with contents first."""
     compared["errno"] += 1
-    observed, expected = answer["errno"] or "0", expectation.errno or "0"
-    if observed != expected:
-        yield Difference("errno", expected, observed)
+    if answer["errno"] != expectation.errno:
+        yield Difference("errno", expectation.errno, answer["errno"])
     compared["torn"] += 1
     if answer.get("torn"):
         yield Difference("torn", [], answer["torn"])
-    figures = expectation.processes() if answer["processes"] else {}
+    alive = model.alive
     for process, told in answer["processes"].items():
-        foretold = figures.get(process)
-        if foretold is None:
+        if process not in alive:
             yield Difference(f"{process}.alive", False, True)
             continue
-        blocks: dict[int, Mapping[str, Any]] = {
-            int(number): block for number, block in told["blocks"].items()
-        }
-        empty = {int(number) for number in told.get("empty", ())}
-        for number in sorted({*blocks, *empty}):
+        blocks = {int(number): block for number, block in told["blocks"].items()}
+        for number in sorted({*blocks, *told.get("empty", ())}):
             block = blocks.get(number, _EMPTY)
-            want = foretold["blocks"].get(number, foretold["blocks"].get(str(number), _EMPTY))
+            want = model.block(process, number).as_dict()
             for name in _BLOCK_FIELDS:
-                if name not in want:
-                    uncompared[f"blocks.{name}"] += 1
-                    continue
                 compared[f"blocks.{name}"] += 1
                 if block[name] != want[name]:
                     yield Difference(f"{process}.blocks.{number}.{name}", want[name], block[name])
         if "rss" in told:
-            if "rss" not in foretold:
-                uncompared["rss"] += 1
-            else:
-                compared["rss"] += 1
-                if told["rss"] != foretold["rss"]:
-                    yield Difference(f"{process}.rss", foretold["rss"], told["rss"])
+            compared["rss"] += 1
+            rss = model.rss(process)
+            if told["rss"] != rss:
+                yield Difference(f"{process}.rss", rss, told["rss"])
     yield from _counter_differences(vmstat, expectation.vmstat, compared, uncompared)
 
 

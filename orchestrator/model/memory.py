@@ -179,7 +179,7 @@ class Model:
             raise ValueError(f"Stages have to be the first of: {', '.join(STAGES)}.")
         self.stages = chosen
         self.blocks = blocks
-        self._nodes = nodes
+        self.nodes = nodes
         self._has_counters = "counters" in chosen
         self._has_threshold = "threshold-knob" in chosen
         self._has_release = "release" in chosen
@@ -791,7 +791,7 @@ class Model:
     def _bind(self, operation: trace.Bind) -> Errno:
         mm = self._processes[operation.process]
         start, end = operation.start, operation.start + operation.count
-        if operation.node >= self._nodes:
+        if operation.node >= self.nodes:
             return "EINVAL"
         if not mm.is_gapless(start, end):
             return "EFAULT"

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from guest_data import DIRECTORY
@@ -23,6 +23,7 @@ from orchestrator.execution.differential import (
 )
 from orchestrator.guest.ssh import GuestLost
 from orchestrator.machine.oops import Finding
+from orchestrator.model.memory import BlockView
 from orchestrator.model.trace import Operation, Trace, Write, parse
 from orchestrator.store.outcome import Outcome
 
@@ -35,27 +36,37 @@ HUGE = {"huge": True, "present": 512, "zero": 0, "swapped": 0, "hash": "00000000
 
 @dataclass
 class Expected:
-    errno: str | None = None
-    vmstat: Mapping[str, int] = field(default_factory=dict)
-    blocks: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
-
-    def processes(self) -> Mapping[str, Mapping[str, Any]]:
-        return {"p0": {"blocks": self.blocks, "rss": 512 * len(self.blocks)}}
+    vmstat: Mapping[str, int]
+    blocks: Mapping[int, Mapping[str, Any]]
+    errno: Literal[0] = 0
 
 
 class Model:
     """Expects these, one after another; and at the end what it expected last."""
 
+    alive = ("p0",)
+
     def __init__(self, *expected: Expected) -> None:
         self.expected = list(expected)
+        self.now = expected[0]
 
     def step(self, operation: Operation) -> Expected:
-        return self.expected.pop(0) if len(self.expected) > 1 else self.expected[0]
+        self.now = self.expected.pop(0) if len(self.expected) > 1 else self.expected[0]
+        return self.now
+
+    def block(self, name: str, block: int) -> BlockView:
+        view = BlockView(None)
+        for field, value in self.now.blocks.get(block, {}).items():
+            setattr(view, field, value)
+        return view
+
+    def rss(self, name: str) -> int:
+        return 512 * len(self.now.blocks)
 
 
 def right() -> Model:
-    mapped = Expected(vmstat={"thp_fault_alloc": 1}, blocks={0: HUGE})
-    return Model(Expected(vmstat={"thp_fault_alloc": 0}), mapped, mapped)
+    mapped = Expected({"thp_fault_alloc": 1}, {0: HUGE})
+    return Model(Expected({"thp_fault_alloc": 0}, {}), mapped, mapped)
 
 
 def test_equal_answers_are_compared_field_by_field() -> None:

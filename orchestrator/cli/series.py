@@ -39,6 +39,7 @@ def list_stages(context: typer.Context, as_json: option.Json = False) -> int:
                         "digest": stage.digest,
                         "knobs": list(stage.knobs),
                         "counters": list(stage.counters),
+                        "defaults": dict(stage.defaults),
                     }
                     for stage in series.stages
                 ],
@@ -47,10 +48,11 @@ def list_stages(context: typer.Context, as_json: option.Json = False) -> int:
         return 0
     terminal.print(f"{series.title}, on {series.base_version}")
     for stage in series.stages:
-        terminal.print(f"{stage.number:3}  {stage.group:<10} {stage.name:<14} {stage.title}")
-        for what, names in (("knobs", stage.knobs), ("counters", stage.counters)):
+        terminal.print(f"{stage.number:3}  {stage.group:<15} {stage.name:<15} {stage.title}")
+        defaults = [f"{name} {value}" for name, value in stage.defaults.items()]
+        for what, names in (("knobs", stage.knobs), ("counters", stage.counters), ("default", defaults)):
             if names:
-                terminal.print(f"{'':30}{what}: {', '.join(names)}")
+                terminal.print(f"{'':36}{what}: {', '.join(names)}")
     return 0
 
 

@@ -7,7 +7,7 @@ import difflib
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ _TOP = {"schema": int, "name": str, "title": str, "groups": list, "base": dict, 
 _BASE = {"version": str, "package": str, "directory": str}
 _STAGE = {
     "number": int, "name": str, "group": str, "patch": str, "title": str, "knobs": list, "counters": list,
+    "defaults": dict,
 }  # fmt: skip
 _KNOB = {
     "name": str, "path": str, "kind": str, "minimum": int, "maximum": int, "default": int, "help": str,
@@ -42,6 +43,7 @@ class Stage:
         title: subject of the patch, without its tag.
         knobs, counters: names of what a guest has from this stage on: sysfs knobs, /proc/vmstat counters.
         digest: SHA-256 of the patch.
+        defaults: knob -> the default it has from this stage on, where it changes.
     """
 
     number: int
@@ -52,6 +54,7 @@ class Stage:
     knobs: tuple[str, ...]
     counters: tuple[str, ...]
     digest: str
+    defaults: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,7 @@ class Knob:
     Args:
         path: in the guest.
         minimum, maximum: the values it accepts; everything else is EINVAL.
+        default: where it is introduced; see :meth:`Series.default_of` for later stages.
         stage: number of the stage that introduces it.
     """
 
@@ -91,6 +95,13 @@ class Series:
     package: str
     stages: tuple[Stage, ...]
     knobs: tuple[Knob, ...]
+
+    def default_of(self, knob: Knob, stages: Sequence[Stage]) -> int:
+        """The value that a knob has after boot, in a kernel with these stages."""
+        return next(
+            (stage.defaults[knob.name] for stage in reversed(stages) if knob.name in stage.defaults),
+            knob.default,
+        )
 
     def select(self, patchset: str) -> tuple[Stage, ...]:
         """The stages that a patchset applies.
@@ -175,7 +186,7 @@ def _stage(
     path: Path, entry: Mapping[str, Any], number: int, groups: tuple[str, ...], patches: Path
 ) -> Stage:
     where = f"stage {number}"
-    _check(path, where, entry, _STAGE)
+    _check(path, where, entry, _STAGE, optional=("defaults",))
     if entry["number"] != number:
         raise UserError(
             f"{path}: {where} says number {entry['number']}; stages stand in order, without gaps."
@@ -196,6 +207,7 @@ def _stage(
         tuple(entry["knobs"]),
         tuple(entry["counters"]),
         file_digest(patch),
+        dict(entry.get("defaults", {})),
     )
 
 
@@ -236,6 +248,16 @@ def _check_knobs(path: Path, stages: tuple[Stage, ...], knobs: tuple[Knob, ...])
         if described.count(name) > 1:
             raise UserError(f"{path}: two [[knob]]s have the name {name}.")
     for stage in stages:
+        for name, value in stage.defaults.items():
+            knob = next((each for each in knobs if each.name == name and each.stage <= stage.number), None)
+            if knob is None:
+                raise UserError(
+                    f"{path}: stage {stage.number}: defaults: no stage up to it introduces {name}."
+                )
+            if type(value) is not int or not knob.minimum <= value <= knob.maximum:
+                raise UserError(
+                    f"{path}: stage {stage.number}: defaults: {name} is to lie between its minimum and maximum."
+                )
         for name in stage.knobs:
             if name not in described:
                 raise UserError(

@@ -41,6 +41,22 @@ def test_a_knob_knows_its_stage(tmp_path: Path) -> None:
     assert (knob.name, knob.stage, knob.minimum, knob.maximum) == ("promotion_threshold", 1, 1, 512)
 
 
+def test_a_default_may_change_at_a_later_stage(tmp_path: Path) -> None:
+    write_series(tmp_path)
+    toml = tmp_path / "series.toml"
+    text = toml.read_text()
+    last = text.rindex("counters = []")
+    toml.write_text(text[:last] + "defaults = { promotion_threshold = 256 }\n" + text[last:])
+    series = load_series(tmp_path)
+    (knob,) = series.knobs
+    assert series.default_of(knob, series.stages[:2]) == 1
+    assert series.default_of(knob, series.stages) == 256
+    for wrong in ("513", "true", '"many"'):
+        toml.write_text(text[:last] + f"defaults = {{ promotion_threshold = {wrong} }}\n" + text[last:])
+        with pytest.raises(UserError, match="minimum and maximum"):
+            load_series(tmp_path)
+
+
 def test_the_digest_is_of_the_patch(tmp_path: Path) -> None:
     before = load_series(write_series(tmp_path)).stages[0].digest
     patch = tmp_path / "6.12" / "0001.patch"

@@ -69,6 +69,7 @@ def measure_cell(
             layers=bench.workloads[cell.workload].layers,
         ) as booted:
             result.boot_s = booted.boot_s
+            booted.machine.end_after_oops()
             _measure(result, experiment, bench, booted, log_directory)
             _judge_console(result, booted.machine.findings())
     except (MachineFailure, GuestLost, CommandTimeout, WorkloadFailed) as error:

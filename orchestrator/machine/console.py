@@ -25,6 +25,8 @@ READY = "orchestrate: ready"
 _READY = re.compile(rf"{re.escape(READY)}\s")
 _PANIC = re.compile(r"Kernel panic - not syncing|PANIC: early exception|PANIC: double fault")
 _PANIC_OVER = re.compile(r"---\[ end Kernel panic|PANIC: early exception|Rebooting in \d+ seconds")
+# die(), arch/x86/kernel/dumpstack.c: a task that was in the kernel is gone, with whatever it had locked.
+_OOPS = re.compile(r"Oops: [^\n]{1,80}\[#\d+\]")
 _CARRY = 120  # longer than any of the patterns, so that none is lost between two readings
 
 
@@ -34,6 +36,9 @@ class ConsoleLog:
     Args:
         path: the file; it need not exist yet.
         ready_mark: the words, on a line of their own, that say that the guest is up.
+
+    Attributes:
+        oopsed_at: when the first oops was seen, in seconds of the monotonic clock; None while there is none.
     """
 
     def __init__(self, path: Path, ready_mark: str = READY) -> None:
@@ -41,6 +46,7 @@ class ConsoleLog:
         self.ready = False
         self.panicked = False
         self.panic_over = False
+        self.oopsed_at: float | None = None
         self.size = 0
         self.last_output = time.monotonic()
         self._ready_mark = _READY if ready_mark == READY else re.compile(rf"{re.escape(ready_mark)}\s")
@@ -63,6 +69,8 @@ class ConsoleLog:
         self.ready = self.ready or _match(self._ready_mark, text)
         self.panicked = self.panicked or _match(_PANIC, text)
         self.panic_over = self.panic_over or _match(_PANIC_OVER, text)
+        if self.oopsed_at is None and _match(_OOPS, text):
+            self.oopsed_at = time.monotonic()
         return True
 
     @property

@@ -39,6 +39,8 @@ from orchestrator.store.outcome import Outcome
 POLL_S = 0.05
 #: How long the rest of a panic's report is waited for once its first line is there.
 PANIC_GRACE_S = 0.5
+#: How long a workload may go on after an oops, where that was asked for: it may end by itself, and say how.
+OOPS_GRACE_S = 10.0
 #: QEMU allocates nothing before it connects to us: this only bounds an overloaded host.
 START_TIMEOUT_S = 60.0
 #: Longest path of a Unix socket, unix(7): sun_path has 108 bytes with its end.
@@ -228,6 +230,7 @@ class Machine:
         self._shutdown_reason = ""
         self._dead_state = ""
         self._failure: MachineFailure | None = None
+        self._oops_grace_s: float | None = None
         self._callbacks: list[FailureHandler] = []
         self._changed = threading.Condition()
         self._close_lock = threading.Lock()
@@ -336,6 +339,14 @@ class Machine:
                 return
             failure = self._failure
         callback(failure)
+
+    def end_after_oops(self, grace_s: float = OOPS_GRACE_S) -> None:
+        """From now on, an oops is the machine's failure some host seconds later.
+
+        The task that died may have held a lock that everything else waits for. A person who looks at the guest wants
+        it as it is; a workload would wait until its time is up.
+        """
+        self._oops_grace_s = grace_s
 
     def findings(self) -> list[Finding]:
         """What the kernel reported on the console so far."""
@@ -465,13 +476,17 @@ class Machine:
             self._changed.notify_all()
 
     def _look(self) -> None:
-        if not self.console.poll() and not self._dead_state and not self.console.panicked:
+        oopsed = self._is_past_oops()
+        if not self.console.poll() and not self._dead_state and not self.console.panicked and not oopsed:
             return
         if self._failure is not None or self._closing:
             return
         if self.console.panicked:
             self._await_panic_report()
             self._fail(self._judged(Outcome.KERNEL_PANIC, "the guest's kernel panicked"))
+        elif oopsed:
+            what = f"the guest's kernel oopsed, and its workload had not ended {self._oops_grace_s:g} s later"
+            self._fail(self._judged(Outcome.KERNEL_BUG, what))
         elif self._dead_state:
             said = self._stderr()
             self._fail(
@@ -480,6 +495,10 @@ class Machine:
         elif self.console.ready:
             with self._changed:
                 self._changed.notify_all()
+
+    def _is_past_oops(self) -> bool:
+        at, grace_s = self.console.oopsed_at, self._oops_grace_s
+        return at is not None and grace_s is not None and time.monotonic() - at > grace_s
 
     def _await_panic_report(self) -> None:
         assert self._process is not None

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """A program that behaves like QEMU towards a :class:`Machine`: control socket, console log, sockets, ways to end.
 
-A word of the guest's kernel command line says what it does: ``fake=`` ready, panic, late-panic, oops-hang, hang, die,
-late-die, reset, off, option, late-option, internal-error, mute or no-port.
+A word of the guest's kernel command line says what it does: ``fake=`` ready, panic, late-panic, oops-hang, late-oops,
+hang, die, late-die, reset, off, option, late-option, internal-error, mute or no-port.
 """
 
 from __future__ import annotations
@@ -20,6 +20,12 @@ from typing import Any
 
 PANIC = "[    1.000000] Kernel panic - not syncing: made up\n[    1.000001] CPU: 0\n"
 OOPS = "[    0.900000] WARNING: CPU: 0 PID: 1 at mm/made_up.c:7 made_up+0x1/0x2\n"
+DIED = """\
+[    1.000000] BUG: kernel NULL pointer dereference, address: 0000000000000000
+[    1.000001] Oops: Oops: 0000 [#1] SMP NOPTI
+[    1.000002] RIP: 0010:made_up+0x10db/0x1290
+[    1.000003] ---[ end trace 0000000000000000 ]---
+"""
 
 
 def option(name: str, prefix: str) -> dict[str, str]:
@@ -113,6 +119,8 @@ class Fake:
             if self.does == "late-panic":
                 self.log.write(PANIC)
                 self.reset()
+            if self.does == "late-oops":
+                self.log.write(DIED)
             if self.does == "late-die":
                 os.kill(os.getpid(), signal.SIGKILL)
 

@@ -220,6 +220,19 @@ def test_what_happens_after_the_boot_is_told(make: Make, does: str, outcome: Out
     assert told == [caught.value, caught.value], "once when it happened, once when it was asked for too late"
 
 
+def test_an_oops_ends_a_workload_that_does_not_end_by_itself(make: Make) -> None:
+    with make("late-oops") as machine:
+        machine.boot(20)
+        machine.watch(within_s=1.0)  # somebody may look at what is left
+        machine.end_after_oops(grace_s=0.2)
+        with pytest.raises(
+            MachineFailure, match=r"oopsed, and its workload had not ended 0\.2 s later"
+        ) as caught:
+            machine.watch(within_s=5)
+    assert caught.value.outcome is Outcome.KERNEL_BUG
+    assert "kernel NULL pointer dereference in made_up" in str(caught.value)
+
+
 def test_closing_ends_whoever_waits_and_is_no_failure(make: Make) -> None:
     told: list[MachineFailure] = []
     with make("hang") as machine:

@@ -17,7 +17,7 @@ import shutil
 import tomllib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, reduce
 from pathlib import Path
 from typing import Any, cast
@@ -54,7 +54,7 @@ _RECIPE_KEYS = {
     "compression": str, "directories": list, "packages": dict, "libraries": dict, "applets": dict,
     "symlinks": dict, "files": list, "nodes": list,
 }  # fmt: skip
-_LAYER_KEYS = {"packages": dict, "libraries": dict, "symlinks": dict}
+_LAYER_KEYS = {"packages": dict, "libraries": dict, "symlinks": dict, "programs": dict}
 _COMPRESSIONS = ("none", "gzip")
 
 
@@ -108,6 +108,8 @@ class Recipe:
         symlinks: path -> target.
         files: path in the guest -> file name here and mode.
         nodes: path -> major, minor, mode.
+        programs: path in the guest -> directory here; the C sources in it make that program, together with
+            what the workloads have in common.
         layers: the files of the layers that were added.
     """
 
@@ -120,6 +122,7 @@ class Recipe:
     symlinks: Mapping[str, str]
     files: Mapping[str, tuple[Path, int]]
     nodes: Mapping[str, tuple[int, int, int]]
+    programs: Mapping[str, Path] = field(default_factory=dict)
     layers: tuple[Path, ...] = ()
 
     @property
@@ -191,15 +194,20 @@ def with_layer(recipe: Recipe, name: str) -> Recipe:
                 f"{path}: {key} is unknown or of the wrong type; known are {', '.join(_LAYER_KEYS)}."
             )
     try:
-        packages = {package: tuple(map(str, files)) for package, files in table["packages"].items()}
+        packages = {package: tuple(map(str, files)) for package, files in table.get("packages", {}).items()}
+        programs = {place: recipe.directory / str(name) for place, name in table.get("programs", {}).items()}
         libraries = tuple(map(str, table.get("libraries", {"packages": []})["packages"]))
     except (KeyError, TypeError) as error:
         raise UserError(f"{path}: an entry lacks or garbles {error}.") from error
+    empty = next((each for each in programs.values() if not any(each.glob("*.c"))), None)
+    if empty is not None:
+        raise UserError(f"{path}: there is no C source in {empty}.")
     return replace(
         recipe,
         packages={**recipe.packages, **packages},
         libraries=tuple(dict.fromkeys((*recipe.libraries, *libraries))),
         symlinks={**recipe.symlinks, **table.get("symlinks", {})},
+        programs={**recipe.programs, **programs},
         layers=(*recipe.layers, path),
     )
 
@@ -260,6 +268,8 @@ class _Image:
         inputs += [*recipe.tools.values(), *recipe.layers]
         for name in ("common", *workload_sources(self._workloads)):
             inputs += sorted((self._workloads / name).glob("*.[ch]"))
+        for directory in recipe.programs.values():
+            inputs += sorted(directory.glob("*.[ch]"))
         require("gcc")
         library = Path(run([*_COMPILER, "-print-file-name=libc.a"]).stdout.strip())
         if not library.is_absolute():
@@ -374,6 +384,10 @@ class _Image:
         jobs = {
             f"{WORKLOADS}/{name}": [*map(str, sorted(directory.glob("*.c"))), *shared, f"-I{common}", "-lm"]
             for name, directory in workload_sources(self._workloads).items()
+        }
+        jobs |= {
+            place: [*map(str, sorted(directory.glob("*.c"))), *shared, f"-I{common}", "-lm"]
+            for place, directory in self._recipe.programs.items()
         }
         jobs |= {f"{TOOLS}/{name}": [str(source)] for name, source in self._recipe.tools.items()}
 

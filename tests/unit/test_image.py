@@ -311,12 +311,28 @@ def test_a_layer_is_in_an_image_of_its_own(project: Project, tmp_path: Path) -> 
     assert is_built(project, cache) and not is_built(project, cache, ["extra"])
 
 
+def test_a_layer_brings_programs_of_several_sources(project: Project, tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "cache")
+    guest = project.vm_images / "guest"
+    (guest / "layers").mkdir()
+    (guest / "layers" / "extra.toml").write_text('[programs]\n"/usr/lib/tests/extra" = "extra"\n')
+    (guest / "extra").mkdir()
+    (guest / "extra" / "main.c").write_text("int other(void);\nint main(void) { return other(); }\n")
+    (guest / "extra" / "other.c").write_text("int other(void);\nint other(void) { return 0; }\n")
+    image = build_image(project, cache, Events(), ["extra"])
+    mode, content = unpack(image.initramfs.read_bytes())["usr/lib/tests/extra"]
+    assert mode & 0o777 == 0o755 and content[:4] == b"\x7fELF"
+    (guest / "extra" / "other.h").write_text("int other(void);\n")
+    assert not is_built(project, cache, ["extra"])
+
+
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
         ("packages = 1", r"extra\.toml: packages is unknown or of the wrong type"),
         ("[nodes]", r"extra\.toml: nodes is unknown"),
-        ("[symlinks]", r"extra\.toml: an entry lacks or garbles 'packages'"),
+        ("[libraries]", r"extra\.toml: an entry lacks or garbles 'packages'"),
+        ('[programs]\n"/bin/x" = "none"', r"extra\.toml: there is no C source in .*none"),
         ("packages", r"extra\.toml: cannot read this image layer"),
     ],
 )

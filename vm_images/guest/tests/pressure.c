@@ -1,0 +1,474 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/* Memory is short: dumps, the shrinker, memcg limits, nodes, memory that goes away. */
+#include "tests.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <signal.h>
+
+#define COUNT 32
+
+static char *filled(struct image *image, unsigned int round)
+{
+	char *start;
+
+	threshold(512);
+	start = regions(image->count);
+	for (unsigned int region = 0; region < image->count; region++)
+		for (unsigned int slot = region % 7; slot < PAGES_PER_REGION; slot += 61)
+			put(image, start, region, slot, seed_of(region, slot, round));
+	return start;
+}
+
+static void drop_caches(void)
+{
+	struct image *image = image_of(COUNT);
+	char *start = filled(image, 0);
+	struct counters before = counters();
+
+	REQUIRE(before.reserved > COUNT * 400, "%ld pages are reserved", before.reserved);
+	setting("/proc/sys/vm/drop_caches", "2");
+	EXPECT(counters().reserved < before.reserved / 10, "drop_caches=2 leaves %ld of %ld pages", counters().reserved,
+	       before.reserved);
+	EXPECT(since(before).dumped > 0, "no dump is counted");
+	expect_contents(image, start, "dumped");
+	/* What is written afterwards comes from elsewhere. */
+	for (unsigned int region = 0; region < COUNT; region++)
+		put(image, start, region, 60, seed_of(region, 60, 1));
+	expect_contents(image, start, "dumped and written");
+	unmap(start, COUNT);
+}
+
+static void debugfs_lists(void)
+{
+	struct image *image = image_of(COUNT);
+	char *start = filled(image, 0), line[256], mm[64];
+	unsigned long address, pfn, unused_total = 0;
+	unsigned int unused, mine = 0;
+	int pid, node;
+	FILE *file = fopen("/sys/kernel/debug/thp_reserve/blocks", "r");
+
+	if (!file)
+		skip("this kernel has no list of reservations");
+	while (fgets(line, sizeof(line), file)) {
+		if (sscanf(line, "%d %63s %lx %lx %d %u", &pid, mm, &address, &pfn, &node, &unused) != 6)
+			continue;
+		unused_total += unused;
+		mine += pid == getpid() && address >= (uintptr_t)start && address < (uintptr_t)start + COUNT * REGION &&
+			pfn % PAGES_PER_REGION == 0 && pfn_of((char *)address + 7 * PAGE) / 512 * 512 <= pfn + 512;
+	}
+	fclose(file);
+	EXPECT(mine == COUNT, "%u of %d regions are listed", mine, COUNT);
+	EXPECT((long)unused_total == counters().reserved, "%lu unused pages are listed, %ld are reserved", unused_total,
+	       counters().reserved);
+	EXPECT(try_write("/sys/kernel/debug/thp_reserve/dump", "2") == -EINVAL, "dump takes a 2");
+	dump_all();
+	EXPECT(!counters().reserved, "%ld pages are left by a dump", counters().reserved);
+	expect_contents(image, start, "dumped");
+	unmap(start, COUNT);
+}
+
+/* Take more of a node than is free there; false where we were killed for it. */
+static bool fill_node(int node, long beyond_kib)
+{
+	struct node nodes[MAX_NODES];
+	pid_t child;
+
+	nodes_find(nodes);
+	child = begin_child();
+	if (!child) {
+		char path[64], line[128];
+		unsigned long free_kib = 0;
+		size_t size;
+		FILE *file;
+		char *start;
+
+		snprintf(path, sizeof(path), "/sys/devices/system/node/node%d/meminfo", node);
+		file = fopen(path, "r");
+		while (file && fgets(line, sizeof(line), file)) {
+			char *at = strstr(line, "MemFree:");
+
+			if (at)
+				free_kib = atol(at + strlen("MemFree:"));
+		}
+		size = (free_kib + beyond_kib) * KIB / REGION * REGION;
+		start = map_regions(size);
+		madvise(start, size, MADV_NOHUGEPAGE);
+		bind_to(start, size, node);
+		for (size_t at = 0; at < size; at += PAGE)
+			start[at] = 1;
+		_exit(0);
+	}
+	return !end_of(child);
+}
+
+static void right_node(void)
+{
+	int nodes = node_count(), victim = 1;
+	long before[MAX_NODES], after;
+	struct image *images[MAX_NODES];
+	char *starts[MAX_NODES];
+
+	if (nodes < 2)
+		skip("there is one node only");
+	threshold(512);
+	for (int node = 0; node < nodes; node++) {
+		images[node] = image_of(COUNT);
+		starts[node] = regions(COUNT);
+		bind_to(starts[node], COUNT * REGION, node);
+		for (unsigned int region = 0; region < COUNT; region++)
+			put(images[node], starts[node], region, 3, seed_of(region, 3, node));
+	}
+	for (int node = 0; node < nodes; node++) {
+		before[node] = reserved_on(node);
+		EXPECT(before[node] == COUNT * 511, "node %d holds %ld reserved pages", node, before[node]);
+	}
+	EXPECT(fill_node(victim, COUNT * 1024), "killed while %d MiB were reserved", COUNT * 2);
+	for (int node = 0; node < nodes; node++) {
+		after = reserved_on(node);
+		note("node %d: %ld reserved pages, then %ld", node, before[node], after);
+		if (node == victim)
+			EXPECT(after < before[node], "node %d was short and kept its reservations", node);
+		else
+			EXPECT(after == before[node], "node %d lost %ld pages for node %d", node, before[node] - after,
+			       victim);
+		expect_contents(images[node], starts[node], "after pressure");
+		unmap(starts[node], COUNT);
+	}
+}
+
+/* All of memory reserved, then wanted: reclaim, its recursion, and the OOM killer that must not come. */
+static void all_memory_reserved(void)
+{
+	long total = 0;
+	struct counters before = counters(), now;
+	unsigned int count = meminfo_kib("MemAvailable:") / 2048 * 9 / 10;
+	struct image *image = image_of(count);
+	uint64_t began;
+	char *start;
+
+	threshold(512);
+	start = regions(count);
+	for (unsigned int region = 0; region < count; region++)
+		put(image, start, region, region % 512, seed_of(region, region, 0));
+	now = since(before);
+	note("%u regions: %ld reserved, %ld failed, %ld dumped", count, now.alloc, now.failed, now.dumped);
+	/* One dump of all of it, as fast as it goes. */
+	began = monotonic_ns();
+	dump_all();
+	note("a dump of %ld pages took %.0f ms", now.reserved, (monotonic_ns() - began) / 1e6);
+	EXPECT(counters().reserved < now.reserved / 10 + 512, "%ld pages are left", counters().reserved);
+	for (unsigned int region = 0; region < count; region++)
+		total += page_is(PAGE_OF(start, region, region % 512), image->seed[region * 512 + region % 512]);
+	EXPECT(total == count, "%ld of %u pages are right after the dump", total, count);
+	/* Half of it in full: it fits. */
+	for (unsigned int region = 0; region < count / 2; region++)
+		for (unsigned int slot = 0; slot < 512; slot++)
+			put(image, start, region, slot, seed_of(region, slot, 1));
+	for (unsigned int region = 0; region < count / 2; region += 7)
+		for (unsigned int slot = 0; slot < 512; slot++)
+			EXPECT(page_is(PAGE_OF(start, region, slot), image->seed[region * 512 + slot]), "region %u page %u",
+			       region, slot);
+	unmap(start, count);
+}
+
+/* More regions than memory has, one page in each: nobody may be killed. */
+static void sparse_beyond_memory(void)
+{
+	struct counters before = counters(), now;
+	unsigned int count = (unsigned int)(installed_kib() / 2048 * 3);
+	pid_t child = begin_child();
+
+	if (!child) {
+		char *start = regions(count);
+		unsigned int wrong = 0;
+
+		threshold(256);
+		for (unsigned int region = 0; region < count; region++)
+			page_fill(PAGE_OF(start, region, region * 37 % 512), seed_of(region, 0, 0));
+		for (unsigned int region = 0; region < count; region++)
+			wrong += !page_is(PAGE_OF(start, region, region * 37 % 512), seed_of(region, 0, 0));
+		EXPECT(!wrong, "%u of %u pages are wrong", wrong, count);
+		test_end();
+	}
+	end_child(child);
+	now = since(before);
+	note("%u regions: %ld reserved, %ld failed, %ld dumped", count, now.alloc, now.failed, now.dumped);
+	EXPECT(now.alloc + now.failed >= count, "%ld first writes for %u regions", now.alloc + now.failed, count);
+}
+
+/* Reservations come and go in processes that exit, fork and are killed while memory is short. */
+static void dump_against_exit(void)
+{
+	unsigned int each = (unsigned int)(installed_kib() / 2048 / 3);
+	pid_t workers[6], dumper = begin_child();
+
+	if (!dumper) {
+		for (;;) {
+			can_dump_all() ? dump_all() : setting("/proc/sys/vm/drop_caches", "2");
+			usleep(2000);
+		}
+	}
+	for (size_t w = 0; w < ARRAY_SIZE(workers); w++) {
+		workers[w] = begin_child();
+		if (workers[w])
+			continue;
+		for (unsigned int round = 0; round < 3; round++) {
+			char *start = regions(each);
+			unsigned int wrong = 0;
+
+			for (unsigned int region = 0; region < each; region++) {
+				page_fill(PAGE_OF(start, region, region * 37 % 512), seed_of(region, w, round));
+				if (region % 64 == w) {
+					pid_t child = begin_child();
+
+					if (!child) {
+						char *own = regions(4);
+
+						for (unsigned int slot = 0; slot < 64; slot++)
+							page_fill(PAGE_OF(own, slot % 4, slot), slot + 1);
+						if (region % 128 == w)
+							raise(SIGKILL);
+						for (unsigned int slot = 0; slot < 64; slot++)
+							EXPECT(page_is(PAGE_OF(own, slot % 4, slot), slot + 1), "child");
+						test_end();
+					}
+					end_of(child);
+				}
+			}
+			for (unsigned int region = 0; region < each; region++)
+				wrong += !page_is(PAGE_OF(start, region, region * 37 % 512), seed_of(region, w, round));
+			EXPECT(!wrong, "%u of %u pages are wrong", wrong, each);
+			unmap(start, each);
+		}
+		test_end();
+	}
+	for (size_t w = 0; w < ARRAY_SIZE(workers); w++)
+		end_child(workers[w]);
+	kill(dumper, SIGKILL);
+	end_of(dumper);
+}
+
+/* ---- memcg ---- */
+
+/* Regions with one page each that fit into a group of 64 MiB. */
+static unsigned int fits(const char *enabled, int pages, long kib, unsigned int per_region)
+{
+	unsigned int *progress = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	const unsigned int most = 20000;
+	unsigned int reached;
+	pid_t child;
+
+	setting(THP "enabled", enabled);
+	threshold(pages);
+	child = begin_child();
+	if (!child) {
+		char *start;
+
+		memcg_enter("limited", kib);
+		start = regions(most);
+		if (!strcmp(enabled, "never"))
+			madvise(start, most * REGION, MADV_NOHUGEPAGE);
+		for (unsigned int region = 0; region < most; region++) {
+			for (unsigned int k = 0; k < per_region; k++)
+				*PAGE_OF(start, region, (region * 37 + k * 5) % 512) = 1;
+			*progress = region + 1;
+		}
+		_exit(0);
+	}
+	end_of(child);
+	reached = *progress;
+	munmap(progress, PAGE);
+	memcg_enter("limited", 0);
+	memcg_leave("limited");
+	return reached;
+}
+
+static void memcg_one_page_a_region(void)
+{
+	unsigned int never, reserved;
+
+	if (swap_is_on())
+		skip("a group with swap is not killed at its limit");
+	never = fits("never", 1, 65536, 1);
+	reserved = fits("madvise", 256, 65536, 1);
+	note("64 MiB, one page a region: %u regions without huge pages, %u with reservations", never, reserved);
+	EXPECT(never > 1000, "the limit does not work: %u regions", never);
+	EXPECT(reserved >= never - never / 50, "%u regions with reservations, %u without", reserved, never);
+	never = fits("never", 1, 8192, 3);
+	reserved = fits("madvise", 256, 8192, 3);
+	note("8 MiB, three pages a region: %u regions without huge pages, %u with reservations", never, reserved);
+	EXPECT(reserved >= never - never / 20, "%u regions with reservations, %u without", reserved, never);
+}
+
+static void memcg_limit_contents(void)
+{
+	pid_t child = begin_child();
+
+	if (!child) {
+		struct image *image = image_of(24);
+		char *start;
+
+		memcg_enter("contents", 32768);
+		threshold(256);
+		start = regions(24);
+		for (unsigned int round = 0; round < 3; round++) {
+			/* 24 regions with 255 pages are 24 MiB; never so many that one is promoted. */
+			for (unsigned int slot = round; slot < 255; slot += 3)
+				for (unsigned int region = 0; region < 24; region++)
+					put(image, start, region, slot, seed_of(region, slot, round));
+			expect_contents(image, start, "below the limit");
+		}
+		memcg_leave("contents");
+		test_end();
+	}
+	end_child(child);
+}
+
+static void memcg_counts(void)
+{
+	pid_t child = begin_child();
+
+	if (!child) {
+		long group, parent;
+		char *start;
+
+		memcg_enter("counts", 0);
+		threshold(512);
+		start = regions(16);
+		for (unsigned int region = 0; region < 16; region++)
+			*PAGE_OF(start, region, 3) = 1;
+		/* memory.stat is up to date to within two seconds (cgroup-v2.rst). */
+		for (int wait = 0; wait < 40; wait++) {
+			group = memcg_stat("counts", "memory.stat", "thp_reserved");
+			if (group == 16 * 511 * (long)PAGE)
+				break;
+			usleep(200000);
+		}
+		parent = memcg_stat("", "memory.stat", "thp_reserved");
+		EXPECT(group == 16 * 511 * (long)PAGE, "thp_reserved is %ld pages", group / (long)PAGE);
+		EXPECT(parent >= group, "the root has less than its child: %ld", parent);
+		unmap(start, 16);
+		for (int wait = 0; wait < 40 && group; wait++) {
+			usleep(200000);
+			group = memcg_stat("counts", "memory.stat", "thp_reserved");
+		}
+		EXPECT(!group, "thp_reserved is %ld when all is unmapped", group);
+		/* The group goes before its pages do. */
+		start = regions(8);
+		for (unsigned int region = 0; region < 8; region++)
+			*PAGE_OF(start, region, 3) = 1;
+		memcg_leave("counts");
+		for (unsigned int region = 0; region < 8; region++)
+			*PAGE_OF(start, region, 4) = 1;
+		unmap(start, 8);
+		test_end();
+	}
+	end_child(child);
+}
+
+/* ---- memory that goes away ---- */
+
+static void memory_offline(void)
+{
+	struct image *image = image_of(COUNT);
+	struct dirent *entry;
+	unsigned int gone = 0, tried = 0;
+	char path[300], *start, online[64][300];
+	DIR *directory = opendir("/sys/devices/system/memory");
+
+	if (!directory)
+		skip("memory cannot be taken offline");
+	start = filled(image, 0);
+	while ((entry = readdir(directory)) && tried < 64) {
+		if (strncmp(entry->d_name, "memory", 6) || entry->d_name[6] < '0' || entry->d_name[6] > '9')
+			continue;
+		snprintf(path, sizeof(path), "/sys/devices/system/memory/%s/valid_zones", entry->d_name);
+		{
+			char zone[64] = "";
+			int fd = open(path, O_RDONLY);
+
+			if (fd < 0 || read(fd, zone, sizeof(zone) - 1) < 0)
+				zone[0] = 0;
+			close(fd);
+			if (strncmp(zone, "Movable", 7))
+				continue;
+		}
+		tried++;
+		snprintf(path, sizeof(path), "/sys/devices/system/memory/%s/state", entry->d_name);
+		if (!try_write(path, "offline"))
+			memcpy(online[gone++], path, sizeof(path));
+		if (gone == 4)
+			break;
+	}
+	closedir(directory);
+	if (!tried)
+		skip("there is no movable memory; boot with movablecore=");
+	note("%u blocks offline of %u tried", gone, tried);
+	EXPECT(gone, "no block of memory goes offline while reservations are there");
+	expect_contents(image, start, "memory offline");
+	for (unsigned int region = 0; region < COUNT; region++)
+		for (unsigned int slot = 0; slot < 64; slot++)
+			put(image, start, region, slot, seed_of(region, slot, 2));
+	expect_contents(image, start, "written with memory offline");
+	while (gone--)
+		setting(online[gone], "online_movable");
+	expect_contents(image, start, "memory online again");
+	unmap(start, COUNT);
+}
+
+/* Contiguous memory is wanted where reservations are: they are not migrated, so they have to go. */
+static void contiguous_allocation(void)
+{
+	const char *area = "/sys/kernel/debug/cma/reserved/";
+	long pages, worked = 0;
+	char path[128], text[32];
+	unsigned int count;
+	struct image *image;
+	char *start;
+
+	snprintf(path, sizeof(path), "%scount", area);
+	pages = number_in(path);
+	if (pages < 1024)
+		skip("there is no contiguous memory area; boot with cma=");
+	/* As much as there is: the area is only used when little else is free. */
+	count = meminfo_kib("MemAvailable:") / 2048 * 8 / 10;
+	image = image_of(count);
+	threshold(512);
+	start = regions(count);
+	for (unsigned int region = 0; region < count; region++)
+		put(image, start, region, region % 512, seed_of(region, region, 0));
+	snprintf(text, sizeof(text), "%ld", pages / 4);
+	for (int attempt = 0; attempt < 3; attempt++) {
+		snprintf(path, sizeof(path), "%salloc", area);
+		if (try_write(path, text))
+			continue;
+		worked++;
+		snprintf(path, sizeof(path), "%sfree", area);
+		setting(path, text);
+	}
+	note("%ld of 3 allocations of %s pages", worked, text);
+	EXPECT(worked, "no contiguous memory although all but %u pages are reserved only", count);
+	for (unsigned int region = 0; region < count; region++)
+		EXPECT(page_is(PAGE_OF(start, region, region % 512), image->seed[region * 512 + region % 512]), "region %u",
+		       region);
+	unmap(start, count);
+}
+
+const struct test pressure_tests[] = {
+	{ "drop_caches", drop_caches, "shrinker", QUICK, "the shrinker does not run" },
+	{ "debugfs_lists", debugfs_lists, "debugfs", QUICK, "the list of reservations is wrong" },
+	{ "right_node", right_node, "shrinker", MATRIX, "wrong node: pages of node N freed when node M is short" },
+	{ "all_memory_reserved", all_memory_reserved, "pressure", MATRIX, "the dump frees a million pages at once" },
+	{ "sparse_beyond_memory", sparse_beyond_memory, "pressure", MATRIX, "reclaim recursion; killed although pages "
+	  "are only reserved" },
+	{ "dump_against_exit", dump_against_exit, "pressure", MATRIX, "a reservation is lost against exit" },
+	{ "memcg_one_page_a_region", memcg_one_page_a_region, "memcg-limit", MATRIX, "a 64 MB group touching one page a "
+	  "region is killed" },
+	{ "memcg_limit_contents", memcg_limit_contents, "memcg-limit", MATRIX, "contents are lost at a limit" },
+	{ "memcg_counts", memcg_counts, "memcg-stat", QUICK, "thp_reserved in memory.stat is wrong" },
+	{ "memory_offline", memory_offline, "pressure", 0, "offline is blocked by reservations" },
+	{ "contiguous_allocation", contiguous_allocation, "pressure", 0, "CMA is blocked by reservations" },
+	{ 0 },
+};

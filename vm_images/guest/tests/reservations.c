@@ -1,0 +1,302 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * reservations: tests of huge page reservations, run in a guest.
+ *
+ *	reservations [--stages NAME,NAME...] [--only NAME,NAME...] [--matrix] [--quick] [--prefill]
+ *		     [--list] [--timeout SECONDS]
+ *
+ * Prints KTAP (Documentation/dev-tools/ktap.rst). --stages are those that the
+ * kernel has, by their names in series.toml; tests of others are skipped.
+ * --prefill fills all memory that is free with 0xa5 before the first test, so
+ * that a page which nobody zeroes is not zero by chance.
+ *
+ * It ends with 0, with 1 where a test failed, and with 2 where it was called
+ * in a way that it does not understand.
+ */
+#include "tests.h"
+
+#include <getopt.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <sys/prctl.h>
+#include <time.h>
+
+#define SKIPPED 4	/* kselftest.h: KSFT_SKIP */
+#define REASON 200
+#define SETTLE_MS 5000
+#define MOST_LINES 20
+
+static const struct test *const groups[] = {
+	ground_tests, release_tests, promote_tests, pressure_tests, neighbour_tests, stress_tests, failing_tests,
+};
+
+static const char *stages = "";
+static bool failed;
+/* Shared by the processes of a test: why it is skipped. */
+static char *reason;
+
+static bool listed(const char *list, const char *name)
+{
+	size_t length = strlen(name);
+
+	for (const char *at = list; (at = strstr(at, name)); at += length)
+		if ((at == list || at[-1] == ',') && (!at[length] || at[length] == ','))
+			return true;
+	return false;
+}
+
+bool has_stage(const char *name)
+{
+	return listed(stages, name);
+}
+
+bool expect_at(bool good, const char *file, int line, const char *condition, const char *format, ...)
+{
+	static int said;
+	va_list arguments;
+
+	if (good)
+		return true;
+	failed = true;
+	if (said++ >= MOST_LINES)
+		return false;
+	va_start(arguments, format);
+	printf("# %s:%d: not %s: ", strrchr(file, '/') ? strrchr(file, '/') + 1 : file, line, condition);
+	vprintf(format, arguments);
+	printf("\n");
+	va_end(arguments);
+	fflush(stdout);
+	return false;
+}
+
+void note(const char *format, ...)
+{
+	va_list arguments;
+
+	va_start(arguments, format);
+	printf("# ");
+	vprintf(format, arguments);
+	printf("\n");
+	va_end(arguments);
+	fflush(stdout);
+}
+
+void skip(const char *format, ...)
+{
+	va_list arguments;
+
+	va_start(arguments, format);
+	vsnprintf(reason, REASON, format, arguments);
+	va_end(arguments);
+	_exit(failed ? 1 : SKIPPED);
+}
+
+void test_end(void)
+{
+	fflush(stdout);
+	_exit(failed);
+}
+
+pid_t begin_child(void)
+{
+	pid_t child;
+
+	fflush(stdout);
+	child = fork();
+	if (!child)
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+	REQUIRE(child >= 0, "%s", strerror(errno));
+	return child;
+}
+
+int end_of(pid_t child)
+{
+	int status = -1;
+
+	while (waitpid(child, &status, 0) < 0 && errno == EINTR)
+		;
+	return status;
+}
+
+void end_child(pid_t child)
+{
+	int status = end_of(child);
+
+	if (WIFEXITED(status) && WEXITSTATUS(status) == SKIPPED)
+		_exit(failed ? 1 : SKIPPED);
+	EXPECT(!status, "a process of the test ended with %#x", status);
+}
+
+/* ---- running ---- */
+
+static void sleep_ms(long ms)
+{
+	nanosleep(&(struct timespec){ ms / 1000, ms % 1000 * 1000000 }, NULL);
+}
+
+/* What a test has changed is set back by the test after it: each starts from here. */
+static void settings(void)
+{
+	threshold(256);
+	setting(THP "enabled", "madvise");
+	setting(THP "use_zero_page", "1");
+	setting(THP "defrag", "madvise");
+	scan_often(false);
+	setting(KHUGEPAGED "max_ptes_none", "511");
+}
+
+/* When all processes of a test are gone, nothing is reserved. The last of an mm may be dropped a little later. */
+static void expect_nothing_left(void)
+{
+	struct counters now = counters();
+
+	for (int waited = 0; now.reserved && waited < SETTLE_MS; waited += 50) {
+		sleep_ms(50);
+		now = counters();
+	}
+	EXPECT(!now.reserved, "%ld pages are reserved after the end of the test", now.reserved);
+	expect_identity("after the end of the test");
+}
+
+static int run_in_child(const struct test *test, unsigned int timeout_s)
+{
+	pid_t child;
+	int status = 0;
+	long passed_ms = 0;
+
+	fflush(stdout);
+	child = fork();
+	if (!child) {
+		setpgid(0, 0);
+		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		failed = false;
+		settings();
+		test->run();
+		test_end();
+	}
+	setpgid(child, child);
+	for (; !waitpid(child, &status, WNOHANG); passed_ms += 10) {
+		if (passed_ms >= timeout_s * 1000L) {
+			note("it did not end in %u s of the guest", timeout_s);
+			kill(-child, SIGKILL);
+			waitpid(child, &status, 0);
+			status = 1 << 8;
+			break;
+		}
+		sleep_ms(10);
+	}
+	kill(-child, SIGKILL); /* whoever it has left behind */
+	if (WIFSIGNALED(status))
+		note("signal %d (%s)", WTERMSIG(status), strsignal(WTERMSIG(status)));
+	return WIFEXITED(status) ? WEXITSTATUS(status) : 1;
+}
+
+/* One line of KTAP. Returns whether it is all right. */
+static bool run_test(const struct test *test, int number, unsigned int timeout_s)
+{
+	uint64_t began = monotonic_ns();
+	int status;
+
+	failed = false;
+	*reason = 0;
+	if (*stages ? !has_stage(test->stage) : !(test->flags & ANY_KERNEL)) {
+		printf("ok %d %s # SKIP the kernel has no stage %s\n", number, test->name, test->stage);
+		return true;
+	}
+	status = run_in_child(test, timeout_s);
+	swap_end();
+	expect_nothing_left();
+	note("%s took %.1f s", test->name, (monotonic_ns() - began) / 1e9);
+	if (status == SKIPPED && !failed)
+		printf("ok %d %s # SKIP %s\n", number, test->name, reason);
+	else
+		printf("%sok %d %s\n", status || failed ? "not " : "", number, test->name);
+	fflush(stdout);
+	return (!status || status == SKIPPED) && !failed;
+}
+
+/* Write to what is free, and give it back: nothing is zero by chance then. */
+static void prefill(void)
+{
+	long kib = meminfo_kib("MemAvailable:");
+	pid_t child;
+
+	fflush(stdout);
+	child = fork();
+	if (!child) {
+		/* All but an eighth, lest somebody be killed for it. */
+		size_t size = (size_t)(kib - kib / 8) * KIB / REGION * REGION;
+		char *start = map_regions(size);
+
+		if (!start)
+			_exit(1);
+		madvise(start, size, MADV_HUGEPAGE);
+		for (size_t at = 0; at < size; at += PAGE)
+			memset(start + at, 0xa5, PAGE);
+		_exit(0);
+	}
+	end_of(child);
+}
+
+static void usage(const char *what)
+{
+	fprintf(stderr, "reservations: %s\n", what);
+	exit(2);
+}
+
+int main(int argc, char **argv)
+{
+	static const struct option options[] = {
+		{ "stages", required_argument, NULL, 's' }, { "only", required_argument, NULL, 'o' },
+		{ "matrix", no_argument, NULL, 'm' },	    { "quick", no_argument, NULL, 'q' },
+		{ "prefill", no_argument, NULL, 'p' },	    { "list", no_argument, NULL, 'l' },
+		{ "timeout", required_argument, NULL, 't' }, { NULL, 0, NULL, 0 },
+	};
+	const char *only = NULL;
+	unsigned int wanted = 0, timeout_s = 600;
+	bool fill = false, list = false;
+	int count = 0, number = 0, bad = 0;
+	const struct test *chosen[256];
+
+	for (int option; (option = getopt_long(argc, argv, "", options, NULL)) != -1;) {
+		switch (option) {
+		case 's': stages = optarg; break;
+		case 'o': only = optarg; break;
+		case 'm': wanted |= MATRIX; break;
+		case 'q': wanted |= QUICK; break;
+		case 'p': fill = true; break;
+		case 'l': list = true; break;
+		case 't': timeout_s = atoi(optarg); break;
+		default: return 2;
+		}
+	}
+	if (optind != argc)
+		usage("an argument too many");
+	for (size_t group = 0; group < ARRAY_SIZE(groups); group++) {
+		for (const struct test *test = groups[group]; test->name; test++) {
+			if (list)
+				printf("%s\t%s\t%s\n", test->name, test->stage, test->mistake);
+			if ((only ? listed(only, test->name) : 1) && (test->flags & wanted) == wanted)
+				chosen[count++] = test;
+		}
+	}
+	if (list)
+		return 0;
+	if (!count)
+		usage("there is no such test");
+
+	reason = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	/* The first to be killed is a test, not who runs it. */
+	setvbuf(stdout, NULL, _IOLBF, 0);
+	printf("TAP version 13\n1..%d\n", count);
+	settings();
+	if (fill)
+		prefill();
+	while (number < count) {
+		bad += !run_test(chosen[number], number + 1, timeout_s);
+		number++;
+	}
+	settings();
+	printf("# %d of %d failed\n", bad, count);
+	return bad ? 1 : 0;
+}

@@ -320,7 +320,7 @@ def test_a_layer_brings_programs_of_several_sources(project: Project, tmp_path: 
     (guest / "extra" / "main.c").write_text("int other(void);\nint main(void) { return other(); }\n")
     (guest / "extra" / "other.c").write_text("int other(void);\nint other(void) { return 0; }\n")
     image = build_image(project, cache, Events(), ["extra"])
-    mode, content = unpack(image.initramfs.read_bytes())["usr/lib/tests/extra"]
+    mode, content, *_ = unpack(image.initramfs.read_bytes())["usr/lib/tests/extra"]
     assert mode & 0o777 == 0o755 and content[:4] == b"\x7fELF"
     (guest / "extra" / "other.h").write_text("int other(void);\n")
     assert not is_built(project, cache, ["extra"])

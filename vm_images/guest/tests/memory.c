@@ -83,7 +83,8 @@ void scans(void)
 	pid_t child;
 
 	fflush(stdout);
-	child = fork();
+	/* fork() would write-protect the pages, and khugepaged leaves a range alone that has none to write to. */
+	child = vfork();
 	if (!child) {
 		dup2(STDERR_FILENO, STDOUT_FILENO);
 		execlp("khugepaged-barrier", "khugepaged-barrier", "2", "300000", NULL);
@@ -92,20 +93,13 @@ void scans(void)
 	EXPECT(!end_of(child), "khugepaged did not get round");
 }
 
-bool can_dump_all(void)
+bool dump(void)
 {
-	return !access(DUMP, W_OK);
-}
-
-void dump_all(void)
-{
-	if (can_dump_all()) {
-		setting(DUMP, "1");
-		return;
-	}
-	/* The shrinker takes half of them at each visit. */
-	for (int visit = 0; visit < 40 && counters().reserved; visit++)
+	if (!try_write(DUMP, "1"))
+		return true;
+	if (has_stage("shrinker"))
 		setting("/proc/sys/vm/drop_caches", "2");
+	return has_stage("shrinker");
 }
 
 static void memcg_path(char *path, size_t size, const char *name, const char *file)

@@ -103,8 +103,10 @@ pid_t begin_child(void)
 
 	fflush(stdout);
 	child = fork();
-	if (!child)
+	if (!child) {
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
+		failed = false;
+	}
 	REQUIRE(child >= 0, "%s", strerror(errno));
 	return child;
 }

@@ -147,9 +147,8 @@ void threshold(int pages);
 void scan_often(bool often);
 /* Return when khugepaged has seen everything. */
 void scans(void);
-/* Give up all reservations: by debugfs where there is, else by drop_caches. */
-void dump_all(void);
-bool can_dump_all(void);
+/* Give up all reservations, by debugfs where there is; most, by drop_caches. False where the kernel has neither. */
+bool dump(void);
 /* Move this process into a new memcg; kib 0: without a limit. */
 void memcg_enter(const char *name, long kib);
 void memcg_leave(const char *name);

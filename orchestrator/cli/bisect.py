@@ -25,7 +25,7 @@ from orchestrator.execution.derived import DERIVED_METRICS
 from orchestrator.execution.experiment_run import manifest_of
 from orchestrator.execution.measured_cell import CellResult, measure_cell
 from orchestrator.execution.stage_trial import StageTrial, WorkloadTrial
-from orchestrator.execution.staged_bisection import LOG, StagedBisection, Verdict, sentence
+from orchestrator.execution.staged_bisection import LOG, StagedBisection, Verdict, sentence, titled
 from orchestrator.experiment.cell import Cell
 from orchestrator.experiment.experiment import Experiment
 from orchestrator.experiment.knob import parse_settings
@@ -254,11 +254,12 @@ def _as_text(verdict: Verdict) -> str:
     table = Table(box=None, pad_edge=False, header_style="")
     for column in ("", "stage", "good", "bad", "what was seen"):
         table.add_column(column, justify="right" if column in ("good", "bad") else "left", overflow="fold")
-    for position, variant in enumerate(search.experiment.variants):
+    for position in range(len(search.experiment.variants)):
         good, bad = verdict.counts(position)
         first = position in verdict.answer.candidates and verdict.answer.conclusion is Conclusion.FOUND
-        label = variant.name if position == 0 else f"{variant.name} {search.stages[position - 1].name}"
-        table.add_row("→" if first else "", label, str(good or ""), str(bad or ""), _seen(verdict, position))
+        seen = _seen(verdict, position)
+        label = titled(search, position)
+        table.add_row("→" if first else "", label, str(good or ""), str(bad or ""), seen)
     console = Console(width=_TABLE_WIDTH, no_color=True, highlight=False)
     with console.capture() as captured:
         console.print(table)

@@ -226,7 +226,9 @@ class StagedBisection:
             }
         )
         directory = self._writer.cell_directory(cell.id)
-        with self._bench.events.step(f"boot {len(self.verdict.boots) + 1}: {self._named(stage)}") as step:
+        with self._bench.events.step(
+            f"boot {len(self.verdict.boots) + 1}: {titled(self.search, stage)}"
+        ) as step:
             trial = self._trial(cell, kernel, directory)
             step.note(f"{trial.judgement.mark}: {trial.judgement.text}")
         write_evidence(trial.result, directory)
@@ -328,6 +330,12 @@ class StagedBisection:
 def variant_name(search: StagedSearch, stage: int) -> str:
     """Name of the variant at a position."""
     return search.experiment.variants[stage].name
+
+
+def titled(search: StagedSearch, stage: int) -> str:
+    """A position as a person names it: the variant, and the name of the stage."""
+    name = variant_name(search, stage)
+    return f"{name} {search.stages[stage - 1].name}" if stage else name
 
 
 def sentence(verdict: Verdict) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli import option
+from orchestrator.cli import option, series_export
 from orchestrator.cli.terminal import terminal_of
 from orchestrator.errors import UserError
 from orchestrator.kernel.series import load_series
@@ -15,6 +15,8 @@ from orchestrator.kernel.series import load_series
 app = typer.Typer(
     help="The staged series: groups, stages, patches.", no_args_is_help=True, rich_markup_mode=None
 )
+
+app.command(series_export.NAME, epilog=series_export.EXAMPLE)(series_export.command)
 
 
 @app.command("list", epilog="Example: orchestrate series list")

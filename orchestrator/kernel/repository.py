@@ -93,6 +93,8 @@ class Repository:
         work_tree: Path | None = None,
         index: Path | None = None,
         config: Sequence[str] = (),
+        env: Mapping[str, str] | None = None,
+        input_text: str | None = None,
         check: bool = True,
     ) -> Completed:
         """Run one git command on this repository.
@@ -100,6 +102,8 @@ class Repository:
         Args:
             work_tree, index: where the files and the index of this command are.
             config: ``key=value`` settings for it.
+            env: variables for it, e.g. of another author.
+            input_text: what it reads from standard input.
             check: raise where its exit status is not 0.
 
         Raises:
@@ -109,8 +113,9 @@ class Repository:
         place = [f"--work-tree={work_tree}"] if work_tree is not None else []
         return run(
             git_command(f"--git-dir={self.path}", *place, *_options(config), *arguments),
-            env={**_ISOLATED, **IDENTITY, **place_of_index},
+            env={**_ISOLATED, **IDENTITY, **place_of_index, **(env or {})},
             cwd=work_tree or self.path,
+            input_text=input_text,
             check=check,
         )
 

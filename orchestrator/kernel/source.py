@@ -106,6 +106,25 @@ def is_imported(source: str | None, package: str, cache: Cache) -> bool:
         return False
 
 
+def origin_commit(source: str | None, tree: str) -> str | None:
+    """The commit that a source was imported from; None where it has none that others know it by.
+
+    Args:
+        source: as for :func:`import_source`.
+        tree: tree id of what was imported; with changes that are not committed yet it is not that of the commit.
+    """
+    path, _, reference = (source or "").partition("#")
+    place = Path(path).expanduser()
+    if not source or not any(map(_is_git, (place / ".git", place))):
+        return None
+    words = ["-C", str(place), "rev-parse", "--verify", "--quiet"]
+    ids = [
+        run(git_command(*words, f"{reference or 'HEAD'}^{{{kind}}}"), check=False).stdout.strip()
+        for kind in ("commit", "tree")
+    ]
+    return ids[0] if ids[1] == tree else None
+
+
 def _origin(source: str | None, package: str, cache: Cache) -> _Origin:
     if source is None:
         return _package(package, cache)

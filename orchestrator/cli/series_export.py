@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""``orchestrate series export``: the series as mail, with a cover letter whose figures come from a run."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from orchestrator.cli import option
+from orchestrator.cli.terminal import terminal_of
+from orchestrator.errors import UserError
+from orchestrator.execution.cover_letter import cover_text
+from orchestrator.kernel.mailbox import Letter, Person, authors_without_sign_off, write_mailbox
+from orchestrator.kernel.outbox import Outbox
+from orchestrator.kernel.source import origin_commit
+from orchestrator.store.run import Run, find_run
+
+NAME = "export"
+EXAMPLE = "Example: orchestrate series export outgoing --patchset core-only --run latest"
+_COMMIT = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
+
+
+def command(
+    context: typer.Context,
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where the patches go.")],
+    patchset: option.Patchset = "full",
+    version: Annotated[
+        int, typer.Option("--version", "-V", min=1, help="N of [PATCH vN n/m]; 1 is not written.")
+    ] = 1,
+    run: Annotated[
+        str | None, typer.Option("--run", metavar="RUN", help="Whose figures the cover letter shows.")
+    ] = None,
+    notes: Annotated[
+        Path | None, typer.Option("--notes", metavar="FILE", help="What changed since the last version.")
+    ] = None,
+    sender: Annotated[
+        str | None, typer.Option("--from", metavar="PERSON", help="'Name <mail>': who signs off and sends.")
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option("--base", metavar="COMMIT", help="Commit id for the base-commit line.")
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace an earlier export that was edited; leave other files.")
+    ] = False,
+    source: option.Source = None,
+    series: option.SeriesDirectory = None,
+    as_json: option.Json = False,
+) -> int:
+    """Write a mailable series: a cover letter and a signed-off patch a stage, for git send-email."""
+    terminal = terminal_of(context)
+    outbox = Outbox(directory)
+    outbox.check(force)
+    person = Person.parse(sender) if sender else Person.configured()
+    if base is not None and not _COMMIT.fullmatch(base):
+        raise UserError(f"--base {base}: give the commit id in full, as git rev-parse prints it.")
+    with terminal.events() as events:
+        bench = terminal.bench(events, source, series=series)
+        stages = bench.series.select(patchset)
+        if not stages:
+            raise UserError(f"patchset {patchset} has no patches to export.")
+        opened = Run.open(find_run(terminal.project.results, run)) if run else None
+        texts = series or terminal.project.kernel_patches
+        tree = bench.tree(patchset)
+        letter = Letter(
+            bench.series.title,
+            cover_text(bench.series, stages, tree.source, texts, opened, notes),
+            base or origin_commit(source, tree.source.tree),
+        )
+        files = outbox.fill(lambda place: write_mailbox(tree, letter, person, version, place))
+    if as_json:
+        terminal.print_json(
+            {"from": str(person), "version": version, "base": letter.base, "files": list(map(str, files))}
+        )
+        return 0
+    for path in files:
+        terminal.print(str(path))
+    for lack in authors_without_sign_off(tree, person):
+        typer.echo(f"orchestrate: {lack}.", err=True)
+    return 0

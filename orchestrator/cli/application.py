@@ -25,6 +25,7 @@ from orchestrator.cli import (
     run,
     series,
     shell,
+    test,
 )
 from orchestrator.cli.terminal import Terminal
 from orchestrator.errors import InfrastructureError, OrchestrateError
@@ -42,7 +43,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for module in (run, bisect, build, boot, shell, exec_, compare, plot, changelog, report, debug, doctor):
+for module in (run, bisect, build, boot, shell, exec_, compare, plot, changelog, report, debug, doctor, test):
     app.command(module.NAME, epilog=module.EXAMPLE)(module.command)
 app.add_typer(series.app, name="series")
 app.add_typer(results.app, name="results")

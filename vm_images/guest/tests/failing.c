@@ -32,15 +32,25 @@ static void arm(void)
 	setting(PAGES "min-order", "0");
 }
 
+/* The write that ends it allocates as well, and may fail for that. */
+static void stop_failing(void)
+{
+	while (try_write("/proc/self/make-it-fail", "0") == -ENOMEM)
+		;
+}
+
 static int nth_fd = -1;
 
 static void fail_nth(int n)
 {
+	static pid_t owner;
 	char text[16];
 	int length = snprintf(text, sizeof(text), "%d", n);
 
-	if (nth_fd < 0)
+	/* An open file is of the task that has opened it. */
+	if (nth_fd < 0 || owner != getpid())
 		nth_fd = open(NTH, O_RDWR | O_CLOEXEC);
+	owner = getpid();
 	REQUIRE(pwrite(nth_fd, text, length, 0) == length, NTH ": %s", strerror(errno));
 }
 
@@ -95,7 +105,82 @@ static void fail_first_write(void)
 	EXPECT(counters().failed > 0, "no failure to reserve was counted");
 }
 
-/* Without a memcg's charge a page that was taken cannot be mapped: it does not go back, and is not lost. */
+/* In an mm that has no reservation yet, the tree has to grow from nothing, node by node. */
+static void fail_first_of_mm(void)
+{
+	unsigned int hits = 0;
+
+	arm();
+	threshold(512);
+	for (int n = 1; n < MOST; n++) {
+		pid_t child = begin_child();
+		int status;
+
+		if (!child) {
+			struct image *image = image_of(COUNT);
+			char *start = regions(COUNT);
+			bool hit;
+
+			fail_nth(n);
+			*(volatile char *)PAGE_OF(start, 0, 9) = 0;
+			hit = nth_failed();
+			for (unsigned int slot = 0; slot < 511; slot++)
+				put(image, start, slot % 2, slot, seed_of(0, slot, n));
+			expect_contents(image, start, "an allocation of the first reservation has failed");
+			fflush(stdout);
+			_exit(reported() ? 2 : hit);
+		}
+		status = end_of(child);
+		EXPECT(WIFEXITED(status) && WEXITSTATUS(status) < 2, "allocation %d: ended with %#x", n, status);
+		expect_identity("an allocation of the first reservation has failed");
+		if (!status)
+			break;
+		hits++;
+	}
+	note("%u allocations failed in turn", hits);
+	EXPECT(hits >= 6, "only %u allocations could be made to fail", hits);
+}
+
+/* Nodes of the tree in particular, each with even odds: what was made of a path before it failed stays behind. */
+static void fail_tree_nodes(void)
+{
+	static const char filter[] = "/sys/kernel/slab/radix_tree_node/failslab";
+	struct counters before = counters();
+
+	arm();
+	if (access(filter, W_OK))
+		skip("there is no %s", filter);
+	threshold(512);
+	setting(filter, "1");
+	setting(SLAB "cache-filter", "Y");
+	setting(SLAB "task-filter", "Y");
+	setting(SLAB "times", "-1");
+	setting(SLAB "interval", "1");
+	setting(SLAB "probability", "50");
+	for (int round = 0; round < 60; round++) {
+		pid_t child = begin_child();
+
+		if (!child) {
+			char *start = regions(1);
+
+			setting("/proc/self/make-it-fail", "1");
+			*(volatile char *)PAGE_OF(start, 0, 9) = 1;
+			stop_failing();
+			page_fill(PAGE_OF(start, 0, 10), 7);
+			EXPECT(*PAGE_OF(start, 0, 9) == 1 && page_is(PAGE_OF(start, 0, 10), 7), "contents");
+			test_end();
+		}
+		end_child(child);
+	}
+	setting(SLAB "probability", "0");
+	setting(SLAB "cache-filter", "N");
+	setting(filter, "0");
+	note("%ld reservations, %ld without", since(before).alloc, 60 - since(before).alloc);
+	EXPECT(since(before).alloc < 60 && since(before).alloc > 0, "%ld of 60 reservations", since(before).alloc);
+	expect_identity("nodes of the tree could not be allocated");
+}
+
+/* A page that was taken, and then cannot be mapped for want of anything else, does not go back and is not lost. */
 static void fail_later_writes(void)
 {
 	unsigned int hits = 0;
@@ -237,6 +322,7 @@ static void fail_at_random(void)
 	pid_t children[4];
 
 	arm();
+	threshold(128);
 	setting(SLAB "times", "-1");
 	setting(PAGES "times", "-1");
 	setting(SLAB "interval", "1");
@@ -253,8 +339,6 @@ static void fail_at_random(void)
 			struct image *image = image_of(COUNT);
 			char *start;
 
-			threshold(128);
-			setting("/proc/self/make-it-fail", "0");
 			start = regions(COUNT);
 			setting("/proc/self/make-it-fail", "1");
 			for (unsigned int i = 0; i < COUNT * 300; i++) {
@@ -264,7 +348,7 @@ static void fail_at_random(void)
 				if (i % 200 == 199)
 					madvise(start + i % COUNT * REGION, REGION, MADV_COLLAPSE);
 			}
-			setting("/proc/self/make-it-fail", "0");
+			stop_failing();
 			expect_contents(image, start, "one allocation in fifty has failed");
 			unmap(start, COUNT);
 			free(image);
@@ -283,6 +367,8 @@ static void fail_at_random(void)
 
 const struct test failing_tests[] = {
 	{ "fail_first_write", fail_first_write, "reserve", 0, "a failed reservation is lost or not counted" },
+	{ "fail_first_of_mm", fail_first_of_mm, "reserve", 0, "what is left of a tree that could not grow" },
+	{ "fail_tree_nodes", fail_tree_nodes, "reserve", 0, "what is left of a tree that could not grow" },
 	{ "fail_later_writes", fail_later_writes, "reserve", 0, "a page is lost when its charge fails" },
 	{ "fail_promotion", fail_promotion, "in-place", 0, "promotion is not rolled back" },
 	{ "fail_mremap", fail_mremap, "reserve", 0, "mremap's rollback on error: injected ENOMEM" },

@@ -69,6 +69,11 @@ bool expect_at(bool good, const char *file, int line, const char *condition, con
 	return false;
 }
 
+bool reported(void)
+{
+	return failed;
+}
+
 void note(const char *format, ...)
 {
 	va_list arguments;

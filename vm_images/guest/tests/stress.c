@@ -41,7 +41,7 @@ static void *work(void *argument)
 			continue;
 		switch (random_below(&random, 12)) {
 		case 0: {
-			/* vfork-like: other threads go on, so the child checks only what is this thread's. */
+			/* Other threads go on, so the child looks only at what is this thread's. */
 			pid_t child = fork();
 
 			if (!child) {
@@ -83,7 +83,8 @@ static void *work(void *argument)
 			for (unsigned int i = 0; i < COUNT; i++)
 				me->wrong += mremap(start + i * REGION, REGION, REGION, MREMAP_MAYMOVE | MREMAP_FIXED,
 						    to + i * REGION) == MAP_FAILED;
-			unmap(start, COUNT);
+			/* Only what is behind it: the rest is gone, and may be another thread's by now. */
+			munmap(start + COUNT * REGION, REGION);
 			start = to;
 			break;
 		}

@@ -71,6 +71,8 @@ void note(const char *format, ...) __attribute__((format(printf, 1, 2)));
 _Noreturn void skip(const char *format, ...) __attribute__((format(printf, 1, 2)));
 /* End a process of a test: with failure where an expectation in it was not met. */
 _Noreturn void test_end(void);
+/* Whether an expectation was not met so far. */
+bool reported(void);
 /* Whether the kernel has this stage of the series. */
 bool has_stage(const char *name);
 

@@ -1,0 +1,395 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Suites of tests that a kernel has to pass in a guest: what they run, and what they found in one guest."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Final
+
+from orchestrator.errors import UserError
+from orchestrator.events import Step
+from orchestrator.execution.bench import Booted
+from orchestrator.guest.ktap import Status, TestResult, parse_khugepaged, parse_ktap
+from orchestrator.guest.selftests import Selftest, Selftests
+from orchestrator.guest.ssh import CommandTimeout, Guest
+
+RESERVATIONS: Final = "/usr/lib/tests/reservations"
+_KSELFTESTS: Final = "/tmp/selftests"
+_SKIP: Final = 4  # kselftest.h: KSFT_SKIP
+_KMEMLEAK: Final = "/sys/kernel/debug/kmemleak"
+#: kmemleak reports an object when it is this old (mm/kmemleak.c, jiffies_min_age), and by a second scan for sure.
+_LEAK_AGE_S: Final = 6
+_LRU_GEN: Final = "/sys/kernel/mm/lru_gen/enabled"
+_THRESHOLD: Final = "/sys/kernel/mm/transparent_hugepage/promotion_threshold"
+_SWAP_SCRIPT: Final = (
+    "echo 512M >/sys/block/zram0/disksize && mkswap /dev/zram0 >/dev/null && swapon /dev/zram0"
+)
+#: Host seconds of a whole program of tests, where every instruction is emulated and checked.
+_SUITE_TIMEOUT_S: Final = 5400.0
+_ANSWER_S: Final = 120.0
+#: stress-ng(1), "EXIT STATUS": not enough resources, not implemented.
+_STRESS_SKIPS: Final = {3: "not enough resources", 4: "not implemented on this kernel"}
+_STRESS_S: Final = 4
+
+
+class Kind(StrEnum):
+    """Who wrote the tests of a suite."""
+
+    RESERVATIONS = "reservations"
+    SELFTESTS = "selftests"
+    STRESS = "stress"
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Tests that share a guest.
+
+    Args:
+        lru_gen: whether the multi-generational LRU is on.
+        swap: whether there is swap, on zram.
+        threshold: promotion_threshold for the whole suite; None for the kernel's default, or the tests' own choice.
+        yardstick: the suite that the baseline runs for comparison; itself where empty.
+        arguments: of the suite's program.
+        strict: a test that the baseline passes must not even be skipped.
+    """
+
+    name: str
+    kind: Kind
+    title: str
+    lru_gen: bool = True
+    swap: bool = False
+    threshold: int | None = None
+    yardstick: str = ""
+    arguments: tuple[str, ...] = ()
+    strict: bool = False
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Of the guest's image."""
+        return {Kind.RESERVATIONS: ("correctness",), Kind.STRESS: ("stress-ng",), Kind.SELFTESTS: ()}[
+            self.kind
+        ]
+
+    @property
+    def cmdline(self) -> tuple[str, ...]:
+        """Words of the kernel's command line."""
+        # Only what a test asks for is reserved or huge; stress-ng does not ask.
+        enabled = "always" if self.kind is Kind.STRESS else "madvise"
+        return (f"transparent_hugepage={enabled}",)
+
+
+SUITES: Final[Mapping[str, Suite]] = {
+    suite.name: suite
+    for suite in (
+        Suite(
+            "reservations",
+            Kind.RESERVATIONS,
+            "tests of our own, mistake by mistake",
+            arguments=("--prefill",),
+        ),
+        Suite("reservations-swap", Kind.RESERVATIONS, "with swap", swap=True, arguments=("--matrix",)),
+        Suite(
+            "reservations-classic",
+            Kind.RESERVATIONS,
+            "with the classic LRU",
+            lru_gen=False,
+            arguments=("--matrix",),
+        ),
+        Suite(
+            "reservations-classic-swap",
+            Kind.RESERVATIONS,
+            "with the classic LRU and swap",
+            lru_gen=False,
+            swap=True,
+            arguments=("--matrix",),
+        ),
+        Suite(
+            "selftests-1",
+            Kind.SELFTESTS,
+            "the kernel's own selftests/mm, threshold 1",
+            threshold=1,
+            yardstick="selftests",
+            strict=True,
+        ),
+        Suite("selftests", Kind.SELFTESTS, "the kernel's own selftests/mm, default threshold"),
+        Suite("stress", Kind.STRESS, "stress-ng"),
+        Suite(
+            "stress-classic-swap",
+            Kind.STRESS,
+            "stress-ng with the classic LRU and swap",
+            lru_gen=False,
+            swap=True,
+        ),
+    )
+}
+
+#: Name -> arguments of stress-ng, each for some seconds and with --verify.
+STRESSORS: Final[Mapping[str, tuple[str, ...]]] = {
+    "vm": ("--vm", "2", "--vm-bytes", "96M", "--vm-method", "all"),
+    "vm-populate": ("--vm", "2", "--vm-bytes", "64M", "--vm-populate"),
+    "vm-madvise": ("--vm", "2", "--vm-bytes", "64M", "--vm-madvise", "hugepage"),
+    "vm-rw": ("--vm-rw", "2", "--vm-rw-bytes", "32M"),
+    "vm-splice": ("--vm-splice", "2"),
+    "vm-addr": ("--vm-addr", "1"),
+    "madvise": ("--madvise", "2"),
+    "mmap": ("--mmap", "2", "--mmap-bytes", "64M"),
+    "mmap-mprotect": ("--mmap", "2", "--mmap-bytes", "32M", "--mmap-mprotect"),
+    "mmapfork": ("--mmapfork", "1"),
+    "mmapfixed": ("--mmapfixed", "2"),
+    "mremap": ("--mremap", "2", "--mremap-bytes", "32M"),
+    "fork": ("--fork", "2"),
+    "fork-vm": ("--fork", "2", "--fork-vm"),
+    "numa": ("--numa", "2"),
+    "mlock": ("--mlock", "2"),
+    "brk": ("--brk", "2", "--brk-bytes", "64M"),
+    "bigheap": ("--bigheap", "2", "--bigheap-bytes", "64M"),
+    "malloc": ("--malloc", "2", "--malloc-bytes", "64M"),
+    "stack": ("--stack", "2"),
+    "userfaultfd": ("--userfaultfd", "2", "--userfaultfd-bytes", "16M"),
+    "mincore": ("--mincore", "2"),
+    "munmap": ("--munmap", "1"),
+    "pageswap": ("--pageswap", "1"),
+}
+
+
+@dataclass(frozen=True)
+class Leak:
+    """Memory that kmemleak finds nobody refers to.
+
+    Args:
+        signature: the functions that allocated it, innermost first; equal for equal leaks.
+        count: how many objects.
+    """
+
+    signature: tuple[str, ...]
+    text: str
+    count: int = 1
+
+
+@dataclass
+class Found:
+    """What a suite found in one guest so far; it grows while the suite runs, so that a guest may die.
+
+    Args:
+        results: a test's result each.
+        faults: programs that did not do what they said they would, e.g. ended early.
+    """
+
+    results: list[TestResult] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+    leaks: list[Leak] = field(default_factory=list)
+
+    def count(self, status: Status) -> int:
+        """How many tests ended so."""
+        return sum(result.status is status for result in self.results)
+
+
+@dataclass(frozen=True)
+class SuiteRun:
+    """One suite in one guest.
+
+    Args:
+        stages: names of those that the kernel has.
+        only: names of tests; all where empty.
+        selftests: built, and the list of them, for a suite that runs them.
+    """
+
+    suite: Suite
+    booted: Booted
+    stages: Sequence[str]
+    only: Sequence[str]
+    logs: Path
+    found: Found
+    step: Step
+    selftests: tuple[Sequence[Selftest], Selftests] | None = None
+
+    @property
+    def guest(self) -> Guest:
+        """Where it runs."""
+        return self.booted.guest
+
+    def run(self) -> None:
+        """Run it to its end, and look for leaks.
+
+        Raises:
+            MachineFailure, GuestLost: the guest went away; what was found until then is in :attr:`found`.
+            UserError: the guest refuses a setting of the suite.
+        """
+        self._settings()
+        {
+            Kind.RESERVATIONS: self._reservations,
+            Kind.SELFTESTS: self._selftests,
+            Kind.STRESS: self._stress,
+        }[self.suite.kind]()
+        self.found.leaks += scan_for_leaks(self.guest)
+
+    def _settings(self) -> None:
+        suite = self.suite
+        self.guest.write_text(_LRU_GEN, "y" if suite.lru_gen else "n")
+        if suite.swap:
+            self.guest.run(["sh", "-c", _SWAP_SCRIPT], timeout_s=_ANSWER_S, check=True)
+        if suite.threshold is not None and "threshold-knob" in self.stages:
+            self.guest.write_text(_THRESHOLD, str(suite.threshold))
+
+    def _reservations(self) -> None:
+        argv = [RESERVATIONS, *self.suite.arguments]
+        if self.stages:
+            argv += ["--stages", ",".join(self.stages)]
+        if self.only:
+            argv += ["--only", ",".join(self.only)]
+        lines: list[str] = []
+        try:
+            fault = self._stream(argv, "reservations", lines, _SUITE_TIMEOUT_S)
+        finally:
+            results, incomplete = parse_ktap(lines)
+            self.found.results += results
+        if incomplete or not results:
+            self.found.faults.append(
+                f"reservations: {incomplete or 'no result'} ({fault or 'exit status 0'})"
+            )
+
+    def _selftests(self) -> None:
+        assert self.selftests is not None, "a suite of selftests comes with them"
+        plan, built = self.selftests
+        self.guest.upload(built.archive, f"{_KSELFTESTS}.tar")
+        script = (
+            f"mkdir -p {_KSELFTESTS} && tar xf {_KSELFTESTS}.tar -C {_KSELFTESTS} && rm {_KSELFTESTS}.tar"
+        )
+        self.guest.run(["sh", "-c", script], timeout_s=_ANSWER_S, check=True)
+        chosen = [test for test in plan if not self.only or test.name in self.only]
+        for done, test in enumerate(chosen):
+            self.step.progress(done, len(chosen), "programs", test.name)
+            if test.argv[0] not in built.built:
+                self.found.results.append(TestResult(test.name, Status.FAILED, "it was not built"))
+                continue
+            # What a program leaves in memory is not the next one's.
+            self.guest.run(["sh", "-c", "echo 3 >/proc/sys/vm/drop_caches"], timeout_s=_ANSWER_S)
+            lines: list[str] = []
+            fault = ""
+            try:
+                fault = self._stream(
+                    [f"{_KSELFTESTS}/{test.argv[0]}", *test.argv[1:]], test.name, lines, test.timeout_s
+                )
+            finally:
+                self.found.results += results_of_selftest(test, lines, fault)
+
+    def _stress(self) -> None:
+        chosen = {name: words for name, words in STRESSORS.items() if not self.only or name in self.only}
+        for done, (name, words) in enumerate(chosen.items()):
+            self.step.progress(done, len(chosen), "stressors", name)
+            argv = [
+                "stress-ng",
+                "--verify",
+                "--no-rand-seed",
+                "--temp-path",
+                "/tmp",
+                "--timeout",
+                f"{_STRESS_S}s",
+            ]
+            lines: list[str] = []
+            fault = self._stream([*argv, *words], f"stress-{name}", lines, _SUITE_TIMEOUT_S)
+            self.found.results.append(result_of_stressor(name, lines, fault))
+
+    def _stream(self, argv: Sequence[str], name: str, lines: list[str], timeout_s: float) -> str:
+        """Run a program; its output goes to `lines` as it comes. Returns how it failed, empty where it did not."""
+
+        def on_line(line: str) -> None:
+            lines.append(line)
+            if self.suite.kind is Kind.RESERVATIONS and re.match(r"(not )?ok \d+ ", line):
+                self.step.progress(len(lines), None, "lines", line)
+
+        remote = self.guest.spawn(
+            argv,
+            on_line=on_line,
+            stdout=self.logs / f"{name}.log",
+            stderr=self.logs / f"{name}.stderr.log",
+        )
+        try:
+            finished = remote.wait(timeout_s)
+        except CommandTimeout:
+            self.booted.machine.ask_where()
+            return f"it did not end within {timeout_s:.0f} s"
+        lines += finished.stderr.splitlines() if self.suite.kind is Kind.STRESS else []
+        return "" if finished.status == 0 else finished.end
+
+
+def choose(names: Sequence[str]) -> tuple[Suite, ...]:
+    """The suites of these names; all where none is named.
+
+    Raises:
+        UserError: there is no such suite.
+    """
+    for name in names:
+        if name not in SUITES:
+            raise UserError(f"there is no suite {name!r}; there are {', '.join(SUITES)}.")
+    return tuple(suite for name, suite in SUITES.items() if not names or name in names)
+
+
+def results_of_selftest(test: Selftest, lines: Sequence[str], fault: str) -> list[TestResult]:
+    """The results of a selftest's own tests, and one for the program as a whole, named as it.
+
+    Args:
+        fault: how the program failed; empty where it did not.
+    """
+    parsed, incomplete = (parse_khugepaged(lines), "") if test.argv[0] == "khugepaged" else parse_ktap(lines)
+    results = [TestResult(f"{test.name}: {each.name}", each.status, each.text) for each in parsed]
+    last = "\n".join(list(lines)[-6:])
+    if fault == f"exit status {_SKIP}":
+        whole = TestResult(test.name, Status.SKIPPED, last)
+    elif fault or incomplete:
+        whole = TestResult(test.name, Status.FAILED, "\n".join(filter(None, (fault, incomplete, last))))
+    else:
+        whole = TestResult(test.name, Status.PASSED)
+    return [*results, whole]
+
+
+def result_of_stressor(name: str, lines: Sequence[str], fault: str) -> TestResult:
+    """One stressor's result: stress-ng(1) says with its exit status whether everything verified."""
+    said = "\n".join(line for line in lines if "fail" in line or "error" in line or "unknown" in line)
+    status = int(fault.rpartition(" ")[2]) if fault.startswith("exit status ") else None
+    if status in _STRESS_SKIPS:
+        return TestResult(name, Status.SKIPPED, _STRESS_SKIPS[status])
+    if status == 1 and "unrecognized option" in "\n".join(lines):
+        return TestResult(name, Status.SKIPPED, "this stress-ng does not know it")
+    if fault:
+        return TestResult(name, Status.FAILED, "\n".join(filter(None, (fault, said))))
+    return TestResult(name, Status.PASSED, said)
+
+
+def scan_for_leaks(guest: Guest, wait: Callable[[float], None] = time.sleep) -> list[Leak]:
+    """Ask kmemleak, where the kernel has it; nothing where it has not.
+
+    Two scans some seconds apart: an object is reported once it is old enough (mm/kmemleak.c).
+    """
+    if guest.run(["test", "-w", _KMEMLEAK], timeout_s=_ANSWER_S).status != 0:
+        return []
+    for _ in range(2):
+        wait(_LEAK_AGE_S)
+        with suppress(UserError):  # switched off, where it ran out of memory: its file says so below
+            guest.run(["sh", "-c", f"echo scan >{_KMEMLEAK}"], timeout_s=600.0)
+    return parse_leaks(guest.read_text(_KMEMLEAK))
+
+
+def parse_leaks(text: str) -> list[Leak]:
+    """The objects in ``/sys/kernel/debug/kmemleak``, equal ones counted.
+
+    >>> parse_leaks("unreferenced object 0xff (size 32):\\n  backtrace:\\n    [<00>] kmalloc+0x1/0x2\\n")[0].signature
+    ('kmalloc',)
+    """
+    leaks: dict[tuple[str, ...], Leak] = {}
+    for record in re.split(r"(?m)^(?=unreferenced object )", text):
+        if not record.startswith("unreferenced object "):
+            continue
+        frames = re.findall(r"(?m)^\s+(?:\[<\w+>\] )?([\w.]+)\+0x[0-9a-f]+/0x[0-9a-f]+", record)
+        signature = tuple(frames)
+        known = leaks.get(signature)
+        leaks[signature] = Leak(
+            signature, known.text if known else record.rstrip(), known.count + 1 if known else 1
+        )
+    return list(leaks.values())

@@ -1,0 +1,436 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A test of correctness as a run: suites on a patched kernel and on its baseline, compared, kept in a run directory."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from orchestrator.errors import InfrastructureError
+from orchestrator.execution.bench import Bench, Booted
+from orchestrator.execution.correctness import Found, Kind, Leak, Suite, SuiteRun
+from orchestrator.execution.experiment_run import kernel_facts
+from orchestrator.execution.manifest import host_facts, tool_facts
+from orchestrator.experiment.variant import Role
+from orchestrator.guest.ktap import Status
+from orchestrator.guest.selftests import Selftest, Selftests, build_selftests, load_selftests
+from orchestrator.guest.ssh import CommandTimeout, GuestLost
+from orchestrator.guest.workload import Observation
+from orchestrator.kernel.build import BuildFailed, KernelBuild
+from orchestrator.kernel.series import BASELINE
+from orchestrator.machine.oops import Finding
+from orchestrator.machine.qemu import MachineFailure
+from orchestrator.machine.topology import Topology
+from orchestrator.store.outcome import Outcome
+from orchestrator.store.run import CellRow, RunWriter
+
+#: Two nodes, small enough to fill; a quarter of it movable, so that memory can be taken offline.
+DEFAULT_TOPOLOGY: Final = "2x1536M"
+#: For every guest; what a kernel's configuration does not have ignores its word.
+_CMDLINE: Final = ("movablecore=25%", "cma=64M", "page_poison=1")
+_METRICS: Final = {
+    f"{what}.total": {"unit": unit, "better": better, "primary": False, "help": text}
+    for what, unit, better, text in (
+        ("passed_tests", "tests", None, "Tests that passed."),
+        ("failed_tests", "tests", "lower", "Tests that failed."),
+        ("skipped_tests", "tests", None, "Tests that could not run."),
+        (
+            "kernel_reports",
+            "reports",
+            "lower",
+            "Different reports of the kernel: oops, WARNING, KASAN, lockdep.",
+        ),
+        ("leaks", "objects", "lower", "Objects that kmemleak reported."),
+    )
+}
+
+
+@dataclass(frozen=True)
+class CorrectnessTest:
+    """What is asked for.
+
+    Args:
+        only: names of tests; all where empty.
+        compare: run the suites' yardsticks on the baseline.
+    """
+
+    patchset: str
+    suites: tuple[Suite, ...]
+    topology: Topology
+    only: tuple[str, ...] = ()
+    cmdline: tuple[str, ...] = ()
+    compare: bool = True
+
+    def cells(self) -> list[tuple[str, Suite]]:
+        """Patchset and suite of each guest, the baseline's first: what they show is known to be no regression."""
+        cells = []
+        if self.compare and self.patchset != BASELINE:
+            yardsticks = {
+                suite.yardstick or suite.name: suite for suite in self.suites if not suite.yardstick
+            }
+            missing = [
+                suite for suite in self.suites if suite.yardstick and suite.yardstick not in yardsticks
+            ]
+            for suite in missing:
+                # The baseline has no threshold: with another one it is the same suite.
+                yardsticks.setdefault(suite.yardstick, _without_threshold(suite))
+            cells += [(BASELINE, suite) for suite in yardsticks.values()]
+        return [*cells, *((self.patchset, suite) for suite in self.suites)]
+
+
+@dataclass
+class SuiteResult:
+    """How one suite ended in one guest.
+
+    Args:
+        evidence: why it has no better outcome; empty where it is ok.
+        findings: what the kernel reported, without leaks.
+        boot_s, run_s: host seconds.
+    """
+
+    patchset: str
+    suite: Suite
+    found: Found = field(default_factory=Found)
+    outcome: Outcome = Outcome.LOST
+    evidence: str = "no end was recorded"
+    findings: Sequence[Finding] = ()
+    boot_s: float | None = None
+    run_s: float | None = None
+    total_s: float = 0.0
+    started_utc: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+
+    @property
+    def cell(self) -> str:
+        """Its name in the run."""
+        return _cell(self.patchset, self.suite)
+
+
+@dataclass(frozen=True)
+class Trouble:
+    """Something for which a test of correctness fails.
+
+    Args:
+        where: a cell.
+        what: one line.
+        text: the words of the test or the kernel.
+    """
+
+    where: str
+    what: str
+    text: str = ""
+
+
+@dataclass
+class CorrectnessSummary:
+    """How a test of correctness went.
+
+    Args:
+        results: of the guests that were run, in their order.
+        troubles: what it fails for.
+        notes: what differs from the baseline and is no regression.
+    """
+
+    results: list[SuiteResult] = field(default_factory=list)
+    troubles: list[Trouble] = field(default_factory=list)
+    notes: list[Trouble] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """For ``--json`` and ``correctness.json``."""
+        return {
+            "suites": [
+                {
+                    "cell": result.cell,
+                    "patchset": result.patchset,
+                    "suite": result.suite.name,
+                    "outcome": result.outcome.value,
+                    "evidence": result.evidence,
+                    "boot_s": result.boot_s,
+                    "run_s": result.run_s,
+                    "tests": [
+                        {"name": test.name, "status": test.status.value, "text": test.text}
+                        for test in result.found.results
+                    ],
+                    "faults": list(result.found.faults),
+                    "reports": [
+                        {
+                            "title": finding.title,
+                            "line": finding.line,
+                            "count": finding.count,
+                            "text": finding.text,
+                        }
+                        for finding in result.findings
+                    ],
+                    "leaks": [asdict(leak) for leak in result.found.leaks],
+                }
+                for result in self.results
+            ],
+            "troubles": [asdict(trouble) for trouble in self.troubles],
+            "notes": [asdict(note) for note in self.notes],
+        }
+
+
+def manifest_of(test: CorrectnessTest, bench: Bench, command: Sequence[str]) -> dict[str, object]:
+    """What ``run.json`` says before anything slow starts."""
+    series = bench.series
+    cells = test.cells()
+    return {
+        "command": list(command),
+        "kind": "test",
+        "name": f"test-{test.patchset}",
+        "topology": {
+            "text": test.topology.text,
+            "nodes": [asdict(node) for node in test.topology.nodes],
+            "distances": [list(row) for row in test.topology.distances],
+        },
+        "accelerator": {
+            "name": bench.accelerator_request,
+            "clock": None,
+            "reason": "requested; not yet chosen",
+        },
+        "flavour": bench.flavour,
+        "source": {"requested": bench.source or series.package},
+        "series": {"name": series.name, "title": series.title, "base": series.base_version},
+        "variants": [
+            {
+                "name": patchset,
+                "role": _role(patchset).value,
+                "patchset": patchset,
+                "knobs": {},
+                "cmdline": [*_CMDLINE, *test.cmdline],
+                "stages": [
+                    {"number": stage.number, "name": stage.name, "digest": stage.digest}
+                    for stage in series.select(patchset)
+                ],
+            }
+            for patchset in dict.fromkeys(patchset for patchset, _ in cells)
+        ],
+        "workloads": {
+            suite.name: {"title": suite.title, "parameters": {}, "metrics": _METRICS} for _, suite in cells
+        },
+        "cells": [
+            {
+                "cell": _cell(patchset, suite),
+                "variant": patchset,
+                "role": _role(patchset).value,
+                "workload": suite.name,
+                "repetition": 1,
+                "seed": 0,
+            }
+            for patchset, suite in cells
+        ],
+        "host": host_facts(),
+        "tools": tool_facts(),
+    }
+
+
+def execute(test: CorrectnessTest, bench: Bench, writer: RunWriter) -> CorrectnessSummary:
+    """Run every suite in a guest of its own; what a kernel does wrong is a value, never an exception.
+
+    Raises:
+        UserError: a patch does not apply, an option vanished, the guest refuses a setting.
+        InfrastructureError: the host failed; what was found until then is kept.
+    """
+    summary = CorrectnessSummary()
+    try:
+        accelerator = bench.accelerator
+        writer.update_manifest(
+            accelerator={"name": accelerator.name, "clock": accelerator.clock, "reason": accelerator.reason}
+        )
+        kernels: dict[str, KernelBuild | BuildFailed] = {}
+        for patchset in dict.fromkeys(patchset for patchset, _ in test.cells()):
+            try:
+                kernels[patchset] = bench.kernel(patchset)
+            except BuildFailed as error:
+                kernels[patchset] = error
+        writer.update_manifest(
+            variants=[
+                {**variant, **kernel_facts(variant["patchset"], kernel, bench)}
+                if isinstance(kernel := kernels[variant["patchset"]], KernelBuild)
+                else variant
+                for variant in writer.manifest["variants"]
+            ]
+        )
+        for patchset, suite in test.cells():
+            result = SuiteResult(patchset, suite)
+            summary.results.append(result)
+            kernel = kernels[patchset]
+            if isinstance(kernel, BuildFailed):
+                result.outcome, result.evidence = Outcome.BUILD_FAILED, str(kernel)
+            else:
+                _run(result, test, kernel, bench, writer.cell_directory(result.cell))
+            writer.record(*_row(result))
+        return summary
+    finally:
+        summary.troubles, summary.notes = judge(summary.results)
+        text = json.dumps(summary.to_json(), indent=2) + "\n"
+        (writer.path / "correctness.json").write_text(text, encoding="utf-8")
+        writer.finish()
+
+
+def judge(results: Sequence[SuiteResult]) -> tuple[list[Trouble], list[Trouble]]:
+    """What a test of correctness fails for, and what is only worth knowing.
+
+    A test of our own fails by itself. The kernel's own tests, and stress-ng's, are compared with what the baseline
+    passes. A report of the kernel or a leak that the baseline has in the same suite is not the series' doing.
+    """
+    baseline = {result.suite.name: result for result in results if result.patchset == BASELINE}
+    patched = [result for result in results if result.patchset != BASELINE] or list(results)
+    troubles: list[Trouble] = []
+    notes: list[Trouble] = []
+    for result in patched:
+        yardstick = baseline.get(result.suite.yardstick or result.suite.name)
+        if yardstick is result:
+            yardstick = None
+        if result.outcome not in (Outcome.OK, Outcome.WORKLOAD_FAILED, Outcome.KERNEL_BUG):
+            troubles.append(Trouble(result.cell, f"ended as {result.outcome.value}", result.evidence))
+        troubles += [Trouble(result.cell, fault) for fault in result.found.faults]
+        for trouble, is_note in _of_tests(result, yardstick):
+            (notes if is_note else troubles).append(trouble)
+        known = {finding.title for finding in yardstick.findings} if yardstick else set()
+        for finding in result.findings:
+            said = Trouble(result.cell, f"{finding.title} ({finding.count} x)", finding.text)
+            (notes if finding.title in known else troubles).append(said)
+        for leak, trouble in _of_leaks(result):
+            (notes if yardstick and leak in _signatures(yardstick) else troubles).append(trouble)
+    return troubles, notes
+
+
+def _of_tests(result: SuiteResult, yardstick: SuiteResult | None) -> list[tuple[Trouble, bool]]:
+    """Troubles with tests; with each whether it is no regression."""
+    statuses = {test.name: test for test in result.found.results}
+    before = {test.name: test.status for test in yardstick.found.results} if yardstick else {}
+    own = result.suite.kind is Kind.RESERVATIONS
+    said: list[tuple[Trouble, bool]] = []
+    for name, test in statuses.items():
+        if test.status is Status.FAILED:
+            known = not own and before.get(name) is Status.FAILED
+            # Without a yardstick there is nothing that could have been so before.
+            what = f"{name} fails" + (", on the baseline as well" if known else "")
+            said.append((Trouble(result.cell, what, test.text), known))
+        elif test.status is Status.SKIPPED and not own and before.get(name) is Status.PASSED:
+            what = f"{name} is skipped, and passes on the baseline"
+            said.append((Trouble(result.cell, what, test.text), not result.suite.strict))
+    if yardstick is not None and not own:
+        for name, status in before.items():
+            if status is Status.PASSED and name not in statuses:
+                what = f"{name} has no result, and passes on the baseline"
+                said.append((Trouble(result.cell, what), False))
+    return said
+
+
+def _signatures(result: SuiteResult) -> set[tuple[str, ...]]:
+    return {leak.signature for leak in result.found.leaks}
+
+
+def _of_leaks(result: SuiteResult) -> list[tuple[tuple[str, ...], Trouble]]:
+    def where(leak: Leak) -> str:
+        return " < ".join(leak.signature[:6]) or "without a trace"
+
+    return [
+        (leak.signature, Trouble(result.cell, f"leak of {leak.count} objects: {where(leak)}", leak.text))
+        for leak in result.found.leaks
+    ]
+
+
+def _run(result: SuiteResult, test: CorrectnessTest, kernel: KernelBuild, bench: Bench, logs: Path) -> None:
+    suite = result.suite
+    began = time.monotonic()
+    booted: Booted | None = None
+    selftests: tuple[Sequence[Selftest], Selftests] | None = None
+    if suite.kind is Kind.SELFTESTS:
+        plan = load_selftests(bench.project.vm_images / "guest" / "selftests.toml")
+        selftests = plan.tests, build_selftests(bench.tree(result.patchset), plan, bench.cache, bench.events)
+    stages = [stage.name for stage in bench.series.select(result.patchset)]
+    with bench.events.step(f"test {suite.name}", result.patchset) as step:
+        try:
+            with bench.boot(
+                kernel,
+                test.topology,
+                log_directory=logs,
+                cmdline=[*_CMDLINE, *suite.cmdline, *test.cmdline],
+                layers=suite.layers,
+            ) as booted:
+                result.boot_s = booted.boot_s
+                booted.machine.end_after_oops()
+                started = time.monotonic()
+                try:
+                    SuiteRun(suite, booted, stages, test.only, logs, result.found, step, selftests).run()
+                finally:
+                    result.run_s = time.monotonic() - started
+                    result.findings = _without_leaks(booted.machine.findings())
+            result.outcome, result.evidence = Outcome.OK, ""
+            bad = result.found.count(Status.FAILED)
+            if bad or result.found.faults:
+                result.outcome = Outcome.WORKLOAD_FAILED
+                result.evidence = f"{bad} tests failed" + "".join(f"; {each}" for each in result.found.faults)
+        except (MachineFailure, GuestLost, CommandTimeout) as error:
+            result.outcome = error.outcome if isinstance(error, MachineFailure) else Outcome.LOST
+            if isinstance(error, CommandTimeout):
+                result.outcome = Outcome.TIMEOUT
+            result.evidence = str(error)
+            if booted is not None:
+                result.findings = _without_leaks(booted.machine.findings())
+        except InfrastructureError as error:
+            if booted is None:
+                raise
+            result.outcome, result.evidence = Outcome.LOST, str(error)
+        if result.findings and result.outcome in (Outcome.OK, Outcome.WORKLOAD_FAILED):
+            result.outcome = Outcome.KERNEL_BUG
+            result.evidence = f"{result.findings[0].title}\n{result.findings[0].text}"
+        result.total_s = time.monotonic() - began
+        step.note(
+            f"{result.outcome.value}: {result.found.count(Status.PASSED)} passed, "
+            f"{result.found.count(Status.FAILED)} failed, {result.found.count(Status.SKIPPED)} skipped, "
+            f"{len(result.findings)} reports, {len(result.found.leaks)} leaks"
+        )
+
+
+def _without_leaks(findings: Sequence[Finding]) -> list[Finding]:
+    """kmemleak's own line on the console says only that there are some: which, is compared one by one."""
+    return [finding for finding in findings if not finding.title.startswith("kmemleak: suspected")]
+
+
+def _row(result: SuiteResult) -> tuple[CellRow, list[Observation]]:
+    row = CellRow(
+        cell=result.cell,
+        variant=result.patchset,
+        role=_role(result.patchset).value,
+        workload=result.suite.name,
+        repetition=1,
+        seed=0,
+        outcome=result.outcome,
+        evidence=result.evidence,
+        boot_s=result.boot_s,
+        run_s=result.run_s,
+        total_s=result.total_s,
+        started_utc=result.started_utc,
+    )
+    counted: Mapping[str, float] = {
+        "passed_tests.total": result.found.count(Status.PASSED),
+        "failed_tests.total": result.found.count(Status.FAILED),
+        "skipped_tests.total": result.found.count(Status.SKIPPED),
+        "kernel_reports.total": len(result.findings),
+        "leaks.total": sum(leak.count for leak in result.found.leaks),
+    }
+    return row, [
+        Observation(metric, str(_METRICS[metric]["unit"]), value) for metric, value in counted.items()
+    ]
+
+
+def _without_threshold(suite: Suite) -> Suite:
+    return Suite(
+        suite.yardstick, suite.kind, suite.title, suite.lru_gen, suite.swap, None, "", suite.arguments
+    )
+
+
+def _role(patchset: str) -> Role:
+    return Role.BASELINE if patchset == BASELINE else Role.PATCHED
+
+
+def _cell(patchset: str, suite: Suite) -> str:
+    return f"{patchset}.{suite.name}.1"

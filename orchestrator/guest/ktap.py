@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Results of tests that run in a guest: KTAP, and how khugepaged's selftest says the same.
+
+Strict in the way of kunit's parser: a plan that is not fulfilled is a failure, and so is output that ends early.
+KTAP: Documentation/dev-tools/ktap.rst. The programs of tools/testing/selftests print it flat, with TAP's version 13.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+_PLAN = re.compile(r"1\.\.(\d+)")
+_RESULT = re.compile(r"(?P<bad>not )?ok (?P<number>\d+)(?: -)? ?(?P<name>[^#]*?)(?: ?# ?(?P<directive>.*))?")
+_DIAGNOSTIC = re.compile(r"#(?: (?P<text>.*))?")
+_RUN_TEST = re.compile(r"Run test: (?P<name>.*)")
+_VERDICT = re.compile(r".*\.\.\. (?P<verdict>OK|Fail|Skip|Timeout)\b.*")
+_SUMMARY = re.compile(r"(?:# )?Totals: pass:|# (?:Totals|PASSED|FAILED|Planned)")
+
+
+class Status(StrEnum):
+    """How a test ended. ``expected-fail`` (XFAIL) counts as passed."""
+
+    PASSED = "ok"
+    FAILED = "FAIL"
+    SKIPPED = "skip"
+
+
+@dataclass(frozen=True)
+class TestResult:
+    """One test.
+
+    Args:
+        name: of the test; names of one program are unique, a repeated one gets a number.
+        text: what was said about it, line by line; the reason where it was skipped.
+    """
+
+    __test__ = False  # pytest takes the name for one of its own
+
+    name: str
+    status: Status
+    text: str = ""
+
+
+def parse_ktap(lines: Iterable[str]) -> tuple[list[TestResult], str]:
+    """The results in a program's output.
+
+    Args:
+        lines: without their ends. Lines that are not KTAP belong to the result that follows them.
+
+    Returns:
+        The results in their order, and what is wrong with the output as a whole: empty, or a sentence such as
+        "3 of 5 planned tests have a result". Output without any KTAP has no results and no fault.
+    """
+    results: list[TestResult] = []
+    names: dict[str, int] = {}
+    said: list[str] = []
+    planned: int | None = None
+    for line in lines:
+        text = line.strip()
+        plan = _PLAN.fullmatch(text.split(" #")[0])
+        result = _RESULT.fullmatch(text)
+        if plan is not None:
+            planned = (planned or 0) + int(plan[1])
+        elif result is not None:
+            results.append(_named(_result(result, said), names))
+            said = []
+        elif text and not text.startswith(("TAP version", "KTAP version")) and not _SUMMARY.match(text):
+            diagnostic = _DIAGNOSTIC.fullmatch(text)
+            said.append((diagnostic["text"] or "") if diagnostic else text)
+    fault = ""
+    if planned is not None and planned != len(results):
+        fault = f"{len(results)} of {planned} planned tests have a result"
+        if said:
+            fault += f"; the last words are: {said[-1]}"
+    return results, fault
+
+
+def parse_khugepaged(lines: Iterable[str]) -> list[TestResult]:
+    """The results of selftests/mm/khugepaged: ``Run test: NAME``, then one line a check with OK or Fail."""
+    results: list[TestResult] = []
+    names: dict[str, int] = {}
+    for line in lines:
+        begun = _RUN_TEST.fullmatch(line.strip())
+        if begun is not None:
+            results.append(_named(TestResult(begun["name"].strip(), Status.PASSED), names))
+            continue
+        verdict = _VERDICT.fullmatch(line.strip())
+        if verdict is None or not results:
+            continue
+        last = results[-1]
+        if verdict["verdict"] in ("Fail", "Timeout"):
+            said = "\n".join(filter(None, (last.text, line.strip())))
+            results[-1] = replace(last, status=Status.FAILED, text=said)
+        elif verdict["verdict"] == "Skip" and last.status is Status.PASSED:
+            results[-1] = replace(last, status=Status.SKIPPED, text=line.strip())
+    return results
+
+
+def _result(match: re.Match[str], said: list[str]) -> TestResult:
+    name = match["name"].strip() or match["number"]
+    directive = (match["directive"] or "").strip()
+    word, _, reason = directive.partition(" ")
+    text = "\n".join(said)
+    if match["bad"]:
+        return TestResult(name, Status.FAILED, "\n".join(filter(None, (text, directive))))
+    if word.upper().rstrip(":") == "SKIP":
+        return TestResult(name, Status.SKIPPED, reason.strip() or text)
+    return TestResult(name, Status.PASSED, text)
+
+
+def _named(result: TestResult, names: dict[str, int]) -> TestResult:
+    """Selftests give the same name to several tests: those get a number from the second on."""
+    names[result.name] = count = names.get(result.name, 0) + 1
+    return result if count == 1 else replace(result, name=f"{result.name} ({count})")

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The kernel's own tools/testing/selftests/mm, built from the tree that is tested and kept by its content."""
+
+from __future__ import annotations
+
+import json
+import os
+import tarfile
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.cache import Cache
+from orchestrator.errors import InfrastructureError, UserError
+from orchestrator.events import Events
+from orchestrator.guest.packages import find_package, root_of
+from orchestrator.kernel.repository import Repository
+from orchestrator.kernel.tree import PatchedTree
+from orchestrator.kernel.workshop import tool_versions
+from orchestrator.process import require, run
+
+#: Raise it when the way they are built changes.
+_GENERATION = 1
+_KIND = "selftests"
+_DIRECTORY = "tools/testing/selftests/mm"
+#: What they are made of: a series that changes nothing in there has the same ones as its base.
+_PATHS = (
+    "Makefile", "scripts", "include/uapi", "include/asm-generic", "include/vdso", "arch/x86", "tools/arch",
+    "tools/build", "tools/include", "tools/scripts", "tools/testing/selftests", "mm/gup_test.h",
+    "lib/test_hmm_uapi.h", "usr",
+)  # fmt: skip
+_TIMEOUT_S = 600.0
+
+
+@dataclass(frozen=True)
+class Selftest:
+    """One program with its arguments.
+
+    Args:
+        name: of this use of it.
+        timeout_s: host seconds.
+    """
+
+    name: str
+    argv: tuple[str, ...]
+    timeout_s: float = _TIMEOUT_S
+
+
+@dataclass(frozen=True)
+class SelftestPlan:
+    """``vm_images/guest/selftests.toml``.
+
+    Args:
+        packages: Debian packages with headers and static libraries.
+        flags: of the compiler.
+        excluded: what is not run -> why.
+    """
+
+    tests: tuple[Selftest, ...]
+    packages: tuple[str, ...]
+    flags: tuple[str, ...]
+    excluded: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Selftests:
+    """The programs, built.
+
+    Args:
+        archive: a tar file of them.
+        built: their names.
+        log: what make printed.
+    """
+
+    archive: Path
+    built: frozenset[str]
+    log: Path
+
+
+def load_selftests(path: Path) -> SelftestPlan:
+    """Read the plan.
+
+    Raises:
+        UserError: it cannot be read, or an entry is wrong.
+    """
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        tests = tuple(
+            Selftest(str(row["name"]), tuple(map(str, row["argv"])), float(row.get("timeout_s", _TIMEOUT_S)))
+            for row in table["test"]
+        )
+        return SelftestPlan(
+            tests,
+            tuple(map(str, table["packages"])),
+            tuple(map(str, table["flags"])),
+            {name: str(why) for name, why in table["excluded"].items()},
+        )
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"{path}: cannot read this list of selftests: {error}.") from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: an entry lacks or garbles {error}.") from error
+
+
+def build_selftests(tree: PatchedTree, plan: SelftestPlan, cache: Cache, events: Events) -> Selftests:
+    """Build the programs of a tree, or find them in the cache.
+
+    The C library is the guest's, everything else is linked statically. A program that does not compile is left
+    out, and is missed when it is to be run.
+
+    Raises:
+        InfrastructureError: a tool or a package is missing, or not a single program was built.
+    """
+    repository = Repository(tree.repository)
+    packages = {name: find_package(name) for name in plan.packages}
+    objects = {
+        path: repository.git("rev-parse", "--verify", "--quiet", f"{tree.commit}:{path}", check=False).stdout
+        for path in _PATHS
+    }
+    key = {
+        "generation": _GENERATION,
+        "sources": {path: name.strip() for path, name in objects.items()},
+        "packages": {name: package.version for name, package in packages.items()},
+        "flags": list(plan.flags),
+        "tools": list(tool_versions()),
+    }
+
+    def make(directory: Path) -> None:
+        with events.step("selftests") as step:
+            require("make")
+            roots = [root_of(package, cache) for package in packages.values()]
+            source, out = directory / "source", directory / "out"
+            source.mkdir()
+            out.mkdir()
+            archive = directory / "source.tar"
+            there = [path for path, name in objects.items() if name]
+            repository.git("archive", "--format=tar", f"--output={archive}", tree.commit, "--", *there)
+            with tarfile.open(archive) as packed:
+                packed.extractall(source, filter="tar")
+            archive.unlink()
+            step.note("source laid out")
+            _make(source, out, roots, plan, directory)
+            programs = sorted(path for path in out.iterdir() if path.is_file() and os.access(path, os.X_OK))
+            if not programs:
+                raise InfrastructureError(
+                    "none of the kernel's selftests was built.", directory / "build.log"
+                )
+            run(["strip", *map(str, programs)])
+            with tarfile.open(directory / "selftests.tar", "w") as packed:
+                for program in programs:
+                    packed.add(program, program.name)
+            (directory / "built.json").write_text(json.dumps([program.name for program in programs]))
+            run(["rm", "-rf", str(source), str(out)])
+
+    directory = cache.obtain(_KIND, key, make)
+    built = frozenset(json.loads((directory / "built.json").read_text()))
+    return Selftests(directory / "selftests.tar", built, directory / "build.log")
+
+
+def _make(source: Path, out: Path, roots: list[Path], plan: SelftestPlan, directory: Path) -> None:
+    # Only the static libraries, under the names that -l looks for: the guest has no others.
+    libraries = directory / "libraries"
+    libraries.mkdir()
+    for root in roots:
+        for library in (root / "usr/lib/x86_64-linux-gnu").glob("lib*.a"):
+            if library.name in ("libnuma.a", "liburing.a", "libcap.a"):
+                (libraries / library.name).symlink_to(library)
+    includes = " ".join(f"-I{root / 'usr/include'}" for root in roots if root != Path("/"))
+    common = ["make", "ARCH=x86_64", f"-j{os.cpu_count() or 1}"]
+    log = directory / "build.log"
+    run([*common, "-s", "-C", str(source), "headers"], log_file=log)
+    run(
+        [
+            *common,
+            "-k",  # the others are built where one is not
+            "-C",
+            str(source / _DIRECTORY),
+            f"OUTPUT={out}",
+            f"top_srcdir={source}",
+            f"KHDR_INCLUDES=-isystem {source / 'usr/include'}",
+            # With the includes, for check_config.sh asks the compiler whether there is liburing.
+            f"CC=gcc {includes}".rstrip(),
+            f"EXTRA_CFLAGS={' '.join(plan.flags)}",
+            f"LDFLAGS=-L{libraries} -Wl,--as-needed",
+        ],
+        check=False,
+        log_file=log,
+    )

@@ -18,7 +18,11 @@ HERE = Path(__file__).resolve().parent
 SERIES = HERE.parents[1] / "kernel_patches"
 
 #: Fault -> number of the stage that it comes after; it is the next stage of the copy.
-AFTER: Final[Mapping[str, int]] = {"crash": 6, "latency": 8, "flaky": 10, "drift": 13}
+AFTER: Final[Mapping[str, int]] = {
+    **{"crash": 6, "latency": 8, "flaky": 10, "drift": 13},
+    # For tests of correctness, on top of the whole series.
+    **dict.fromkeys(("unzeroed", "leak", "tails", "twice", "holes", "inversion"), 19),
+}
 
 
 def plant(fault: str, directory: Path, series: Path = SERIES) -> int:

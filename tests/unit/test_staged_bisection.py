@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from plant import plant
+from plant import AFTER, plant
 
 from orchestrator.analysis.bisection import Conclusion
 from orchestrator.errors import InfrastructureError
@@ -283,7 +283,7 @@ def test_every_boot_is_a_cell_of_the_run(tmp_path: Path) -> None:
     assert set(run.cells.loc[run.cells["variant"] == "stage-7", "outcome"]) == {"kernel-bug"}
 
 
-@pytest.mark.parametrize("fault", ["crash", "latency", "flaky", "drift"])
+@pytest.mark.parametrize("fault", list(AFTER))
 def test_a_fault_is_planted_as_a_stage_of_a_copy(tmp_path: Path, fault: str) -> None:
     number = plant(fault, tmp_path / fault)
     series = load_series(tmp_path / fault)

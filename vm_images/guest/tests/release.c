@@ -248,6 +248,36 @@ static void parallel_exits(void)
 	}
 }
 
+static long free_pages(void)
+{
+	/* Pages wait in lists of each CPU: what is short of memory has them drained, and so has this. */
+	setting("/proc/sys/vm/drop_caches", "3");
+	setting("/proc/sys/vm/compact_memory", "1");
+	return event_count("nr_free_pages");
+}
+
+/* No counter shows a page that nobody has freed; memory does. */
+static void memory_comes_back(void)
+{
+	const unsigned int rounds = 40, each = 100;
+	long before = 0, lost;
+
+	for (unsigned int round = 0; round < rounds + 2; round++) {
+		pid_t child = begin_child();
+
+		if (!child) {
+			touched(each);
+			test_end();
+		}
+		end_child(child);
+		if (round == 1)
+			before = free_pages();
+	}
+	lost = before - free_pages();
+	note("%u reservations given up: %ld pages less are free", rounds * each, lost);
+	EXPECT(lost < rounds * each / 2, "%ld pages are lost by %u reservations", lost, rounds * each);
+}
+
 static void advice_and_protection(void)
 {
 	char *start = touched(COUNT);
@@ -497,6 +527,7 @@ const struct test release_tests[] = {
 	{ "fork_leaves_to_parent", fork_leaves_to_parent, "reserve", QUICK, "a reservation is shared with a child" },
 	{ "fork_storm", fork_storm, "reserve", MATRIX, "shared tree after memcpy" },
 	{ "parallel_exits", parallel_exits, "reserve", 0, "a counter is changed without atomicity" },
+	{ "memory_comes_back", memory_comes_back, "reserve", 0, "pages of a reservation are never freed" },
 	{ "advice_and_protection", advice_and_protection, "reserve", QUICK, "a release hook is missing" },
 	{ "userfaultfd_after", userfaultfd_after, "reserve", QUICK, "userfaultfd is registered after reserving" },
 	{ "userfaultfd_protection", userfaultfd_protection, "in-place", QUICK, "promotion loses userfaultfd's bit" },

@@ -43,6 +43,7 @@ PACKAGES = {
     "perl": "perl",
     "qemu-system-x86_64": "qemu-system-x86",
     "setpriv": "util-linux",
+    "sparse": "sparse",
     "ssh": "openssh-client",
     "ssh-keygen": "openssh-client",
     "tar": "tar",

@@ -26,6 +26,7 @@ REQUIRED = (
 OPTIONAL = {
     "ccache": "kernels build again from scratch where ccache would have kept the objects",
     "gdb": "`orchestrate debug` needs it",
+    "sparse": "`orchestrate series verify` needs it",
     "ssh": "`orchestrate shell` needs it",
 }
 #: Headers that the kernel's host tools (objtool, certs) are compiled with.

@@ -63,6 +63,16 @@ _UNSET = (
     "MAKEFLAGS",
     "MFLAGS",
 )
+#: What is made of a kernel that is to be booted.
+_WHOLE = ("bzImage",)
+#: Prints obj-y of one directory, composite objects taken apart (Documentation/kbuild/makefiles.rst).
+_LIST = """\
+include {config}
+include {kbuild}
+parts = $(foreach each,$(1),$(each) $(call parts,$(filter %.o,$($(each:.o=-y)) $($(each:.o=-objs)))))
+.PHONY: all
+all: ; @: $(foreach each,$(call parts,$(filter %.o,$(obj-y) $(lib-y))) $(filter %/,$(obj-y)),$(info $(each)))
+"""
 #: Host seconds that processes of an interrupted build are given to end; they were told to.
 _ORPHANS_S = 60.0
 #: Nanoseconds before the end of an interrupted build within which what was finished is not trusted either.
@@ -140,11 +150,48 @@ class Workshop:
     def __exit__(self, *_: object) -> None:
         self._lock.release()
 
-    def build(self, tree: PatchedTree, jobs: int) -> None:
+    def lay_out(self, tree: PatchedTree) -> None:
+        """Switch to `tree` and configure it; nothing is compiled.
+
+        Raises:
+            UserError: a requested option did not survive.
+            InfrastructureError: the host is in trouble.
+        """
+        state = self._recover()
+        self.log.unlink(missing_ok=True)
+        self._remember(_State())
+        changed = self._switch(tree, state)
+        if self._is_to_be_configured(state, changed):
+            try:
+                self._configure()
+            except _DamagedError as damage:
+                raise DoesNotCompileError(str(damage)) from None
+        self._remember(_State(True, self._configuration.digest, file_digest(self.objects / ".config")))
+
+    def check(self, objects: Sequence[str], jobs: int) -> list[str]:
+        """Run sparse(1) over the sources of objects that :meth:`build` has made of the tree laid out.
+
+        Args:
+            objects: relative to the object directory, e.g. ``mm/memory.o``.
+
+        Returns:
+            What make and sparse print (``C=2``, Documentation/dev-tools/sparse.rst); paths are relative.
+        """
+        # --output-sync: the findings of each source stay behind the line that names it.
+        done = self._run([f"-j{jobs}", "--output-sync=target", "C=2", "CHECK=sparse", *objects])
+        lines = [self._relative(line) for line in done.stdout.splitlines()]
+        # Its status says nothing: sparse may end well or not where it has found something. A source that it was
+        # not run on is another matter.
+        if done.returncode < 0 or sum(line.startswith("  CHECK ") for line in lines) < len(objects):
+            self._blame(done)
+        return lines
+
+    def build(self, tree: PatchedTree, jobs: int, goals: Sequence[str] = _WHOLE) -> None:
         """Switch to `tree` and make it.
 
         Args:
             jobs: of make.
+            goals: of make: the whole kernel, or single objects.
 
         Raises:
             DoesNotCompileError: it does not compile.
@@ -154,14 +201,14 @@ class Workshop:
         state = self._recover()
         self.log.unlink(missing_ok=True)
         try:
-            self._make_all(tree, state, jobs)
+            self._make_all(tree, state, jobs, goals)
         except _DamagedError as damage:
             if state is None:
                 raise DoesNotCompileError(str(damage)) from None
             self._step.note("the object directory seems damaged; building from scratch")
             shutil.rmtree(self.objects)
             try:
-                self._make_all(tree, _State(), jobs)
+                self._make_all(tree, _State(), jobs, goals)
             except _DamagedError as again:
                 raise DoesNotCompileError(str(again)) from None
 
@@ -171,12 +218,51 @@ class Workshop:
             dict.fromkeys(line for _, said in sorted(self._known_warnings().items()) for line in said)
         )
 
-    def _make_all(self, tree: PatchedTree, state: _State | None, jobs: int) -> None:
+    def listed(self, directories: Sequence[str]) -> dict[str, list[str]]:
+        """What kbuild's own files list in directories of the tree laid out, for its configuration.
+
+        Args:
+            directories: of the source; the empty one is its top.
+
+        Returns:
+            Directory -> the names that its ``obj-y`` has, and those that make up composite objects.
+        """
+        found = {}
+        for directory in directories:
+            kbuild = next(
+                (
+                    each
+                    for name in ("Kbuild", "Makefile")
+                    if (each := self.source / directory / name).is_file()
+                ),
+                None,
+            )
+            if kbuild is None or (not directory and kbuild.name != "Kbuild"):
+                continue
+            done = run(
+                ["make", "-s", "-f", "-", f"srctree={self.source}", f"objtree={self.objects}", f"obj={directory}",
+                 f"src={self.source / directory}", "SRCARCH=x86", "BITS=64", f"ARCH={ARCHITECTURE}", "all"],
+                cwd=self.objects,
+                env=self._environment(),
+                input_text=_LIST.format(config=".config", kbuild=kbuild),
+                check=False,
+            )  # fmt: skip
+            if done.returncode != 0:
+                self._blame(done)
+            found[directory] = sorted(set(done.stdout.split()))
+        return found
+
+    def warnings_of(self, objects: Iterable[str]) -> dict[str, list[str]]:
+        """The compiler's warnings for some objects of the tree that was built last."""
+        known = self._known_warnings()
+        return {name: known.get(name, []) for name in objects}
+
+    def _make_all(self, tree: PatchedTree, state: _State | None, jobs: int, goals: Sequence[str]) -> None:
         self._remember(_State())
         changed = self._switch(tree, state)
         if self._is_to_be_configured(state, changed):
             self._configure()
-        self._make(jobs)
+        self._make(jobs, goals)
 
     # What was there before
 
@@ -299,8 +385,9 @@ class Workshop:
 
     # make
 
-    def _make(self, jobs: int) -> None:
-        cold = not (self.objects / "vmlinux").exists() and not (self.objects / "mm").exists()
+    def _make(self, jobs: int, goals: Sequence[str]) -> None:
+        whole = tuple(goals) == _WHOLE
+        cold = whole and not (self.objects / "vmlinux").exists() and not (self.objects / "mm").exists()
         total = json.loads(self._count.read_text(encoding="utf-8")) if cold and self._count.exists() else None
         count = 0
 
@@ -312,7 +399,7 @@ class Workshop:
                 self._step.progress(count, total if total and count <= total else None, "files", name)
 
         # --output-sync: a compiler's messages stay together, behind the line that says what it compiles.
-        done = self._run([f"-j{jobs}", "--output-sync=target", "bzImage"], follow)
+        done = self._run([f"-j{jobs}", "--output-sync=target", *goals], follow)
         lines = done.stdout.splitlines()
         if done.returncode >= 0 and host_trouble(lines) is None:
             self._remember(_State(True, self._configuration.digest, file_digest(self.objects / ".config")))

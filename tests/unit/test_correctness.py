@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What a test of correctness fails for, without a guest."""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from orchestrator.cli.test import as_text
+from orchestrator.errors import UserError
+from orchestrator.execution.correctness import (
+    SUITES,
+    Found,
+    Leak,
+    choose,
+    parse_leaks,
+    result_of_stressor,
+    results_of_selftest,
+)
+from orchestrator.execution.correctness_run import (
+    CorrectnessSummary,
+    CorrectnessTest,
+    SuiteResult,
+    judge,
+)
+from orchestrator.guest.ktap import Status, TestResult
+from orchestrator.guest.selftests import Selftest, load_selftests
+from orchestrator.machine.oops import Finding
+from orchestrator.machine.topology import Topology
+from orchestrator.store.outcome import Outcome
+
+ROOT = Path(__file__).resolve().parents[2]
+WARNING = Finding(Outcome.KERNEL_BUG, "WARNING in f at mm/f.c:1", "the whole report", 12)
+LEAK = Leak(("kmalloc", "thp_resv_alloc"), "unreferenced object")
+
+
+def result(
+    patchset: str,
+    suite: str,
+    tests: dict[str, Status],
+    findings: tuple[Finding, ...] = (),
+    leak: bool = False,
+) -> SuiteResult:
+    found = Found([TestResult(name, status, f"about {name}") for name, status in tests.items()])
+    if leak:
+        found.leaks.append(LEAK)
+    return SuiteResult(patchset, SUITES[suite], found, Outcome.OK, "", findings)
+
+
+P, F, S = Status.PASSED, Status.FAILED, Status.SKIPPED
+
+
+def test_the_baselines_passes_are_the_yardstick() -> None:
+    before = result("baseline", "selftests", {"a": P, "b": P, "c": F, "d": P, "e": S})
+    after = result("full", "selftests", {"a": P, "b": F, "c": F, "d": S, "e": S})
+    troubles, notes = judge([before, after])
+    assert [(each.where, each.what, each.text) for each in troubles] == [
+        ("full.selftests.1", "b fails", "about b")
+    ]
+    assert [each.what for each in notes] == [
+        "c fails, on the baseline as well",
+        "d is skipped, and passes on the baseline",
+    ]
+
+
+def test_at_threshold_1_nothing_may_be_skipped_either() -> None:
+    before = result("baseline", "selftests", {"a": P, "b": P})
+    after = result("full", "selftests-1", {"a": S})
+    troubles, notes = judge([before, after])
+    assert [each.what for each in troubles] == [
+        "a is skipped, and passes on the baseline",
+        "b has no result, and passes on the baseline",
+    ]
+    assert not notes
+
+
+def test_a_test_of_our_own_has_no_yardstick() -> None:
+    before = result("baseline", "reservations", {"zeroed_pages": F})
+    after = result("full", "reservations", {"zeroed_pages": F, "ksm": S})
+    troubles, notes = judge([before, after])
+    assert [each.what for each in troubles] == ["zeroed_pages fails"]
+    assert not notes
+
+
+def test_reports_of_the_kernel_fail_it_unless_the_baseline_has_them() -> None:
+    other = replace(WARNING, title="lockdep: possible circular locking dependency detected")
+    before = result("baseline", "stress", {}, (WARNING,))
+    after = result("full", "stress", {}, (WARNING, other))
+    troubles, notes = judge([before, after])
+    assert [each.what for each in troubles] == [f"{other.title} (1 x)"]
+    assert [each.what for each in notes] == ["WARNING in f at mm/f.c:1 (1 x)"]
+    # A report of another suite's guest is no excuse.
+    troubles, _ = judge([replace_suite(before, "selftests"), after])
+    assert len(troubles) == 2
+
+
+def replace_suite(which: SuiteResult, suite: str) -> SuiteResult:
+    return SuiteResult(which.patchset, SUITES[suite], which.found, which.outcome, "", which.findings)
+
+
+def test_leaks_are_compared_by_who_allocated() -> None:
+    clean, leaky = result("baseline", "stress", {}), result("baseline", "stress", {}, leak=True)
+    after = result("full", "stress", {}, leak=True)
+    troubles, _ = judge([clean, after])
+    assert [each.what for each in troubles] == ["leak of 1 objects: kmalloc < thp_resv_alloc"]
+    troubles, notes = judge([leaky, after])
+    assert not troubles and len(notes) == 1
+
+
+def test_a_guest_that_died_fails_it_whatever_it_had_passed() -> None:
+    died = result("full", "reservations", {"a": P})
+    died.outcome, died.evidence = Outcome.KERNEL_PANIC, "Kernel panic: Fatal exception"
+    troubles, _ = judge([died])
+    assert [(each.what, each.text) for each in troubles] == [
+        ("ended as kernel-panic", "Kernel panic: Fatal exception")
+    ]
+
+
+def test_a_baseline_alone_is_judged_by_itself() -> None:
+    troubles, _ = judge([result("baseline", "selftests", {"a": F}, (WARNING,))])
+    assert [each.what for each in troubles] == ["a fails", "WARNING in f at mm/f.c:1 (1 x)"]
+
+
+def test_the_baseline_runs_each_yardstick_once_and_first() -> None:
+    suites = choose(["selftests", "selftests-1", "reservations"])
+    asked = CorrectnessTest("full", suites, Topology.parse("1x512M"))
+    assert [(patchset, suite.name) for patchset, suite in asked.cells()] == [
+        ("baseline", "reservations"),
+        ("baseline", "selftests"),
+        ("full", "reservations"),
+        ("full", "selftests-1"),
+        ("full", "selftests"),
+    ]
+    alone = CorrectnessTest("full", choose(["selftests-1"]), Topology.parse("1x512M"))
+    (baseline, yardstick), _ = alone.cells()
+    assert (baseline, yardstick.name, yardstick.threshold) == ("baseline", "selftests", None)
+    assert len(CorrectnessTest("baseline", suites, Topology.parse("1x512M")).cells()) == 3
+
+
+def test_an_unknown_suite_is_said_with_those_that_there_are() -> None:
+    with pytest.raises(UserError, match="no suite 'stres'; there are reservations, "):
+        choose(["stres"])
+
+
+def test_a_selftest_is_its_tests_and_itself() -> None:
+    test = Selftest("mremap_test", ("mremap_test",))
+    lines = ["1..2", "ok 1 five", "not ok 2 six"]
+    results = results_of_selftest(test, lines, "exit status 1")
+    assert [(each.name, each.status) for each in results] == [
+        ("mremap_test: five", P),
+        ("mremap_test: six", F),
+        ("mremap_test", F),
+    ]
+    assert [each.status for each in results_of_selftest(test, ["1..2", "ok 1 five"], "")] == [P, F]
+    assert [each.status for each in results_of_selftest(test, ["no KSM"], "exit status 4")] == [S]
+    assert [each.status for each in results_of_selftest(test, ["[PASS]"], "")] == [P]
+
+
+def test_what_stress_ng_says_with_its_exit_status() -> None:
+    assert result_of_stressor("vm", [], "").status is P
+    failed = result_of_stressor("vm", ["stress-ng: fail:  [9] vm: detected 3 bit errors"], "exit status 2")
+    assert failed.status is F and "3 bit errors" in failed.text
+    assert result_of_stressor("numa", [], "exit status 4").status is S
+    assert result_of_stressor("vm", [], "signal SIGKILL").status is F
+    unknown = result_of_stressor("pageswap", ["stress-ng: unrecognized option '--pageswap'"], "exit status 1")
+    assert unknown.status is S
+
+
+def test_equal_leaks_are_counted_together() -> None:
+    record = """unreferenced object 0xffff888{n} (size 96):
+  comm "reservations", pid {n}, jiffies 42
+  hex dump (first 32 bytes):
+    00 01
+  backtrace (crc 0):
+    [<000000001a2b3c4d>] kmalloc_trace+0x2d/0x90
+    thp_resv_alloc+0x33/0x200
+"""
+    other = record.replace("thp_resv_alloc", "elsewhere")
+    leaks = parse_leaks(record.format(n=1) + record.format(n=2) + other.format(n=3))
+    assert [(leak.signature, leak.count) for leak in leaks] == [
+        (("kmalloc_trace", "thp_resv_alloc"), 2),
+        (("kmalloc_trace", "elsewhere"), 1),
+    ]
+    assert leaks[0].text.startswith("unreferenced object 0xffff8881 ")
+    assert parse_leaks("") == []
+
+
+def test_the_list_of_selftests_is_sound(tmp_path: Path) -> None:
+    plan = load_selftests(ROOT / "vm_images" / "guest" / "selftests.toml")
+    names = [test.name for test in plan.tests]
+    assert len(set(names)) == len(names)
+    wanted = {"khugepaged", "cow", "split_huge_page_test", "transhuge-stress", "mremap_test", "madv_populate"}
+    assert wanted | {"migration", "ksm_functional_tests"} <= set(names)
+    assert all(len(why) > 20 for why in plan.excluded.values())
+    broken = tmp_path / "selftests.toml"
+    broken.write_text('packages = []\nflags = []\nexcluded = {}\n[[test]]\nname = "x"\n')
+    with pytest.raises(UserError, match=r"selftests\.toml: an entry lacks or garbles 'argv'"):
+        load_selftests(broken)
+
+
+def test_the_table_says_what_is_wrong_and_where() -> None:
+    summary = CorrectnessSummary([result("full", "stress", {"vm": P, "fork": F})])
+    summary.troubles, summary.notes = judge(summary.results)
+    text = as_text(summary)
+    assert "full    stress       1       1        0        0      0" in text
+    assert "wrong:\n  full.stress.1: fork fails\n      about fork" in text
+    summary = CorrectnessSummary([result("full", "stress", {"vm": P})])
+    assert as_text(summary).endswith(
+        "no regression, and no report of the kernel that the baseline does not have"
+    )
+
+
+def test_every_test_of_our_own_has_a_stage_of_the_series_and_a_mistake(tmp_path: Path) -> None:
+    """The program lists itself; a test of a stage that does not exist would never run."""
+    from orchestrator.kernel.series import load_series
+
+    program = tmp_path / "reservations"
+    tests, common = ROOT / "vm_images" / "guest" / "tests", ROOT / "guest_workloads" / "common"
+    subprocess.run(
+        ["gcc", "-std=gnu11", "-O1", "-pthread", f"-I{common}", *tests.glob("*.c"), *common.glob("*.c"), "-lm",
+         "-o", program],
+        check=True,
+    )  # fmt: skip
+    listed = subprocess.run([program, "--list"], check=True, capture_output=True, text=True).stdout
+    rows = [line.split("\t") for line in listed.splitlines()]
+    stages = {stage.name for stage in load_series(ROOT / "kernel_patches").stages}
+    assert len(rows) > 60 and len({name for name, _, _ in rows}) == len(rows)
+    assert all(stage in stages and mistake for _, stage, mistake in rows)
+    documented = (ROOT / "docs" / "correctness.md").read_text(encoding="utf-8")
+    assert [name for name, _, _ in rows if f"`{name}`" not in documented] == []
+    assert subprocess.run([program, "--only", "nonsense"], capture_output=True, check=False).returncode == 2

@@ -15,6 +15,7 @@ from orchestrator.cli import (
     boot,
     build,
     changelog,
+    check,
     compare,
     debug,
     doctor,
@@ -43,7 +44,22 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-for module in (run, bisect, build, boot, shell, exec_, compare, plot, changelog, report, debug, doctor, test):
+for module in (
+    run,
+    check,
+    bisect,
+    build,
+    boot,
+    shell,
+    exec_,
+    compare,
+    plot,
+    changelog,
+    report,
+    debug,
+    doctor,
+    test,
+):
     app.command(module.NAME, epilog=module.EXAMPLE)(module.command)
 app.add_typer(series.app, name="series")
 app.add_typer(results.app, name="results")

@@ -1,0 +1,448 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A check as a run: traces against a kernel, each divergence shrunk, everything kept in a run directory."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+from orchestrator.errors import UserError
+from orchestrator.events import Step
+from orchestrator.execution.bench import Bench
+from orchestrator.execution.differential import (
+    Checked,
+    Divergence,
+    ModelFor,
+    TraceGuest,
+    check_traces,
+)
+from orchestrator.execution.experiment_run import kernel_facts
+from orchestrator.execution.manifest import host_facts, tool_facts
+from orchestrator.execution.shrinking import shrink
+from orchestrator.experiment.variant import Role
+from orchestrator.guest.workload import Observation
+from orchestrator.kernel.series import BASELINE, Series
+from orchestrator.machine.topology import Topology
+from orchestrator.model.memory import Model
+from orchestrator.model.trace import Operation, Trace, TraceError, format_trace, parse
+from orchestrator.store.outcome import Outcome
+from orchestrator.store.run import CellRow, RunWriter
+
+#: What stands where other runs name a workload.
+WORKLOAD = "check"
+_METRICS = {
+    "steps.total": {
+        "unit": "operations",
+        "better": None,
+        "primary": False,
+        "help": "Operations up to the first divergence, or all.",
+    },
+    "compared_fields.total": {
+        "unit": "fields",
+        "better": None,
+        "primary": False,
+        "help": "Answers that were compared.",
+    },
+    "uncompared_fields.total": {
+        "unit": "fields",
+        "better": None,
+        "primary": False,
+        "help": "Answers of which the kernel has none, or the model expects none.",
+    },
+}
+
+
+@dataclass(frozen=True)
+class Check:
+    """What is asked for.
+
+    Args:
+        traces: by name, which is part of a cell's: the seed, or the file's name.
+        shrink: make a short trace of what diverges.
+        every_stage: find the first stage of the patchset whose kernel diverges.
+    """
+
+    patchset: str
+    traces: Mapping[str, Trace]
+    topology: Topology
+    cmdline: tuple[str, ...] = ()
+    shrink: bool = True
+    every_stage: bool = False
+
+
+@dataclass
+class FoundDivergence:
+    """A divergence, and what became of it.
+
+    Args:
+        minimal: the shortest trace found; the whole one where it was not shrunk.
+        file: where that lies, for ``--trace``.
+        stages: with ``every_stage`` what each stage's kernel does with it; None where it agrees.
+    """
+
+    name: str
+    divergence: Divergence
+    minimal: Trace
+    file: Path
+    shrunk: bool = False
+    stages: dict[str, Divergence | None] = field(default_factory=dict)
+
+    @property
+    def first_stage(self) -> str | None:
+        """From which stage on it is there: all later ones diverge as well. None where not even the last does."""
+        first = None
+        for stage, divergence in reversed(self.stages.items()):
+            if divergence is None:
+                break
+            first = stage
+        return first
+
+
+@dataclass
+class CheckSummary:
+    """How a check went.
+
+    Args:
+        compared, uncompared: number of comparisons a kind of field.
+        run_s: host seconds from the first trace on, shrinking left out.
+    """
+
+    traces: int = 0
+    steps: int = 0
+    run_s: float = 0.0
+    compared: Counter[str] = field(default_factory=Counter)
+    uncompared: Counter[str] = field(default_factory=Counter)
+    found: list[FoundDivergence] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, object]:
+        """For ``--json`` and ``check.json``."""
+        return {
+            "traces": self.traces,
+            "steps": self.steps,
+            "run_s": round(self.run_s, 3),
+            "compared": dict(sorted(self.compared.items())),
+            "uncompared": dict(sorted(self.uncompared.items())),
+            "divergences": [
+                {
+                    "name": each.name,
+                    **each.divergence.to_json(),
+                    "trace": str(each.file),
+                    "operations": len(each.minimal.operations),
+                    "shrunk": each.shrunk,
+                    **(
+                        {
+                            "first_stage": each.first_stage,
+                            "stages": {
+                                stage: None if divergence is None else divergence.to_json()
+                                for stage, divergence in each.stages.items()
+                            },
+                        }
+                        if each.stages
+                        else {}
+                    ),
+                }
+                for each in self.found
+            ],
+        }
+
+
+def load_trace(path: Path) -> Trace:
+    """Read a trace file.
+
+    Raises:
+        UserError: it cannot be read, or says something wrong; the sentence names the line.
+    """
+    try:
+        return parse(path.read_text(encoding="utf-8"), str(path))
+    except TraceError as error:
+        raise UserError(str(error)) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot read this trace ({error}).") from error
+
+
+def model_of(patchset: str, series: Series, topology: Topology) -> ModelFor:
+    """Makes models of a patchset's kernel in guests of this topology.
+
+    A knob that the kernel does not have yet is left out of what a trace starts from, as the guest does.
+    """
+    stages = series.select(patchset)
+    nodes = sum(node.memory_mib > 0 for node in topology.nodes)
+    absent = {knob.name for knob in series.knobs} - {knob for stage in stages for knob in stage.knobs}
+    names = [stage.name for stage in stages]
+
+    def model(trace: Trace) -> Model:
+        settings = {knob: value for knob, value in trace.settings.items() if knob not in absent}
+        return Model(names, settings, trace.blocks, nodes)
+
+    return model
+
+
+def diverging(
+    bench: Bench,
+    patchset: str,
+    traces: Sequence[Trace],
+    topology: Topology,
+    log_directory: Path,
+) -> Checked | None:
+    """The first trace that a patchset's kernel and its model disagree on; None where there is none.
+
+    Args:
+        log_directory: gets what guests leave.
+
+    Raises:
+        BuildFailed: the kernel does not build.
+        MachineFailure: it does not boot.
+    """
+    kernel = bench.kernel(patchset)
+    with TraceGuest(bench, kernel, topology, log_directory) as guest:
+        for trace in traces:
+            (checked,) = check_traces(guest, [trace], model_of(patchset, bench.series, topology))
+            if checked.divergence is not None:
+                return checked
+    return None
+
+
+def manifest_of(check: Check, bench: Bench, command: Sequence[str]) -> dict[str, object]:
+    """What ``run.json`` says before anything slow starts."""
+    series = bench.series
+    return {
+        "command": list(command),
+        "kind": WORKLOAD,
+        "name": f"check-{check.patchset}",
+        "topology": {
+            "text": check.topology.text,
+            "nodes": [asdict(node) for node in check.topology.nodes],
+            "distances": [list(row) for row in check.topology.distances],
+        },
+        "accelerator": {
+            "name": bench.accelerator_request,
+            "clock": None,
+            "reason": "requested; not yet chosen",
+        },
+        "flavour": bench.flavour,
+        "source": {"requested": bench.source or series.package},
+        "series": {"name": series.name, "title": series.title, "base": series.base_version},
+        "variants": [
+            {
+                "name": check.patchset,
+                "role": _role(check.patchset).value,
+                "patchset": check.patchset,
+                "knobs": {},
+                "cmdline": list(check.cmdline),
+                "stages": [
+                    {"number": stage.number, "name": stage.name, "digest": stage.digest}
+                    for stage in series.select(check.patchset)
+                ],
+            }
+        ],
+        "workloads": {
+            WORKLOAD: {"title": "Traces against the reference model", "parameters": {}, "metrics": _METRICS}
+        },
+        "cells": [
+            {
+                "cell": _cell(check.patchset, number),
+                "variant": check.patchset,
+                "role": _role(check.patchset).value,
+                "workload": WORKLOAD,
+                "repetition": number,
+                "seed": trace.seed or 0,
+            }
+            for number, trace in enumerate(check.traces.values(), 1)
+        ],
+        "host": host_facts(),
+        "tools": tool_facts(),
+    }
+
+
+def execute(check: Check, bench: Bench, writer: RunWriter) -> CheckSummary:
+    """Run every trace, shrink what diverges, and keep it all.
+
+    Raises:
+        InfrastructureError: the host failed; what was found until then is kept.
+        MachineFailure: the kernel does not boot.
+    """
+    summary = CheckSummary()
+    try:
+        accelerator = bench.accelerator
+        kernel = bench.kernel(check.patchset)
+        (variant,) = writer.manifest["variants"]
+        writer.update_manifest(
+            accelerator={"name": accelerator.name, "clock": accelerator.clock, "reason": accelerator.reason},
+            variants=[{**variant, **kernel_facts(check.patchset, kernel, bench)}],
+            images={WORKLOAD: bench.image.digest},
+        )
+        model_for = model_of(check.patchset, bench.series, check.topology)
+        logs = writer.path / "logs"
+        with TraceGuest(bench, kernel, check.topology, logs, check.cmdline) as guest:
+            diverged = _run(check, guest, model_for, bench, writer, summary)
+            seen: set[tuple[str, str]] = set()
+            for name, checked in diverged:
+                divergence = checked.divergence
+                assert divergence is not None
+                # One trace for each kind of divergence: the others most likely are the same one again.
+                kind = (divergence.first.kind, type_of(divergence.operation))
+                found = _keep(check, name, checked, writer)
+                summary.found.append(found)
+                if check.shrink and kind not in seen:
+                    with bench.events.step(f"shrink {name}") as step:
+                        _shrink(check, found, checked.trace, guest, model_for, step)
+                seen.add(kind)
+        if check.every_stage:
+            _find_stages(check, bench, summary, logs)
+        return summary
+    finally:
+        text = json.dumps(summary.to_json(), indent=2) + "\n"
+        (writer.path / "check.json").write_text(text, encoding="utf-8")
+        writer.finish()
+
+
+def _run(
+    check: Check,
+    guest: TraceGuest,
+    model_for: ModelFor,
+    bench: Bench,
+    writer: RunWriter,
+    summary: CheckSummary,
+) -> list[tuple[str, Checked]]:
+    diverged: list[tuple[str, Checked]] = []
+    names = list(check.traces)
+    began = last = time.monotonic()
+    with bench.events.step("check", check.patchset) as step:
+        step.progress(0, len(names), "traces")
+
+        def on_checked(checked: Checked) -> None:
+            nonlocal last
+            now = time.monotonic()
+            name = names[summary.traces]
+            summary.traces += 1
+            summary.steps += checked.comparison.steps
+            summary.compared.update(checked.comparison.compared)
+            summary.uncompared.update(checked.comparison.uncompared)
+            summary.run_s = now - began
+            if checked.divergence is not None:
+                diverged.append((name, checked))
+                step.note(f"{name}: {checked.divergence}")
+            _record(check, summary.traces, checked, writer, now - last)
+            step.progress(summary.traces, len(names), "traces")
+            last = now
+
+        check_traces(guest, list(check.traces.values()), model_for, on_checked)
+    return diverged
+
+
+def _record(check: Check, number: int, checked: Checked, writer: RunWriter, seconds: float) -> None:
+    divergence = checked.divergence
+    outcome = Outcome.OK
+    if divergence is not None:
+        console = divergence.first.field == "console"
+        outcome = Outcome.KERNEL_BUG if console else Outcome.WORKLOAD_FAILED
+    comparison = checked.comparison
+    writer.record(
+        CellRow(
+            cell=_cell(check.patchset, number),
+            variant=check.patchset,
+            role=_role(check.patchset).value,
+            workload=WORKLOAD,
+            repetition=number,
+            seed=checked.trace.seed or 0,
+            outcome=outcome,
+            evidence="" if divergence is None else f"diverges at {divergence}",
+            run_s=seconds,
+            total_s=seconds,
+        ),
+        [
+            Observation("steps.total", "operations", comparison.steps),
+            Observation("compared_fields.total", "fields", sum(comparison.compared.values())),
+            Observation("uncompared_fields.total", "fields", sum(comparison.uncompared.values())),
+        ],
+    )
+
+
+def _keep(check: Check, name: str, checked: Checked, writer: RunWriter) -> FoundDivergence:
+    """Write the trace up to where it diverges, and the guest's answers, before anything is made of it."""
+    divergence = checked.divergence
+    assert divergence is not None
+    trace = replace(checked.trace, operations=checked.trace.operations[: divergence.step + 1])
+    found = FoundDivergence(name, divergence, trace, writer.path / f"{name}.trace")
+    (writer.path / "logs" / f"{name}.answers.jsonl").write_text("\n".join(checked.answers.lines) + "\n")
+    (writer.path / "logs" / f"{name}.whole.trace").write_text(format_trace(checked.trace), encoding="utf-8")
+    _write(check, found)
+    return found
+
+
+def _write(check: Check, found: FoundDivergence) -> None:
+    said = (f"{check.patchset} and the model differ at {found.divergence}",)
+    trace = replace(found.minimal, patchset=check.patchset, comments=said)
+    found.file.write_text(format_trace(trace), encoding="utf-8")
+
+
+def _shrink(
+    check: Check,
+    found: FoundDivergence,
+    whole: Trace,
+    guest: TraceGuest,
+    model_for: ModelFor,
+    step: Step,
+) -> None:
+    kinds = {each.kind for each in found.divergence.differences}
+    latest: dict[tuple[Operation, ...], Divergence] = {}
+
+    def first_failing(traces: Sequence[Trace]) -> int | None:
+        for number, checked in enumerate(check_traces(guest, traces, model_for)):
+            divergence = checked.divergence
+            if divergence is not None and kinds & {each.kind for each in divergence.differences}:
+                latest.clear()
+                latest[checked.trace.operations] = divergence
+                return number
+        return None
+
+    def adopt(trace: Trace) -> None:
+        found.minimal, found.divergence, found.shrunk = trace, latest[trace.operations], True
+        _write(check, found)
+        step.progress(len(whole.operations) - len(trace.operations), len(whole.operations), "operations gone")
+
+    # A trace that diverges only as a part of a longer run is kept as it is.
+    if first_failing([found.minimal]) is not None:
+        found.divergence = latest[found.minimal.operations]
+        shrink(found.minimal, first_failing, adopt)
+        step.note(f"{len(found.minimal.operations)} operations: {found.divergence}")
+    else:
+        found.minimal = whole
+        _write(check, found)
+        step.note("it does not diverge when it is run again alone; the whole trace is kept")
+
+
+def _find_stages(check: Check, bench: Bench, summary: CheckSummary, logs: Path) -> None:
+    stages = [BASELINE, *(f"stage-{each.number}" for each in bench.series.select(check.patchset))]
+    for patchset in stages:
+        with (
+            bench.events.step(f"stage {patchset}"),
+            TraceGuest(
+                bench, bench.kernel(patchset), check.topology, logs / patchset, check.cmdline
+            ) as guest,
+        ):
+            results = check_traces(
+                guest,
+                [each.minimal for each in summary.found],
+                model_of(patchset, bench.series, check.topology),
+            )
+        for found, checked in zip(summary.found, results, strict=True):
+            found.stages[patchset] = checked.divergence
+
+
+def type_of(operation: str) -> str:
+    """The verb of an operation's line: ``write`` of ``p0.t1 write 0:5 3 42``."""
+    words = operation.split()
+    return words[1] if len(words) > 1 else words[0]
+
+
+def _role(patchset: str) -> Role:
+    return Role.BASELINE if patchset == BASELINE else Role.PATCHED
+
+
+def _cell(patchset: str, number: int) -> str:
+    return f"{patchset}.{WORKLOAD}.{number}"

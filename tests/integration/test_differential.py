@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Real kernels against the reference model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from orchestrator.execution.bench import Bench
+from orchestrator.execution.check_run import load_trace, model_of
+from orchestrator.execution.differential import Checked, TraceGuest, check_traces
+from orchestrator.kernel.build import KernelBuild
+from orchestrator.machine.topology import Topology
+from orchestrator.model.generator import generate
+from orchestrator.model.trace import Trace, parse
+
+REGRESSIONS = sorted((Path(__file__).parents[1] / "differential").glob("*.trace"))
+
+
+def check(
+    bench: Bench, kernel: KernelBuild, patchset: str, traces: Sequence[Trace], logs: Path
+) -> list[Checked]:
+    topology = Topology.parse("2x512M/1")
+    with TraceGuest(bench, kernel, topology, logs) as guest:
+        return check_traces(guest, traces, model_of(patchset, bench.series, topology))
+
+
+def test_the_series_is_as_its_model(bench: Bench, kernel: KernelBuild, tmp_path: Path) -> None:
+    names = [stage.name for stage in bench.series.select("core-only")]
+    traces = [generate(1, 200, "mixed", names), *map(load_trace, REGRESSIONS)]
+    checked = check(bench, kernel, "core-only", traces, tmp_path)
+    assert [str(each.divergence) for each in checked if each.divergence] == []
+    assert checked[0].comparison.steps == 200
+
+
+def test_a_kernel_without_the_series_differs_from_its_model(
+    bench: Bench, baseline_kernel: KernelBuild, tmp_path: Path
+) -> None:
+    trace = parse("trace 1\nset promotion_threshold 256\np0 map 0:0 512 huge\np0 write 0:7 1 1\n")
+    (checked,) = check(bench, baseline_kernel, "core-only", [trace], tmp_path)
+    assert checked.divergence is not None
+    assert (checked.divergence.step, checked.divergence.first.field) == (1, "p0.blocks.0.hash")
+    assert {"p0.blocks.0.huge", "p0.blocks.0.present"} <= {
+        each.field for each in checked.divergence.differences
+    }
+    (checked,) = check(bench, baseline_kernel, "baseline", [trace], tmp_path)
+    assert checked.divergence is None
+
+
+@pytest.mark.parametrize("path", REGRESSIONS, ids=lambda path: path.stem)
+def test_a_regression_says_what_it_is_for(path: Path) -> None:
+    trace = load_trace(path)
+    assert trace.comments and trace.operations

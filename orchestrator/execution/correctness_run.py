@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,7 +19,7 @@ from orchestrator.execution.experiment_run import kernel_facts
 from orchestrator.execution.manifest import host_facts, tool_facts
 from orchestrator.experiment.variant import Role
 from orchestrator.guest.ktap import Status
-from orchestrator.guest.selftests import Selftest, Selftests, build_selftests, load_selftests
+from orchestrator.guest.selftests import Selftest, SelftestPlan, Selftests, build_selftests, load_selftests
 from orchestrator.guest.ssh import CommandTimeout, GuestLost
 from orchestrator.guest.workload import Observation
 from orchestrator.kernel.build import BuildFailed, KernelBuild
@@ -236,6 +237,7 @@ def execute(test: CorrectnessTest, bench: Bench, writer: RunWriter) -> Correctne
         InfrastructureError: the host failed; what was found until then is kept.
     """
     summary = CorrectnessSummary()
+    plan = load_selftests(bench.project.vm_images / "guest" / "selftests.toml")
     try:
         accelerator = bench.accelerator
         writer.update_manifest(
@@ -262,21 +264,26 @@ def execute(test: CorrectnessTest, bench: Bench, writer: RunWriter) -> Correctne
             if isinstance(kernel, BuildFailed):
                 result.outcome, result.evidence = Outcome.BUILD_FAILED, str(kernel)
             else:
-                _run(result, test, kernel, bench, writer.cell_directory(result.cell))
+                _run(result, test, kernel, bench, plan, writer.cell_directory(result.cell))
             writer.record(*_row(result))
         return summary
     finally:
-        summary.troubles, summary.notes = judge(summary.results)
+        summary.troubles, summary.notes = judge(summary.results, plan.different)
         text = json.dumps(summary.to_json(), indent=2) + "\n"
         (writer.path / "correctness.json").write_text(text, encoding="utf-8")
         writer.finish()
 
 
-def judge(results: Sequence[SuiteResult]) -> tuple[list[Trouble], list[Trouble]]:
+def judge(
+    results: Sequence[SuiteResult], different: Mapping[str, str] | None = None
+) -> tuple[list[Trouble], list[Trouble]]:
     """What a test of correctness fails for, and what is only worth knowing.
 
     A test of our own fails by itself. The kernel's own tests, and stress-ng's, are compared with what the baseline
     passes. A report of the kernel or a leak that the baseline has in the same suite is not the series' doing.
+
+    Args:
+        different: of :class:`SelftestPlan`; what is meant to end otherwise, where the suite is not strict.
     """
     baseline = {result.suite.name: result for result in results if result.patchset == BASELINE}
     patched = [result for result in results if result.patchset != BASELINE] or list(results)
@@ -289,7 +296,7 @@ def judge(results: Sequence[SuiteResult]) -> tuple[list[Trouble], list[Trouble]]
         if result.outcome not in (Outcome.OK, Outcome.WORKLOAD_FAILED, Outcome.KERNEL_BUG):
             troubles.append(Trouble(result.cell, f"ended as {result.outcome.value}", result.evidence))
         troubles += [Trouble(result.cell, fault) for fault in result.found.faults]
-        for trouble, is_note in _of_tests(result, yardstick):
+        for trouble, is_note in _of_tests(result, yardstick, {} if result.suite.strict else different or {}):
             (notes if is_note else troubles).append(trouble)
         known = {finding.title for finding in yardstick.findings} if yardstick else set()
         for finding in result.findings:
@@ -300,14 +307,22 @@ def judge(results: Sequence[SuiteResult]) -> tuple[list[Trouble], list[Trouble]]
     return troubles, notes
 
 
-def _of_tests(result: SuiteResult, yardstick: SuiteResult | None) -> list[tuple[Trouble, bool]]:
+def _of_tests(
+    result: SuiteResult, yardstick: SuiteResult | None, different: Mapping[str, str]
+) -> list[tuple[Trouble, bool]]:
     """Troubles with tests; with each whether it is no regression."""
     statuses = {test.name: test for test in result.found.results}
     before = {test.name: test.status for test in yardstick.found.results} if yardstick else {}
     own = result.suite.kind is Kind.RESERVATIONS
     said: list[tuple[Trouble, bool]] = []
+
+    def meant(name: str) -> str | None:
+        return next((why for pattern, why in different.items() if not own and fnmatch(name, pattern)), None)
+
     for name, test in statuses.items():
-        if test.status is Status.FAILED:
+        if test.status is Status.FAILED and meant(name):
+            said.append((Trouble(result.cell, f"{name} fails, as it has to: {meant(name)}", test.text), True))
+        elif test.status is Status.FAILED:
             known = not own and before.get(name) is Status.FAILED
             # Without a yardstick there is nothing that could have been so before.
             what = f"{name} fails" + (", on the baseline as well" if known else "")
@@ -319,7 +334,8 @@ def _of_tests(result: SuiteResult, yardstick: SuiteResult | None) -> list[tuple[
         for name, status in before.items():
             if status is Status.PASSED and name not in statuses:
                 what = f"{name} has no result, and passes on the baseline"
-                said.append((Trouble(result.cell, what), False))
+                why = meant(name)
+                said.append((Trouble(result.cell, f"{what}: {why}" if why else what), bool(why)))
     return said
 
 
@@ -337,13 +353,19 @@ def _of_leaks(result: SuiteResult) -> list[tuple[tuple[str, ...], Trouble]]:
     ]
 
 
-def _run(result: SuiteResult, test: CorrectnessTest, kernel: KernelBuild, bench: Bench, logs: Path) -> None:
+def _run(
+    result: SuiteResult,
+    test: CorrectnessTest,
+    kernel: KernelBuild,
+    bench: Bench,
+    plan: SelftestPlan,
+    logs: Path,
+) -> None:
     suite = result.suite
     began = time.monotonic()
     booted: Booted | None = None
     selftests: tuple[Sequence[Selftest], Selftests] | None = None
     if suite.kind is Kind.SELFTESTS:
-        plan = load_selftests(bench.project.vm_images / "guest" / "selftests.toml")
         selftests = plan.tests, build_selftests(bench.tree(result.patchset), plan, bench.cache, bench.events)
     stages = [stage.name for stage in bench.series.select(result.patchset)]
     with bench.events.step(f"test {suite.name}", result.patchset) as step:

@@ -17,6 +17,7 @@ _RESULT = re.compile(r"(?P<bad>not )?ok (?P<number>\d+)(?: -)? ?(?P<name>[^#]*?)
 _DIAGNOSTIC = re.compile(r"#(?: (?P<text>.*))?")
 _RUN_TEST = re.compile(r"Run test: (?P<name>.*)")
 _VERDICT = re.compile(r".*\.\.\. (?P<verdict>OK|Fail|Skip|Timeout)\b.*")
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _SUMMARY = re.compile(r"(?:# )?Totals: pass:|# (?:Totals|PASSED|FAILED|Planned)")
 
 
@@ -82,20 +83,21 @@ def parse_khugepaged(lines: Iterable[str]) -> list[TestResult]:
     """The results of selftests/mm/khugepaged: ``Run test: NAME``, then one line a check with OK or Fail."""
     results: list[TestResult] = []
     names: dict[str, int] = {}
-    for line in lines:
-        begun = _RUN_TEST.fullmatch(line.strip())
+    for raw in lines:
+        line = _COLOUR.sub("", raw).strip()
+        begun = _RUN_TEST.fullmatch(line)
         if begun is not None:
             results.append(_named(TestResult(begun["name"].strip(), Status.PASSED), names))
             continue
-        verdict = _VERDICT.fullmatch(line.strip())
+        verdict = _VERDICT.fullmatch(line)
         if verdict is None or not results:
             continue
         last = results[-1]
         if verdict["verdict"] in ("Fail", "Timeout"):
-            said = "\n".join(filter(None, (last.text, line.strip())))
+            said = "\n".join(filter(None, (last.text, line)))
             results[-1] = replace(last, status=Status.FAILED, text=said)
         elif verdict["verdict"] == "Skip" and last.status is Status.PASSED:
-            results[-1] = replace(last, status=Status.SKIPPED, text=line.strip())
+            results[-1] = replace(last, status=Status.SKIPPED, text=line)
     return results
 
 

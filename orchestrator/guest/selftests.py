@@ -55,12 +55,14 @@ class SelftestPlan:
         packages: Debian packages with headers and static libraries.
         flags: of the compiler.
         excluded: what is not run -> why.
+        different: pattern (as fnmatch's) of names of tests that end otherwise above threshold 1 -> why.
     """
 
     tests: tuple[Selftest, ...]
     packages: tuple[str, ...]
     flags: tuple[str, ...]
     excluded: Mapping[str, str]
+    different: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -95,6 +97,7 @@ def load_selftests(path: Path) -> SelftestPlan:
             tuple(map(str, table["packages"])),
             tuple(map(str, table["flags"])),
             {name: str(why) for name, why in table["excluded"].items()},
+            {name: str(why) for name, why in table["different"].items()},
         )
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UserError(f"{path}: cannot read this list of selftests: {error}.") from error

@@ -77,6 +77,19 @@ def test_at_threshold_1_nothing_may_be_skipped_either() -> None:
     assert not notes
 
 
+def test_what_the_threshold_is_to_change_is_only_worth_knowing() -> None:
+    before = result("baseline", "selftests", {"khugepaged": P, "khugepaged: one": P, "cow": P})
+    tests = {"khugepaged": F, "cow": F}
+    troubles, notes = judge([before, result("full", "selftests", tests)], {"khugepaged*": "one is too few"})
+    assert [each.what for each in troubles] == ["cow fails"]
+    assert [each.what for each in notes] == [
+        "khugepaged fails, as it has to: one is too few",
+        "khugepaged: one has no result, and passes on the baseline: one is too few",
+    ]
+    troubles, _ = judge([before, result("full", "selftests-1", tests)], {"khugepaged*": "one is too few"})
+    assert len(troubles) == 3
+
+
 def test_a_test_of_our_own_has_no_yardstick() -> None:
     before = result("baseline", "reservations", {"zeroed_pages": F})
     after = result("full", "reservations", {"zeroed_pages": F, "ksm": S})
@@ -196,7 +209,7 @@ def test_the_list_of_selftests_is_sound(tmp_path: Path) -> None:
     assert wanted | {"migration", "ksm_functional_tests"} <= set(names)
     assert all(len(why) > 20 for why in plan.excluded.values())
     broken = tmp_path / "selftests.toml"
-    broken.write_text('packages = []\nflags = []\nexcluded = {}\n[[test]]\nname = "x"\n')
+    broken.write_text('packages = []\nflags = []\nexcluded = {}\ndifferent = {}\n[[test]]\nname = "x"\n')
     with pytest.raises(UserError, match=r"selftests\.toml: an entry lacks or garbles 'argv'"):
         load_selftests(broken)
 

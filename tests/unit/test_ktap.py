@@ -57,11 +57,11 @@ Save THP and khugepaged settings... OK
 
 Run test: collapse_full (khugepaged:anon)
 Allocate huge page... OK
-Collapse fully populated PTE table (3 MB)... OK
+Collapse fully populated PTE table (3 MB).... \x1b[32mOK\x1b[0m
 Check validity... OK
 
 Run test: collapse_empty (khugepaged:anon)
-Do not collapse empty PTE table... Fail
+Do not collapse empty PTE table... \x1b[31mFail\x1b[0m
 Check... OK
 
 Run test: collapse_swapin_single_pte (khugepaged:anon)

@@ -41,6 +41,16 @@ STAGES: Final = (
     "pressure",
     "copy",
     "in-place",
+    "memcg-stat",
+    "memcg-limit",
+    "fragmentation",
+    "shrinker",
+    "mremap",
+    "sync-promotion",
+    "docs",
+    "threshold",
+    "debugfs",
+    "tracepoints",
 )
 
 #: /proc/vmstat counters of every kernel. What the model never changes stays 0 while memory is ample.
@@ -88,6 +98,9 @@ _DEFAULTS: Final[Mapping[str, str]] = {
     "max_ptes_swap": "64",
     "defrag": "madvise",
 }
+
+#: The default of promotion_threshold from stage "threshold" on.
+_RAISED_THRESHOLD: Final = "256"
 
 _PROTECTIONS: Final = {"none": NONE, "r": READ, "rw": WRITE}
 
@@ -188,6 +201,8 @@ class Model:
         self._has_dump = "pressure" in chosen
         self._has_copy = "copy" in chosen
         self._has_in_place = "in-place" in chosen
+        self._has_mremap = "mremap" in chosen
+        self._has_sync = "sync-promotion" in chosen
 
         names = [*_STOCK, *(name for names in _SERIES.values() for name in names)]
         missing = {name for stage, names in _SERIES.items() if stage not in chosen for name in names}
@@ -199,6 +214,8 @@ class Model:
         self._res_mapped = index["thp_res_mapped"]
 
         self._settings = dict(_DEFAULTS)
+        if "threshold" in chosen:
+            self._settings["promotion_threshold"] = _RAISED_THRESHOLD
         for knob, value in (settings or {}).items():
             if self._set(trace.Set(knob, value)):
                 raise ValueError(f"There is no setting {knob} in this kernel.")
@@ -206,6 +223,7 @@ class Model:
 
         self._processes: dict[str, AddressSpace] = {"p0": self._new_process()}
         self._slots: list[AddressSpace] = []  # khugepaged's, in its order
+        self._due: list[tuple[AddressSpace, int]] = []  # blocks to be promoted before user space goes on
         self._steps: dict[type, Callable[[Any], Errno]] = {
             trace.Map: self._map,
             trace.Unmap: self._unmap,
@@ -259,6 +277,8 @@ class Model:
             KeyError: for a process that does not exist; a trace that was read has no such operation.
         """
         errno = self._steps[type(operation)](operation)
+        if self._due:
+            self._return_to_user()
         return Expected(self, errno, self._counters.copy())
 
     def run(self, operations: Iterable[trace.Operation]) -> Expected | None:
@@ -314,7 +334,17 @@ class Model:
         counters = self._counters
         counters[self._reserved] -= 1
         counters[self._res_mapped] += 1
+        if self._has_sync and PAGES - reservation.unused.bit_count() == self._threshold:
+            self._due.append((mm, block))
         return Frame(0, reservation, page)
+
+    def _return_to_user(self) -> None:
+        """khugepaged_promote(): of the ranges that a fault has brought to the threshold."""
+        due, self._due = self._due, []
+        for mm, block in due:
+            vma = mm.find(block * PAGES)
+            if vma is not None and vma.contains_block(block) and self._allowed(vma):
+                self._scan(mm, vma, block, by_advice=False, in_place_only=True)
 
     def _give_up(self, mm: AddressSpace, block: int) -> Reservation | None:
         """Release the reservation of one block, if there is one."""
@@ -517,8 +547,14 @@ class Model:
         """Whether a write to a page that is mapped read-only need not copy it."""
         return frame.exclusive or (frame.folio is None and frame.maps == 1)
 
-    def _fault_write(self, mm: AddressSpace, vma: Vma, block: int, first: int, last: int) -> Table:
-        """Have pages of a block mapped for writing, of a VMA that may be written."""
+    def _fault_write(
+        self, mm: AddressSpace, vma: Vma, block: int, first: int, last: int, from_user: bool = False
+    ) -> Table:
+        """Have pages of a block mapped for writing, of a VMA that may be written.
+
+        Args:
+            from_user: the faults are user space's own, to which the kernel returns after each.
+        """
         table = mm.tables.get(block)
         if table is None:
             table = self._fault_none(mm, vma, block, write=True)
@@ -555,6 +591,11 @@ class Model:
                 frames[page] = self._take(mm, block, page) if self._has_reserve else Frame()
                 table.present |= bit
             table.writable |= bit
+            if self._due and from_user:
+                self._return_to_user()
+                table = mm.tables[block]
+                if table.state != PTES:
+                    break
         return table
 
     def _fault_read(self, mm: AddressSpace, vma: Vma, block: int, first: int, last: int) -> None:
@@ -585,7 +626,7 @@ class Model:
             last = min(end, vma.end) - block * PAGES
             if last > PAGES:
                 last = PAGES
-            table = self._fault_write(mm, vma, block, first, last)
+            table = self._fault_write(mm, vma, block, first, last, from_user=True)
             origin = block * PAGES
             words = table.folio.words if table.folio is not None else None
             if words is not None:
@@ -760,6 +801,9 @@ class Model:
                 folio = frame.folio
                 length = _run_length(table, page, last)
                 if length < PAGES and not folio.likely_shared():
+                    # unmap_folio() takes the PTEs away one by one, which looks as if part of it were unmapped.
+                    if folio.mapped > 1:
+                        self._on_partial(folio)
                     self._split_folio(folio)
                 else:
                     page += length
@@ -880,7 +924,8 @@ class Model:
     ) -> None:
         """move_vma()."""
         attributes = vma.attributes
-        self._release(mm, start, start + count)
+        if not self._has_mremap:
+            self._release(mm, start, start + count)
         offset = vma.at(start) if vma.anon is not None else new_start
         if mm.merge_new(new_start, new_start + new_count, attributes, offset, vma.anon) is None:
             new = Vma(new_start, new_start + new_count, attributes, offset)
@@ -888,9 +933,20 @@ class Model:
             new.clone_anon(vma)
             mm.insert(new)
         self._move_tables(mm, start, start + count, new_start)
+        if self._has_mremap:
+            self._move_reservations(mm, start, start + count, new_start)
         self._unmap_range(mm, start, start + count)
         if attributes.locked and new_count > count:
             self._populate(mm, new_start + count, new_start + new_count)
+
+    def _move_reservations(self, mm: AddressSpace, start: int, end: int, new_start: int) -> None:
+        """thp_resv_move(): of whole blocks that keep their alignment; the others are given up."""
+        for block in range(start // PAGES, (end - 1) // PAGES + 1):
+            whole = start <= block * PAGES and (block + 1) * PAGES <= end
+            if not whole or (start - new_start) % PAGES:
+                self._give_up(mm, block)
+            elif block in mm.reservations:
+                mm.reservations[block + (new_start - start) // PAGES] = mm.reservations.pop(block)
 
     def _move_tables(self, mm: AddressSpace, start: int, end: int, new_start: int) -> None:
         """move_page_tables()."""
@@ -1008,7 +1064,9 @@ class Model:
             return min(self._max_ptes_none, PAGES - self._threshold)
         return self._max_ptes_none
 
-    def _scan(self, mm: AddressSpace, vma: Vma, block: int, by_advice: bool) -> str:
+    def _scan(
+        self, mm: AddressSpace, vma: Vma, block: int, by_advice: bool, in_place_only: bool = False
+    ) -> str:
         """hpage_collapse_scan_pmd(), and what follows if it succeeds."""
         table = mm.tables.get(block)
         if table is None:
@@ -1023,8 +1081,7 @@ class Model:
         # Every page has been accessed: the guest program reads what it has written.
         if not table.writable:
             return "read-only"
-        self._collapse(mm, vma, block, table)
-        return "succeed"
+        return "succeed" if self._collapse(mm, vma, block, table, in_place_only) else "no-page"
 
     def _exceeded(self, table: Table) -> str | None:
         """The limit of khugepaged's that a range exceeds first, in the order of its pages."""
@@ -1059,12 +1116,16 @@ class Model:
                 return False
         return True
 
-    def _collapse(self, mm: AddressSpace, vma: Vma, block: int, table: Table) -> None:
-        """collapse_huge_page()."""
+    def _collapse(
+        self, mm: AddressSpace, vma: Vma, block: int, table: Table, in_place_only: bool = False
+    ) -> bool:
+        """collapse_huge_page(); whether it succeeded."""
         words = table.contents()
         reservation = mm.reservations.get(block)
         if self._has_in_place and reservation is not None and self._is_complete(reservation, vma, table):
             self._fill(mm, block, reservation)
+        elif in_place_only:
+            return False
         else:
             self._count("thp_collapse_alloc")
             for frame in table.frames:
@@ -1073,6 +1134,7 @@ class Model:
             if self._has_copy and self._give_up(mm, block) is not None:
                 self._count("thp_res_copy")
         self._map_huge(mm, vma, block, words)
+        return True
 
     def _fill(self, mm: AddressSpace, block: int, reservation: Reservation) -> None:
         """thp_resv_collapse(): the unused pages become part of the huge page."""

@@ -13,10 +13,11 @@ from orchestrator.model.memory import STAGES, Expected, Model
 from orchestrator.model.page import block_hash, page_word
 from orchestrator.model.trace import parse
 
+CORE = 9
 THRESHOLD = {"promotion_threshold": "256"}
 
 
-def run(text: str, stages: int = len(STAGES), nodes: int = 1, **settings: str) -> tuple[Model, Expected]:
+def run(text: str, stages: int = CORE, nodes: int = 1, **settings: str) -> tuple[Model, Expected]:
     """Follow a trace on the kernel of the first stages."""
     chosen = THRESHOLD | settings if stages >= 3 else settings
     model = Model(STAGES[:stages], chosen, nodes=nodes)
@@ -354,3 +355,81 @@ def test_nothing_is_left_of_processes_that_have_ended():
     )
     assert last.vmstat["nr_thp_reserved"] == 0
     assert last.vmstat["nr_anon_transparent_hugepages"] == 0
+
+
+SYNC = STAGES.index("sync-promotion") + 1
+MREMAP = STAGES.index("mremap") + 1
+FILLED = {
+    "nr_anon_transparent_hugepages": 1,
+    "thp_res_alloc": 1,
+    "thp_res_mapped": 256,
+    "thp_res_filled": 256,
+    "thp_res_collapse": 1,
+}
+
+
+def test_the_write_that_reaches_the_threshold_promotes_in_place():
+    text = "p0 map 0:0 512 huge\np0 write 0:0 255 3\n"
+    model, last = run(text, SYNC)
+    assert not model.block("p0", 0).huge
+    model, last = run(text + "p0 write 0:300 1 4", SYNC)
+    assert model.block("p0", 0).huge
+    assert counters(last) == FILLED
+    assert model.process("p0").tables[0].contents()[299:302] == [0, page_word(4, 300), 0]
+    assert not run(text + "p0 write 0:300 1 4", SYNC - 1)[0].block("p0", 0).huge
+
+
+def test_a_write_goes_on_in_the_huge_page_that_it_has_led_to():
+    model, last = run("p0 map 0:0 512 huge\np0 write 0:0 400 3", SYNC)
+    assert counters(last) == FILLED
+    assert model.process("p0").tables[0].contents()[:400] == [page_word(3, page) for page in range(400)]
+
+
+def test_nothing_is_copied_before_a_task_goes_on():
+    text = "p0 map 0:0 512 huge\np0 write 0:0 200 3\np0 fork p1\np0 write 0:0 100 4\np0 write 0:200 56 4\n"
+    model, last = run(text, SYNC)
+    assert not model.block("p0", 0).huge
+    assert not last.vmstat["thp_res_copy"]
+    assert run(text + "khugepaged", SYNC)[1].vmstat["thp_res_copy"] == 1
+
+
+def test_locked_memory_is_not_promoted_before_a_task_goes_on():
+    model, _ = run("p0 map 0:0 512 huge\np0 lock 0:0 512", SYNC)
+    assert blocks(model) == {0: (False, 512, 0)}
+
+
+@pytest.mark.parametrize(
+    ("remap", "moved", "released"),
+    [
+        ("0:0 512 3:0 512", {1: 511, 3: 511}, 0),
+        ("0:0 1024 3:0 1024", {3: 511, 4: 511}, 0),
+        ("0:0 512 3:1 512", {1: 511}, 511),
+        ("0:256 768 3:256 768", {4: 511}, 511),
+        ("0:0 768 3:0 768", {3: 511}, 511),
+    ],
+)
+def test_reservations_follow_whole_ranges_that_keep_their_alignment(remap, moved, released):
+    text = f"p0 map 0:0 1024 huge\np0 write 0:0 1 3\np0 write 1:0 1 3\np0 remap {remap}"
+    model, last = run(text, MREMAP)
+    left = {block: resv.unused.bit_count() for block, resv in model.process("p0").reservations.items()}
+    assert left == moved
+    assert last.vmstat["thp_res_released"] == released
+
+
+def test_before_that_stage_reservations_do_not_move():
+    model, last = run("p0 map 0:0 512 huge\np0 write 0:0 1 3\np0 remap 0:0 512 3:0 512", MREMAP - 1)
+    assert not model.process("p0").reservations
+    assert last.vmstat["thp_res_released"] == 511
+
+
+def test_half_of_a_range_is_the_default_threshold_in_the_end():
+    assert Model(STAGES).setting("promotion_threshold") == "256"
+    assert Model(STAGES[:CORE]).setting("promotion_threshold") == "1"
+
+
+def test_a_huge_page_mapped_by_ptes_looks_partially_mapped_while_it_is_split():
+    text = "p0 map 0:0 512 huge\np0 write 0:0 1 3\np0 protect 0:0 512 r\np0 protect 0:0 512 rw\n"
+    by_pmd = run(text + "p0 advise 0:0 5 free", 0)[1]
+    assert by_pmd.vmstat["thp_deferred_split_page"] == 0
+    by_ptes = run(text + "p0 protect 0:3 1 r\np0 protect 0:3 1 rw\np0 advise 0:0 5 free", 0)[1]
+    assert by_ptes.vmstat["thp_deferred_split_page"] == 1

@@ -72,9 +72,11 @@ class Suite:
     @property
     def layers(self) -> tuple[str, ...]:
         """Of the guest's image."""
-        return {Kind.RESERVATIONS: ("correctness",), Kind.STRESS: ("stress-ng",), Kind.SELFTESTS: ()}[
-            self.kind
-        ]
+        return {
+            Kind.RESERVATIONS: ("correctness",),
+            Kind.SELFTESTS: ("selftests",),
+            Kind.STRESS: ("stress-ng",),
+        }[self.kind]
 
     @property
     def cmdline(self) -> tuple[str, ...]:

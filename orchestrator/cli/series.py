@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli import option, series_export
+from orchestrator.cli import option, series_export, series_verify
 from orchestrator.cli.terminal import terminal_of
 from orchestrator.errors import UserError
 from orchestrator.kernel.series import load_series
@@ -16,7 +16,8 @@ app = typer.Typer(
     help="The staged series: groups, stages, patches.", no_args_is_help=True, rich_markup_mode=None
 )
 
-app.command(series_export.NAME, epilog=series_export.EXAMPLE)(series_export.command)
+for module in (series_verify, series_export):
+    app.command(module.NAME, epilog=module.EXAMPLE)(module.command)
 
 
 @app.command("list", epilog="Example: orchestrate series list")

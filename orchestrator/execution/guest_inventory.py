@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What a guest of a kernel has: whether it boots, its counters and knobs, whether memory works in it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePosixPath
+
+from orchestrator.errors import UserError
+from orchestrator.execution.bench import Bench, Booted
+from orchestrator.guest.ssh import CommandTimeout, Guest, GuestLost
+from orchestrator.guest.workload import WorkloadFailed, run_workload
+from orchestrator.kernel.build import KernelBuild
+from orchestrator.kernel.series import Knob
+from orchestrator.machine.qemu import MachineFailure
+from orchestrator.machine.topology import Topology
+
+#: Uses memory in a known way, checks its content before and after a fork, and takes seconds.
+SMOKE = "touch"
+_SEED = 1
+_VMSTAT = "/proc/vmstat"
+
+
+@dataclass(frozen=True)
+class KnobFacts:
+    """What a knob does.
+
+    Args:
+        value: what it reads after boot.
+        faults: what it does that its description does not say, each a sentence.
+    """
+
+    value: str
+    faults: tuple[str, ...] = ()
+
+
+@dataclass
+class Inventory:
+    """What a guest has.
+
+    Args:
+        boot: why it did not come up; empty where it did.
+        smoke: what went wrong with the smoke workload, each a sentence; empty where all went well. None where it did
+            not come to that.
+        counters: names in /proc/vmstat.
+        files: in the directories of knobs, with their path.
+        knobs: name -> what it does, of those that are there.
+    """
+
+    boot: str = "it was not booted"
+    smoke: list[str] | None = None
+    counters: list[str] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)
+    knobs: dict[str, KnobFacts] = field(default_factory=dict)
+
+    @property
+    def is_good(self) -> bool:
+        """Whether it booted and passed."""
+        return not self.boot and self.smoke == []
+
+    def to_json(self) -> str:
+        """As text for a file."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def of_json(cls, text: str) -> Inventory:
+        """Read what :meth:`to_json` wrote."""
+        facts = json.loads(text)
+        knobs = {
+            name: KnobFacts(knob["value"], tuple(knob["faults"])) for name, knob in facts.pop("knobs").items()
+        }
+        return cls(**facts, knobs=knobs)
+
+
+def take_inventory(
+    bench: Bench, kernel: KernelBuild, topology: Topology, knobs: Sequence[Knob], log_directory: Path
+) -> Inventory:
+    """Boot a kernel, look at what it has, and run the smoke workload.
+
+    The workload runs with the knobs as they are after boot, and with each in the middle of its range: at the default
+    of most stages reservations are off.
+
+    Args:
+        knobs: those that any stage has; which of them are there is seen.
+
+    Raises:
+        InfrastructureError: the host failed.
+    """
+    inventory = Inventory()
+    log_directory.mkdir(parents=True, exist_ok=True)
+    booted: Booted | None = None
+    try:
+        with bench.boot(kernel, topology, log_directory=log_directory) as booted:
+            inventory.boot = ""
+            booted.machine.end_after_oops()
+            _look(inventory, booted.guest, knobs)
+            inventory.smoke = []
+            _smoke(inventory, bench, booted, knobs, log_directory)
+            findings = booted.machine.findings()
+            inventory.smoke += [f"{finding.title}\n{finding.text}" for finding in findings]
+    except (MachineFailure, GuestLost, CommandTimeout) as error:
+        said = [f"{each.title}\n{each.text}" for each in booted.machine.findings()] if booted else []
+        sentence = "\n".join(said) or str(error)
+        if inventory.boot:
+            inventory.boot = sentence
+        else:
+            inventory.smoke = [*(inventory.smoke or []), sentence]
+    return inventory
+
+
+def _look(inventory: Inventory, guest: Guest, knobs: Sequence[Knob]) -> None:
+    inventory.counters = [line.split()[0] for line in guest.read_text(_VMSTAT).splitlines() if line.strip()]
+    for directory in sorted({str(PurePosixPath(knob.path).parent) for knob in knobs}):
+        names = guest.run(["ls", "-1", directory]).stdout.split()
+        inventory.files += [f"{directory}/{name}" for name in names]
+    for knob in knobs:
+        if knob.path in inventory.files:
+            value = guest.read_text(knob.path).strip()
+            inventory.knobs[knob.name] = KnobFacts(value, tuple(_try(guest, knob)))
+            guest.write_text(knob.path, value)
+
+
+def _try(guest: Guest, knob: Knob) -> list[str]:
+    """Write what it has to take and what it has to refuse."""
+    faults = []
+    for value, is_valid in (
+        (knob.minimum - 1, False),
+        (knob.minimum, True),
+        (knob.maximum, True),
+        (knob.maximum + 1, False),
+    ):
+        try:
+            guest.write_text(knob.path, str(value))
+        except UserError:
+            if is_valid:
+                faults.append(f"{knob.name} refuses {value}")
+            continue
+        if not is_valid:
+            faults.append(f"{knob.name} takes {value}")
+        elif guest.read_text(knob.path).strip() != str(value):
+            faults.append(f"{knob.name} is set to {value} and reads {guest.read_text(knob.path).strip()}")
+    return faults
+
+
+def _smoke(
+    inventory: Inventory, bench: Bench, booted: Booted, knobs: Sequence[Knob], log_directory: Path
+) -> None:
+    assert inventory.smoke is not None
+    workload = bench.workloads[SMOKE]
+    settings: list[Mapping[str, str]] = [{}]
+    there = {
+        knob.path: str((knob.minimum + knob.maximum) // 2) for knob in knobs if knob.name in inventory.knobs
+    }
+    if there:
+        settings.append(there)
+    for number, setting in enumerate(settings, 1):
+        for path, value in setting.items():
+            booted.guest.write_text(path, value)
+        place = log_directory / f"smoke-{number}"
+        place.mkdir(exist_ok=True)
+        try:
+            run_workload(
+                booted.guest,
+                workload,
+                workload.quick,
+                _SEED,
+                bench.accelerator.clock,
+                place,
+                workload.timeout_s,
+            )
+        except WorkloadFailed as error:
+            how = "".join(f" with {PurePosixPath(path).name} {value}" for path, value in setting.items())
+            inventory.smoke.append(f"{error}{how}")

@@ -1,0 +1,417 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Every stage of a series, checked in order: what a maintainer may rely on when only some of them are merged.
+
+Each check of each stage is kept in the cache by the content of what it looks at, so that a verification which was
+interrupted goes on where it ended, and one of a series that was changed does again only what the change concerns.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import cached_property
+from pathlib import Path
+
+from orchestrator.cache import digest
+from orchestrator.errors import UserError
+from orchestrator.execution.bench import Bench
+from orchestrator.execution.guest_inventory import Inventory, take_inventory
+from orchestrator.kernel.build import BuildFailed, KernelBuild
+from orchestrator.kernel.checkpatch import review
+from orchestrator.kernel.series import Series, Stage
+from orchestrator.kernel.sparse import checking, findings_in, new_findings
+from orchestrator.kernel.stage_change import StageChange, last_change, touched_sources
+from orchestrator.kernel.tree import PatchedTree, apply_stages
+from orchestrator.kernel.without_option import Compiled, compile_parent_without, compile_without
+from orchestrator.kernel.workshop import DoesNotCompileError, Workshop
+from orchestrator.machine.topology import Topology
+
+#: Check -> the option that it builds without.
+WITHOUT: Mapping[str, str] = {
+    "THP=n": "CONFIG_TRANSPARENT_HUGEPAGE",
+    "NUMA=n": "CONFIG_NUMA",
+    "MEMCG=n": "CONFIG_MEMCG",
+}
+APPLIES, STYLE, BUILD, SPARSE, BOOTS, SMOKE, NAMES = (
+    "applies", "checkpatch", "build", "sparse", "boots", "smoke", "names",
+)  # fmt: skip
+#: In the order in which they are made; a person sees the quick ones' answers first.
+CHECKS: Sequence[str] = (APPLIES, STYLE, BUILD, *WITHOUT, SPARSE, BOOTS, SMOKE, NAMES)
+_GUEST_CHECKS = (BOOTS, SMOKE, NAMES)
+_DETAIL_LINES = 12
+_PLACE = re.compile(r"^([^\s:]+):\d+(?::\d+)?: ")
+
+
+class State(StrEnum):
+    """What became of a check."""
+
+    OK = "ok"
+    FAILED = "FAILED"
+    #: Not asked for, or not possible because an earlier check of the stage failed.
+    NOT_MADE = "-"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one check of one stage came to.
+
+    Args:
+        detail: where it failed: the compiler's error, checkpatch's lines, what the guest said.
+        log: a file with more, where there is one.
+    """
+
+    state: State
+    detail: str = ""
+    log: Path | None = None
+
+
+NOT_MADE = Answer(State.NOT_MADE)
+_OK = Answer(State.OK)
+
+
+@dataclass
+class StageReport:
+    """What all checks of a stage came to."""
+
+    stage: Stage
+    answers: dict[str, Answer] = field(default_factory=lambda: dict.fromkeys(CHECKS, NOT_MADE))
+
+    @property
+    def failed(self) -> bool:
+        """Whether any check failed."""
+        return any(answer.state is State.FAILED for answer in self.answers.values())
+
+
+#: Boots a kernel and says what its guest has; the logs go to the directory.
+InventoryOf = Callable[[KernelBuild, Path], Inventory]
+
+
+class SeriesVerification:
+    """A verification under way.
+
+    Args:
+        bench: series, source, configuration and cache.
+        checks: those to make; a part of :data:`CHECKS`.
+        topology: of the guests.
+        inventory_of: boots a kernel; the bench's own way unless a test has another.
+    """
+
+    def __init__(
+        self,
+        bench: Bench,
+        checks: Sequence[str] = CHECKS,
+        topology: Topology | None = None,
+        inventory_of: InventoryOf | None = None,
+    ) -> None:
+        self._bench = bench
+        self._checks = checks
+        self._topology = topology or Topology.parse("4x512M")
+        self._boot = inventory_of or self._boot_on_bench
+        self._kernels: dict[str, KernelBuild] = {}
+        self._broken: dict[str, BuildFailed] = {}
+
+    @property
+    def series(self) -> Series:
+        """What is verified."""
+        return self._bench.series
+
+    def verify(self, stage: Stage) -> StageReport:
+        """Make the checks of one stage.
+
+        Raises:
+            InfrastructureError: the host failed. What was answered before is kept.
+            UserError: the source or the configuration is not as it should be.
+        """
+        report = StageReport(stage)
+        try:
+            tree = self._tree(stage.number)
+        except UserError as error:
+            # The same sentence about an earlier stage would be no answer about this one.
+            own = str(error).startswith(f"stage {stage.number} ")
+            report.answers[APPLIES] = Answer(
+                State.FAILED, str(error) if own else f"an earlier one does not: {error}"
+            )
+            return report
+        report.answers[APPLIES] = _OK
+        makers: dict[str, Callable[[], Answer]] = {
+            STYLE: lambda: self._style(stage, tree),
+            BUILD: lambda: self._build(tree),
+            **{check: self._maker_without(tree, check) for check in WITHOUT},
+            SPARSE: lambda: self._sparse(stage, tree),
+        }
+        with self._bench.events.step(f"stage {stage.number} ({stage.name})") as step:
+            for check, make in makers.items():
+                if check in self._checks:
+                    report.answers[check] = make()
+                    step.note(f"{check} {report.answers[check].state}")
+            # Without a kernel there is nothing to boot.
+            if any(check in self._checks for check in _GUEST_CHECKS) and not self._does_not_build(tree):
+                for check, answer in self._guest(stage, tree).items():
+                    if check in self._checks:
+                        report.answers[check] = answer
+                        step.note(f"{check} {answer.state}")
+        return report
+
+    # Trees and kernels
+
+    def _tree(self, number: int) -> PatchedTree:
+        bench = self._bench
+        return apply_stages(bench.source_tree, self.series.stages[:number], bench.cache, bench.events)
+
+    @cached_property
+    def _baseline(self) -> PatchedTree:
+        return self._tree(0)
+
+    def _kernel(self, tree: PatchedTree) -> KernelBuild:
+        if tree.commit in self._broken:
+            raise self._broken[tree.commit]
+        if tree.commit not in self._kernels:
+            last = tree.stages[-1].number if tree.stages else 0
+            try:
+                self._kernels[tree.commit] = self._bench.kernel(f"stage-{last}" if last else "baseline")
+            except BuildFailed as error:
+                self._broken[tree.commit] = error
+                raise
+        return self._kernels[tree.commit]
+
+    def _kernel_before(self, tree: PatchedTree) -> KernelBuild:
+        """The kernel of the last stage before the last one of `tree` that builds at all."""
+        for number in range(len(tree.stages) - 1, 0, -1):
+            before = self._tree(number)
+            if not self._does_not_build(before):
+                return self._kernel(before)
+        return self._kernel(self._baseline)
+
+    def _does_not_build(self, tree: PatchedTree) -> bool:
+        try:
+            self._kernel(tree)
+        except BuildFailed:
+            return True
+        return False
+
+    # checkpatch
+
+    def _style(self, stage: Stage, tree: PatchedTree) -> Answer:
+        cache = self._bench.cache
+        key = {"tree": tree.tree, "patch": stage.digest}
+
+        def make(directory: Path) -> None:
+            # The work tree of the sparse check serves: checkpatch looks at files around the patch.
+            apart = checking(self._bench.configuration())
+            with self._bench.events.step("checkpatch") as step, Workshop(apart, cache, step) as workshop:
+                workshop.lay_out(tree)
+                said = review(stage.patch, workshop.source)
+            (directory / "checkpatch.log").write_text(said.text, encoding="utf-8")
+            facts = {"clean": said.is_clean, "findings": list(said.findings)}
+            (directory / "checkpatch.json").write_text(json.dumps(facts), encoding="utf-8")
+
+        directory = cache.obtain("checkpatch", key, make)
+        facts = json.loads((directory / "checkpatch.json").read_text(encoding="utf-8"))
+        if facts["clean"]:
+            return _OK
+        return Answer(State.FAILED, _shortened("\n".join(facts["findings"])), directory / "checkpatch.log")
+
+    # Compilers
+
+    def _build(self, tree: PatchedTree) -> Answer:
+        try:
+            kernel = self._kernel(tree)
+        except BuildFailed as error:
+            return Answer(State.FAILED, _shortened(str(error)), error.log)
+        mine = _of_files(kernel.warnings, last_change(tree))
+        if mine:
+            mine = _added(self._kernel_before(tree).warnings, mine)
+        return Answer(State.FAILED, _shortened("\n".join(mine)), kernel.log) if mine else _OK
+
+    def _maker_without(self, tree: PatchedTree, check: str) -> Callable[[], Answer]:
+        return lambda: self._build_without(tree, WITHOUT[check])
+
+    def _build_without(self, tree: PatchedTree, option: str) -> Answer:
+        bench = self._bench
+        baseline = self._kernel(self._baseline)
+        common = (bench.configuration(), option)
+        done = compile_without(tree, *common, baseline, bench.cache, bench.events, bench.build_jobs)
+        if done.error or done.undefined:
+            return Answer(State.FAILED, _shortened(done.error or "\n".join(done.undefined)), done.log)
+        change = last_change(tree)
+        mine = _of_files([line for said in done.warnings.values() for line in said], change)
+        if mine:
+            objects = [name for name, said in done.warnings.items() if said]
+
+            def compiled_at(number: int) -> Compiled:
+                return compile_parent_without(
+                    self._tree(number),
+                    *common,
+                    objects,
+                    baseline,
+                    bench.cache,
+                    bench.events,
+                    bench.build_jobs,
+                )
+
+            # The last stage before this one that compiles at all.
+            earlier = map(compiled_at, range(len(tree.stages) - 1, -1, -1))
+            before = next((found for found in earlier if not found.error), None)
+            known = before.warnings if before else {}
+            mine = _added([line for said in known.values() for line in said], mine)
+        return Answer(State.FAILED, _shortened("\n".join(mine)), done.log) if mine else _OK
+
+    def _sparse(self, stage: Stage, tree: PatchedTree) -> Answer:
+        bench = self._bench
+        mine = self._sparse_sources(tree)
+        # What the next stage will compare itself with is looked at while this tree is laid out.
+        later = self._tree_or_none(stage.number + 1)
+        there = set(mine) | (set(self._sparse_sources(later)) if later else set())
+        common = (bench.configuration(), bench.cache, bench.events, bench.build_jobs)
+        before: Mapping[str, Sequence[str]] = {}
+        for number in range(stage.number - 1, -1, -1):
+            with suppress(
+                DoesNotCompileError
+            ):  # it is for that stage to answer; the one before it has to serve
+                before = findings_in(self._tree(number), mine, *common)
+                break
+        try:
+            after = findings_in(tree, sorted(there), *common)
+        except DoesNotCompileError as error:
+            return Answer(State.FAILED, _shortened(f"it does not compile: {error}"))
+        found = new_findings(before, {source: after.get(source, ()) for source in mine})
+        return Answer(State.FAILED, _shortened("\n".join(found))) if found else _OK
+
+    def _tree_or_none(self, number: int) -> PatchedTree | None:
+        if number > len(self.series.stages):
+            return None
+        try:
+            return self._tree(number)
+        except UserError:  # it does not apply, which is said when it is its turn
+            return None
+
+    @staticmethod
+    def _sparse_sources(tree: PatchedTree) -> tuple[str, ...]:
+        """The C files a stage touches; of one that touches headers only, those of the series."""
+        change = last_change(tree)
+        return change.sources or (touched_sources(tree) if change.headers else ())
+
+    # Guests
+
+    def _guest(self, stage: Stage, tree: PatchedTree) -> dict[str, Answer]:
+        stock, stock_logs = self._inventory(self._baseline)
+        found, logs = self._inventory(tree)
+        if found.boot:
+            return {BOOTS: Answer(State.FAILED, _shortened(found.boot), logs / "console.log")}
+        smoke = found.smoke or []
+        answers = {
+            BOOTS: _OK,
+            SMOKE: Answer(State.FAILED, _shortened("\n".join(smoke)), logs / "console.log") if smoke else _OK,
+        }
+        if stock.boot:  # the names that it had cannot be told from those of the series
+            sentence = f"the unpatched kernel does not boot: {stock.boot}"
+            return {**answers, NAMES: Answer(State.FAILED, _shortened(sentence), stock_logs / "console.log")}
+        faults = wrong_names(self.series, stage, stock, found)
+        return {**answers, NAMES: Answer(State.FAILED, _shortened("\n".join(faults))) if faults else _OK}
+
+    def _inventory(self, tree: PatchedTree) -> tuple[Inventory, Path]:
+        """What the guest of a tree has. Only what went well is kept: a guest may fail for reasons of the host's."""
+        bench = self._bench
+        kernel = self._kernel(tree)
+        key: dict[str, object] = {
+            "kernel": kernel.digest,
+            "image": bench.image.digest,
+            "topology": str(self._topology),
+            "accelerator": bench.accelerator.name,
+            "knobs": [[knob.path, knob.minimum, knob.maximum] for knob in self.series.knobs],
+        }
+        logs = bench.cache.workspace("verify-logs") / digest(key)
+        name = "inventory"
+        if not bench.cache.has(name, key):
+            with bench.events.step("boot"):
+                found = self._boot(kernel, logs)
+            if not found.is_good:
+                return found, logs
+
+            def keep(place: Path) -> None:
+                (place / "inventory.json").write_text(found.to_json(), encoding="utf-8")
+
+            bench.cache.obtain(name, key, keep)
+        text = (bench.cache.path(name, key) / "inventory.json").read_text(encoding="utf-8")
+        return Inventory.of_json(text), logs
+
+    def _boot_on_bench(self, kernel: KernelBuild, logs: Path) -> Inventory:
+        return take_inventory(self._bench, kernel, self._topology, self.series.knobs, logs)
+
+
+def wrong_names(series: Series, stage: Stage, stock: Inventory, found: Inventory) -> list[str]:
+    """What of a guest's counters and knobs is not as ``series.toml`` says, each a sentence.
+
+    Args:
+        stock: of the unpatched kernel.
+        found: of the kernel with the stages up to `stage`.
+    """
+    applied = series.stages[: stage.number]
+    paths = {knob.name: knob.path for knob in series.knobs}
+    faults = []
+    for what, since, before, after in (
+        (
+            "counter",
+            {name: each.number for each in series.stages for name in each.counters},
+            stock.counters,
+            found.counters,
+        ),
+        (
+            "knob",
+            {paths[name]: each.number for each in series.stages for name in each.knobs},
+            stock.files,
+            found.files,
+        ),
+    ):
+        due = {name for name, number in since.items() if number <= stage.number}
+        new = set(after) - set(before)
+        faults += [f"{what} {name} of stage {since[name]} is missing" for name in sorted(due - new)]
+        faults += [
+            f"{what} {name} is there before its stage {since[name]}"
+            if name in since
+            else f"{what} {name} is there, but series.toml has no such {what}"
+            for name in sorted(new - due)
+        ]
+        gone = sorted(set(before) - set(after))
+        faults += [f"{what} {name} of the unpatched kernel is gone" for name in gone]
+    for knob in series.knobs:
+        facts = found.knobs.get(knob.name)
+        if facts is not None and knob.stage <= stage.number:
+            default = series.default_of(knob, applied)
+            if facts.value != str(default):
+                faults.append(f"{knob.name} is {facts.value} after boot; series.toml says {default}")
+            faults += facts.faults
+    return faults
+
+
+def _of_files(warnings: Sequence[str], change: StageChange) -> list[str]:
+    """The warnings in files that a stage touches; objtool's name the object."""
+    names = {*change.files, *(f"{path.removesuffix('.c')}.o" for path in change.sources)}
+    return [line for line in warnings if line.partition(":")[0] in names]
+
+
+def _added(before: Sequence[str], after: Sequence[str]) -> list[str]:
+    """Warnings that were not there before; line numbers move, so the text decides."""
+    known = [_unplaced(line) for line in before]
+    added = []
+    for line in after:
+        text = _unplaced(line)
+        if text in known:
+            known.remove(text)
+        else:
+            added.append(line)
+    return added
+
+
+def _unplaced(line: str) -> str:
+    return _PLACE.sub(r"\1: ", line)
+
+
+def _shortened(text: str) -> str:
+    lines = text.strip().splitlines()
+    more = len(lines) - _DETAIL_LINES
+    return "\n".join([*lines[:_DETAIL_LINES], f"... and {more} lines more"] if more > 0 else lines)

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What a stage changes: the files it touches, and what else depends on how it changes them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from orchestrator.kernel.repository import Repository
+from orchestrator.kernel.tree import PatchedTree
+
+#: A name that is declared or defined by the line it stands in: what has arguments, a macro, a type.
+_DECLARED = re.compile(r"(\w+)\s*\(|#\s*define\s+(\w+)|(?:struct|enum|union)\s+(\w+)")
+#: What looks like a call and is none.
+_KEYWORDS = frozenset({"if", "while", "for", "switch", "return", "sizeof", "defined", "__attribute__"})
+
+
+@dataclass(frozen=True)
+class StageChange:
+    """What the last stage of a tree changes.
+
+    Args:
+        files: paths that exist after it, changed or new; sorted.
+        removed: names that lines it takes out of headers declare; whoever uses one has to be compiled again.
+    """
+
+    files: tuple[str, ...]
+    removed: tuple[str, ...]
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The C files."""
+        return tuple(path for path in self.files if path.endswith(".c"))
+
+    @property
+    def headers(self) -> tuple[str, ...]:
+        """The headers."""
+        return tuple(path for path in self.files if path.endswith(".h"))
+
+
+def last_change(tree: PatchedTree) -> StageChange:
+    """What the last stage of `tree` changes; nothing where it has no stage."""
+    if not tree.stages:
+        return StageChange((), ())
+    repository = Repository(tree.repository)
+    parent = f"{tree.commit}^"
+    files = repository.git(
+        "diff-tree", "-r", "-z", "--no-renames", "--name-only", "--diff-filter=d", parent, tree.commit
+    ).stdout
+    diff = repository.git("diff-tree", "-p", "-U0", parent, tree.commit, "--", "*.h").stdout
+    names = {
+        name
+        for line in diff.splitlines()
+        if line.startswith("-") and not line.startswith("---")
+        for found in _DECLARED.findall(line)
+        for name in found
+        if name and name not in _KEYWORDS
+    }
+    return StageChange(tuple(sorted(filter(None, files.split("\0")))), tuple(sorted(names)))
+
+
+def touched_sources(tree: PatchedTree) -> tuple[str, ...]:
+    """The C files that any stage of `tree` touches and that are there after the last one; sorted."""
+    return _sources_between(tree, tree.source.commit, tree.commit)
+
+
+def added_words(tree: PatchedTree) -> frozenset[str]:
+    """Every identifier in a line that a stage of `tree` adds."""
+    diff = Repository(tree.repository).git("diff", "-U0", tree.source.commit, tree.commit).stdout
+    return frozenset(
+        word
+        for line in diff.splitlines()
+        if line.startswith("+") and not line.startswith("+++")
+        for word in re.findall(r"[A-Za-z_]\w*", line)
+    )
+
+
+def sources_with(tree: PatchedTree, words: Sequence[str], *, whole: bool = True) -> tuple[str, ...]:
+    """The C files of `tree` that have one of these words, or with `whole` off a word that has it in it."""
+    if not words:
+        return ()
+    options = [option for word in words for option in ("-e", word)]
+    # Status 1 says that there is none.
+    found = Repository(tree.repository).git(
+        "grep", "-lzF", *(["-w"] if whole else []), *options, tree.commit, "--", "*.c", check=False
+    )
+    return tuple(sorted(path.partition(":")[2] for path in found.stdout.split("\0") if path))
+
+
+def _sources_between(tree: PatchedTree, old: str, new: str) -> tuple[str, ...]:
+    files = (
+        Repository(tree.repository)
+        .git("diff", "-z", "--no-renames", "--name-only", "--diff-filter=d", old, new, "--", "*.c")
+        .stdout
+    )
+    return tuple(sorted(filter(None, files.split("\0"))))

@@ -1,0 +1,255 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A stage with a configuration option off: what has to be compiled to know that it builds, and what came of it.
+
+A whole kernel for each option and stage would take hours and compile the same lines again and again. The standard
+configuration, with the option on, is built and linked as a whole. With the option off it is enough to compile
+
+- every C file that the series has touched so far: whatever the series adds is used in no other file;
+- where the stage touches a header, every C file that mentions the option: code that is there only while the option is
+  off, and that the standard build did not see, can be nowhere else;
+- every C file with a name that the stage takes out of a header, or declares anew: its callers outside of the series.
+
+Only what kbuild's own files list for the configuration counts. A header is parsed as a whole wherever it is included,
+so that a broken stub shows in each of these files. Nothing is linked, so the names that the objects leave undefined are
+compared with what there is: one that a stage brought into use and that neither these objects nor the unpatched kernel
+define would be missing at link time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+
+from orchestrator.cache import Cache
+from orchestrator.events import Events
+from orchestrator.kernel.build import KernelBuild
+from orchestrator.kernel.config import Configuration, line_of
+from orchestrator.kernel.repository import Repository
+from orchestrator.kernel.stage_change import (
+    added_words,
+    last_change,
+    sources_with,
+    touched_sources,
+)
+from orchestrator.kernel.tree import PatchedTree
+from orchestrator.kernel.workshop import DoesNotCompileError, Workshop, pinned, tool_versions
+from orchestrator.process import run
+
+_KIND = "compiled"
+_MENTIONS = "mentions"
+#: Part of the key: raise it when what is compiled, or how it is judged, changes.
+_RULES = 1
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What compiling came to.
+
+    Args:
+        objects: that were compiled, relative to the object directory.
+        warnings: object -> the compiler's warnings.
+        error: the compiler's own lines; empty where all compiled.
+        undefined: names that a link would miss, each with the object that wants it.
+        log: everything that make printed.
+    """
+
+    objects: tuple[str, ...]
+    warnings: Mapping[str, Sequence[str]]
+    error: str
+    undefined: tuple[str, ...]
+    log: Path
+
+
+def without(configuration: Configuration, option: str) -> Configuration:
+    """A configuration with one option off, in a workshop of its own; what depends on the option goes as well.
+
+    Args:
+        option: e.g. ``CONFIG_NUMA``.
+    """
+    requested = {**configuration.requested, option: "n"}
+    text = "".join(line_of(name, value) for name, value in sorted(requested.items()))
+    flavour = f"{configuration.flavour}-no-{option.removeprefix('CONFIG_').lower().replace('_', '-')}"
+    # Only the option itself has to be granted.
+    return replace(
+        configuration,
+        flavour=flavour,
+        text=text,
+        requested={option: "n"},
+        digest=f"{configuration.digest}-without-{option}",
+    )
+
+
+def compile_without(
+    tree: PatchedTree,
+    configuration: Configuration,
+    option: str,
+    baseline: KernelBuild,
+    cache: Cache,
+    events: Events,
+    jobs: int | None = None,
+) -> Compiled:
+    """Compile what an option changes, with the option off, or find the result in the cache.
+
+    Args:
+        configuration: with the option on.
+        baseline: the unpatched kernel in that configuration, for the names it defines.
+
+    Raises:
+        UserError: the option cannot be turned off.
+        InfrastructureError: the host is in trouble.
+    """
+    sources = _sources(tree, option, cache)
+    return _compile(tree, without(configuration, option), sources, baseline, cache, events, jobs)
+
+
+def compile_parent_without(
+    parent: PatchedTree,
+    configuration: Configuration,
+    option: str,
+    objects: Sequence[str],
+    baseline: KernelBuild,
+    cache: Cache,
+    events: Events,
+    jobs: int | None = None,
+) -> Compiled:
+    """Compile some objects of the stage before, as far as it has them: what did the compiler say of them there?"""
+    there = set(
+        Repository(parent.repository).git("ls-tree", "-r", "--name-only", parent.commit).stdout.split()
+    )
+    sources = [source for name in objects if (source := f"{name.removesuffix('.o')}.c") in there]
+    return _compile(parent, without(configuration, option), sources, baseline, cache, events, jobs)
+
+
+def _sources(tree: PatchedTree, option: str, cache: Cache) -> list[str]:
+    change = last_change(tree)
+    chosen = set(touched_sources(tree))
+    if change.headers:
+        chosen.update(_mentions(tree, option, cache))
+    chosen.update(sources_with(tree, change.removed))
+    return sorted(chosen)
+
+
+def _mentions(tree: PatchedTree, option: str, cache: Cache) -> list[str]:
+    """C files of the unpatched source that mention an option; those that the series touches are compiled anyway."""
+    source = tree.source
+    bare = PatchedTree(source.repository, source.commit, source.tree, source, ())
+
+    def make(directory: Path) -> None:
+        found = sources_with(bare, [option], whole=False)  # CONFIG_NUMA_BALANCING goes with CONFIG_NUMA
+        (directory / "files.json").write_text(json.dumps(found), encoding="utf-8")
+
+    directory = cache.obtain(_MENTIONS, {"source": source.tree, "option": option}, make)
+    found: list[str] = json.loads((directory / "files.json").read_text(encoding="utf-8"))
+    return found
+
+
+def _compile(
+    tree: PatchedTree,
+    configuration: Configuration,
+    sources: Sequence[str],
+    baseline: KernelBuild,
+    cache: Cache,
+    events: Events,
+    jobs: int | None,
+) -> Compiled:
+    key = {
+        "rules": _RULES,
+        "tree": tree.tree,
+        "configuration": configuration.digest,
+        "sources": list(sources),
+        "baseline": baseline.digest,
+        "tools": list(tool_versions()),
+        "pinned": pinned(configuration),
+    }
+
+    def make(directory: Path) -> None:
+        facts: dict[str, object] = {"objects": [], "warnings": {}, "error": "", "undefined": []}
+        with (
+            events.step(f"compile {configuration.flavour}") as step,
+            Workshop(configuration, cache, step) as workshop,
+        ):
+            try:
+                workshop.lay_out(tree)
+                objects = enabled_objects(workshop, sources)
+                facts["objects"] = objects
+                if objects:
+                    workshop.build(tree, jobs or os.cpu_count() or 1, objects)
+                    facts["warnings"] = workshop.warnings_of(objects)
+                    facts["undefined"] = _undefined(tree, workshop, objects, baseline)
+            except DoesNotCompileError as error:
+                facts["error"] = str(error)
+            if workshop.log.is_file():
+                shutil.copyfile(workshop.log, directory / "build.log")
+        (directory / "compiled.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+    directory = cache.obtain(_KIND, key, make)
+    facts = json.loads((directory / "compiled.json").read_text(encoding="utf-8"))
+    return Compiled(
+        tuple(facts["objects"]),
+        facts["warnings"],
+        facts["error"],
+        tuple(facts["undefined"]),
+        directory / "build.log",
+    )
+
+
+def enabled_objects(workshop: Workshop, sources: Sequence[str]) -> list[str]:
+    """The objects of C files that kbuild makes in the workshop's configuration, in the tree laid out there.
+
+    A file counts where its directory lists it, and every directory above lists the one below.
+    """
+    places = {str(PurePosixPath(source).parent) for source in sources}
+    needed = {"" if str(above) == "." else str(above) for place in places for above in _upwards(place)}
+    listed = workshop.listed(sorted(needed))
+
+    def is_entered(place: str) -> bool:
+        if not place:
+            return True
+        path = PurePosixPath(place)
+        return any(
+            f"{path.relative_to(above)}/" in listed.get(name, ()) and is_entered(name)
+            for above in path.parents
+            if (name := "" if str(above) == "." else str(above)) in listed
+        )
+
+    found = []
+    for source in sources:
+        path = PurePosixPath(source)
+        place = "" if str(path.parent) == "." else str(path.parent)
+        if f"{path.stem}.o" in listed.get(place, ()) and is_entered(place):
+            found.append(f"{source.removesuffix('.c')}.o")
+    return found
+
+
+def _upwards(place: str) -> list[PurePosixPath]:
+    path = PurePosixPath(place)
+    return [path, *path.parents]
+
+
+def _undefined(
+    tree: PatchedTree, workshop: Workshop, objects: Sequence[str], baseline: KernelBuild
+) -> list[str]:
+    words = added_words(tree)
+    wanted: dict[str, str] = {}
+    defined: set[str] = set()
+    for name in objects:
+        for symbol, kind in _symbols(workshop.objects / name):
+            if kind == "U":
+                wanted.setdefault(symbol, name)
+            elif kind not in "wv":  # a weak name that nothing defines is 0, and links
+                defined.add(symbol)
+    missing = {symbol for symbol in set(wanted) - defined if symbol in words}
+    if missing:
+        missing -= {symbol for symbol, kind in _symbols(baseline.vmlinux) if kind != "U"}
+    return [f"{wanted[symbol]}: undefined reference to `{symbol}'" for symbol in sorted(missing)]
+
+
+def _symbols(path: Path) -> list[tuple[str, str]]:
+    """Name and kind of each symbol (nm(1))."""
+    lines = run(["nm", str(path)]).stdout.splitlines()
+    return [(match[2], match[1]) for line in lines if (match := re.search(r"(\w) (\S+)$", line))]

@@ -56,11 +56,16 @@ extern const struct test ground_tests[], release_tests[], promote_tests[], press
 	stress_tests[], failing_tests[];
 
 /* Say what is wrong, and go on: the test has failed. */
-#define EXPECT(condition, ...) expect_at(!!(condition), __FILE__, __LINE__, #condition, __VA_ARGS__)
+#define EXPECT(condition, ...)                                                                                        \
+	({                                                                                                            \
+		/* Before the text, which may have errno in it. */                                                    \
+		bool good_ = !!(condition);                                                                           \
+		expect_at(good_, __FILE__, __LINE__, #condition, __VA_ARGS__);                                        \
+	})
 /* As EXPECT, for what the rest of a test makes no sense without. */
 #define REQUIRE(condition, ...)                                                                                       \
 	do {                                                                                                          \
-		if (!expect_at(!!(condition), __FILE__, __LINE__, #condition, __VA_ARGS__))                           \
+		if (!EXPECT(condition, __VA_ARGS__))                                                                  \
 			test_end();                                                                                   \
 	} while (0)
 bool expect_at(bool good, const char *file, int line, const char *condition, const char *format, ...)

@@ -203,32 +203,32 @@ def enabled_objects(workshop: Workshop, sources: Sequence[str]) -> list[str]:
 
     A file counts where its directory lists it, and every directory above lists the one below.
     """
-    places = {str(PurePosixPath(source).parent) for source in sources}
-    needed = {"" if str(above) == "." else str(above) for place in places for above in _upwards(place)}
-    listed = workshop.listed(sorted(needed))
+    listed: dict[str, list[str]] = {}
+
+    def names_in(place: str) -> list[str]:
+        if place not in listed:
+            listed[place] = workshop.listed(place)
+        return listed[place]
 
     def is_entered(place: str) -> bool:
-        if not place:
-            return True
+        # From the top downwards: a directory that is not entered may hold anything, of other tools even.
         path = PurePosixPath(place)
-        return any(
-            f"{path.relative_to(above)}/" in listed.get(name, ()) and is_entered(name)
-            for above in path.parents
-            if (name := "" if str(above) == "." else str(above)) in listed
+        return not place or any(
+            is_entered(above) and f"{path.relative_to(above or '.')}/" in names_in(above)
+            for above in map(_text, reversed(path.parents))
         )
 
     found = []
     for source in sources:
         path = PurePosixPath(source)
-        place = "" if str(path.parent) == "." else str(path.parent)
-        if f"{path.stem}.o" in listed.get(place, ()) and is_entered(place):
+        place = _text(path.parent)
+        if is_entered(place) and f"{path.stem}.o" in names_in(place):
             found.append(f"{source.removesuffix('.c')}.o")
     return found
 
 
-def _upwards(place: str) -> list[PurePosixPath]:
-    path = PurePosixPath(place)
-    return [path, *path.parents]
+def _text(directory: PurePosixPath) -> str:
+    return "" if str(directory) == "." else str(directory)
 
 
 def _undefined(

@@ -218,39 +218,41 @@ class Workshop:
             dict.fromkeys(line for _, said in sorted(self._known_warnings().items()) for line in said)
         )
 
-    def listed(self, directories: Sequence[str]) -> dict[str, list[str]]:
-        """What kbuild's own files list in directories of the tree laid out, for its configuration.
+    def listed(self, directory: str) -> list[str]:
+        """What kbuild's own file lists in a directory of the tree laid out, for its configuration.
 
         Args:
-            directories: of the source; the empty one is its top.
+            directory: of the source; the empty one is its top.
 
         Returns:
-            Directory -> the names that its ``obj-y`` has, and those that make up composite objects.
+            The names that ``obj-y`` has, directories among them, and those that composite objects are made of.
+
+        Raises:
+            DoesNotCompileError: make does not understand the file.
         """
-        found = {}
-        for directory in directories:
-            kbuild = next(
-                (
-                    each
-                    for name in ("Kbuild", "Makefile")
-                    if (each := self.source / directory / name).is_file()
-                ),
-                None,
-            )
-            if kbuild is None or (not directory and kbuild.name != "Kbuild"):
-                continue
-            done = run(
-                ["make", "-s", "-f", "-", f"srctree={self.source}", f"objtree={self.objects}", f"obj={directory}",
-                 f"src={self.source / directory}", "SRCARCH=x86", "BITS=64", f"ARCH={ARCHITECTURE}", "all"],
-                cwd=self.objects,
-                env=self._environment(),
-                input_text=_LIST.format(config=".config", kbuild=kbuild),
-                check=False,
-            )  # fmt: skip
-            if done.returncode != 0:
-                self._blame(done)
-            found[directory] = sorted(set(done.stdout.split()))
-        return found
+        names = ("Kbuild", "Makefile") if directory else ("Kbuild",)
+        kbuild = next((each for name in names if (each := self.source / directory / name).is_file()), None)
+        if kbuild is None:
+            return []
+        variables = {
+            "srctree": str(self.source),
+            "objtree": str(self.objects),
+            "src": str(self.source / directory),
+            "obj": directory,
+            "ARCH": ARCHITECTURE,
+            "SRCARCH": "x86",
+            "BITS": "64",
+        }
+        done = run(
+            ["make", "-s", "-f", "-", *(f"{name}={value}" for name, value in variables.items()), "all"],
+            cwd=self.objects,
+            env=self._environment(),
+            input_text=_LIST.format(config=".config", kbuild=kbuild),
+            check=False,
+        )
+        if done.returncode != 0:
+            raise DoesNotCompileError("\n".join(map(self._relative, error_of(done.stderr.splitlines()))))
+        return sorted(set(done.stdout.split()))
 
     def warnings_of(self, objects: Iterable[str]) -> dict[str, list[str]]:
         """The compiler's warnings for some objects of the tree that was built last."""

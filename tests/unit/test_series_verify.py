@@ -337,9 +337,13 @@ def test_a_file_outside_of_the_series_that_mentions_the_option_is_compiled_too(
     stray = "\n".join([*lines, "int stray(void) { return old_name(); }", "#endif", ""])
     for name, text in {
         "mm/stray.c": stray,
+        # It mentions the option as well, but is no part of a kernel: kbuild never looks at its Makefile.
+        "tools/tool.c": "#ifdef CONFIG_MEMCG\n#endif\n",
+        "tools/Makefile": "$(error this is for another make)\n",
         "mm/Makefile": "obj-y := memory.o stray.o\nobj-$(CONFIG_NUMA) += numa.o\n",
         "include/linux/mm.h": f"{_HEADER}static inline int old_name(void) {{ return 0; }}\n",
     }.items():
+        (laboratory.root / "linux" / name).parent.mkdir(exist_ok=True)
         (laboratory.root / "linux" / name).write_text(text)
     git(laboratory.root / "linux", "add", "-Af")
     git(laboratory.root / "linux", "commit", "-qm", "Linux")

@@ -10,6 +10,7 @@ vma.c of Linux 6.12, and the patches of the series.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, Literal
 
@@ -800,14 +801,42 @@ class Model:
                     continue
                 folio = frame.folio
                 length = _run_length(table, page, last)
-                if length < PAGES and not folio.likely_shared():
-                    # unmap_folio() takes the PTEs away one by one, which looks as if part of it were unmapped.
-                    if folio.mapped > 1:
-                        self._on_partial(folio)
-                    self._split_folio(folio)
-                else:
+                if length == PAGES or folio.likely_shared() or not self._split_mapped(folio):
                     page += length
         return 0
+
+    def _split_mapped(self, folio: Folio) -> bool:
+        """split_folio() of a huge page that is mapped by PTEs; whether it succeeded."""
+        unreached = self._unreached(folio)
+        alone = any(frame.maps > unreached[id(frame)] == 0 for frame in folio.frames)
+        # unmap_folio() takes the PTEs away one by one, which looks as if part of it were unmapped.
+        if alone and folio.mapped > 1:
+            self._on_partial(folio)
+        if unreached:
+            self._count("thp_split_page_failed")
+            return False
+        self._split_folio(folio)
+        return True
+
+    def _unreached(self, folio: Folio) -> Counter[int]:
+        """How many mappings of each page of a huge page page_vma_mapped_walk() does not find.
+
+        It goes from the address of the first page on, and ends at a PMD that maps another huge page: where one has
+        been moved so that it crosses a border between blocks, and the first of these has been collapsed.
+        """
+        unreached: Counter[int] = Counter()
+        for mm in self._processes.values():
+            for block, table in mm.tables.items():
+                for page, frame in enumerate(table.frames):
+                    if frame is None or frame.folio is not folio:
+                        continue
+                    address = block * PAGES + page
+                    vma = mm.find(address)
+                    assert vma is not None
+                    first = max(address - frame.slot, vma.start) // PAGES
+                    if first != block and first in mm.tables and mm.tables[first].state != PTES:
+                        unreached[id(frame)] += 1
+        return unreached
 
     def _split_folio(self, folio: Folio | None) -> None:
         """split_folio(): its pages become ordinary ones, and those that are all zeros the zero page."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,15 +22,20 @@ from orchestrator.cli.terminal import Terminal, terminal_of
 from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.events import Events
 from orchestrator.execution.bench import Bench
+from orchestrator.execution.check_run import WORKLOAD as CHECK
+from orchestrator.execution.check_run import known_stages, load_trace
 from orchestrator.execution.derived import DERIVED_METRICS
+from orchestrator.execution.differential import DEFAULT_TOPOLOGY as CHECK_TOPOLOGY
 from orchestrator.execution.experiment_run import manifest_of
 from orchestrator.execution.measured_cell import CellResult, measure_cell
 from orchestrator.execution.stage_trial import StageTrial, WorkloadTrial
 from orchestrator.execution.staged_bisection import LOG, StagedBisection, Verdict, sentence, titled
+from orchestrator.execution.trace_trial import TraceTrial
 from orchestrator.experiment.cell import Cell
 from orchestrator.experiment.experiment import Experiment
 from orchestrator.experiment.knob import parse_settings
 from orchestrator.experiment.question import (
+    DIVERGES,
     DivergenceQuestion,
     Question,
     check_clock,
@@ -45,9 +51,11 @@ from orchestrator.experiment.staged_search import (
     stage_variants,
 )
 from orchestrator.guest.sampler import SAMPLER_METRICS
-from orchestrator.guest.workload import Metric, Workload, parse_workload_arguments
+from orchestrator.guest.workload import Metric, parse_workload_arguments
 from orchestrator.kernel.build import KernelBuild
 from orchestrator.machine.topology import Topology
+from orchestrator.model.generator import PROFILES, generate
+from orchestrator.model.trace import Trace, format_trace
 from orchestrator.store.run import RunWriter, find_run
 
 NAME = "bisect"
@@ -93,6 +101,16 @@ def command(
     source: option.Source = None,
     series: option.SeriesDirectory = None,
     build_jobs: option.BuildJobs = None,
+    trace: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--trace", help="For --until diverges: a file instead of random operations; repeatable."
+        ),
+    ] = None,
+    ops: Annotated[int, typer.Option("--ops", help="For --until diverges: random operations.", min=1)] = 1000,
+    profile: Annotated[
+        str, typer.Option("--profile", help=f"For --until diverges: {', '.join(PROFILES)}.")
+    ] = "mixed",
     timeout: Annotated[
         float | None, typer.Option("--timeout", help="Host seconds that one workload may take.")
     ] = None,
@@ -105,14 +123,33 @@ def command(
     with terminal.events() as events:
         if resume is not None:
             return _resume(terminal, events, resume, build_jobs, as_json)
-        if patchset is None or workload is None:
+        diverges = until == DIVERGES
+        if patchset is None or (workload is None and not diverges):
             raise UserError("name the stages and what shows it: --patchset full --workload touch.")
         bench = terminal.bench(events, source, accel, flavour, build_jobs, series)
-        chosen = parse_workload_arguments([workload], bench.workloads)
+        chosen: Mapping[str, Mapping[str, str]]
+        traces: Mapping[str, Trace] = {}
+        if diverges:
+            if workload not in (None, CHECK):
+                raise UserError(f"--until diverges runs traces, not the workload {workload}; leave it out.")
+            if profile not in PROFILES:
+                raise UserError(f"--profile {profile}: choose {', '.join(PROFILES)}.")
+            chosen = {CHECK: {}}
+            names = known_stages(bench.series.select(patchset))
+            traces = {path.stem: load_trace(path) for path in trace or ()} or {
+                f"seed-{seed}": generate(seed, ops, profile, names)
+            }
+            if topology == DEFAULT_TOPOLOGY:
+                topology = CHECK_TOPOLOGY
+        else:
+            assert workload is not None
+            if trace:
+                raise UserError("--trace is for --until diverges; a workload has no traces.")
+            chosen = parse_workload_arguments([workload], bench.workloads)
         variants, stages = stage_variants(
             patchset, against, parse_settings(settings or (), bench.series), cmdline or (), bench.series
         )
-        asked = _question(metric, until, matching, bench.workloads[next(iter(chosen))])
+        asked = _question(metric, until, matching, _metrics_of(bench, next(iter(chosen))))
         experiment = Experiment(
             name=name or f"bisect-{patchset}",
             variants=variants,
@@ -126,12 +163,17 @@ def command(
         search = StagedSearch(experiment, stages, asked, confidence, rate, max_boots)
         bench.configuration()  # an unknown flavour is said before anything is written
         experiment.topology.check_host(1)
-        check_clock(asked, _metrics_of(bench.workloads[search.workload]), bench.accelerator.clock)
-        manifest = manifest_of(experiment, bench, ["orchestrate", *sys.argv[1:]])
+        check_clock(asked, _metrics_of(bench, search.workload), bench.accelerator.clock)
+        described = replace(experiment, workloads={}) if diverges else experiment
+        manifest = manifest_of(described, bench, ["orchestrate", *sys.argv[1:]])
         manifest |= {"cells": [], "bisection": search.describe()}
+        if diverges:
+            manifest["workloads"] = {CHECK: {"title": "Traces", "parameters": {}, "metrics": {}}}
         if series is not None:
             manifest["series"] = {**dict(manifest["series"]), "directory": str(series)}  # type: ignore[call-overload]
         writer = RunWriter.create(terminal.project.results, experiment.name, manifest)
+        for each, content in traces.items():
+            (writer.path / "logs" / f"{each}.trace").write_text(format_trace(content), encoding="utf-8")
         return _search(terminal, events, search, bench, writer, as_json)
 
 
@@ -154,33 +196,37 @@ def _resume(terminal: Terminal, events: Events, name: str, build_jobs: int | Non
     bench.source = requested if requested != bench.series.package else None
     check_same_series(writer, bench)
     asked = manifest["bisection"]
-    workload = bench.workloads[next(iter(manifest["workloads"]))]
-    question = _question(asked.get("metric"), asked.get("until"), asked.get("matching"), workload)
+    metrics = _metrics_of(bench, next(iter(manifest["workloads"])))
+    question = _question(asked.get("metric"), asked.get("until"), asked.get("matching"), metrics)
     search = search_of_manifest(manifest, question, bench.series)
     search.experiment.topology.check_host(1)
     return _search(terminal, events, search, bench, writer, as_json)
 
 
-def _question(metric: str | None, until: str | None, matching: str | None, workload: Workload) -> Question:
+def _question(
+    metric: str | None, until: str | None, matching: str | None, metrics: Sequence[Metric]
+) -> Question:
     if (metric is None) == (until is None):
         raise UserError(
             "say what to look for: either --metric 'fault_insns.p50 > +2%' or --until kernel-bug."
         )
     if until is not None:
-        question = parse_until(until, matching)
-        if isinstance(question, DivergenceQuestion):
-            raise UserError(
-                "--until diverges: run `orchestrate check --stages`, which says from which stage on one exists."
-            )
-        return question
+        return parse_until(until, matching)
     if matching is not None:
         raise UserError("--matching looks into the evidence of an outcome; give it with --until.")
     assert metric is not None
-    return parse_metric(metric, _metrics_of(workload))
+    return parse_metric(metric, metrics)
 
 
-def _metrics_of(workload: Workload) -> Sequence[Metric]:
-    return [*workload.metrics.values(), *DERIVED_METRICS.values(), *SAMPLER_METRICS.values()]
+def _metrics_of(bench: Bench, workload: str) -> Sequence[Metric]:
+    """Those that a cell may have; traces have none."""
+    if workload == CHECK:
+        return ()
+    return [
+        *bench.workloads[workload].metrics.values(),
+        *DERIVED_METRICS.values(),
+        *SAMPLER_METRICS.values(),
+    ]
 
 
 def _search(
@@ -194,7 +240,12 @@ def _search(
     def measure(cell: Cell, kernel: KernelBuild, log_directory: Path) -> CellResult:
         return measure_cell(cell, search.experiment, bench, kernel, log_directory)
 
-    trial: StageTrial = WorkloadTrial(measure, search.question)
+    trial: StageTrial
+    if isinstance(search.question, DivergenceQuestion):
+        traces = {path.stem: load_trace(path) for path in sorted((writer.path / "logs").glob("*.trace"))}
+        trial = TraceTrial(search.experiment, bench, traces)
+    else:
+        trial = WorkloadTrial(measure, search.question)
     with event_log(events, writer.path):
         try:
             accelerator = bench.accelerator

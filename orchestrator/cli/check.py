@@ -20,6 +20,7 @@ from orchestrator.execution.check_run import (
     Check,
     CheckSummary,
     execute,
+    known_stages,
     load_trace,
     manifest_of,
 )
@@ -64,6 +65,7 @@ def command(
     cmdline: option.Cmdline = None,
     flavour: option.Flavour = "measure",
     source: option.Source = None,
+    series: option.SeriesDirectory = None,
     build_jobs: option.BuildJobs = None,
     name: Annotated[str | None, typer.Option("--name", help="Part of the run directory's name.")] = None,
     as_json: option.Json = False,
@@ -75,12 +77,12 @@ def command(
     if trace and (seed is not None or seeds is not None):
         raise UserError("give --trace or seeds, not both; a trace file is what its seed made.")
     with terminal.events() as events:
-        bench = terminal.bench(events, source, accel, flavour, build_jobs)
+        bench = terminal.bench(events, source, accel, flavour, build_jobs, series)
         loaded = {path.stem: load_trace(path) for path in trace or ()}
         if len(loaded) < len(trace or ()):
             raise UserError("two of the --trace files have the same name; their results would, too.")
         patchset = patchset or _patchset_of(loaded)
-        names = [stage.name for stage in bench.series.select(patchset)]
+        names = known_stages(bench.series.select(patchset))
         asked = Check(
             patchset,
             loaded

@@ -25,9 +25,9 @@ from orchestrator.execution.manifest import host_facts, tool_facts
 from orchestrator.execution.shrinking import shrink
 from orchestrator.experiment.variant import Role
 from orchestrator.guest.workload import Observation
-from orchestrator.kernel.series import BASELINE, Series
+from orchestrator.kernel.series import BASELINE, Series, Stage
 from orchestrator.machine.topology import Topology
-from orchestrator.model.memory import Model
+from orchestrator.model.memory import STAGES, Model
 from orchestrator.model.trace import Operation, Trace, TraceError, format_trace, parse
 from orchestrator.store.outcome import Outcome
 from orchestrator.store.run import CellRow, RunWriter
@@ -164,6 +164,11 @@ def load_trace(path: Path) -> Trace:
         raise UserError(f"{path}: cannot read this trace ({error}).") from error
 
 
+def known_stages(stages: Sequence[Stage]) -> list[str]:
+    """Names of the stages that the model knows of; any other one is expected to change nothing that can be seen."""
+    return [stage.name for stage in stages if stage.name in STAGES]
+
+
 def model_of(patchset: str, series: Series, topology: Topology) -> ModelFor:
     """Makes models of a patchset's kernel in guests of this topology.
 
@@ -172,7 +177,7 @@ def model_of(patchset: str, series: Series, topology: Topology) -> ModelFor:
     stages = series.select(patchset)
     nodes = sum(node.memory_mib > 0 for node in topology.nodes)
     absent = {knob.name for knob in series.knobs} - {knob for stage in stages for knob in stage.knobs}
-    names = [stage.name for stage in stages]
+    names = known_stages(stages)
 
     def model(trace: Trace) -> Model:
         settings = {knob: value for knob, value in trace.settings.items() if knob not in absent}
@@ -273,7 +278,7 @@ def execute(check: Check, bench: Bench, writer: RunWriter) -> CheckSummary:
         writer.update_manifest(
             accelerator={"name": accelerator.name, "clock": accelerator.clock, "reason": accelerator.reason},
             variants=[{**variant, **kernel_facts(check.patchset, kernel, bench)}],
-            images={WORKLOAD: bench.image.digest},
+            image={WORKLOAD: bench.image.digest},
         )
         model_for = model_of(check.patchset, bench.series, check.topology)
         logs = writer.path / "logs"

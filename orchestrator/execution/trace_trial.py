@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""One boot of one stage for ``bisect --until diverges``: is its kernel as the reference model says?"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.analysis.bisection import Mark
+from orchestrator.execution.bench import Bench
+from orchestrator.execution.check_run import model_of
+from orchestrator.execution.differential import TraceGuest, check_traces
+from orchestrator.execution.measured_cell import CellResult
+from orchestrator.execution.stage_trial import Trial
+from orchestrator.experiment.cell import Cell
+from orchestrator.experiment.experiment import Experiment
+from orchestrator.experiment.question import Judgement
+from orchestrator.guest.ssh import GuestLost
+from orchestrator.guest.workload import Observation
+from orchestrator.kernel.build import KernelBuild
+from orchestrator.machine.qemu import MachineFailure
+from orchestrator.model.trace import Trace
+from orchestrator.store.outcome import Outcome
+
+METRIC = "divergences.total"
+
+
+@dataclass(frozen=True)
+class TraceTrial:
+    """Runs traces in a guest of a stage, each of which has a model of its own.
+
+    Args:
+        traces: by name.
+    """
+
+    experiment: Experiment
+    bench: Bench
+    traces: Mapping[str, Trace]
+
+    def __call__(self, cell: Cell, kernel: KernelBuild, log_directory: Path) -> Trial:
+        """Try one stage once; it ends at the first trace that diverges."""
+        patchset = self.experiment.variant(cell.variant).patchset
+        model_for = model_of(patchset, self.bench.series, self.experiment.topology)
+        result = CellResult(cell)
+        began = time.monotonic()
+        try:
+            with TraceGuest(self.bench, kernel, self.experiment.topology, log_directory) as guest:
+                evidence = ""
+                for name, trace in self.traces.items():
+                    (checked,) = check_traces(guest, [trace], model_for)
+                    if checked.divergence is not None:
+                        evidence = f"{name}: {checked.divergence}"
+                        break
+        except (MachineFailure, GuestLost) as error:
+            result.outcome = error.outcome if isinstance(error, MachineFailure) else Outcome.LOST
+            result.evidence = str(error)
+        else:
+            result.outcome, result.evidence = Outcome.OK, evidence
+            result.observations = [Observation(METRIC, "traces", float(bool(evidence)))]
+        result.total_s = time.monotonic() - began
+        return Trial(result, self.judge(result))
+
+    def judge(self, result: CellResult) -> Judgement:
+        """What a cell says; a guest that did not come up says nothing."""
+        first = result.evidence.splitlines()[0] if result.evidence else ""
+        if result.outcome is not Outcome.OK:
+            return Judgement(Mark.UNCLEAR, f"{result.outcome.value}: {first}")
+        if first:
+            return Judgement(Mark.BAD, first)
+        return Judgement(Mark.GOOD, "as its model")

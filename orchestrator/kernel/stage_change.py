@@ -12,6 +12,8 @@ from orchestrator.kernel.tree import PatchedTree
 
 #: A name that is declared or defined by the line it stands in: what has arguments, a macro, a type.
 _DECLARED = re.compile(r"(\w+)\s*\(|#\s*define\s+(\w+)|(?:struct|enum|union)\s+(\w+)")
+#: An enumerator; the bodies of inline functions are indented as well, but hold no such line.
+_ENUMERATOR = re.compile(r"\s+([A-Z][A-Z0-9_]*)\s*[,=]")
 #: What looks like a call and is none.
 _KEYWORDS = frozenset({"if", "while", "for", "switch", "return", "sizeof", "defined", "__attribute__"})
 
@@ -22,11 +24,12 @@ class StageChange:
 
     Args:
         files: paths that exist after it, changed or new; sorted.
-        removed: names that lines it takes out of headers declare; whoever uses one has to be compiled again.
+        names: that the lines declare which it adds to headers or takes out of them, and those that the latter use.
+            A file that has none of them sees the same headers as before.
     """
 
     files: tuple[str, ...]
-    removed: tuple[str, ...]
+    names: tuple[str, ...]
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -49,15 +52,18 @@ def last_change(tree: PatchedTree) -> StageChange:
         "diff-tree", "-r", "-z", "--no-renames", "--name-only", "--diff-filter=d", parent, tree.commit
     ).stdout
     diff = repository.git("diff-tree", "-p", "-U0", parent, tree.commit, "--", "*.h").stdout
-    names = {
-        name
-        for line in diff.splitlines()
-        if line.startswith("-") and not line.startswith("---")
-        for found in _DECLARED.findall(line)
-        for name in found
-        if name and name not in _KEYWORDS
-    }
+    names: set[str] = set()
+    for line in diff.splitlines():
+        if line.startswith("-") and not line.startswith("---"):
+            names.update(_names_of(line[1:]))
+        # What is added is declared at the start of a line; what is indented is a body, which uses names of others.
+        elif line.startswith("+") and not line.startswith("+++"):
+            names.update(_names_of(line[1:]) if line[1:2].strip() else _ENUMERATOR.findall(line[1:]))
     return StageChange(tuple(sorted(filter(None, files.split("\0")))), tuple(sorted(names)))
+
+
+def _names_of(line: str) -> set[str]:
+    return {name for found in _DECLARED.findall(line) for name in found if name and name not in _KEYWORDS}
 
 
 def touched_sources(tree: PatchedTree) -> tuple[str, ...]:
@@ -76,15 +82,13 @@ def added_words(tree: PatchedTree) -> frozenset[str]:
     )
 
 
-def sources_with(tree: PatchedTree, words: Sequence[str], *, whole: bool = True) -> tuple[str, ...]:
-    """The C files of `tree` that have one of these words, or with `whole` off a word that has it in it."""
-    if not words:
+def sources_with(tree: PatchedTree, names: Sequence[str]) -> tuple[str, ...]:
+    """The C files of `tree` that have one of these names."""
+    if not names:
         return ()
-    options = [option for word in words for option in ("-e", word)]
+    options = [option for name in names for option in ("-e", name)]
     # Status 1 says that there is none.
-    found = Repository(tree.repository).git(
-        "grep", "-lzF", *(["-w"] if whole else []), *options, tree.commit, "--", "*.c", check=False
-    )
+    found = Repository(tree.repository).git("grep", "-lzwF", *options, tree.commit, "--", "*.c", check=False)
     return tuple(sorted(path.partition(":")[2] for path in found.stdout.split("\0") if path))
 
 

@@ -5,9 +5,8 @@ A whole kernel for each option and stage would take hours and compile the same l
 configuration, with the option on, is built and linked as a whole. With the option off it is enough to compile
 
 - every C file that the series has touched so far: whatever the series adds is used in no other file;
-- where the stage touches a header, every C file that mentions the option: code that is there only while the option is
-  off, and that the standard build did not see, can be nowhere else;
-- every C file with a name that the stage takes out of a header, or declares anew: its callers outside of the series.
+- every C file with a name that the stage adds to a header, or takes out of one: to any other file the headers say what
+  they said before, whichever options are on.
 
 Only what kbuild's own files list for the configuration counts. A header is parsed as a whole wherever it is included,
 so that a broken stub shows in each of these files. Nothing is linked, so the names that the objects leave undefined are
@@ -41,9 +40,9 @@ from orchestrator.kernel.workshop import DoesNotCompileError, Workshop, pinned, 
 from orchestrator.process import run
 
 _KIND = "compiled"
-_MENTIONS = "mentions"
+_USERS = "users"
 #: Part of the key: raise it when what is compiled, or how it is judged, changes.
-_RULES = 1
+_RULES = 2
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,7 @@ def compile_without(
         UserError: the option cannot be turned off.
         InfrastructureError: the host is in trouble.
     """
-    sources = _sources(tree, option, cache)
+    sources = sorted({*touched_sources(tree), *_users(tree, cache)})
     return _compile(tree, without(configuration, option), sources, baseline, cache, events, jobs)
 
 
@@ -125,25 +124,15 @@ def compile_parent_without(
     return _compile(parent, without(configuration, option), sources, baseline, cache, events, jobs)
 
 
-def _sources(tree: PatchedTree, option: str, cache: Cache) -> list[str]:
-    change = last_change(tree)
-    chosen = set(touched_sources(tree))
-    if change.headers:
-        chosen.update(_mentions(tree, option, cache))
-    chosen.update(sources_with(tree, change.removed))
-    return sorted(chosen)
-
-
-def _mentions(tree: PatchedTree, option: str, cache: Cache) -> list[str]:
-    """C files of the unpatched source that mention an option; those that the series touches are compiled anyway."""
-    source = tree.source
-    bare = PatchedTree(source.repository, source.commit, source.tree, source, ())
+def _users(tree: PatchedTree, cache: Cache) -> list[str]:
+    """C files with a name that the last stage declares in a header, or no longer declares."""
+    names = last_change(tree).names
 
     def make(directory: Path) -> None:
-        found = sources_with(bare, [option], whole=False)  # CONFIG_NUMA_BALANCING goes with CONFIG_NUMA
-        (directory / "files.json").write_text(json.dumps(found), encoding="utf-8")
+        with_names = sources_with(tree, names)
+        (directory / "files.json").write_text(json.dumps(with_names), encoding="utf-8")
 
-    directory = cache.obtain(_MENTIONS, {"source": source.tree, "option": option}, make)
+    directory = cache.obtain(_USERS, {"tree": tree.tree, "names": list(names)}, make)
     found: list[str] = json.loads((directory / "files.json").read_text(encoding="utf-8"))
     return found
 

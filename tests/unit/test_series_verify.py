@@ -330,15 +330,15 @@ def test_a_function_that_is_not_there_without_the_option_is_missed_at_link_time(
     assert reports[1].answers["NUMA=n"].detail == "mm/memory.o: undefined reference to `own'"
 
 
-def test_a_file_outside_of_the_series_that_mentions_the_option_is_compiled_too(
+def test_a_file_outside_of_the_series_that_uses_what_a_stage_removes_is_compiled_too(
     laboratory: Laboratory,
 ) -> None:
     lines = ["#include <linux/mm.h>", "#ifndef CONFIG_MEMCG", "int stray(void);"]
     stray = "\n".join([*lines, "int stray(void) { return old_name(); }", "#endif", ""])
     for name, text in {
         "mm/stray.c": stray,
-        # It mentions the option as well, but is no part of a kernel: kbuild never looks at its Makefile.
-        "tools/tool.c": "#ifdef CONFIG_MEMCG\n#endif\n",
+        # It has the name as well, but is no part of a kernel: kbuild never looks at its Makefile.
+        "tools/tool.c": "int old_name(void);\n",
         "tools/Makefile": "$(error this is for another make)\n",
         "mm/Makefile": "obj-y := memory.o stray.o\nobj-$(CONFIG_NUMA) += numa.o\n",
         "include/linux/mm.h": f"{_HEADER}static inline int old_name(void) {{ return 0; }}\n",
@@ -347,21 +347,23 @@ def test_a_file_outside_of_the_series_that_mentions_the_option_is_compiled_too(
         (laboratory.root / "linux" / name).write_text(text)
     git(laboratory.root / "linux", "add", "-Af")
     git(laboratory.root / "linux", "commit", "-qm", "Linux")
-    work = laboratory.root / "work"
-    git(work, "fetch", "-q")
+    git(laboratory.root / "work", "fetch", "-q")
     laboratory.replace_stage(2, {"include/linux/mm.h": _HEADER})
     reports = laboratory.verify(["build", "THP=n", "MEMCG=n"])
     assert failures(reports)[2] == ["MEMCG=n"]
     assert "mm/stray.c" in reports[1].answers["MEMCG=n"].detail
 
 
-def test_what_a_stage_takes_out_of_a_header_is_known_by_name(laboratory: Laboratory) -> None:
-    laboratory.replace_stage(
-        2, {"include/linux/mm.h": _HEADER.replace("static inline int node", "static int node")}
+def test_what_a_stage_does_to_a_header_is_known_by_name(laboratory: Laboratory) -> None:
+    header = _HEADER.replace("static inline int node", "static int node")
+    header += "#define MACRO(x) (x)\nenum kind {\n\tFIRST,\n\tLAST = 9,\n};\n"
+    header += (
+        "static inline int added(int value)\n{\n\tif (value)\n\t\treturn used_only(value);\n\treturn 0;\n}\n"
     )
+    laboratory.replace_stage(2, {"include/linux/mm.h": header})
     change = last_change(laboratory.bench().tree("stage-2"))
     assert change.headers == ("include/linux/mm.h",) and change.sources == ()
-    assert change.removed == ("node",)
+    assert change.names == ("FIRST", "LAST", "MACRO", "added", "kind", "node")
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,18 @@ from dataclasses import dataclass
 from orchestrator.kernel.repository import Repository
 from orchestrator.kernel.tree import PatchedTree
 
-#: A name that is declared or defined by the line it stands in: what has arguments, a macro, a type.
-_DECLARED = re.compile(r"(\w+)\s*\(|#\s*define\s+(\w+)|(?:struct|enum|union)\s+(\w+)")
+#: What a line declares or defines: a macro, a type with its members, a function by its first parenthesis.
+_DECLARED = (
+    re.compile(r"#\s*define\s+(\w+)"),
+    re.compile(r"(?:struct|enum|union)\s+(\w+)\s*\{"),
+    re.compile(r"[^#(]*?(\w+)\s*\("),
+)
 #: An enumerator; the bodies of inline functions are indented as well, but hold no such line.
 _ENUMERATOR = re.compile(r"\s+([A-Z][A-Z0-9_]*)\s*[,=]")
 #: What looks like a call and is none.
-_KEYWORDS = frozenset({"if", "while", "for", "switch", "return", "sizeof", "defined", "__attribute__"})
+_KEYWORDS = frozenset(
+    {"if", "while", "for", "switch", "return", "sizeof", "defined", "DECLARE_EVENT_CLASS", "DEFINE_EVENT"}
+)
 
 
 @dataclass(frozen=True)
@@ -58,12 +64,15 @@ def last_change(tree: PatchedTree) -> StageChange:
             names.update(_names_of(line[1:]))
         # What is added is declared at the start of a line; what is indented is a body, which uses names of others.
         elif line.startswith("+") and not line.startswith("+++"):
-            names.update(_names_of(line[1:]) if line[1:2].strip() else _ENUMERATOR.findall(line[1:]))
+            enumerator = _ENUMERATOR.match(line[1:])
+            names.update(
+                _names_of(line[1:]) if line[1:2].strip() else {enumerator[1]} if enumerator else set()
+            )
     return StageChange(tuple(sorted(filter(None, files.split("\0")))), tuple(sorted(names)))
 
 
 def _names_of(line: str) -> set[str]:
-    return {name for found in _DECLARED.findall(line) for name in found if name and name not in _KEYWORDS}
+    return {match[1] for each in _DECLARED if (match := each.match(line.strip()))} - _KEYWORDS
 
 
 def touched_sources(tree: PatchedTree) -> tuple[str, ...]:

@@ -26,6 +26,7 @@ from orchestrator.cli import (
     run,
     series,
     shell,
+    simulate,
     test,
 )
 from orchestrator.cli.terminal import Terminal
@@ -51,6 +52,7 @@ for module in (
     build,
     boot,
     shell,
+    simulate,
     exec_,
     compare,
     plot,

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A run's chunk test in the terms of the simulation: machine, chunk, touches, and the points measured."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from orchestrator.errors import UserError
+from orchestrator.model.chunk_test import RANGE_KIB, Distribution, Machine, distribution
+from orchestrator.store.run import Run
+
+WORKLOAD = "chunk"
+_THRESHOLD = "promotion_threshold"
+#: The workload's patterns that touch as many pages as one of the simulation; which ones makes no difference to it.
+_PATTERNS = {"sequential": "mixed"}
+
+
+@dataclass(frozen=True)
+class Point:
+    """A variant's chunk test.
+
+    Args:
+        variant: its name.
+        threshold: 1 for a kernel that maps huge pages at the first touch.
+        survivors, survivors_oom, promotions: medians over the boots.
+    """
+
+    variant: str
+    threshold: int
+    survivors: float
+    survivors_oom: float
+    promotions: float
+
+
+@dataclass(frozen=True)
+class MeasuredChunk:
+    """The chunk test of a run."""
+
+    machine: Machine
+    chunk_kib: int
+    pattern: str
+    pages: int
+    points: tuple[Point, ...]
+
+    @property
+    def draw(self) -> Distribution:
+        """The touches of the workload."""
+        return distribution(self.pattern, self.pages)
+
+
+def measured_chunk(run: Run) -> MeasuredChunk:
+    """Read a run's chunk test.
+
+    Raises:
+        UserError: it has none.
+    """
+    described = run.manifest["workloads"].get(WORKLOAD)
+    cells = run.cells
+    cells = cells[(cells["workload"] == WORKLOAD) & (cells["outcome"] == "ok")]
+    if described is None or cells.empty:
+        raise UserError(f"{run.path.name} has no chunk test that ended ok; name a run of the workload chunk.")
+    parameters = described["parameters"]
+    nodes = [node for node in run.manifest["topology"]["nodes"] if node["memory_mib"]]
+    installed_kib = sum(int(node["memory_mib"]) for node in nodes) * 1024
+    ballast = int(parameters.get("ballast_percent", 0))
+    samples = run.samples
+    before = samples[
+        samples["cell"].isin(cells["cell"])
+        & (samples["phase"] == "before")
+        & (samples["source"] == "meminfo")
+        & samples["node"].isna()
+        & (samples["counter"] == "MemAvailable")
+    ]
+    available_kib = int(before["value"].median()) - installed_kib * ballast // 100
+    chunk_kib = int(parameters["chunk_mib"]) * 1024 or installed_kib // 100 * (100 - ballast) // 16
+    chunk_kib = (chunk_kib + RANGE_KIB // 2) // RANGE_KIB * RANGE_KIB
+    pattern = _PATTERNS.get(parameters["pattern"], parameters["pattern"])
+    return MeasuredChunk(
+        Machine(installed_kib, len(nodes), available_kib),
+        chunk_kib,
+        pattern,
+        int(parameters["max_pages"]),
+        tuple(_points(run)),
+    )
+
+
+def _points(run: Run) -> Iterator[Point]:
+    metrics = run.metrics
+    metrics = metrics[metrics["workload"] == WORKLOAD]
+    for variant in run.manifest["variants"]:
+        knobs = variant["knobs"]
+        if variant["role"] == "control" or knobs.get("enabled", "always") != "always":
+            continue
+        own = metrics[metrics["variant"] == variant["name"]]
+        medians = {str(name): float(np.median(part["value"])) for name, part in own.groupby("metric")}
+        if "survivors.total" in medians:
+            yield Point(
+                variant["name"],
+                int(knobs.get(_THRESHOLD, 1)),
+                medians["survivors.total"],
+                medians["survivors_oom.total"],
+                medians.get("promotions.total", 0.0),
+            )

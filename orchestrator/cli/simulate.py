@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""``orchestrate simulate``: the chunk test by arithmetic, at any size."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from orchestrator.analysis.chunk_measured import Point, measured_chunk
+from orchestrator.cli import option
+from orchestrator.cli.terminal import Terminal, terminal_of
+from orchestrator.errors import UserError
+from orchestrator.model.chunk_test import (
+    PATTERNS,
+    RANGE_KIB,
+    Distribution,
+    Machine,
+    Outcome,
+    Policy,
+    distribution,
+    simulate,
+)
+from orchestrator.store.run import Run, find_run
+
+NAME = "simulate"
+EXAMPLE = "Example: orchestrate simulate --memory 256G --chunk 16G"
+DEFAULT_THRESHOLDS = "1,2,32,64,128,256,384,512"
+
+_SIZE = re.compile(r"(\d{1,9})([MGT])")
+_SHARE = re.compile(r"(installed|available)/(\d{1,6})")
+_KIB = {"M": 1 << 10, "G": 1 << 20, "T": 1 << 30}
+_LEAST_MEMORY_KIB = 512 << 10
+
+
+def command(
+    context: typer.Context,
+    memory: Annotated[str, typer.Option("--memory", help="Installed, e.g. 256G.")] = "256G",
+    nodes: Annotated[int, typer.Option("--nodes", help="NUMA nodes.", min=1, max=1024)] = 8,
+    chunk: Annotated[
+        str, typer.Option("--chunk", help="What a child maps: 16G, installed/16 or available/16.")
+    ] = "installed/16",
+    pattern: Annotated[
+        str, typer.Option("--pattern", help=f"Pages touched of each range: {', '.join(PATTERNS)}.")
+    ] = "mixed",
+    pages: Annotated[
+        int, typer.Option("--pages", help="Most pages; with `fixed` all, with `geometric` the mean.")
+    ] = 256,
+    thresholds: Annotated[
+        str, typer.Option("--thresholds", help="Values of promotion_threshold; 1 is a huge page at once.")
+    ] = DEFAULT_THRESHOLDS,
+    run: Annotated[
+        str | None, typer.Option("--run", help="Take machine and touches from a run, and show its figures.")
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option("--plot", metavar="FILE", help="Draw it: FILE.png and FILE.svg.")
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", help="Of the touches.", min=0)] = 1,
+    as_json: option.Json = False,
+) -> int:
+    """Say how many children of the chunk test fit into a machine, without one."""
+    terminal = terminal_of(context)
+    values = _thresholds(thresholds)
+    points: Sequence[Point] = ()
+    if run is not None:
+        measured = measured_chunk(Run.open(find_run(terminal.project.results, run)))
+        machine, chunk_kib, draw, points = (
+            measured.machine,
+            measured.chunk_kib,
+            measured.draw,
+            measured.points,
+        )
+        pattern, pages = measured.pattern, measured.pages
+    else:
+        machine = Machine(_size(memory, "--memory"), nodes)
+        if machine.memory_kib < _LEAST_MEMORY_KIB or machine.begin_kib < machine.memory_kib // 4:
+            raise UserError(
+                f"--memory {memory}: too little for {nodes} nodes; give it more, or fewer --nodes."
+            )
+        chunk_kib = _chunk(chunk, machine)
+        draw = _distribution(pattern, pages)
+    policies = [Policy(value, promotes) for promotes in (False, True) for value in values]
+    try:
+        outcomes = simulate(machine, chunk_kib, draw, policies, seed)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    none, every = outcomes[: len(values)], outcomes[len(values) :]
+    under = (
+        f"{_human(machine.memory_kib)}, {machine.nodes} nodes, {_human(machine.begin_kib)} available; chunks of "
+        f"{_human(chunk_kib)}; {pattern}{'' if pattern in ('one', 'dense') else f' {pages}'}"
+    )
+    files: list[Path] = []
+    if plot is not None:
+        if not plot.absolute().parent.is_dir():
+            raise UserError(f"--plot {plot}: there is no directory {plot.parent}.")
+        from orchestrator.analysis.plots.simulation import draw_simulation  # --help should not wait for it
+
+        files = draw_simulation(values, none, every, points, under, plot)
+    if as_json:
+        terminal.print_json(_as_json(machine, chunk_kib, pattern, pages, seed, values, none, every, points))
+    else:
+        _print(terminal, under, values, none, every, points)
+        for file in files:
+            terminal.print(str(file))
+    return 0
+
+
+def _thresholds(text: str) -> list[int]:
+    try:
+        values = sorted({int(part) for part in text.split(",")})
+    except ValueError as error:
+        raise UserError(f"--thresholds {text}: write numbers, e.g. {DEFAULT_THRESHOLDS}.") from error
+    if not 1 <= values[0] <= values[-1] <= 512:
+        raise UserError(f"--thresholds {text}: they are 1 to 512.")
+    return values
+
+
+def _size(text: str, flag: str) -> int:
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        raise UserError(f"{flag} {text}: write a size, e.g. 8G or 512M.")
+    return int(match[1]) * _KIB[match[2]]
+
+
+def _chunk(text: str, machine: Machine) -> int:
+    match = _SHARE.fullmatch(text)
+    if match is not None and int(match[2]):
+        whole = machine.memory_kib if match[1] == "installed" else machine.begin_kib
+        size = whole // int(match[2])
+    else:
+        size = _size(text, "--chunk")
+    return max(size // RANGE_KIB * RANGE_KIB, RANGE_KIB)
+
+
+def _distribution(pattern: str, pages: int) -> Distribution:
+    try:
+        return distribution(pattern, pages)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def _human(kib: int) -> str:
+    return f"{kib / (1 << 20):.4g} GiB" if kib >= 1 << 20 else f"{kib / 1024:.4g} MiB"
+
+
+def _print(
+    terminal: Terminal,
+    under: str,
+    thresholds: Sequence[int],
+    none: Sequence[Outcome],
+    every: Sequence[Outcome],
+    points: Sequence[Point],
+) -> None:
+    table = Table(box=None, pad_edge=False, header_style="")
+    columns = (
+        "threshold",
+        "promoted",
+        "fit",
+        "fit until OOM",
+        "the first that fails",
+        "at the threshold",
+        "used",
+    )
+    for column in columns:
+        table.add_column(column, justify="left" if column == "promoted" else "right")
+    for threshold, least, most in zip(thresholds, none, every, strict=True):
+        for label, outcome in (("none", least), ("all", most)) if threshold > 1 else (("at once", least),):
+            table.add_row(
+                str(threshold),
+                label,
+                str(outcome.survivors),
+                str(outcome.survivors_oom),
+                f"{outcome.survivors + 1} or {outcome.survivors_oom + 1}",
+                str(outcome.promotions),
+                _human(outcome.used_kib),
+            )
+    console = Console(width=110, no_color=True, highlight=False)
+    with console.capture() as captured:
+        console.print(table)
+    terminal.print(under)
+    terminal.print("\n".join(line.rstrip() for line in captured.get().splitlines()))
+    for point in points:
+        terminal.print(
+            f"measured: {point.variant}: {point.survivors:g} fit, {point.survivors_oom:g} until OOM, "
+            f"{point.promotions:g} promotions"
+        )
+
+
+def _as_json(
+    machine: Machine,
+    chunk_kib: int,
+    pattern: str,
+    pages: int,
+    seed: int,
+    thresholds: Sequence[int],
+    none: Sequence[Outcome],
+    every: Sequence[Outcome],
+    points: Sequence[Point],
+) -> dict[str, object]:
+    return {
+        "memory_kib": machine.memory_kib,
+        "nodes": machine.nodes,
+        "available_kib": machine.begin_kib,
+        "chunk_kib": chunk_kib,
+        "pattern": pattern,
+        "pages": pages,
+        "seed": seed,
+        "outcomes": [
+            {"threshold": threshold, "promoted": label, **vars(outcome)}
+            for label, outcomes in (("none", none), ("all", every))
+            for threshold, outcome in zip(thresholds, outcomes, strict=True)
+        ],
+        "measured": [vars(point) for point in points],
+    }

@@ -55,6 +55,8 @@ def draw_simulation(
             marks = {"color": "black", "markersize": 11, "markerfacecolor": "none", "linestyle": "none"}
             left.plot(at, [point.survivors for point in points], marker="*", label="measured", **marks)
             right.plot(at, [point.promotions for point in points], marker="*", **marks)
+        for axis in (left, right):
+            axis.set_ylim(bottom=0)
         handles, labels = left.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=3)
         settle(figure)
@@ -71,4 +73,4 @@ def _panel(axis: Axes, thresholds: Sequence[int], title: str) -> None:
     axis.xaxis.set_minor_locator(NullLocator())
     axis.xaxis.set_major_formatter(ScalarFormatter())
     axis.set_xlabel("promotion_threshold, pages")
-    axis.set_ylim(bottom=0)
+    axis.tick_params(axis="x", rotation=40)

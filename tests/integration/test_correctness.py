@@ -12,10 +12,10 @@ from orchestrator.kernel.build import KernelBuild
 from orchestrator.machine.topology import Topology
 
 
-def test_no_quick_test_of_reservations_fails(bench: Bench, kernel: KernelBuild, tmp_path: Path) -> None:
-    stages = ",".join(stage.name for stage in bench.series.select("core-only"))
+def test_no_quick_test_of_reservations_fails(bench: Bench, full_kernel: KernelBuild, tmp_path: Path) -> None:
+    stages = ",".join(stage.name for stage in bench.series.select("full"))
     with bench.boot(
-        kernel,
+        full_kernel,
         Topology.parse("2x512M"),
         log_directory=tmp_path / "logs",
         cmdline=["transparent_hugepage=madvise"],

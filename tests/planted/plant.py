@@ -19,7 +19,10 @@ SERIES = HERE.parents[1] / "kernel_patches"
 
 #: Fault -> number of the stage that it comes after; it is the next stage of the copy.
 AFTER: Final[Mapping[str, int]] = {
-    **{"crash": 6, "latency": 8, "flaky": 10, "drift": 13},
+    "crash": 6,
+    "latency": 8,
+    "flaky": 10,
+    "drift": 13,
     # For tests of correctness, on top of the whole series.
     **dict.fromkeys(("unzeroed", "leak", "tails", "twice", "holes", "inversion"), 19),
 }

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Real kernels, a real image, real guests. Built once, from the user's cache where it has them."""
+"""Real kernels, a real image, real guests, for tests that ask for them: built once, and kept in the user's cache."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from orchestrator.kernel.build import KernelBuild
 from orchestrator.machine.topology import Topology
 from orchestrator.project import Project
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 
 #: Boots a kernel on a topology, as ``Bench.boot`` does, with a log directory of the test's own.
 Boot = Callable[..., AbstractContextManager[Booted]]
@@ -58,8 +58,14 @@ def baseline_kernel(bench: Bench) -> KernelBuild:
 
 @pytest.fixture(scope="session")
 def kernel(bench: Bench) -> KernelBuild:
-    """The whole series as it stands, without debugging information."""
+    """The core of the series, without debugging information."""
     return bench.kernel("core-only")
+
+
+@pytest.fixture(scope="session")
+def full_kernel(bench: Bench) -> KernelBuild:
+    """The whole series as it stands."""
+    return bench.kernel("full")
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import shlex
 import textwrap
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from orchestrator.analysis.comparison import Comparison, Row
@@ -40,22 +41,36 @@ _GROUPS: Final = (
 _OTHERS: Final = "Other primary metrics"
 
 
-def changelog_text(run: Run, comparison: Comparison, stage: int | None = None) -> str:
+def changelog_text(
+    run: Run, comparison: Comparison, stages: Sequence[int] = (), workloads: Sequence[str] = ()
+) -> str:
     """The text; the same run gives the same text.
 
     Args:
-        stage: only variants whose last applied stage has this number.
+        stages: only variants whose last applied stage has one of these numbers; none: all variants. A stage and the
+            one before it show what that patch adds.
+        workloads: only these; none: all of them.
 
     Raises:
-        UserError: no variant ends at that stage.
+        UserError: no variant ends at one of the stages, or the run has no such workload.
     """
     variants = [variant.name for variant in comparison.compared]
-    if stage is not None:
+    if stages:
         ends = {v.name: v.stages[-1] for v in comparison.compared if v.stages}
-        variants = [name for name in variants if ends.get(name) == stage]
-        if not variants:
-            there = ", ".join(map(str, sorted(set(ends.values())))) or "none"
-            raise UserError(f"no variant of this run ends at stage {stage}; there are: {there}.")
+        for stage in stages:
+            if stage not in ends.values():
+                there = ", ".join(map(str, sorted(set(ends.values())))) or "none"
+                raise UserError(f"no variant of this run ends at stage {stage}; there are: {there}.")
+        variants = [name for name in variants if ends.get(name) in stages]
+    measured = list(dict.fromkeys(row.workload for row in comparison.rows))
+    for workload in workloads:
+        if workload not in measured:
+            there = ", ".join(measured) or "none"
+            raise UserError(f"this run did not measure the workload {workload}; there are: {there}.")
+    if workloads:
+        comparison = replace(
+            comparison, rows=tuple(row for row in comparison.rows if row.workload in workloads)
+        )
     rows = [row for row in comparison.rows if row.primary and row.variant in variants]
     paragraphs = [_introduction(run, comparison)]
     paragraphs += [

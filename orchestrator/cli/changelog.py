@@ -21,11 +21,15 @@ def command(
     context: typer.Context,
     run: option.Run,
     stage: Annotated[
-        int | None, typer.Option("--stage", help="Only variants whose last stage is this one.")
+        list[int] | None,
+        typer.Option("--stage", help="Only variants whose last stage is this one; repeatable."),
+    ] = None,
+    workload: Annotated[
+        list[str] | None, typer.Option("--workload", "-w", help="Only this workload; repeatable.")
     ] = None,
 ) -> int:
     """Print what a run shows as text of at most 75 columns."""
     terminal = terminal_of(context)
     opened = Run.open(find_run(terminal.project.results, run))
-    terminal.print(changelog_text(opened, compare(opened), stage))
+    terminal.print(changelog_text(opened, compare(opened), stage or (), workload or ()))
     return 0

@@ -113,9 +113,9 @@ def test_a_run_without_values(tmp_path: Path) -> None:
 
 
 def test_one_stage_only(run: Run, compared: Comparison) -> None:
-    assert "core-only@256" in changelog_text(run, compared, stage=9)
+    assert "core-only@256" in changelog_text(run, compared, stages=[9])
     with pytest.raises(UserError, match="no variant of this run ends at stage 5; there are: 9"):
-        changelog_text(run, compared, stage=5)
+        changelog_text(run, compared, stages=[5])
 
 
 def test_a_long_name_has_a_line_of_its_own(tmp_path: Path) -> None:
@@ -129,3 +129,11 @@ def test_a_long_name_has_a_line_of_its_own(tmp_path: Path) -> None:
 def test_is_the_same_every_time(run: Run, text: str) -> None:
     again = Run.open(run.path)
     assert changelog_text(again, compare(again)) == text
+
+
+def test_one_workload_only(run: Run, compared: Comparison) -> None:
+    text = changelog_text(run, compared, workloads=["chunk"])
+    assert "survivors.total" in text and "fault_latency" not in text
+    assert "first_fault_insns" in changelog_text(run, compared)
+    with pytest.raises(UserError, match="did not measure the workload churn; there are: "):
+        changelog_text(run, compared, workloads=["churn"])

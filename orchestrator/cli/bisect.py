@@ -169,8 +169,6 @@ def command(
         manifest |= {"cells": [], "bisection": search.describe()}
         if diverges:
             manifest["workloads"] = {CHECK: {"title": "Traces", "parameters": {}, "metrics": {}}}
-        if series is not None:
-            manifest["series"] = {**dict(manifest["series"]), "directory": str(series)}  # type: ignore[call-overload]
         writer = RunWriter.create(terminal.project.results, experiment.name, manifest)
         for each, content in traces.items():
             (writer.path / "logs" / f"{each}.trace").write_text(format_trace(content), encoding="utf-8")

@@ -26,13 +26,14 @@ def command(
     cmdline: option.Cmdline = None,
     flavour: option.Flavour = "measure",
     source: option.Source = None,
+    series: option.SeriesDirectory = None,
     check: Annotated[
         bool, typer.Option("--check", help="End the guest as soon as it is up; for scripts.")
     ] = False,
 ) -> int:
     """Boot a variant, say how to reach it, and keep it up until it ends or Ctrl-C."""
     terminal = terminal_of(context)
-    with guest_of(terminal, patchset, topology, accel, settings, cmdline, flavour, source) as up:
+    with guest_of(terminal, patchset, topology, accel, settings, cmdline, flavour, source, series) as up:
         terminal.print(f"up after {up.booted.boot_s:.1f} s; console log {up.booted.machine.console_log}")
         terminal.print("shell    " + " ".join(ssh_command(up.booted.machine.ssh_port, up.image)))
         while not check and up.booted.machine.alive:

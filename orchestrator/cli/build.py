@@ -22,13 +22,14 @@ def command(
         bool, typer.Option("--dwarf", help="With debugging information, for gdb and drgn.")
     ] = False,
     source: option.Source = None,
+    series: option.SeriesDirectory = None,
     build_jobs: option.BuildJobs = None,
     as_json: option.Json = False,
 ) -> int:
     """Build the kernel of a variant and print where it is."""
     terminal = terminal_of(context)
     with terminal.events() as events:
-        bench = terminal.bench(events, source, flavour=flavour, build_jobs=build_jobs)
+        bench = terminal.bench(events, source, flavour=flavour, build_jobs=build_jobs, series=series)
         bench.series.select(patchset)
         kernel = bench.kernel(patchset, dwarf)
     facts = {

@@ -26,6 +26,7 @@ def command(
     cmdline: option.Cmdline = None,
     flavour: option.Flavour = "measure",
     source: option.Source = None,
+    series: option.SeriesDirectory = None,
     breakpoints: Annotated[
         list[str] | None, typer.Option("--break", "-b", help="Set a breakpoint at this symbol; repeatable.")
     ] = None,
@@ -37,7 +38,7 @@ def command(
     """Boot a variant with debugging information and hand over gdb, attached, with the right vmlinux."""
     terminal = terminal_of(context)
     with guest_of(
-        terminal, patchset, topology, accel, settings, cmdline, flavour, source, gdb=True, dwarf=True
+        terminal, patchset, topology, accel, settings, cmdline, flavour, source, series, gdb=True, dwarf=True
     ) as up:
         machine = up.booted.machine
         assert machine.gdb_socket is not None

@@ -28,11 +28,12 @@ def command(
     cmdline: option.Cmdline = None,
     flavour: option.Flavour = "measure",
     source: option.Source = None,
+    series: option.SeriesDirectory = None,
     timeout: Annotated[float, typer.Option("--timeout", help="Host seconds the command may take.")] = 600.0,
 ) -> int:
     """Boot a variant, run one command in it, and end with the command's exit status."""
     terminal = terminal_of(context)
-    with guest_of(terminal, patchset, topology, accel, settings, cmdline, flavour, source) as up:
+    with guest_of(terminal, patchset, topology, accel, settings, cmdline, flavour, source, series) as up:
         finished = up.booted.guest.run(argv, timeout_s=timeout)
         findings = up.booted.machine.findings()
     sys.stdout.write(finished.stdout)

@@ -41,6 +41,7 @@ def guest_of(
     cmdline: Sequence[str] | None,
     flavour: str,
     source: str | None,
+    series: Path | None = None,
     *,
     gdb: bool = False,
     dwarf: bool = False,
@@ -55,7 +56,7 @@ def guest_of(
     asked = Topology.parse(topology)
     asked.check_host(1)
     with terminal.events() as events:
-        bench = terminal.bench(events, source, accel, flavour)
+        bench = terminal.bench(events, source, accel, flavour, series=series)
         knobs = {}
         for key, values in parse_settings(settings or (), bench.series).items():
             if len(values) > 1:

@@ -67,6 +67,7 @@ def command(
     ] = 0.005,
     flavour: option.Flavour = "measure",
     source: option.Source = None,
+    series: option.SeriesDirectory = None,
     timeout: Annotated[
         float | None, typer.Option("--timeout", help="Host seconds that one workload may take.")
     ] = None,
@@ -85,7 +86,7 @@ def command(
     with terminal.events() as events:
         if resume is not None:
             return _resume(terminal, events, resume, place_of(executor, jobs), build_jobs, as_json)
-        bench = terminal.bench(events, source, accel, flavour, build_jobs)
+        bench = terminal.bench(events, source, accel, flavour, build_jobs, series)
         if experiment is not None:
             if patchset:
                 raise UserError(
@@ -133,7 +134,9 @@ def _resume(
     writer = RunWriter.reopen(find_run(terminal.project.results, name))
     asked = experiment_of_manifest(writer.manifest)
     requested = writer.manifest["source"].get("requested")
-    bench = terminal.bench(events, None, asked.accelerator, asked.flavour, build_jobs)
+    directory = writer.manifest["series"].get("directory")
+    series = Path(directory) if directory else None
+    bench = terminal.bench(events, None, asked.accelerator, asked.flavour, build_jobs, series)
     bench.source = requested if requested != bench.series.package else None
     check_same_series(writer, bench)
     if isinstance(place, ThisHost):

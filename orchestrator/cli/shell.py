@@ -24,10 +24,11 @@ def command(
     cmdline: option.Cmdline = None,
     flavour: option.Flavour = "measure",
     source: option.Source = None,
+    series: option.SeriesDirectory = None,
 ) -> int:
     """Boot a variant and open an SSH shell in it; the guest ends with the shell."""
     terminal = terminal_of(context)
-    with guest_of(terminal, patchset, topology, accel, settings, cmdline, flavour, source) as up:
+    with guest_of(terminal, patchset, topology, accel, settings, cmdline, flavour, source, series) as up:
         # stdin, stdout and stderr are the person's own: ssh makes the terminal raw and restores it.
         argv = ssh_command(up.booted.machine.ssh_port, up.image)
         return spawn(argv, stdin=None, stdout=None, stderr=None, own_session=False).wait()

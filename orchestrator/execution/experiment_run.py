@@ -59,7 +59,12 @@ def manifest_of(experiment: Experiment, bench: Bench, command: Sequence[str]) ->
         "seed": experiment.seed,
         "tradeoff": dict(experiment.tradeoff),
         "source": {"requested": bench.source or series.package},
-        "series": {"name": series.name, "title": series.title, "base": series.base_version},
+        "series": {
+            "name": series.name,
+            "title": series.title,
+            "base": series.base_version,
+            **({"directory": str(bench.series_directory.resolve())} if bench.series_directory else {}),
+        },
         "variants": [
             {
                 "name": variant.name,

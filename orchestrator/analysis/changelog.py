@@ -2,7 +2,7 @@
 """What a run shows, as plain text to paste into a patch's changelog: ASCII, at most 75 columns.
 
 Fault latency, memory consumption and successful promotions come first: the three that a reviewer of this work
-asks for. Only primary metrics are told; the table has the others.
+asks for. Only primary metrics are told, and those that are asked for; the table has the others.
 """
 
 from __future__ import annotations
@@ -36,13 +36,17 @@ _NAME_WIDTH: Final = 20
 _GROUPS: Final = (
     ("Fault latency", ("fault_", "first_fault_", "touch_")),
     ("Memory consumption", ("memory_", "held_", "rss_", "survivors")),
-    ("Successful promotions", ("promotions.",)),
+    ("Successful promotions", ("promotions.", "promoted_", "promotion_", "huge_regions.")),
 )
-_OTHERS: Final = "Other primary metrics"
+_OTHERS: Final = "Other metrics"
 
 
 def changelog_text(
-    run: Run, comparison: Comparison, stages: Sequence[int] = (), workloads: Sequence[str] = ()
+    run: Run,
+    comparison: Comparison,
+    stages: Sequence[int] = (),
+    workloads: Sequence[str] = (),
+    metrics: Sequence[str] = (),
 ) -> str:
     """The text; the same run gives the same text.
 
@@ -50,9 +54,10 @@ def changelog_text(
         stages: only variants whose last applied stage has one of these numbers; none: all variants. A stage and the
             one before it show what that patch adds.
         workloads: only these; none: all of them.
+        metrics: told although they are not primary.
 
     Raises:
-        UserError: no variant ends at one of the stages, or the run has no such workload.
+        UserError: no variant ends at one of the stages, or the run has no such workload or metric.
     """
     variants = [variant.name for variant in comparison.compared]
     if stages:
@@ -71,7 +76,14 @@ def changelog_text(
         comparison = replace(
             comparison, rows=tuple(row for row in comparison.rows if row.workload in workloads)
         )
-    rows = [row for row in comparison.rows if row.primary and row.variant in variants]
+    for metric in metrics:
+        if metric not in (row.metric for row in comparison.rows):
+            raise UserError(
+                f"this run has no metric {metric} there; its table names them: orchestrate compare."
+            )
+    rows = [
+        row for row in comparison.rows if (row.primary or row.metric in metrics) and row.variant in variants
+    ]
     paragraphs = [_introduction(run, comparison)]
     paragraphs += [
         text

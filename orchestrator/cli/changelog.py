@@ -27,9 +27,13 @@ def command(
     workload: Annotated[
         list[str] | None, typer.Option("--workload", "-w", help="Only this workload; repeatable.")
     ] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option("--metric", "-m", help="This metric too, though it is not primary; repeatable."),
+    ] = None,
 ) -> int:
     """Print what a run shows as text of at most 75 columns."""
     terminal = terminal_of(context)
     opened = Run.open(find_run(terminal.project.results, run))
-    terminal.print(changelog_text(opened, compare(opened), stage or (), workload or ()))
+    terminal.print(changelog_text(opened, compare(opened), stage or (), workload or (), metric or ()))
     return 0

@@ -137,3 +137,11 @@ def test_one_workload_only(run: Run, compared: Comparison) -> None:
     assert "first_fault_insns" in changelog_text(run, compared)
     with pytest.raises(UserError, match="did not measure the workload churn; there are: "):
         changelog_text(run, compared, workloads=["churn"])
+
+
+def test_a_metric_that_is_not_primary(run: Run, compared: Comparison, text: str) -> None:
+    other = next(row.metric for row in compared.rows if not row.primary)
+    assert other not in text
+    assert other in changelog_text(run, compared, metrics=[other])
+    with pytest.raises(UserError, match="has no metric happiness there"):
+        changelog_text(run, compared, metrics=["happiness"])

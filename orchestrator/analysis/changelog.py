@@ -36,7 +36,7 @@ _NAME_WIDTH: Final = 20
 _GROUPS: Final = (
     ("Fault latency", ("fault_", "first_fault_", "touch_")),
     ("Memory consumption", ("memory_", "held_", "rss_", "survivors")),
-    ("Successful promotions", ("promotions.", "promoted_", "promotion_", "huge_regions.")),
+    ("Successful promotions", ("promotions.", "promoted_", "promotion_", "collapses_", "huge_regions.")),
 )
 _OTHERS: Final = "Other metrics"
 

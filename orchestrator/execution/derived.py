@@ -19,6 +19,8 @@ _RESERVED = "nr_thp_reserved"
 EVENTS: Mapping[str, tuple[str, ...]] = {
     # A promotion is an existing range made huge: by copy (thp_collapse_alloc) or in place (thp_res_collapse).
     "promotions.total": ("thp_collapse_alloc", "thp_res_collapse"),
+    "collapses_by_copy.total": ("thp_collapse_alloc",),
+    "collapses_in_place.total": ("thp_res_collapse",),
     "huge_faults.total": ("thp_fault_alloc",),
     "reservations.total": ("thp_res_alloc",),
     "reservation_failures.total": ("thp_res_alloc_failed",),
@@ -58,6 +60,13 @@ DERIVED_METRICS: Mapping[str, Metric] = {
             primary=True,
             help="ranges made huge after their first fault",
         ),
+        Metric(
+            "collapses_by_copy.total",
+            "ranges",
+            "lower",
+            help="huge pages allocated for promotions by copying",
+        ),
+        Metric("collapses_in_place.total", "ranges", "higher", help="reservations that became huge pages"),
         Metric("huge_faults.total", "faults", None, help="faults that mapped a huge page"),
         Metric(
             "reserved_pages.left",

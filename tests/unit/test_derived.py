@@ -25,6 +25,7 @@ def test_an_event_counter_becomes_its_growth() -> None:
         ]
     )
     assert got["promotions.total"] == 7
+    assert (got["collapses_by_copy.total"], got["collapses_in_place.total"]) == (4, 3)
 
 
 def test_a_counter_the_kernel_lacks_is_no_metric() -> None:

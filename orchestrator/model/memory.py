@@ -27,8 +27,8 @@ from orchestrator.model.page import (
     Reservation,
     Table,
     bits,
-    block_hash,
-    page_word,
+    stamp_of,
+    stamps_hash,
 )
 
 #: Stages of the series, as series.toml names them.
@@ -127,7 +127,7 @@ class BlockView:
         self.present = PAGES if state == HUGE else table.present.bit_count() if table is not None else 0
         self.zero = PAGES if state == HUGE_ZERO else table.zero.bit_count() if table is not None else 0
         self.swapped = 0
-        self.hash = block_hash(table.contents() if table is not None else [0] * PAGES)
+        self.hash = stamps_hash(tuple(table.stamps()) if table is not None else (0,) * PAGES)
 
     def as_dict(self) -> dict[str, Any]:
         """As the guest program prints it."""
@@ -326,18 +326,32 @@ class Model:
         self._count("thp_res_alloc")
         self._counters[self._reserved] += PAGES
 
-    def _take(self, mm: AddressSpace, block: int, page: int) -> Frame:
-        """A page for an address: out of its reservation if that has it still."""
+    def _take(self, mm: AddressSpace, block: int, first: int, last: int) -> list[Frame]:
+        """Pages for addresses that have none: out of their reservation where that has them still.
+
+        Returns:
+            Those from `first` on, at least one. They end before `last` with one that is to lead to a promotion, which
+            may leave none of the others to be faulted in.
+        """
         reservation = mm.reservations.get(block)
-        if reservation is None or not reservation.unused >> page & 1:
-            return Frame()
-        reservation.unused ^= 1 << page
-        counters = self._counters
-        counters[self._reserved] -= 1
-        counters[self._res_mapped] += 1
-        if self._has_sync and PAGES - reservation.unused.bit_count() == self._threshold:
-            self._due.append((mm, block))
-        return Frame(0, reservation, page)
+        if reservation is None:
+            return [Frame() for _page in range(first, last)]
+        unused = reservation.unused
+        taken = unused & bits(first, last)
+        if self._has_sync:
+            missing = self._threshold - PAGES + unused.bit_count()
+            if 0 < missing <= taken.bit_count():
+                while (excess := taken.bit_count() - missing) > 0:
+                    taken &= bits(first, last := last - excess)
+                last = taken.bit_length()
+                self._due.append((mm, block))
+        count = taken.bit_count()
+        reservation.unused = unused ^ taken
+        self._counters[self._reserved] -= count
+        self._counters[self._res_mapped] += count
+        if count == last - first:
+            return [Frame(0, reservation, page) for page in range(first, last)]
+        return [Frame(0, reservation, page) if taken >> page & 1 else Frame() for page in range(first, last)]
 
     def _return_to_user(self) -> None:
         """khugepaged_promote(): of the ranges that a fault has brought to the threshold."""
@@ -390,9 +404,9 @@ class Model:
 
     # Huge pages: mm/huge_memory.c and the counts of mm/rmap.c
 
-    def _map_huge(self, mm: AddressSpace, vma: Vma, block: int, words: list[int]) -> Folio:
+    def _map_huge(self, mm: AddressSpace, vma: Vma, block: int, stamps: list[int]) -> Folio:
         """Map a new huge page, which belongs to nobody else."""
-        table = Table(HUGE, Folio(words))
+        table = Table(HUGE, Folio(stamps))
         table.writable = ALL if vma.attributes.protection == WRITE else 0
         mm.tables[block] = table
         self._count("nr_anon_transparent_hugepages")
@@ -467,23 +481,19 @@ class Model:
         mask = bits(first, last)
         if table.present & mask:
             run: list[Frame] = []
-            frames = table.frames
-            for page in range(first, last):
-                frame = frames[page]
+            for frame in table.frames[first:last]:
+                if frame is not None and frame.folio is None:
+                    frame.maps -= 1
                 if run and (
                     frame is None or frame.folio is not run[0].folio or frame.slot != run[-1].slot + 1
                 ):
                     self._unmap_ptes(run)
                     run = []
-                if frame is None:
-                    continue
-                if frame.folio is None:
-                    frame.maps -= 1
-                else:
+                if frame is not None and frame.folio is not None:
                     run.append(frame)
             if run:
                 self._unmap_ptes(run)
-            frames[first:last] = [None] * (last - first)
+            table.frames[first:last] = [None] * (last - first)
         table.present &= ~mask
         table.zero &= ~mask
         table.writable &= ~mask
@@ -542,7 +552,7 @@ class Model:
             and vma.contains_block(block)
         ):
             self._create(mm, block)
-        return self._take(mm, block, page)
+        return self._take(mm, block, page, page + 1)[0]
 
     def _may_reuse(self, frame: Frame) -> bool:
         """Whether a write to a page that is mapped read-only need not copy it."""
@@ -571,9 +581,11 @@ class Model:
                 return table
             self._split_pmd(mm, block)
         frames = table.frames
-        for page in range(first, last):
+        page = first
+        while page < last:
             bit = 1 << page
             if table.writable & bit:
+                page += 1
                 continue
             if table.present & bit:
                 frame = frames[page]
@@ -581,17 +593,22 @@ class Model:
                 if self._may_reuse(frame):
                     frame.exclusive = True
                 else:
-                    frames[page] = Frame(frame.word)
+                    frames[page] = Frame(frame.stamp)
                     self._unmap_ptes([frame])
             elif table.zero & bit:
                 frames[page] = self._cow_zero(mm, vma, block, table, page)
                 table.zero ^= bit
-                table.present |= bit
             else:
                 self._prepare_anon(mm, vma)
-                frames[page] = self._take(mm, block, page) if self._has_reserve else Frame()
-                table.present |= bit
+                there = (table.present | table.zero) >> page
+                free = (there & -there).bit_length() - 1 if there else PAGES
+                taken = self._take(mm, block, page, min(page + free, last))
+                frames[page : page + len(taken)] = taken
+                bit = bits(page, page + len(taken))
+                page += len(taken) - 1
+            table.present |= bit
             table.writable |= bit
+            page += 1
             if self._due and from_user:
                 self._return_to_user()
                 table = mm.tables[block]
@@ -628,16 +645,15 @@ class Model:
             if last > PAGES:
                 last = PAGES
             table = self._fault_write(mm, vma, block, first, last, from_user=True)
-            origin = block * PAGES
-            words = table.folio.words if table.folio is not None else None
-            if words is not None:
-                for each in range(first, last):
-                    words[each] = page_word(seed, origin + each)
+            stamps = range(stamp_of(seed, page), stamp_of(seed, page) + last - first)
+            folio = table.folio
+            if folio is not None and folio.stamps is not None:
+                folio.stamps[first:last] = stamps
             else:
-                frames = table.frames if table.folio is None else table.folio.frames
-                for each in range(first, last):
-                    frames[each].word = page_word(seed, origin + each)  # type: ignore[union-attr]
-            page = origin + last
+                frames = table.frames if folio is None else folio.frames
+                for frame, stamp in zip(frames[first:last], stamps, strict=True):
+                    frame.stamp = stamp  # type: ignore[union-attr]
+            page += last - first
         return 0
 
     def _read(self, operation: trace.Read) -> Errno:
@@ -842,7 +858,7 @@ class Model:
         """split_folio(): its pages become ordinary ones, and those that are all zeros the zero page."""
         assert folio is not None
         self._count("thp_split_page")
-        zeros = {id(frame) for frame in folio.frames if not frame.word}
+        zeros = {id(frame) for frame in folio.frames if not frame.stamp}
         for frame in folio.frames:
             frame.folio = None
         if not zeros:
@@ -1149,7 +1165,7 @@ class Model:
         self, mm: AddressSpace, vma: Vma, block: int, table: Table, in_place_only: bool = False
     ) -> bool:
         """collapse_huge_page(); whether it succeeded."""
-        words = table.contents()
+        stamps = table.stamps()
         reservation = mm.reservations.get(block)
         if self._has_in_place and reservation is not None and self._is_complete(reservation, vma, table):
             self._fill(mm, block, reservation)
@@ -1162,7 +1178,7 @@ class Model:
                     self._unmap_ptes([frame])
             if self._has_copy and self._give_up(mm, block) is not None:
                 self._count("thp_res_copy")
-        self._map_huge(mm, vma, block, words)
+        self._map_huge(mm, vma, block, stamps)
         return True
 
     def _fill(self, mm: AddressSpace, block: int, reservation: Reservation) -> None:

@@ -2,15 +2,35 @@
 """Pages, huge pages and reservations: who owns what memory, and what is in it.
 
 Contents are one 64-bit word a page, which the guest program repeats over the
-whole page. A word of 0 is a page of zeros.
+whole page. A word of 0 is a page of zeros. A page has a stamp, which says by what
+it was written; the word is made of it when somebody looks.
 """
 
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Final
 
 PAGES: Final = 512
 ALL: Final = (1 << PAGES) - 1
 _MASK: Final = 2**64 - 1
+#: Bits of a stamp that are the page's number: an arena has fewer pages.
+_STAMP_BITS: Final = 20
+
+
+def stamp_of(seed: int, page: int) -> int:
+    """What a page has that is written with `seed`; those of consecutive pages are consecutive, and none is 0.
+
+    Args:
+        seed: of the write.
+        page: the page's number in the arena at the time of the write.
+    """
+    return seed + 1 << _STAMP_BITS | page
+
+
+@lru_cache(maxsize=1 << 16)
+def word_of(stamp: int) -> int:
+    """What is to be read in a page with this stamp."""
+    return page_word((stamp >> _STAMP_BITS) - 1, stamp & (1 << _STAMP_BITS) - 1) if stamp else 0
 
 
 def page_word(seed: int, page: int) -> int:
@@ -32,6 +52,12 @@ def block_hash(words: Iterable[int]) -> str:
     for word in words:
         digest = ((digest ^ word) * 0x100000001B3) & _MASK
     return f"{digest:016x}"
+
+
+@lru_cache(maxsize=1024)
+def stamps_hash(stamps: tuple[int, ...]) -> str:
+    """As `block_hash()`, of the words of stamps; most blocks are looked at more than once before they change."""
+    return block_hash(map(word_of, stamps))
 
 
 def bits(first: int, last: int) -> int:
@@ -56,7 +82,7 @@ class Frame:
     """A base page in use, on its own or as part of a huge page.
 
     Attributes:
-        word: its contents.
+        stamp: of its contents; 0 for zeros.
         maps: number of PTEs that map it.
         exclusive: PageAnonExclusive: not shared with anybody, so that a write may reuse it.
         folio: the huge page that it is part of, or None.
@@ -64,10 +90,10 @@ class Frame:
         slot: its place in that block, or in the huge page.
     """
 
-    __slots__ = ("block", "exclusive", "folio", "maps", "slot", "word")
+    __slots__ = ("block", "exclusive", "folio", "maps", "slot", "stamp")
 
-    def __init__(self, word: int = 0, block: Reservation | None = None, slot: int = 0) -> None:
-        self.word = word
+    def __init__(self, stamp: int = 0, block: Reservation | None = None, slot: int = 0) -> None:
+        self.stamp = stamp
         self.maps = 1
         self.exclusive = True
         self.folio: Folio | None = None
@@ -79,7 +105,7 @@ class Folio:
     """A huge page (a large folio of order 9).
 
     Attributes:
-        words: contents, while no PTE has ever mapped it; afterwards they are in `frames`.
+        stamps: of its pages, while no PTE has ever mapped it; afterwards they are in `frames`.
         frames: its pages, once a PMD that maps it has been split.
         exclusive: PageAnonExclusive of the head, which counts while a PMD maps it.
         entire: number of PMDs that map it (_entire_mapcount + 1).
@@ -88,10 +114,10 @@ class Folio:
         partially: whether it has been queued for being split (PG_partially_mapped).
     """
 
-    __slots__ = ("entire", "exclusive", "frames", "mapped", "maps", "partially", "words")
+    __slots__ = ("entire", "exclusive", "frames", "mapped", "maps", "partially", "stamps")
 
-    def __init__(self, words: list[int]) -> None:
-        self.words: list[int] | None = words
+    def __init__(self, stamps: list[int]) -> None:
+        self.stamps: list[int] | None = stamps
         self.frames: list[Frame] = []
         self.exclusive = True
         self.entire = 1
@@ -107,20 +133,19 @@ class Folio:
             return True
         return self.frames[0].maps > 1
 
-    def contents(self) -> list[int]:
-        """The words of all pages."""
-        return self.words if self.words is not None else [frame.word for frame in self.frames]
+    def all_stamps(self) -> list[int]:
+        """Those of all pages."""
+        return self.stamps if self.stamps is not None else [frame.stamp for frame in self.frames]
 
     def into_frames(self) -> list[Frame]:
         """Its pages, which no PTE maps yet if they are asked for the first time."""
-        if self.words is not None:
-            for page, word in enumerate(self.words):
-                frame = Frame(word, None, page)
+        if self.stamps is not None:
+            self.frames = [Frame(stamp, None, page) for page, stamp in enumerate(self.stamps)]
+            for frame in self.frames:
                 frame.maps = 0
                 frame.exclusive = False
                 frame.folio = self
-                self.frames.append(frame)
-            self.words = None
+            self.stamps = None
         return self.frames
 
 
@@ -150,10 +175,14 @@ class Table:
         self.writable = 0
         self.frames: list[Frame | None] = [None] * PAGES if state == PTES else []
 
-    def contents(self) -> list[int]:
-        """The words of all pages; 0 for those that are not there."""
+    def stamps(self) -> list[int]:
+        """The stamps of all pages; 0 for those that are not there."""
         if self.folio is not None:
-            return self.folio.contents()
+            return self.folio.all_stamps()
         if not self.present:
             return [0] * PAGES
-        return [frame.word if frame is not None else 0 for frame in self.frames]
+        return [frame.stamp if frame is not None else 0 for frame in self.frames]
+
+    def contents(self) -> list[int]:
+        """What is to be read in each page."""
+        return [word_of(stamp) if stamp else 0 for stamp in self.stamps()]

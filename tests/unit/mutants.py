@@ -81,7 +81,7 @@ def caught(kind: type[Model]) -> tuple[Recording, Comparison] | None:
     return None
 
 
-#: Stale contents: what a page that nobody zeroed may hold.
+#: The stamp of stale contents: what a page that nobody zeroed may hold.
 _STALE: Final = 0xA5A5A5A5A5A5A5A5
 
 
@@ -220,21 +220,23 @@ class MappedTwice(Model):
 class HandedOutTwice(Model):
     """The bit of a page that is handed out stays set."""
 
-    def _take(self, mm: AddressSpace, block: int, page: int) -> Frame:
-        frame = super()._take(mm, block, page)
-        if frame.block is not None:
-            frame.block.unused |= 1 << page
-        return frame
+    def _take(self, mm: AddressSpace, block: int, first: int, last: int) -> list[Frame]:
+        frames = super()._take(mm, block, first, last)
+        for frame in frames:
+            if frame.block is not None:
+                frame.block.unused |= 1 << frame.slot
+        return frames
 
 
 class NotZeroed(Model):
     """A page out of a reservation is handed out as it is (the planted `unzeroed`)."""
 
-    def _take(self, mm: AddressSpace, block: int, page: int) -> Frame:
-        frame = super()._take(mm, block, page)
-        if frame.block is not None:
-            frame.word = _STALE
-        return frame
+    def _take(self, mm: AddressSpace, block: int, first: int, last: int) -> list[Frame]:
+        frames = super()._take(mm, block, first, last)
+        for frame in frames:
+            if frame.block is not None:
+                frame.stamp = _STALE
+        return frames
 
 
 class ReadReserves(Model):
@@ -252,7 +254,7 @@ class NothingAfterRead(Model):
 
     def _cow_zero(self, mm: AddressSpace, vma: Vma, block: int, table: Table, page: int) -> Frame:
         self._prepare_anon(mm, vma)
-        return self._take(mm, block, page)
+        return self._take(mm, block, page, page + 1)[0]
 
 
 class ReservesOverPages(Model):
@@ -434,8 +436,8 @@ class NeverInPlace(Model):
 class HolesNotZeroed(Model):
     """Promotion in place leaves the contents of pages that were never used (the planted `holes`)."""
 
-    def _map_huge(self, mm: AddressSpace, vma: Vma, block: int, words: list[int]) -> Folio:
-        return super()._map_huge(mm, vma, block, [word or _STALE for word in words])
+    def _map_huge(self, mm: AddressSpace, vma: Vma, block: int, stamps: list[int]) -> Folio:
+        return super()._map_huge(mm, vma, block, [stamp or _STALE for stamp in stamps])
 
 
 class FilledIsReleased(Model):
@@ -458,8 +460,8 @@ class ShiftedByOne(Model):
         before = self.counter("thp_res_collapse")
         done = super()._collapse(mm, vma, block, table, in_place_only)
         folio = mm.tables[block].folio
-        if self.counter("thp_res_collapse") > before and folio is not None and folio.words is not None:
-            folio.words = [*folio.words[1:], folio.words[0]]
+        if self.counter("thp_res_collapse") > before and folio is not None and folio.stamps is not None:
+            folio.stamps = [*folio.stamps[1:], folio.stamps[0]]
         return done
 
 

@@ -4,8 +4,8 @@
     .venv/bin/python tests/benchmarks/model_speed.py [--ops N] [--patchset NAME]
 
 "touch": one page is written, read or given back, at a random place of 16 blocks. The other rows are the random traces
-of `orchestrate check`, where an operation is a system call or an access to a range, of some 60 pages on average, a full
-scan of khugepaged, or a fork; "pages/s" counts the pages of the ranges written and read.
+of `orchestrate check`, where an operation is a system call or an access to a range, of 29 to 65 pages on average, two
+full scans of khugepaged, or a fork; "pages/s" counts the pages of the ranges written and read.
 
 "stepped": the operation is done, and all counters after it are known, which is what a search over traces asks for.
 "reported": every block of the process that the step belongs to is described too, with the hash of its contents, which

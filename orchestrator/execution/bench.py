@@ -16,13 +16,15 @@ from orchestrator.events import Events
 from orchestrator.experiment.knob import knob_path
 from orchestrator.guest.image import GuestImage, build_image
 from orchestrator.guest.image import is_built as is_image_built
+from orchestrator.guest.selftests import SelftestPlan, Selftests, build_selftests, load_selftests
+from orchestrator.guest.selftests import are_built as are_selftests_built
 from orchestrator.guest.ssh import Guest, GuestLost
 from orchestrator.guest.topology_check import verify
 from orchestrator.guest.workload import Workload, load_workloads
 from orchestrator.kernel.build import KernelBuild, build_kernel, is_built
 from orchestrator.kernel.config import Configuration, configuration
 from orchestrator.kernel.elf import build_id_of_notes
-from orchestrator.kernel.series import Series, load_series
+from orchestrator.kernel.series import BASELINE, Series, load_series
 from orchestrator.kernel.source import SourceTree, import_source, is_imported
 from orchestrator.kernel.tree import PatchedTree, apply_stages
 from orchestrator.machine.accelerator import Accelerator, choose_accelerator
@@ -94,7 +96,9 @@ class Bench:
         key = tuple(layers)
         with self._image_lock:
             if key not in self.images:
-                self.images[key] = build_image(self.project, self.cache, self.events, key)
+                self.images[key] = build_image(
+                    self.project, self.cache, self.events, key, self._unpatched_selftests
+                )
             return self.images[key]
 
     @cached_property
@@ -124,7 +128,18 @@ class Bench:
 
     def has_image(self, layers: Sequence[str] = ()) -> bool:
         """Whether the guest image with these layers is in the cache."""
-        return is_image_built(self.project, self.cache, layers)
+        there = is_imported(self.source, self.series.package, self.cache) and are_selftests_built(
+            self.tree(BASELINE), self._selftest_plan, self.cache
+        )
+        return is_image_built(self.project, self.cache, layers, self._unpatched_selftests if there else None)
+
+    @property
+    def _selftest_plan(self) -> SelftestPlan:
+        return load_selftests(self.project.vm_images / "guest" / "selftests.toml")
+
+    def _unpatched_selftests(self) -> Selftests:
+        """The kernel's own, of the unpatched source: one program for all variants."""
+        return build_selftests(self.tree(BASELINE), self._selftest_plan, self.cache, self.events)
 
     @contextmanager
     def boot(

@@ -14,8 +14,9 @@ import io
 import json
 import posixpath
 import shutil
+import tarfile
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property, reduce
@@ -33,6 +34,7 @@ from orchestrator.events import Events
 from orchestrator.guest.archive import Entry, archive
 from orchestrator.guest.keys import Keys, existing_keys, obtain_keys
 from orchestrator.guest.packages import Package, find_package, root_of
+from orchestrator.guest.selftests import Selftests
 from orchestrator.process import require, run
 from orchestrator.project import Project
 
@@ -54,7 +56,7 @@ _RECIPE_KEYS = {
     "compression": str, "directories": list, "packages": dict, "libraries": dict, "applets": dict,
     "symlinks": dict, "files": list, "nodes": list,
 }  # fmt: skip
-_LAYER_KEYS = {"packages": dict, "libraries": dict, "symlinks": dict, "programs": dict}
+_LAYER_KEYS = {"packages": dict, "libraries": dict, "symlinks": dict, "programs": dict, "selftests": dict}
 _COMPRESSIONS = ("none", "gzip")
 
 
@@ -110,6 +112,7 @@ class Recipe:
         nodes: path -> major, minor, mode.
         programs: path in the guest -> directory here; the C sources in it make that program, together with
             what the workloads have in common.
+        selftests: path in the guest -> program of the kernel's tools/testing/selftests/mm.
         layers: the files of the layers that were added.
     """
 
@@ -123,6 +126,7 @@ class Recipe:
     files: Mapping[str, tuple[Path, int]]
     nodes: Mapping[str, tuple[int, int, int]]
     programs: Mapping[str, Path] = field(default_factory=dict)
+    selftests: Mapping[str, str] = field(default_factory=dict)
     layers: tuple[Path, ...] = ()
 
     @property
@@ -208,27 +212,47 @@ def with_layer(recipe: Recipe, name: str) -> Recipe:
         libraries=tuple(dict.fromkeys((*recipe.libraries, *libraries))),
         symlinks={**recipe.symlinks, **table.get("symlinks", {})},
         programs={**recipe.programs, **programs},
+        selftests={**recipe.selftests, **table.get("selftests", {})},
         layers=(*recipe.layers, path),
     )
 
 
-def build_image(project: Project, cache: Cache, events: Events, layers: Sequence[str] = ()) -> GuestImage:
+def build_image(
+    project: Project,
+    cache: Cache,
+    events: Events,
+    layers: Sequence[str] = (),
+    selftests: Callable[[], Selftests] | None = None,
+) -> GuestImage:
     """The guest image of `project`, built or from the cache.
 
     Args:
         layers: names of ``vm_images/guest/layers/*.toml`` that are in it as well.
+        selftests: builds the kernel's own, for layers that have some of them.
 
     Raises:
         UserError: the recipe is wrong, or a workload does not compile.
         InfrastructureError: a package, a library or the compiler is missing.
     """
-    return _Image(project, cache, events, obtain_keys(cache), layers).obtain()
+    return _Image(project, cache, events, obtain_keys(cache), layers, selftests).obtain()
 
 
-def is_built(project: Project, cache: Cache, layers: Sequence[str] = ()) -> bool:
-    """Whether the guest image of `project` as it is now lies in the cache."""
+def is_built(
+    project: Project,
+    cache: Cache,
+    layers: Sequence[str] = (),
+    selftests: Callable[[], Selftests] | None = None,
+) -> bool:
+    """Whether the guest image of `project` as it is now lies in the cache.
+
+    Args:
+        selftests: None where the kernel's own are not built, and hence no image that has some of them.
+    """
     keys = existing_keys(cache)
-    return keys is not None and cache.has("image", _Image(project, cache, Events(), keys, layers).key)
+    if keys is None:
+        return False
+    image = _Image(project, cache, Events(), keys, layers, selftests)
+    return image.is_possible and cache.has("image", image.key)
 
 
 def workload_sources(workloads: Path) -> dict[str, Path]:
@@ -248,13 +272,34 @@ class _Image:
     """One build of an image: its key, then its making."""
 
     def __init__(
-        self, project: Project, cache: Cache, events: Events, keys: Keys, layers: Sequence[str]
+        self,
+        project: Project,
+        cache: Cache,
+        events: Events,
+        keys: Keys,
+        layers: Sequence[str],
+        selftests: Callable[[], Selftests] | None,
     ) -> None:
         self._workloads = project.guest_workloads
         self._cache = cache
         self._events = events
         self._keys = keys
         self._recipe = reduce(with_layer, layers, load_recipe(project.vm_images / "guest"))
+        self._build_selftests = selftests
+
+    @property
+    def is_possible(self) -> bool:
+        """Whether the kernel's selftests are at hand, if it has some of them."""
+        return self._build_selftests is not None or not self._recipe.selftests
+
+    @cached_property
+    def _selftests(self) -> Selftests | None:
+        if not self._recipe.selftests:
+            return None
+        assert self._build_selftests is not None, (
+            "a layer with selftests is built by who has a kernel's source"
+        )
+        return self._build_selftests()
 
     @cached_property
     def _packages(self) -> dict[str, Package]:
@@ -283,6 +328,8 @@ class _Image:
             "compiler": [run(["gcc", "--version"]).stdout.splitlines()[0], *_COMPILER],
             "libc": file_digest(library),
             "keys": self._keys.fingerprint,
+            # Named by what they are made of, as everything in the cache.
+            **({"selftests": self._selftests.archive.parent.name} if self._selftests else {}),
         }
 
     def obtain(self) -> GuestImage:
@@ -336,6 +383,7 @@ class _Image:
             entries.setdefault(f"/{applet}", Entry.symlink(recipe.applets))
         entries |= self._libraries(list(taken.values()))
         entries |= self._programs(scratch)
+        entries |= self._from_selftests()
         entries |= {
             "/root": Entry(Entry.directory().mode & ~0o077),
             "/root/.ssh": Entry(Entry.directory().mode & ~0o077),
@@ -357,6 +405,23 @@ class _Image:
                     )
                 taken[path] = source
         return taken
+
+    def _from_selftests(self) -> dict[str, Entry]:
+        """They need no library but the C library, which the SSH server has brought."""
+        entries: dict[str, Entry] = {}
+        if self._selftests is None:
+            return entries
+        with tarfile.open(self._selftests.archive) as packed:
+            for place, name in self._recipe.selftests.items():
+                if name not in self._selftests.built:
+                    raise InfrastructureError(
+                        f"the kernel's selftest {name} was not built, which a layer wants.",
+                        self._selftests.log,
+                    )
+                member = packed.extractfile(name)
+                assert member is not None
+                entries[place] = Entry.file(member.read(), 0o755)
+        return entries
 
     def _libraries(self, programs: Sequence[Path]) -> dict[str, Entry]:
         """The loader and every shared library that `programs` need, and those need in turn."""

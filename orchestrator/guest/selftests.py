@@ -10,6 +10,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from orchestrator.cache import Cache
 from orchestrator.errors import InfrastructureError, UserError
@@ -115,28 +116,17 @@ def build_selftests(tree: PatchedTree, plan: SelftestPlan, cache: Cache, events:
         InfrastructureError: a tool or a package is missing, or not a single program was built.
     """
     repository = Repository(tree.repository)
-    packages = {name: find_package(name) for name in plan.packages}
-    objects = {
-        path: repository.git("rev-parse", "--verify", "--quiet", f"{tree.commit}:{path}", check=False).stdout
-        for path in _PATHS
-    }
-    key = {
-        "generation": _GENERATION,
-        "sources": {path: name.strip() for path, name in objects.items()},
-        "packages": {name: package.version for name, package in packages.items()},
-        "flags": list(plan.flags),
-        "tools": list(tool_versions()),
-    }
+    key = _key(tree, plan)
 
     def make(directory: Path) -> None:
         with events.step("selftests") as step:
             require("make")
-            roots = [root_of(package, cache) for package in packages.values()]
+            roots = [root_of(find_package(name), cache) for name in plan.packages]
             source, out = directory / "source", directory / "out"
             source.mkdir()
             out.mkdir()
             archive = directory / "source.tar"
-            there = [path for path, name in objects.items() if name]
+            there = [path for path, name in key["sources"].items() if name]
             repository.git("archive", "--format=tar", f"--output={archive}", tree.commit, "--", *there)
             with tarfile.open(archive) as packed:
                 packed.extractall(source, filter="tar")
@@ -155,7 +145,31 @@ def build_selftests(tree: PatchedTree, plan: SelftestPlan, cache: Cache, events:
             (directory / "built.json").write_text(json.dumps([program.name for program in programs]))
             run(["rm", "-rf", str(source), str(out)])
 
-    directory = cache.obtain(_KIND, key, make)
+    return _selftests_in(cache.obtain(_KIND, key, make))
+
+
+def are_built(tree: PatchedTree, plan: SelftestPlan, cache: Cache) -> bool:
+    """Whether the programs of a tree are in the cache; nothing slow is done to find out."""
+    return cache.has(_KIND, _key(tree, plan))
+
+
+def _key(tree: PatchedTree, plan: SelftestPlan) -> dict[str, Any]:
+    """All that they are made of."""
+    repository = Repository(tree.repository)
+    objects = {
+        path: repository.git("rev-parse", "--verify", "--quiet", f"{tree.commit}:{path}", check=False).stdout
+        for path in _PATHS
+    }
+    return {
+        "generation": _GENERATION,
+        "sources": {path: name.strip() for path, name in objects.items()},
+        "packages": {name: find_package(name).version for name in plan.packages},
+        "flags": list(plan.flags),
+        "tools": list(tool_versions()),
+    }
+
+
+def _selftests_in(directory: Path) -> Selftests:
     built = frozenset(json.loads((directory / "built.json").read_text()))
     return Selftests(directory / "selftests.tar", built, directory / "build.log")
 

@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * transhuge_stress: the kernel's own transhuge-stress (selftests/mm), for a while.
+ *
+ * It goes through a mapping again and again: writes to a range, looks whether
+ * that made it huge, and gives back all but its last page, so that huge pages
+ * are split and memory becomes fragmented.
+ */
+#include "workload.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#define LOG "/tmp/transhuge_stress.log"
+
+static _Noreturn void stress(const char *seconds, const char *mebibytes)
+{
+	int log = open(LOG, O_WRONLY | O_CREAT | O_TRUNC, 0600);
+
+	prctl(PR_SET_PDEATHSIG, SIGKILL);
+	dup2(log, STDOUT_FILENO);
+	dup2(log, STDERR_FILENO);
+	execlp("transhuge-stress", "transhuge-stress", "-d", seconds, mebibytes, (char *)NULL);
+	_exit(127);
+}
+
+int main(int argc, char **argv)
+{
+	double s, slowest = 0, sum_s = 0;
+	long succeeded, failed, different, sum_succeeded = 0, sum_failed = 0, loops = 0;
+	char seconds[32], mebibytes[32], line[256];
+	int status;
+	pid_t child;
+	FILE *log;
+
+	workload_begin(argc, argv);
+	(void)option_integer("seed");
+	snprintf(seconds, sizeof(seconds), "%ld", option_integer("seconds"));
+	snprintf(mebibytes, sizeof(mebibytes), "%lu", option_integer("memory") / MIB);
+	clock_begin();
+	options_done();
+	fflush(stdout);
+
+	child = fork();
+	if (child < 0)
+		workload_fail("cannot start transhuge-stress: %s", strerror(errno));
+	if (!child)
+		stress(seconds, mebibytes);
+	if (waitpid(child, &status, 0) < 0)
+		workload_fail("cannot wait for transhuge-stress: %s", strerror(errno));
+	if (WIFEXITED(status) && WEXITSTATUS(status) == 127)
+		workload_fail("transhuge-stress did not start: is it in this image?");
+	if (!WIFEXITED(status) || WEXITSTATUS(status))
+		workload_fail("transhuge-stress failed (wait status %#x)", status);
+
+	log = fopen(LOG, "r");
+	while (log && fgets(line, sizeof(line), log)) {
+		if (sscanf(line, "# %lf s/loop, %*f ms/page, %*f MiB/s %ld succeed, %ld failed, %ld different", &s,
+			   &succeeded, &failed, &different) != 4)
+			continue;
+		loops++;
+		sum_s += s;
+		slowest = s > slowest ? s : slowest;
+		sum_succeeded += succeeded;
+		sum_failed += failed;
+	}
+	if (!loops)
+		workload_fail("transhuge-stress told of no loop");
+
+	/* It reads the guest's clock, which under icount is a nanosecond an instruction. */
+	metric_clock("range_%s.mean", sum_s * NS_PER_S / (sum_succeeded + sum_failed));
+	metric_clock("loop_%s.max", slowest * NS_PER_S);
+	metric("made_huge.percent", "%", 100.0 * sum_succeeded / (sum_succeeded + sum_failed));
+	metric("loops.total", "loops", loops);
+	workload_end();
+}

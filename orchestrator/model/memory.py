@@ -339,7 +339,7 @@ class Model:
         unused = reservation.unused
         taken = unused & bits(first, last)
         if self._has_sync:
-            missing = self._threshold - PAGES + unused.bit_count()
+            missing = unused.bit_count() - self._none_limit()
             if 0 < missing <= taken.bit_count():
                 while (excess := taken.bit_count() - missing) > 0:
                     taken &= bits(first, last := last - excess)
@@ -354,11 +354,13 @@ class Model:
         return [Frame(0, reservation, page) if taken >> page & 1 else Frame() for page in range(first, last)]
 
     def _return_to_user(self) -> None:
-        """khugepaged_promote(): of the ranges that a fault has brought to the threshold."""
+        """khugepaged_promote(): of the ranges that a fault has made full enough."""
         due, self._due = self._due, []
         for mm, block in due:
             vma = mm.find(block * PAGES)
-            if vma is not None and vma.contains_block(block) and self._allowed(vma):
+            if vma is None or not vma.contains_block(block) or vma.attributes.locked:
+                continue
+            if self._allowed(vma):
                 self._scan(mm, vma, block, by_advice=False, in_place_only=True)
 
     def _give_up(self, mm: AddressSpace, block: int) -> Reservation | None:

@@ -77,7 +77,7 @@ static long counted(const char *name)
 
 int main(int argc, char **argv)
 {
-	long huge_before, huge_after, copies, in_place, eligible = 0;
+	long huge_before, huge_after, copies, in_place, by_khugepaged, eligible = 0;
 	uint64_t began, touch_ticks, wait_ticks, worked_ns;
 	struct rollup rollup;
 	bool reserves;
@@ -101,12 +101,13 @@ int main(int argc, char **argv)
 	/* A kernel with reservations counts promotions in place. */
 	reserves = vmstat("thp_res_collapse") >= 0;
 
+	in_place = -counted("thp_res_collapse");
 	began = ticks();
 	for_each_page(write_mark);
 	touch_ticks = ticks() - began;
 	huge_before = smaps_rollup(0).anon_huge_kib * KIB / REGION;
 	copies = -counted("thp_collapse_alloc");
-	in_place = -counted("thp_res_collapse");
+	by_khugepaged = -counted("thp_res_collapse");
 	worked_ns = khugepaged_ns();
 	began = ticks();
 	khugepaged_wait();
@@ -114,6 +115,7 @@ int main(int argc, char **argv)
 	worked_ns = khugepaged_ns() - worked_ns;
 	copies += counted("thp_collapse_alloc");
 	in_place += counted("thp_res_collapse");
+	by_khugepaged += counted("thp_res_collapse");
 	rollup = smaps_rollup(0);
 	huge_after = rollup.anon_huge_kib * KIB / REGION;
 	event("promotion", "\"huge_before\": %ld, \"huge_after\": %ld, \"wait_%s\": %.0f", huge_before, huge_after,
@@ -125,8 +127,8 @@ int main(int argc, char **argv)
 	metric("promoted_by_copy.total", "ranges", copies);
 	if (reserves)
 		metric("promoted_in_place.total", "ranges", in_place);
-	if (copies + in_place > 0) {
-		double each = (double)worked_ns / (copies + in_place);
+	if (copies + by_khugepaged > 0) {
+		double each = (double)worked_ns / (copies + by_khugepaged);
 
 		/* CPU time is in ns of the scheduler's clock, which under icount counts instructions. */
 		metric_clock("promotion_%s.mean", each);

@@ -141,6 +141,50 @@ static void right_node(void)
 	}
 }
 
+/*
+ * One node is full for good, while somebody reserves on the other, gives that up and reserves anew: nothing of this
+ * helps whoever is bound to the full node, so that the OOM killer has to come.
+ */
+static void one_node_full(void)
+{
+	long kills = event_count("oom_kill");
+	pid_t reserving, filling;
+	bool ended = false;
+
+	if (node_count() < 2)
+		skip("there is one node only");
+	if (swap_is_on())
+		skip("a node with swap is never full");
+	threshold(512);
+	reserving = begin_child();
+	if (!reserving)
+		for (;;) {
+			char *start = regions(16);
+
+			bind_to(start, 16 * REGION, 1);
+			for (unsigned int region = 0; region < 16; region++)
+				*PAGE_OF(start, region, 3) = 1;
+			unmap(start, 16);
+		}
+	filling = begin_child();
+	if (!filling) {
+		setting("/proc/self/oom_score_adj", "1000");
+		fill_node(0, 1 << 20);
+		_exit(0);
+	}
+	for (int wait = 0; wait < 600 && !ended; wait++) {
+		usleep(100000);
+		ended = waitpid(filling, NULL, WNOHANG) == filling;
+	}
+	EXPECT(ended && event_count("oom_kill") > kills, "nobody was killed in a minute although node 0 is full");
+	if (!ended) {
+		kill(filling, SIGKILL);
+		end_of(filling);
+	}
+	kill(reserving, SIGKILL);
+	end_of(reserving);
+}
+
 /* All of memory reserved, then wanted: reclaim, its recursion, and the OOM killer that must not come. */
 static void all_memory_reserved(void)
 {
@@ -309,6 +353,79 @@ static void memcg_one_page_a_region(void)
 	EXPECT(reserved >= never - never / 20, "%u regions with reservations, %u without", reserved, never);
 }
 
+#define FAMILY "/sys/fs/cgroup/family/"
+
+/* Pages that one group gets below a limit it shares with another, which has a page of each of its regions. */
+static unsigned int fits_beside(bool reservations, unsigned int idle_regions)
+{
+	volatile unsigned int *progress = mmap(NULL, 2 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	volatile unsigned int *ready = progress + PAGE / sizeof(*progress);
+	unsigned int reached;
+	pid_t idle, busy;
+
+	threshold(reservations ? 512 : 1);
+	/* A limit on the parent, and no process in it. */
+	memcg_enter("family", 16384);
+	setting("/sys/fs/cgroup/cgroup.procs", "0");
+	setting(FAMILY "cgroup.subtree_control", "+memory");
+	idle = begin_child();
+	if (!idle) {
+		char *start;
+
+		memcg_enter("family/idle", 0);
+		start = regions(idle_regions);
+		if (!reservations)
+			madvise(start, idle_regions * REGION, MADV_NOHUGEPAGE);
+		for (unsigned int region = 0; region < idle_regions; region++)
+			*PAGE_OF(start, region, region % 512) = 1;
+		*ready = 1;
+		for (;;)
+			pause();
+	}
+	while (!*ready)
+		usleep(10000);
+	busy = begin_child();
+	if (!busy) {
+		const unsigned int most = 16384;
+		char *start;
+
+		setting("/proc/self/oom_score_adj", "1000");
+		memcg_enter("family/busy", 0);
+		start = mmap(NULL, most * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+		madvise(start, most * PAGE, MADV_NOHUGEPAGE);
+		for (unsigned int page = 0; page < most; page++) {
+			start[page * PAGE] = 1;
+			*progress = page + 1;
+		}
+		_exit(0);
+	}
+	end_of(busy);
+	kill(idle, SIGKILL);
+	end_of(idle);
+	reached = *progress;
+	munmap((void *)progress, 2 * PAGE);
+	memcg_leave("family/idle");
+	memcg_leave("family/busy");
+	memcg_leave("family");
+	return reached;
+}
+
+static void memcg_shared_limit(void)
+{
+	struct counters before = counters();
+	unsigned int without, with;
+
+	if (swap_is_on())
+		skip("a group with swap is not killed at its limit");
+	without = fits_beside(false, 600);
+	with = fits_beside(true, 600);
+	note("beside a group with 600 regions: %u pages without reservations, %u with, %ld dumped", without, with,
+	     since(before).dumped);
+	EXPECT(without > 1000 && without < 4096, "the limit does not work: %u pages", without);
+	/* 600 reservations are described by 22 pages. */
+	EXPECT(with + 10 >= without, "%u pages with reservations, %u without", with, without);
+}
+
 static void memcg_limit_contents(void)
 {
 	pid_t child = begin_child();
@@ -471,12 +588,15 @@ const struct test pressure_tests[] = {
 	{ "drop_caches", drop_caches, "shrinker", QUICK, "the shrinker does not run" },
 	{ "debugfs_lists", debugfs_lists, "debugfs", QUICK, "the list of reservations is wrong" },
 	{ "right_node", right_node, "shrinker", MATRIX, "wrong node: pages of node N freed when node M is short" },
+	{ "one_node_full", one_node_full, "pressure", 0, "a reservation elsewhere is taken for progress" },
 	{ "all_memory_reserved", all_memory_reserved, "pressure", MATRIX, "the dump frees a million pages at once" },
 	{ "sparse_beyond_memory", sparse_beyond_memory, "pressure", MATRIX, "reclaim recursion; killed although pages "
 	  "are only reserved" },
 	{ "dump_against_exit", dump_against_exit, "pressure", MATRIX, "a reservation is lost against exit" },
 	{ "memcg_one_page_a_region", memcg_one_page_a_region, "memcg-limit", MATRIX, "a 64 MB group touching one page a "
 	  "region is killed" },
+	{ "memcg_shared_limit", memcg_shared_limit, "memcg-limit", MATRIX, "what was uncharged is in a stock, where it is "
+	  "not found" },
 	{ "memcg_limit_contents", memcg_limit_contents, "memcg-limit", MATRIX, "contents are lost at a limit" },
 	{ "memcg_counts", memcg_counts, "memcg-stat", QUICK, "thp_reserved in memory.stat is wrong" },
 	{ "memory_offline", memory_offline, "pressure", 0, "offline is blocked by reservations" },

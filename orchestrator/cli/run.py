@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -31,6 +32,13 @@ NAME = "run"
 EXAMPLE = "Example: orchestrate run --patchset core-only --set promotion_threshold=1,64,256 --repeat 5"
 
 LOCAL = "local"
+#: What only the variants of an experiment file say: parameter -> option.
+_OF_VARIANTS: Final = {
+    "patchset": "--patchset",
+    "against": "--against",
+    "settings": "--set",
+    "cmdline": "--cmdline",
+}
 
 
 def command(
@@ -47,7 +55,13 @@ def command(
     ] = "baseline",
     workload: Annotated[
         list[str] | None,
-        typer.Option("--workload", "-w", help="NAME or NAME:KEY=VALUE,...; repeatable."),
+        typer.Option(
+            "--workload", "-w", help="NAME or NAME:KEY=VALUE,...; of a file's workloads, a NAME. Repeatable."
+        ),
+    ] = None,
+    variant: Annotated[
+        list[str] | None,
+        typer.Option("--variant", help="NAME of one of a file's variants; repeatable. Default: all."),
     ] = None,
     topology: option.Topology = option.DEFAULT_TOPOLOGY,
     accel: option.Accelerator = "auto",
@@ -88,15 +102,15 @@ def command(
             return _resume(terminal, events, resume, place_of(executor, jobs), build_jobs, as_json)
         bench = terminal.bench(events, source, accel, flavour, build_jobs, series)
         if experiment is not None:
-            if patchset:
-                raise UserError(
-                    "give an experiment file or --patchset, not both; the file names its variants."
-                )
-            asked = load_experiment(experiment, bench.series, bench.workloads)
+            asked = _from_file(context, experiment, bench)
             bench.flavour, bench.accelerator_request = asked.flavour, asked.accelerator
         else:
             if not patchset:
                 raise UserError("name what to run: --patchset core-only, or an experiment file.")
+            if variant:
+                raise UserError(
+                    "--variant chooses from an experiment file; --patchset names its variants itself."
+                )
             asked = Experiment(
                 name=name or "+".join(patchset),
                 variants=variants_of(
@@ -126,6 +140,36 @@ def command(
             terminal.project.results, asked.name, manifest_of(asked, bench, ["orchestrate", *sys.argv[1:]])
         )
         return _measure(terminal, events, asked, bench, writer, place, as_json)
+
+
+def _from_file(context: typer.Context, path: Path, bench: Bench) -> Experiment:
+    """What an experiment file asks for, or a part of it; an option that was given replaces what the file says.
+
+    Raises:
+        UserError: the file is wrong, or an option says what its variants do.
+    """
+
+    def given(parameter: str) -> bool:
+        origin = context.get_parameter_source(parameter)
+        return origin is not None and origin.name == "COMMANDLINE"
+
+    for parameter, flag in _OF_VARIANTS.items():
+        if given(parameter):
+            raise UserError(f"give {flag} or an experiment file, not both; the file names its variants.")
+    options = context.params
+    whole = load_experiment(path, bench.series, bench.workloads)
+    replaced: dict[str, Any] = {
+        parameter: options[parameter]
+        for parameter in ("repeat", "seed", "margin", "flavour", "name")
+        if given(parameter)
+    }
+    if given("topology"):
+        replaced["topology"] = Topology.parse(options["topology"])
+    if given("accel"):
+        replaced["accelerator"] = options["accel"]
+    if given("timeout"):
+        replaced["timeout_s"] = options["timeout"]
+    return replace(whole.part(options["variant"] or (), options["workload"] or ()), **replaced)
 
 
 def _resume(

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -81,6 +81,34 @@ class Experiment:
     def variant(self, name: str) -> Variant:
         """The variant of that name."""
         return next(each for each in self.variants if each.name == name)
+
+    def part(self, variants: Collection[str], workloads: Collection[str]) -> Experiment:
+        """Some of it; each cell that is left is what it is in the whole.
+
+        Args:
+            variants: names; empty for all. Baseline and control stay in any case.
+            workloads: names; empty for all.
+
+        Raises:
+            UserError: it has no such variant or workload.
+        """
+        known = [variant.name for variant in self.variants]
+        for what, wanted, there in (("variant", variants, known), ("workload", workloads, self.workloads)):
+            unknown = sorted(set(wanted).difference(there))
+            if unknown:
+                raise UserError(f"{self.name} has no {what} {unknown[0]}; it has {', '.join(there)}.")
+        chosen = {name: given for name, given in self.workloads.items() if not workloads or name in workloads}
+        weighed = {source.partition("/")[0] for source in self.tradeoff.values()}
+        return replace(
+            self,
+            variants=tuple(
+                each
+                for each in self.variants
+                if not variants or each.name in variants or each.role is not Role.PATCHED
+            ),
+            workloads=chosen,
+            tradeoff=self.tradeoff if weighed.issubset(chosen) else {},
+        )
 
 
 _KEYS = {

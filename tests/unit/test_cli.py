@@ -10,6 +10,7 @@ import pytest
 from orchestrator.cli.application import status_of
 
 ROOT = Path(__file__).resolve().parents[2]
+STAGES = str(ROOT / "experiments" / "stages.toml")
 
 
 @pytest.fixture(autouse=True)
@@ -40,6 +41,11 @@ def own_results(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         (["run", "-p", "core-only", "--source", "/nonexistent"], "/nonexistent"),
         (["run", "--resume", "never-ran"], "no run"),
         (["run", "nosuch.toml"], "nosuch.toml"),
+        (["run", STAGES, "--set", "promotion_threshold=1"], "give --set or an experiment file, not both"),
+        (["run", STAGES, "-w", "chunk"], "stages has no workload chunk"),
+        (["run", STAGES, "--topology", "64x64G"], "memory"),
+        (["run", STAGES, "--repeat", "0"], "repeat"),
+        (["run", "-p", "core-only", "--variant", "baseline"], "--variant"),
         (["compare", "never-ran"], "no run"),
         (["plot", "never-ran"], "no run"),
         (["series", "show", "99"], "99"),

@@ -142,13 +142,14 @@ static void right_node(void)
 }
 
 /*
- * One node is full for good, while somebody reserves on the other, gives that up and reserves anew: nothing of this
- * helps whoever is bound to the full node, so that the OOM killer has to come.
+ * One node is full for good, while some reserve on the other, give that up and reserve anew: nothing of this helps
+ * whoever is bound to the full node, so that the OOM killer has to come.
  */
 static void one_node_full(void)
 {
+	struct counters before = counters();
 	long kills = event_count("oom_kill");
-	pid_t reserving, filling;
+	pid_t reserving[4], filling;
 	bool ended = false;
 
 	if (node_count() < 2)
@@ -156,9 +157,9 @@ static void one_node_full(void)
 	if (swap_is_on())
 		skip("a node with swap is never full");
 	threshold(512);
-	reserving = begin_child();
-	if (!reserving)
-		for (;;) {
+	for (size_t r = 0; r < ARRAY_SIZE(reserving); r++) {
+		reserving[r] = begin_child();
+		while (!reserving[r]) {
 			char *start = regions(16);
 
 			bind_to(start, 16 * REGION, 1);
@@ -166,6 +167,7 @@ static void one_node_full(void)
 				*PAGE_OF(start, region, 3) = 1;
 			unmap(start, 16);
 		}
+	}
 	filling = begin_child();
 	if (!filling) {
 		setting("/proc/self/oom_score_adj", "1000");
@@ -177,12 +179,15 @@ static void one_node_full(void)
 		ended = waitpid(filling, NULL, WNOHANG) == filling;
 	}
 	EXPECT(ended && event_count("oom_kill") > kills, "nobody was killed in a minute although node 0 is full");
+	EXPECT(!since(before).dumped, "%ld reservations on node 1 were given up for node 0", since(before).dumped);
 	if (!ended) {
 		kill(filling, SIGKILL);
 		end_of(filling);
 	}
-	kill(reserving, SIGKILL);
-	end_of(reserving);
+	for (size_t r = 0; r < ARRAY_SIZE(reserving); r++) {
+		kill(reserving[r], SIGKILL);
+		end_of(reserving[r]);
+	}
 }
 
 /* All of memory reserved, then wanted: reclaim, its recursion, and the OOM killer that must not come. */

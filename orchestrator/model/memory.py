@@ -865,19 +865,29 @@ class Model:
             frame.folio = None
         if not zeros:
             return
+        places: list[tuple[int, AddressSpace, Vma, int, int]] = []
         for mm in self._processes.values():
             for block, table in mm.tables.items():
                 for page, mapped in enumerate(table.frames):
-                    if mapped is None or id(mapped) not in zeros:
-                        continue
-                    vma = mm.find(block * PAGES + page)
-                    if vma is None or vma.attributes.locked:
-                        continue
-                    mapped.maps -= 1
-                    table.frames[page] = None
-                    table.present ^= 1 << page
-                    table.writable &= ~(1 << page)
-                    table.zero |= 1 << page
+                    if mapped is not None and id(mapped) in zeros:
+                        vma = mm.find(block * PAGES + page)
+                        assert vma is not None
+                        places.append((vma.offset, mm, vma, block, page))
+        # Each page is mapped again in the order of anon_vma's tree. A locked VMA sets PG_mlocked, and then it stays.
+        kept: set[int] = set()
+        for _pgoff, mm, vma, block, page in sorted(places, key=lambda place: place[0]):
+            table = mm.tables[block]
+            mapped = table.frames[page]
+            assert mapped is not None
+            if vma.attributes.locked:
+                kept.add(id(mapped))
+            if id(mapped) in kept:
+                continue
+            mapped.maps -= 1
+            table.frames[page] = None
+            table.present ^= 1 << page
+            table.writable &= ~(1 << page)
+            table.zero |= 1 << page
 
     def _bind(self, operation: trace.Bind) -> Errno:
         mm = self._processes[operation.process]

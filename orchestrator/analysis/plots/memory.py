@@ -105,7 +105,8 @@ def _memory_figure(
             for number, (at, label) in enumerate(events):
                 axis.axvline(at - began, color="#666666", linewidth=0.9, linestyle=(0, (4, 2)))
                 if row == 0:
-                    late = at - began > 0.6 * (float(own["guest_s"].max()) - began)
+                    # On the side where there is room up to the edge of the panel.
+                    late = at - began > 0.6 * (max(spans) if shared == "all" else spans[column])
                     axis.annotate(
                         label, (at - began, 0.98 - 0.1 * number), xycoords=("data", "axes fraction"),
                         xytext=(-3 if late else 3, 0), textcoords="offset points", ha="right" if late else "left",

@@ -498,13 +498,35 @@ void advise(char *start, size_t size, int advice)
 
 /* ---- khugepaged ---- */
 
+/* Its process, which is there only while PMD-sized huge pages may be made; 0 where it is not. */
+static pid_t khugepaged_pid(void)
+{
+	static pid_t pid;
+	glob_t found;
+
+	if (!pid && !glob("/proc/[0-9]*/comm", 0, NULL, &found)) {
+		for (size_t i = 0; i < found.gl_pathc && !pid; i++) {
+			char name[32];
+
+			if (file_text(found.gl_pathv[i], name, sizeof(name)) > 0 && !strcmp(name, "khugepaged\n"))
+				pid = atoi(found.gl_pathv[i] + strlen("/proc/"));
+		}
+		globfree(&found);
+	}
+	return pid;
+}
+
 void khugepaged_wait(void)
 {
 	/* The guest's own program, which the tool calls as well; seconds of guest time are plenty for two scans. */
 	static char *const argv[] = { "khugepaged-barrier", "2", "600000", NULL };
+	char enabled[64];
 	pid_t child;
 	int status;
 
+	if (!khugepaged_pid() && file_text("/sys/kernel/mm/transparent_hugepage/enabled", enabled, sizeof(enabled)) > 0 &&
+	    strstr(enabled, "[never]"))
+		return;
 	fflush(stdout);
 	child = vfork();
 	if (!child) {
@@ -518,23 +540,10 @@ void khugepaged_wait(void)
 
 uint64_t khugepaged_ns(void)
 {
-	static pid_t pid = -1;
+	pid_t pid = khugepaged_pid();
 	struct timespec time;
 	clockid_t clock;
-	glob_t found;
 
-	if (pid < 0) {
-		pid = 0;
-		if (!glob("/proc/[0-9]*/comm", 0, NULL, &found)) {
-			for (size_t i = 0; i < found.gl_pathc && !pid; i++) {
-				char name[32];
-
-				if (file_text(found.gl_pathv[i], name, sizeof(name)) > 0 && !strcmp(name, "khugepaged\n"))
-					pid = atoi(found.gl_pathv[i] + strlen("/proc/"));
-			}
-			globfree(&found);
-		}
-	}
 	if (!pid || clock_getcpuclockid(pid, &clock) || clock_gettime(clock, &time))
 		return 0;
 	return time.tv_sec * NS_PER_S + time.tv_nsec;

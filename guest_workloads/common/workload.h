@@ -147,7 +147,10 @@ char *map_regions(size_t size);
 
 /* Take that much of each node's memory away, so that what fills it is over sooner. Children do not inherit it. */
 void hold_ballast(const struct node *nodes, int node_count, long percent);
-/* Return when khugepaged has looked at everything that is mapped now; fails where it is off or this kernel has none. */
+/*
+ * Return when khugepaged has looked at everything that is mapped now: at once where huge pages are off, so that it does
+ * not run. Fails where it does not come round.
+ */
 void khugepaged_wait(void);
 /* CPU time that khugepaged has used so far, in ns: under icount its instructions. 0 where this kernel has none. */
 uint64_t khugepaged_ns(void);

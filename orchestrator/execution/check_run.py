@@ -423,6 +423,9 @@ def _shrink(
 
 def _find_stages(check: Check, bench: Bench, summary: CheckSummary, logs: Path) -> None:
     stages = [BASELINE, *(f"stage-{each.number}" for each in bench.series.select(check.patchset))]
+    # A default that a stage changes is not what is looked for: each starts from what the whole patchset starts from.
+    starting = model_of(check.patchset, bench.series, check.topology)
+    traces = [replace(each.minimal, settings=starting(each.minimal).settings) for each in summary.found]
     for patchset in stages:
         with (
             bench.events.step(f"stage {patchset}"),
@@ -432,7 +435,7 @@ def _find_stages(check: Check, bench: Bench, summary: CheckSummary, logs: Path) 
         ):
             results = check_traces(
                 guest,
-                [each.minimal for each in summary.found],
+                traces,
                 model_of(patchset, bench.series, check.topology),
             )
         for found, checked in zip(summary.found, results, strict=True):

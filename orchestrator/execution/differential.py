@@ -61,6 +61,10 @@ class ReferenceModel(Protocol):
     """What is compared with: :class:`orchestrator.model.memory.Model`, or a test's own."""
 
     @property
+    def settings(self) -> Mapping[str, str]:
+        """Every knob's value now."""
+
+    @property
     def alive(self) -> Sequence[str]:
         """Names of the processes there are."""
 

@@ -291,6 +291,11 @@ class Model:
 
     # Settings
 
+    @property
+    def settings(self) -> Mapping[str, str]:
+        """Every knob's value now, as a trace would set it."""
+        return dict(self._settings)
+
     def _set(self, operation: trace.Set) -> Errno:
         values = trace.KNOBS.get(operation.knob)
         if values is None or (operation.knob == "promotion_threshold" and not self._has_threshold):

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterator, Sequence
+from typing import Final
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -18,6 +19,13 @@ from orchestrator.store.run import Run
 
 #: From this ratio of the largest to the smallest on, an axis is logarithmic.
 _LOG_FROM = 20.0
+#: From a name that had to give way to its point.
+_TIE: Final[dict[str, object]] = {
+    "arrowstyle": "-",
+    "linewidth": 0.6,
+    "color": "#aaaaaa",
+    "relpos": (0.0, 0.5),
+}
 
 
 def tradeoff(run: Run) -> Iterator[Plot]:
@@ -112,9 +120,10 @@ def _name_points(axis: Axes, points: Sequence[Point]) -> None:
         axis.annotate(
             folded(point.variant, 26),
             (point.middle[0], point.middle[1]),
-            xytext=(10, lift * 72 / figure.dpi),
+            xytext=(34 if lift else 10, lift * 72 / figure.dpi),
             textcoords="offset points",
             fontsize=9.5,
             fontweight="bold" if point.on_front else "normal",
             va="center",
+            arrowprops=_TIE if lift else None,
         )

@@ -11,6 +11,7 @@ import shlex
 import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any, Final
 
 from orchestrator.analysis.comparison import Comparison, Row
@@ -184,12 +185,19 @@ def _reproduction(run: Run) -> str:
     words = shlex.split(run.manifest.get("reproduce", "")) if command is None else list(map(str, command))
     if not words:
         return "The command of this run is not known."
+    # An option and its value stay on one line.
+    parts: list[str] = []
+    for before, word in pairwise(["", *words]):
+        if before.startswith("-") and "=" not in before and not word.startswith("-"):
+            parts[-1] += f" {shlex.quote(word)}"
+        else:
+            parts.append(shlex.quote(word))
     lines, line = [], "    $"
-    for word in map(shlex.quote, words):
-        if len(line) + 1 + len(word) > WIDTH - 2 and line.strip("$ "):
+    for part in parts:
+        if len(line) + 1 + len(part) > WIDTH - 2 and line.strip("$ "):
             lines.append(line + " \\")
             line = "       "
-        line += f" {word}"
+        line += f" {part}"
     return "To reproduce:\n\n" + "\n".join([*lines, line])
 
 

@@ -7,7 +7,7 @@ import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 import typer
 
@@ -38,6 +38,17 @@ _OF_VARIANTS: Final = {
     "against": "--against",
     "settings": "--set",
     "cmdline": "--cmdline",
+}
+#: What replaces what the file says of the rest: parameter -> field of :class:`Experiment`.
+_OF_EXPERIMENT: Final = {
+    "name": "name",
+    "topology": "topology",
+    "accel": "accelerator",
+    "repeat": "repeat",
+    "seed": "seed",
+    "flavour": "flavour",
+    "margin": "margin",
+    "timeout": "timeout_s",
 }
 
 
@@ -158,17 +169,9 @@ def _from_file(context: typer.Context, path: Path, bench: Bench) -> Experiment:
             raise UserError(f"give {flag} or an experiment file, not both; the file names its variants.")
     options = context.params
     whole = load_experiment(path, bench.series, bench.workloads)
-    replaced: dict[str, Any] = {
-        parameter: options[parameter]
-        for parameter in ("repeat", "seed", "margin", "flavour", "name")
-        if given(parameter)
-    }
-    if given("topology"):
-        replaced["topology"] = Topology.parse(options["topology"])
-    if given("accel"):
-        replaced["accelerator"] = options["accel"]
-    if given("timeout"):
-        replaced["timeout_s"] = options["timeout"]
+    replaced = {field: options[parameter] for parameter, field in _OF_EXPERIMENT.items() if given(parameter)}
+    if "topology" in replaced:
+        replaced["topology"] = Topology.parse(replaced["topology"])
     return replace(whole.part(options["variant"] or (), options["workload"] or ()), **replaced)
 
 

@@ -186,6 +186,14 @@ def model_of(patchset: str, series: Series, topology: Topology) -> ModelFor:
     return model
 
 
+def pinned(trace: Trace, model_for: ModelFor) -> Trace:
+    """The same trace with every knob set to what this model's kernel starts from.
+
+    On another stage's kernel, a default that differs there is then not taken for what is looked for.
+    """
+    return replace(trace, settings=model_for(trace).settings)
+
+
 def diverging(
     bench: Bench,
     patchset: str,
@@ -423,9 +431,8 @@ def _shrink(
 
 def _find_stages(check: Check, bench: Bench, summary: CheckSummary, logs: Path) -> None:
     stages = [BASELINE, *(f"stage-{each.number}" for each in bench.series.select(check.patchset))]
-    # A default that a stage changes is not what is looked for: each starts from what the whole patchset starts from.
-    starting = model_of(check.patchset, bench.series, check.topology)
-    traces = [replace(each.minimal, settings=starting(each.minimal).settings) for each in summary.found]
+    whole = model_of(check.patchset, bench.series, check.topology)
+    traces = [pinned(each.minimal, whole) for each in summary.found]
     for patchset in stages:
         with (
             bench.events.step(f"stage {patchset}"),

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""From which stage on a kernel and its model differ."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from orchestrator.execution.check_run import FoundDivergence, model_of, pinned
+from orchestrator.execution.differential import Difference, Divergence
+from orchestrator.kernel.series import load_series
+from orchestrator.machine.topology import Topology
+from orchestrator.model.trace import parse
+
+SERIES = load_series(Path(__file__).resolve().parents[2] / "kernel_patches")
+TOPOLOGY = Topology.parse("2x512M/1")
+TRACE = parse("trace 1\np0 map 0:0 512 huge\np0 write 0:3 1 7\n")
+
+
+def test_a_pinned_trace_starts_alike_at_every_stage() -> None:
+    whole = model_of("full", SERIES, TOPOLOGY)
+    before = model_of("stage-16", SERIES, TOPOLOGY)
+    knob = "promotion_threshold"
+    assert (whole(TRACE).settings[knob], before(TRACE).settings[knob]) == ("256", "1")
+    assert before(pinned(TRACE, whole)).settings == whole(TRACE).settings
+
+
+def test_what_a_trace_says_itself_is_kept() -> None:
+    trace = replace(TRACE, settings={"promotion_threshold": "64"})
+    assert pinned(trace, model_of("full", SERIES, TOPOLOGY)).settings["promotion_threshold"] == "64"
+
+
+@pytest.mark.parametrize(
+    ("diverging", "first"),
+    [
+        ("2 3", "2"),
+        ("3", "3"),
+        ("baseline 1 2 3", "baseline"),
+        # What comes and goes has its cause in the last stage that it comes with.
+        ("1 3", "3"),
+        # It was there once and is not any more: no stage is to blame.
+        ("1 2", None),
+        ("", None),
+    ],
+)
+def test_the_first_stage_is_the_one_from_which_on_all_diverge(diverging: str, first: str | None) -> None:
+    divergence = Divergence(0, "p0 map 0:0 512 huge", (Difference("vmstat.thp_res_alloc", 0, 1),))
+    found = FoundDivergence("1", divergence, TRACE, Path("1.trace"))
+    for stage in ("baseline", "1", "2", "3"):
+        found.stages[stage] = divergence if stage in diverging.split() else None
+    assert found.first_stage == first

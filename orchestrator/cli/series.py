@@ -21,10 +21,12 @@ for module in (series_verify, series_export):
 
 
 @app.command("list", epilog="Example: orchestrate series list")
-def list_stages(context: typer.Context, as_json: option.Json = False) -> int:
+def list_stages(
+    context: typer.Context, directory: option.SeriesDirectory = None, as_json: option.Json = False
+) -> int:
     """List the stages in order, with group, knobs and counters."""
     terminal = terminal_of(context)
-    series = load_series(terminal.project.kernel_patches)
+    series = load_series(directory or terminal.project.kernel_patches)
     if as_json:
         terminal.print_json(
             {
@@ -61,11 +63,13 @@ def list_stages(context: typer.Context, as_json: option.Json = False) -> int:
 
 @app.command("show", epilog="Example: orchestrate series show 5")
 def show(
-    context: typer.Context, stage: Annotated[str, typer.Argument(metavar="STAGE", help="Its number or name.")]
+    context: typer.Context,
+    stage: Annotated[str, typer.Argument(metavar="STAGE", help="Its number or name.")],
+    directory: option.SeriesDirectory = None,
 ) -> int:
     """Print one stage's patch."""
     terminal = terminal_of(context)
-    series = load_series(terminal.project.kernel_patches)
+    series = load_series(directory or terminal.project.kernel_patches)
     for each in series.stages:
         if stage in (str(each.number), each.name):
             terminal.print(each.patch.read_text(encoding="utf-8"))

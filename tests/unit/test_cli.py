@@ -6,8 +6,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from fake_tree import write_series
 
 from orchestrator.cli.application import status_of
+from orchestrator.kernel.series import load_series
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = str(ROOT / "experiments" / "stages.toml")
@@ -102,3 +104,17 @@ def test_the_series_is_listed_for_machines(capsys: pytest.CaptureFixture[str]) -
     listed = json.loads(capsys.readouterr().out)
     assert listed["groups"][0] == "core-only"
     assert [stage["number"] for stage in listed["stages"]] == list(range(1, len(listed["stages"]) + 1))
+
+
+def test_another_series_is_listed_and_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = write_series(tmp_path / "patches")
+    assert status_of(["series", "list", "--series", str(other)]) == 0
+    listed = capsys.readouterr().out
+    assert status_of(["series", "show", "1", "--series", str(other)]) == 0
+    stage = load_series(other).stages[0]
+    assert stage.title in listed and stage.patch.read_text(encoding="utf-8") in capsys.readouterr().out
+
+
+def test_a_series_that_is_not_there_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of(["series", "list", "--series", str(tmp_path / "none")]) == 2
+    assert str(tmp_path / "none") in capsys.readouterr().err

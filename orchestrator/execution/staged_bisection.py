@@ -21,6 +21,7 @@ from orchestrator.analysis.bisection import (
     noisy,
     repeatable,
 )
+from orchestrator.errors import InfrastructureError
 from orchestrator.execution.bench import Bench
 from orchestrator.execution.experiment_run import kernel_facts, row_of
 from orchestrator.execution.measured_cell import CellResult, write_evidence
@@ -196,7 +197,7 @@ class StagedBisection:
             kernel = self._kernel(0)
             tried = sum(boot.why == "reference" for boot in self.verdict.boots)
             if kernel is None or tried >= 2 * REFERENCE_BOOTS:
-                return
+                break
             self._boot(0, kernel, "reference")
         self._set_reference()
 
@@ -208,7 +209,17 @@ class StagedBisection:
         ]
 
     def _set_reference(self) -> None:
-        self.verdict.reference = statistics.median(self._reference_values())
+        values = self._reference_values()
+        if len(values) < REFERENCE_BOOTS:
+            # Without it every stage would look good.
+            question = self.search.question
+            assert isinstance(question, MetricQuestion)
+            raise InfrastructureError(
+                f"the limit is relative to {self._patchset(0)}, where {question.metric} has a value in "
+                f"{len(values)} boots and {REFERENCE_BOOTS} are needed: give an absolute limit, or see what ended "
+                f"its cells in {self._writer.path}."
+            )
+        self.verdict.reference = statistics.median(values)
         if isinstance(self._trial, WorkloadTrial):
             self._trial.reference = self.verdict.reference
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -181,6 +182,21 @@ def test_a_fault_of_three_boots_in_ten_is_found(tmp_path: Path) -> None:
     assert verdict.answer.candidates == (11,)
     assert verdict.counts(11)[1] >= 1
     assert sum(verdict.counts(10)) > 10, "a stage that looks good needs many boots before it is believed"
+
+
+def test_without_a_measured_baseline_a_relative_limit_has_no_answer(tmp_path: Path) -> None:
+    slower = slower_from(9, 50)
+
+    def end(stage: int, cell: Cell) -> CellResult:
+        return slower(stage, cell) if stage else CellResult(cell, Outcome.TIMEOUT, "no end after 60 s")
+
+    search = searcher(tmp_path, end, metric="fault_insns.p50 > +2%")
+    for _resumed in range(2):
+        with pytest.raises(InfrastructureError, match=r"relative to baseline.*0 boots and 3 are needed"):
+            search()
+    assert set(search.booted) == {0}, "nothing is judged without what it is to be compared with"
+    answer = json.loads((search.path / "run.json").read_text())["bisection"]["answer"]
+    assert answer["conclusion"] == Conclusion.UNDECIDED.value
 
 
 def test_a_slower_stage_is_found_against_the_median_of_the_baseline(tmp_path: Path) -> None:

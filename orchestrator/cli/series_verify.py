@@ -71,9 +71,10 @@ def command(
 def table(reports: Sequence[StageReport]) -> str:
     """A row a stage, a column a check, and below it what failed and why."""
     width = max(len(f"{report.stage.number:2} {report.stage.name}") for report in reports)
-    lines = ["  ".join(["stage".ljust(width), *CHECKS])]
+    widths = {check: max(len(check), len(State.FAILED)) for check in CHECKS}
+    lines = ["  ".join(["stage".ljust(width), *(check.ljust(widths[check]) for check in CHECKS)]).rstrip()]
     for report in reports:
-        cells = [f"{report.answers[check].state:<{len(check)}}" for check in CHECKS]
+        cells = [report.answers[check].state.ljust(widths[check]) for check in CHECKS]
         label = f"{report.stage.number:2} {report.stage.name}".ljust(width)
         lines.append("  ".join([label, *cells]).rstrip())
     for report in reports:

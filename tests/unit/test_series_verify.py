@@ -393,6 +393,13 @@ def test_without_a_boot_nothing_else_is_said_of_the_guest(laboratory: Laboratory
     assert answers["smoke"].state is answers["names"].state is State.NOT_MADE
 
 
+@pytest.mark.parametrize("check", ["boots", "smoke", "names"])
+def test_what_keeps_a_check_from_being_made_is_a_failure_too(laboratory: Laboratory, check: str) -> None:
+    laboratory.guests[1] = replace(good_inventory(1), boot="hung")
+    laboratory.replace_stage(2, {"mm/memory.c": "broken\n"})
+    assert failures(laboratory.verify([check])) == {1: ["boots"], 2: ["build"]}
+
+
 def test_a_kernel_that_does_not_build_is_not_booted(laboratory: Laboratory) -> None:
     laboratory.replace_stage(2, {"mm/memory.c": "broken\n"})
     answers = laboratory.verify()[1].answers

@@ -15,7 +15,7 @@ from orchestrator.cli import option
 from orchestrator.cli.event_log import event_log
 from orchestrator.cli.terminal import terminal_of
 from orchestrator.errors import UserError
-from orchestrator.execution.correctness import SUITES, choose
+from orchestrator.execution.correctness import SUITES, choose, having
 from orchestrator.execution.correctness_run import (
     DEFAULT_TOPOLOGY,
     CorrectnessSummary,
@@ -69,7 +69,7 @@ def command(
         bench.configuration()  # an unknown flavour is said before anything is written
         asked = CorrectnessTest(
             patchset,
-            choose(suite or ()),
+            having(choose(suite or ()), only or (), [test.name for test in bench.selftest_plan.tests]),
             Topology.parse(topology),
             tuple(only or ()),
             tuple(cmdline or ()),

@@ -6,7 +6,6 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -181,11 +180,13 @@ class Found:
     Args:
         results: a test's result each.
         faults: programs that did not do what they said they would, e.g. ended early.
+        complete: the suite came to its end, whatever its tests said.
     """
 
     results: list[TestResult] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
     leaks: list[Leak] = field(default_factory=list)
+    complete: bool = True
 
     def count(self, status: Status) -> int:
         """How many tests ended so."""
@@ -223,13 +224,17 @@ class SuiteRun:
             MachineFailure, GuestLost: the guest went away; what was found until then is in :attr:`found`.
             UserError: the guest refuses a setting of the suite.
         """
+        self.found.complete = False
         self._settings()
         {
             Kind.RESERVATIONS: self._reservations,
             Kind.SELFTESTS: self._selftests,
             Kind.STRESS: self._stress,
         }[self.suite.kind]()
-        self.found.leaks += scan_for_leaks(self.guest)
+        leaks, fault = scan_for_leaks(self.guest)
+        self.found.leaks += leaks
+        self.found.faults += [fault] if fault else []
+        self.found.complete = True
 
     def _settings(self) -> None:
         suite = self.suite
@@ -244,6 +249,10 @@ class SuiteRun:
         if self.stages:
             argv += ["--stages", ",".join(self.stages)]
         if self.only:
+            listed = self.guest.run([RESERVATIONS, *self.suite.arguments, "--list"], timeout_s=_ANSWER_S)
+            there = {line.split("\t")[0] for line in listed.stdout.splitlines()}
+            if not there & set(self.only):
+                return
             argv += ["--only", ",".join(self.only)]
         lines: list[str] = []
         try:
@@ -333,6 +342,24 @@ def choose(names: Sequence[str]) -> tuple[Suite, ...]:
     return tuple(suite for name, suite in SUITES.items() if not names or name in names)
 
 
+def having(suites: Sequence[Suite], only: Sequence[str], selftests: Sequence[str]) -> tuple[Suite, ...]:
+    """Those of the suites that may have one of these tests; all where none is named.
+
+    What the program with our own tests has, it says itself, in the guest.
+
+    Raises:
+        UserError: none of them can have one.
+    """
+    known: dict[Kind, set[str]] = {Kind.SELFTESTS: set(selftests), Kind.STRESS: set(STRESSORS)}
+    left = tuple(
+        suite for suite in suites if not only or suite.kind not in known or known[suite.kind] & set(only)
+    )
+    if not left:
+        names = ", ".join(sorted(set().union(*(known[suite.kind] for suite in suites))))
+        raise UserError(f"--only {' '.join(only)}: there is no such test in these suites; there are {names}.")
+    return left
+
+
 def results_of_selftest(test: Selftest, lines: Sequence[str], fault: str) -> list[TestResult]:
     """The results of a selftest's own tests, and one for the program as a whole, named as it.
 
@@ -364,18 +391,23 @@ def result_of_stressor(name: str, lines: Sequence[str], fault: str) -> TestResul
     return TestResult(name, Status.PASSED, said)
 
 
-def scan_for_leaks(guest: Guest, wait: Callable[[float], None] = time.sleep) -> list[Leak]:
+def scan_for_leaks(guest: Guest, wait: Callable[[float], None] = time.sleep) -> tuple[list[Leak], str]:
     """Ask kmemleak, where the kernel has it; nothing where it has not.
 
     Two scans some seconds apart: an object is reported once it is old enough (mm/kmemleak.c).
+
+    Returns:
+        The leaks, and why there may be others: empty, or that kmemleak has switched itself off.
     """
     if guest.run(["test", "-w", _KMEMLEAK], timeout_s=_ANSWER_S).status != 0:
-        return []
+        return [], ""
     for _ in range(2):
         wait(_LEAK_AGE_S)
-        with suppress(UserError):  # switched off, where it ran out of memory: its file says so below
-            guest.run(["sh", "-c", f"echo scan >{_KMEMLEAK}"], timeout_s=600.0)
-    return parse_leaks(guest.read_text(_KMEMLEAK))
+        scan = guest.run(["sh", "-c", f"echo scan >{_KMEMLEAK}"], timeout_s=600.0)
+        if scan.status != 0:
+            # It does that when it runs out of memory for what it remembers; the console has its words.
+            return [], f"kmemleak is switched off, so that nothing is known of leaks ({scan.stderr.strip()})"
+    return parse_leaks(guest.read_text(_KMEMLEAK)), ""
 
 
 def parse_leaks(text: str) -> list[Leak]:

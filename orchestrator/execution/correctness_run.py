@@ -19,7 +19,7 @@ from orchestrator.execution.experiment_run import kernel_facts
 from orchestrator.execution.manifest import host_facts, tool_facts
 from orchestrator.experiment.variant import Role
 from orchestrator.guest.ktap import Status
-from orchestrator.guest.selftests import Selftest, SelftestPlan, Selftests, build_selftests, load_selftests
+from orchestrator.guest.selftests import Selftest, SelftestPlan, Selftests, build_selftests
 from orchestrator.guest.ssh import CommandTimeout, GuestLost
 from orchestrator.guest.workload import Observation
 from orchestrator.kernel.build import BuildFailed, KernelBuild
@@ -237,7 +237,7 @@ def execute(test: CorrectnessTest, bench: Bench, writer: RunWriter) -> Correctne
         InfrastructureError: the host failed; what was found until then is kept.
     """
     summary = CorrectnessSummary()
-    plan = load_selftests(bench.project.vm_images / "guest" / "selftests.toml")
+    plan = bench.selftest_plan
     try:
         accelerator = bench.accelerator
         writer.update_manifest(
@@ -268,14 +268,14 @@ def execute(test: CorrectnessTest, bench: Bench, writer: RunWriter) -> Correctne
             writer.record(*_row(result))
         return summary
     finally:
-        summary.troubles, summary.notes = judge(summary.results, plan.different)
+        summary.troubles, summary.notes = judge(summary.results, plan.different, test.only)
         text = json.dumps(summary.to_json(), indent=2) + "\n"
         (writer.path / "correctness.json").write_text(text, encoding="utf-8")
         writer.finish()
 
 
 def judge(
-    results: Sequence[SuiteResult], different: Mapping[str, str] | None = None
+    results: Sequence[SuiteResult], different: Mapping[str, str] | None = None, only: Sequence[str] = ()
 ) -> tuple[list[Trouble], list[Trouble]]:
     """What a test of correctness fails for, and what is only worth knowing.
 
@@ -284,17 +284,22 @@ def judge(
 
     Args:
         different: of :class:`SelftestPlan`; what is meant to end otherwise, where the suite is not strict.
+        only: the tests that were asked for by name; one that no suite has is as bad as one that fails.
     """
     baseline = {result.suite.name: result for result in results if result.patchset == BASELINE}
     patched = [result for result in results if result.patchset != BASELINE] or list(results)
-    troubles: list[Trouble] = []
     notes: list[Trouble] = []
+    there = {test.name for result in patched for test in result.found.results}
+    troubles = [Trouble("every suite", f"there is no test {name}") for name in only if name not in there]
     for result in patched:
         yardstick = baseline.get(result.suite.yardstick or result.suite.name)
         if yardstick is result:
             yardstick = None
         if result.outcome not in (Outcome.OK, Outcome.WORKLOAD_FAILED, Outcome.KERNEL_BUG):
             troubles.append(Trouble(result.cell, f"ended as {result.outcome.value}", result.evidence))
+        elif not result.found.complete:
+            # Even where the baseline ends by the same report: what was not run is not known to be as good.
+            troubles.append(Trouble(result.cell, "ended before all of its tests were run", result.evidence))
         troubles += [Trouble(result.cell, fault) for fault in result.found.faults]
         for trouble, is_note in _of_tests(result, yardstick, {} if result.suite.strict else different or {}):
             (notes if is_note else troubles).append(trouble)

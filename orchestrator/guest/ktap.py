@@ -80,24 +80,31 @@ def parse_ktap(lines: Iterable[str]) -> tuple[list[TestResult], str]:
 
 
 def parse_khugepaged(lines: Iterable[str]) -> list[TestResult]:
-    """The results of selftests/mm/khugepaged: ``Run test: NAME``, then one line a check with OK or Fail."""
+    """The results of selftests/mm/khugepaged: ``Run test: NAME``, then one line a check with OK or Fail.
+
+    A test of which nothing more is said has failed: the program ended in the middle of it.
+    """
     results: list[TestResult] = []
     names: dict[str, int] = {}
+    unsaid = "it has no verdict"
     for raw in lines:
         line = _COLOUR.sub("", raw).strip()
         begun = _RUN_TEST.fullmatch(line)
         if begun is not None:
-            results.append(_named(TestResult(begun["name"].strip(), Status.PASSED), names))
+            results.append(_named(TestResult(begun["name"].strip(), Status.FAILED, unsaid), names))
             continue
         verdict = _VERDICT.fullmatch(line)
         if verdict is None or not results:
             continue
         last = results[-1]
+        if last.text == unsaid:
+            last = replace(last, status=Status.PASSED, text="")
         if verdict["verdict"] in ("Fail", "Timeout"):
             said = "\n".join(filter(None, (last.text, line)))
-            results[-1] = replace(last, status=Status.FAILED, text=said)
+            last = replace(last, status=Status.FAILED, text=said)
         elif verdict["verdict"] == "Skip" and last.status is Status.PASSED:
-            results[-1] = replace(last, status=Status.SKIPPED, text=line)
+            last = replace(last, status=Status.SKIPPED, text=line)
+        results[-1] = last
     return results
 
 

@@ -6,6 +6,8 @@ from __future__ import annotations
 import subprocess
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
@@ -14,11 +16,14 @@ from orchestrator.errors import UserError
 from orchestrator.execution.correctness import (
     SUITES,
     Found,
+    Kind,
     Leak,
     choose,
+    having,
     parse_leaks,
     result_of_stressor,
     results_of_selftest,
+    scan_for_leaks,
 )
 from orchestrator.execution.correctness_run import (
     CorrectnessSummary,
@@ -28,6 +33,7 @@ from orchestrator.execution.correctness_run import (
 )
 from orchestrator.guest.ktap import Status, TestResult
 from orchestrator.guest.selftests import Selftest, load_selftests
+from orchestrator.guest.ssh import Guest
 from orchestrator.machine.oops import Finding
 from orchestrator.machine.topology import Topology
 from orchestrator.store.outcome import Outcome
@@ -130,6 +136,62 @@ def test_a_guest_that_died_fails_it_whatever_it_had_passed() -> None:
     assert [(each.what, each.text) for each in troubles] == [
         ("ended as kernel-panic", "Kernel panic: Fatal exception")
     ]
+
+
+def test_a_suite_that_was_cut_short_fails_it_even_by_what_the_baseline_reports_too() -> None:
+    before = result("baseline", "stress", {"vm": P}, (WARNING,))
+    after = result("full", "stress", {"vm": P}, (WARNING,))
+    assert judge([before, after])[0] == []
+    for each in (before, after):
+        each.outcome, each.found.complete = Outcome.KERNEL_BUG, False
+    (trouble,), _ = judge([before, after])
+    assert (trouble.where, trouble.what) == ("full.stress.1", "ended before all of its tests were run")
+
+
+def test_a_test_that_no_suite_has_is_a_trouble() -> None:
+    after = result("full", "reservations", {"ksm": P})
+    assert judge([after], only=["ksm"])[0] == []
+    (trouble,), _ = judge([after], only=["ksm", "kms"])
+    assert trouble.what == "there is no test kms"
+
+
+def test_suites_that_cannot_have_a_test_are_left_out() -> None:
+    def names(*only: str) -> list[str]:
+        return [suite.name for suite in having(tuple(SUITES.values()), only, ["cow", "ksm_tests"])]
+
+    ours = [name for name, suite in SUITES.items() if suite.kind is Kind.RESERVATIONS]
+    assert names() == list(SUITES)
+    assert names("cow") == [*ours, "selftests-1", "selftests"]
+    assert names("vm") == [*ours, "stress", "stress-classic-swap"]
+    with pytest.raises(UserError, match="--only cwo: there is no such test in these suites; there are cow"):
+        having(choose(["selftests"]), ["cwo"], ["cow"])
+
+
+class Leaking:
+    """A guest whose kmemleak finds something, or has given up."""
+
+    def __init__(self, *, off: bool) -> None:
+        self.off = off
+
+    def run(self, argv: list[str], **_how: object) -> SimpleNamespace:
+        scan = argv[0] == "sh"
+        return SimpleNamespace(
+            status=int(scan and self.off), stderr="sh: write error: Operation not permitted\n"
+        )
+
+    def read_text(self, path: str) -> str:
+        return (
+            ""
+            if self.off
+            else "unreferenced object 0xff (size 32):\n  backtrace:\n    [<00>] kmalloc+0x1/0x2\n"
+        )
+
+
+def test_a_kmemleak_that_is_switched_off_is_not_one_that_finds_nothing() -> None:
+    leaks, fault = scan_for_leaks(cast(Guest, Leaking(off=False)), lambda _: None)
+    assert [leak.signature for leak in leaks] == [("kmalloc",)] and fault == ""
+    leaks, fault = scan_for_leaks(cast(Guest, Leaking(off=True)), lambda _: None)
+    assert leaks == [] and fault.startswith("kmemleak is switched off") and "not permitted" in fault
 
 
 def test_a_baseline_alone_is_judged_by_itself() -> None:
@@ -244,4 +306,8 @@ def test_every_test_of_our_own_has_a_stage_of_the_series_and_a_mistake(tmp_path:
     assert all(stage in stages and mistake for _, stage, mistake in rows)
     documented = (ROOT / "docs" / "correctness.md").read_text(encoding="utf-8")
     assert [name for name, _, _ in rows if f"`{name}`" not in documented] == []
+    matrix = subprocess.run(
+        [program, "--list", "--matrix"], check=True, capture_output=True, text=True
+    ).stdout
+    assert 5 < len(matrix.splitlines()) < len(rows) and set(matrix.splitlines()) < set(listed.splitlines())
     assert subprocess.run([program, "--only", "nonsense"], capture_output=True, check=False).returncode == 2

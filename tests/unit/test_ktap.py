@@ -66,6 +66,9 @@ Check... OK
 
 Run test: collapse_swapin_single_pte (khugepaged:anon)
 Swapout one page... Skip (MADV_PAGEOUT)
+
+Run test: collapse_max_ptes_none (khugepaged:anon)
+Segmentation fault
 """
 
 
@@ -75,5 +78,6 @@ def test_khugepagedes_selftest_says_it_in_its_own_way() -> None:
         ("collapse_full (khugepaged:anon)", Status.PASSED),
         ("collapse_empty (khugepaged:anon)", Status.FAILED),
         ("collapse_swapin_single_pte (khugepaged:anon)", Status.SKIPPED),
+        ("collapse_max_ptes_none (khugepaged:anon)", Status.FAILED),
     ]
     assert results[1].text == "Do not collapse empty PTE table... Fail"

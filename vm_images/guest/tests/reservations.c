@@ -283,10 +283,11 @@ int main(int argc, char **argv)
 		usage("an argument too many");
 	for (size_t group = 0; group < ARRAY_SIZE(groups); group++) {
 		for (const struct test *test = groups[group]; test->name; test++) {
+			if ((test->flags & wanted) != wanted || (only && !listed(only, test->name)))
+				continue;
 			if (list)
 				printf("%s\t%s\t%s\n", test->name, test->stage, test->mistake);
-			if ((only ? listed(only, test->name) : 1) && (test->flags & wanted) == wanted)
-				chosen[count++] = test;
+			chosen[count++] = test;
 		}
 	}
 	if (list)

@@ -134,7 +134,8 @@ def _metric(comparison: Comparison, rows: Sequence[Row]) -> list[str]:
     scale = scale_of(first.unit, [first.baseline.median, *(row.compared.median for row in rows)])
     head = f"  {first.metric} [{scale.unit}], workload {first.workload}"
     if all(row.always_zero for row in rows):
-        return [f"{head}: 0 in every cell"]
+        whole = f"{head}: 0 in every cell"
+        return [whole] if len(whole) <= WIDTH else [f"{head}:", "    0 in every cell"]
     noise = floor(first, scale)
     lines = [
         head,

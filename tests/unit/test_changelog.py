@@ -14,6 +14,7 @@ from orchestrator.errors import UserError
 from orchestrator.store.outcome import Outcome
 from orchestrator.store.run import Run
 
+REFERENCE = Path(__file__).resolve().parents[2] / "results" / "reference-core-only"
 SYNTHETIC = Synthetic(histograms=False)
 
 
@@ -62,6 +63,15 @@ def test_a_variant_has_its_value_change_interval_and_verdict(text: str) -> None:
     assert words[3].startswith("[")
     assert words[-1] == "regressed"
     assert "+73 insns" in text
+
+
+def test_every_metric_of_a_real_run_fits() -> None:
+    run = Run.open(REFERENCE)
+    compared = compare(run)
+    metrics = sorted({row.metric for row in compared.rows})
+    lines = changelog_text(run, compared, metrics=metrics).splitlines()
+    assert "  collapses_in_place.total [ranges], workload fault_latency:" in lines
+    assert max(map(len, lines)) <= 75
 
 
 def test_the_conclusion_is_no_more_than_the_verdicts_say(text: str) -> None:

@@ -12,9 +12,18 @@ from pathlib import Path
 
 
 class OrchestrateError(Exception):
-    """Base of every error that is reported without a traceback."""
+    """Base of every error that is reported without a traceback.
+
+    Args:
+        message: one sentence.
+        log: the file that holds the evidence, where there is one.
+    """
 
     exit_status = 1
+
+    def __init__(self, message: str, log: Path | None = None) -> None:
+        super().__init__(message)
+        self.log = log
 
 
 class UserError(OrchestrateError):
@@ -24,13 +33,4 @@ class UserError(OrchestrateError):
 
 
 class InfrastructureError(OrchestrateError):
-    """The tool or its host failed: a program is missing, a disk is full, a build broke.
-
-    Args:
-        message: one sentence.
-        log: the file that holds the evidence, where there is one.
-    """
-
-    def __init__(self, message: str, log: Path | None = None) -> None:
-        super().__init__(message)
-        self.log = log
+    """The tool or its host failed: a program is missing, a disk is full."""

@@ -30,7 +30,7 @@ from orchestrator.cli import (
     test,
 )
 from orchestrator.cli.terminal import Terminal
-from orchestrator.errors import InfrastructureError, OrchestrateError
+from orchestrator.errors import OrchestrateError
 
 #: What a wrong command line raises. Some versions of typer carry a click of their own.
 _UsageError: type[Any] = typer.BadParameter.__mro__[1]
@@ -116,7 +116,7 @@ def status_of(arguments: list[str]) -> int:
         if with_traceback:
             raise
         _say(str(error))
-        if isinstance(error, InfrastructureError) and error.log is not None:
+        if error.log is not None:
             _say(f"the log is {error.log}")
         return error.exit_status
     except BrokenPipeError:

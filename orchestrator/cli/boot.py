@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""``orchestrate boot``: boot a variant and keep it up until Ctrl-C, its console on the screen."""
+"""``orchestrate boot``: boot a variant, say how to reach it, and keep it up until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -36,9 +36,15 @@ def command(
     with guest_of(terminal, patchset, topology, accel, settings, cmdline, flavour, source, series) as up:
         terminal.print(f"up after {up.booted.boot_s:.1f} s; console log {up.booted.machine.console_log}")
         terminal.print("shell    " + " ".join(ssh_command(up.booted.machine.ssh_port, up.image)))
-        while not check and up.booted.machine.alive:
-            time.sleep(0.2)
-        findings = up.booted.machine.findings()
-        for finding in findings:
-            terminal.print(f"{finding.outcome}: {finding.title}\n{finding.text}")
-    return 3 if findings else 0
+        machine = up.booted.machine
+        try:
+            while not check and machine.alive:
+                time.sleep(0.2)
+        except KeyboardInterrupt:
+            if up.ended():
+                return 3
+            raise
+        status = up.ended()
+        if not status and not machine.switched_off:
+            machine.watch()
+        return status

@@ -51,4 +51,4 @@ def command(
                 terminal.print(gdb.command(line))
             if not batch:
                 gdb.interactive()
-    return 0
+        return up.ended()

@@ -11,6 +11,7 @@ import typer
 from orchestrator.cli import option
 from orchestrator.cli.guest_of import guest_of
 from orchestrator.cli.terminal import terminal_of
+from orchestrator.guest.ssh import CommandTimeout, Finished
 
 NAME = "exec"
 EXAMPLE = "Example: orchestrate exec --patchset baseline -- grep thp_ /proc/vmstat"
@@ -34,13 +35,17 @@ def command(
     """Boot a variant, run one command in it, and end with the command's exit status."""
     terminal = terminal_of(context)
     with guest_of(terminal, patchset, topology, accel, settings, cmdline, flavour, source, series) as up:
-        finished = up.booted.guest.run(argv, timeout_s=timeout)
-        findings = up.booted.machine.findings()
-    sys.stdout.write(finished.stdout)
-    sys.stderr.write(finished.stderr)
-    for finding in findings:
-        typer.echo(f"{finding.outcome}: {finding.title}", err=True)
-    if finished.status is None:
-        typer.echo(f"orchestrate: {argv[0]} was ended by signal {finished.signal}.", err=True)
-        return 3
-    return finished.status
+        end: Finished | CommandTimeout
+        try:
+            end = up.booted.guest.run(argv, timeout_s=timeout)
+        except CommandTimeout as late:
+            end = late
+        sys.stdout.write(end.stdout)
+        sys.stderr.write(end.stderr)
+        if isinstance(end, CommandTimeout):
+            typer.echo(f"orchestrate: {end} --timeout gives it longer.", err=True)
+            return up.ended(3)
+        if end.status is None:
+            typer.echo(f"orchestrate: {argv[0]} was ended by signal {end.signal}.", err=True)
+            return up.ended(3)
+        return up.ended(end.status)

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import typer
+
 from orchestrator.cli.terminal import Terminal
 from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.execution.bench import Bench, Booted
@@ -29,6 +31,16 @@ class Up:
     kernel: KernelBuild
     image: GuestImage
     bench: Bench
+
+    def ended(self, status: int = 0) -> int:
+        """What the command ends with: its own status, or 3 where that is 0 and the kernel has reported anything.
+
+        What it has reported is shown. To be called while the guest is still there.
+        """
+        findings = self.booted.machine.findings()
+        for finding in findings:
+            typer.echo(f"{finding.outcome}: {finding.title}\n{finding.text}", err=True)
+        return status or (3 if findings else 0)
 
 
 @contextmanager
@@ -52,7 +64,6 @@ def guest_of(
         UserError: a flag is wrong, or a knob is given several values.
         InfrastructureError: the guest did not come up; the sentence names the console log.
     """
-    logs = Path(tempfile.mkdtemp(prefix="orchestrate-logs-"))
     asked = Topology.parse(topology)
     asked.check_host(1)
     with terminal.events() as events:
@@ -65,6 +76,7 @@ def guest_of(
         check_variant(Variant(patchset, Role.PATCHED, patchset, knobs), bench.series)
         kernel = bench.kernel(patchset, dwarf)
         image = bench.image
+        logs = Path(tempfile.mkdtemp(prefix="orchestrate-logs-"))
         with events.step("boot", patchset) as step:
             step.note(bench.accelerator.reason)
             context = bench.boot(

@@ -31,4 +31,4 @@ def command(
     with guest_of(terminal, patchset, topology, accel, settings, cmdline, flavour, source, series) as up:
         # stdin, stdout and stderr are the person's own: ssh makes the terminal raw and restores it.
         argv = ssh_command(up.booted.machine.ssh_port, up.image)
-        return spawn(argv, stdin=None, stdout=None, stderr=None, own_session=False).wait()
+        return up.ended(spawn(argv, stdin=None, stdout=None, stderr=None, own_session=False).wait())

@@ -33,11 +33,12 @@ class BuildFailed(OrchestrateError):  # noqa: N818 - an outcome of a cell as muc
         log: the whole build log.
     """
 
-    def __init__(self, message: str, log: Path) -> None:
-        super().__init__(message)
-        self.log = log
+    exit_status = 3
 
-    def __reduce__(self) -> tuple[type[BuildFailed], tuple[str, Path]]:
+    def __init__(self, message: str, log: Path) -> None:
+        super().__init__(message, log)
+
+    def __reduce__(self) -> tuple[type[BuildFailed], tuple[object, ...]]:
         """Both arguments, so that it survives the way from a worker process."""
         return BuildFailed, (str(self), self.log)
 

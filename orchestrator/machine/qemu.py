@@ -284,6 +284,11 @@ class Machine:
         """Whether QEMU runs and the guest in it has not failed."""
         return self._process is not None and self._process.poll() is None and self._failure is None
 
+    @property
+    def switched_off(self) -> bool:
+        """Whether the guest has ended by its own wish."""
+        return not self.alive and self._shutdown_reason == "guest-shutdown"
+
     def boot(self, timeout_s: float) -> float:
         """Wait until the guest says that it is up.
 

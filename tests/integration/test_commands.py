@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""A guest for a person: what its commands end with, and that nothing the kernel reports goes unsaid."""
+
+from __future__ import annotations
+
+import pytest
+
+from orchestrator.cli.application import status_of
+from orchestrator.kernel.build import KernelBuild
+
+SMALL = ["--patchset", "baseline", "--topology", "1x512M/1", "--accel", "tcg"]
+#: As the kernel prints it; the console has no other way to know.
+BUG = "echo 'BUG: Bad page state in process sh  pfn:12345' >/dev/kmsg; sleep 1"
+
+
+@pytest.fixture(autouse=True)
+def built(baseline_kernel: KernelBuild) -> None:
+    """The kernel is there before the command's time counts."""
+
+
+def test_exec_ends_with_the_status_of_its_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of(["exec", *SMALL, "--", "sh", "-c", "echo said; exit 7"]) == 7
+    assert capsys.readouterr().out == "said\n"
+
+
+def test_exec_of_a_command_that_does_not_end_is_said_so(capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of(["exec", *SMALL, "--timeout", "2", "--", "sh", "-c", "echo begun; sleep 60"]) == 3
+    out, err = capsys.readouterr()
+    assert out == "begun\n"
+    assert "took more than 2 s and was killed. --timeout gives it longer" in err
+
+
+def test_a_report_of_the_kernel_is_not_hidden_by_a_good_end(capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of(["exec", *SMALL, "--", "sh", "-c", BUG]) == 3
+    assert "BUG: Bad page state" in capsys.readouterr().err
+
+
+def test_boot_says_when_the_guest_is_up(capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of(["boot", *SMALL, "--check"]) == 0
+    out = capsys.readouterr().out
+    assert "up after" in out and "shell    ssh" in out

@@ -94,7 +94,12 @@ def command(
     ] = DEFAULT_MAX_BOOTS,
     settings: option.Settings = None,
     cmdline: option.Cmdline = None,
-    topology: option.Topology = DEFAULT_TOPOLOGY,
+    topology: Annotated[
+        str | None,
+        typer.Option(
+            "--topology", "-t", help=f"As of run; default: {DEFAULT_TOPOLOGY}, of traces {CHECK_TOPOLOGY}."
+        ),
+    ] = None,
     accel: option.Accelerator = "auto",
     seed: Annotated[int, typer.Option("--seed", help="Of everything random.")] = 1,
     flavour: option.Flavour = "measure",
@@ -122,6 +127,7 @@ def command(
     terminal = terminal_of(context)
     with terminal.events() as events:
         if resume is not None:
+            option.refuse_beside_resume(context)
             return _resume(terminal, events, resume, build_jobs, as_json)
         diverges = until == DIVERGES
         if patchset is None or (workload is None and not diverges):
@@ -139,8 +145,8 @@ def command(
             traces = {path.stem: load_trace(path) for path in trace or ()} or {
                 f"seed-{seed}": generate(seed, ops, profile, names)
             }
-            if topology == DEFAULT_TOPOLOGY:
-                topology = CHECK_TOPOLOGY
+            option.refuse(context, ("settings", "timeout"), "a trace has its own knobs and no bound")
+            topology = topology or CHECK_TOPOLOGY
         else:
             assert workload is not None
             if trace:
@@ -154,7 +160,7 @@ def command(
             name=name or f"bisect-{patchset}",
             variants=variants,
             workloads=chosen,
-            topology=Topology.parse(topology),
+            topology=Topology.parse(topology or DEFAULT_TOPOLOGY),
             accelerator=accel,
             seed=seed,
             flavour=flavour,
@@ -261,7 +267,9 @@ def _search(
                 shutil.rmtree(writer.path)
             raise
         except KeyboardInterrupt:
-            terminal.print(f"interrupted; finish it with: orchestrate bisect --resume {writer.path.name}")
+            typer.echo(
+                f"interrupted; finish it with: orchestrate bisect --resume {writer.path.name}", err=True
+            )
             raise
         except InfrastructureError as error:
             raise InfrastructureError(f"{error} What was booted is in {writer.path}.", error.log) from error

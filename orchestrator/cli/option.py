@@ -3,10 +3,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from orchestrator.errors import UserError
+
+#: Besides what a run says itself, these may be said when it is finished.
+_OF_RESUMING = {"resume", "jobs", "executor", "build_jobs", "as_json"}
+
+
+def is_given(context: typer.Context, parameter: str) -> bool:
+    """Whether a parameter was said on the command line, even if it says what is the default."""
+    origin = context.get_parameter_source(parameter)
+    return origin is not None and origin.name == "COMMANDLINE"
+
+
+def refuse(context: typer.Context, parameters: Iterable[str], why: str) -> None:
+    """Refuse parameters that would have no effect.
+
+    Args:
+        why: one sentence, e.g. "--resume finishes a run as it was begun"; what to leave out is said after it.
+
+    Raises:
+        UserError: one of them is on the command line.
+    """
+    names = set(parameters)
+    for parameter in context.command.params:
+        if parameter.name in names and is_given(context, parameter.name):
+            raise UserError(f"{why}; leave out {max(parameter.opts, key=len)}.")
+
+
+def refuse_beside_resume(context: typer.Context) -> None:
+    """A run is finished as it was begun: refuse whatever says otherwise.
+
+    Raises:
+        UserError: it is on the command line.
+    """
+    names = {parameter.name for parameter in context.command.params if parameter.name}
+    refuse(context, names - _OF_RESUMING, "--resume finishes a run as it was begun")
+
 
 Patchset = Annotated[
     str,

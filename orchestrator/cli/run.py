@@ -32,13 +32,8 @@ NAME = "run"
 EXAMPLE = "Example: orchestrate run --patchset core-only --set promotion_threshold=1,64,256 --repeat 5"
 
 LOCAL = "local"
-#: What only the variants of an experiment file say: parameter -> option.
-_OF_VARIANTS: Final = {
-    "patchset": "--patchset",
-    "against": "--against",
-    "settings": "--set",
-    "cmdline": "--cmdline",
-}
+#: Parameters which the variants of an experiment file stand for.
+_OF_VARIANTS: Final = ("patchset", "against", "settings", "cmdline")
 #: What replaces what the file says of the rest: parameter -> field of :class:`Experiment`.
 _OF_EXPERIMENT: Final = {
     "name": "name",
@@ -110,6 +105,7 @@ def command(
     terminal = terminal_of(context)
     with terminal.events() as events:
         if resume is not None:
+            option.refuse_beside_resume(context)
             return _resume(terminal, events, resume, place_of(executor, jobs), build_jobs, as_json)
         bench = terminal.bench(events, source, accel, flavour, build_jobs, series)
         if experiment is not None:
@@ -159,17 +155,14 @@ def _from_file(context: typer.Context, path: Path, bench: Bench) -> Experiment:
     Raises:
         UserError: the file is wrong, or an option says what its variants do.
     """
-
-    def given(parameter: str) -> bool:
-        origin = context.get_parameter_source(parameter)
-        return origin is not None and origin.name == "COMMANDLINE"
-
-    for parameter, flag in _OF_VARIANTS.items():
-        if given(parameter):
-            raise UserError(f"give {flag} or an experiment file, not both; the file names its variants.")
+    option.refuse(context, _OF_VARIANTS, "the experiment file names its variants")
     options = context.params
     whole = load_experiment(path, bench.series, bench.workloads)
-    replaced = {field: options[parameter] for parameter, field in _OF_EXPERIMENT.items() if given(parameter)}
+    replaced = {
+        field: options[parameter]
+        for parameter, field in _OF_EXPERIMENT.items()
+        if option.is_given(context, parameter)
+    }
     if "topology" in replaced:
         replaced["topology"] = Topology.parse(replaced["topology"])
     return replace(whole.part(options["variant"] or (), options["workload"] or ()), **replaced)
@@ -234,7 +227,7 @@ def _measure(
                 shutil.rmtree(writer.path)
             raise
         except KeyboardInterrupt:
-            terminal.print(f"interrupted; finish it with: orchestrate run --resume {writer.path.name}")
+            typer.echo(f"interrupted; finish it with: orchestrate run --resume {writer.path.name}", err=True)
             raise
         except InfrastructureError as error:
             raise InfrastructureError(f"{error} What was measured is in {writer.path}.", error.log) from error

@@ -57,6 +57,7 @@ def manifest_of(experiment: Experiment, bench: Bench, command: Sequence[str]) ->
         "margin": experiment.margin,
         "repeat": experiment.repeat,
         "seed": experiment.seed,
+        "timeout_s": experiment.timeout_s,
         "tradeoff": dict(experiment.tradeoff),
         "source": {"requested": bench.source or series.package},
         "series": {

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from orchestrator.analysis.bisection import Mark
 from orchestrator.execution.bench import Bench
-from orchestrator.execution.check_run import model_of
+from orchestrator.execution.check_run import model_of, pinned
 from orchestrator.execution.differential import TraceGuest, check_traces
 from orchestrator.execution.measured_cell import CellResult
 from orchestrator.execution.stage_trial import Trial
@@ -41,15 +41,17 @@ class TraceTrial:
 
     def __call__(self, cell: Cell, kernel: KernelBuild, log_directory: Path) -> Trial:
         """Try one stage once; it ends at the first trace that diverges."""
-        patchset = self.experiment.variant(cell.variant).patchset
-        model_for = model_of(patchset, self.bench.series, self.experiment.topology)
+        series, topology = self.bench.series, self.experiment.topology
+        variant = self.experiment.variant(cell.variant)
+        model_for = model_of(variant.patchset, series, topology)
+        whole = model_of(self.experiment.variants[-1].patchset, series, topology)
         result = CellResult(cell)
         began = time.monotonic()
         try:
-            with TraceGuest(self.bench, kernel, self.experiment.topology, log_directory) as guest:
+            with TraceGuest(self.bench, kernel, topology, log_directory, variant.cmdline) as guest:
                 evidence = ""
                 for name, trace in self.traces.items():
-                    (checked,) = check_traces(guest, [trace], model_for)
+                    (checked,) = check_traces(guest, [pinned(trace, whole)], model_for)
                     if checked.divergence is not None:
                         evidence = f"{name}: {checked.divergence}"
                         break

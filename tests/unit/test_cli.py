@@ -43,7 +43,21 @@ def own_results(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         (["run", "-p", "core-only", "--source", "/nonexistent"], "/nonexistent"),
         (["run", "--resume", "never-ran"], "no run"),
         (["run", "nosuch.toml"], "nosuch.toml"),
-        (["run", STAGES, "--set", "promotion_threshold=1"], "give --set or an experiment file, not both"),
+        (
+            ["run", "--resume", "latest", "--repeat", "5"],
+            "finishes a run as it was begun; leave out --repeat",
+        ),
+        (["run", "--resume", "latest", "--dry-run"], "leave out --dry-run"),
+        (["run", STAGES, "--resume", "latest"], "leave out experiment"),
+        (["bisect", "--resume", "latest", "-m", "x > 1"], "leave out --metric"),
+        (
+            ["bisect", "-p", "full", "-u", "diverges", "--timeout", "5"],
+            "a trace has its own knobs and no bound; leave out --timeout",
+        ),
+        (
+            ["run", STAGES, "--set", "promotion_threshold=1"],
+            "the experiment file names its variants; leave out --set",
+        ),
         (["run", STAGES, "-w", "chunk"], "stages has no workload chunk"),
         (["run", STAGES, "--topology", "64x64G"], "memory"),
         (["run", STAGES, "--repeat", "0"], "repeat"),

@@ -1,18 +1,26 @@
 # SPDX-License-Identifier: GPL-2.0-only
 from __future__ import annotations
 
+import json
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
+from orchestrator.cache import Cache
 from orchestrator.errors import UserError
+from orchestrator.events import Events
+from orchestrator.execution.bench import Bench
+from orchestrator.execution.experiment_run import manifest_of
 from orchestrator.experiment.cell import cells_of
 from orchestrator.experiment.experiment import Experiment, load_experiment
 from orchestrator.experiment.knob import combinations, parse_settings
+from orchestrator.experiment.manifest import experiment_of_manifest
 from orchestrator.experiment.variant import Role, variants_of
 from orchestrator.guest.workload import Workload, load_workloads
 from orchestrator.kernel.series import Series, load_series
 from orchestrator.machine.topology import Topology
+from orchestrator.project import Project
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -233,3 +241,28 @@ def test_a_part_that_is_not_there_is_refused(series: Series, workloads: dict[str
         whole.part([], ["sparse"])
     with pytest.raises(UserError, match="tradeoff has no variant nevre"):
         whole.part(["nevre"], [])
+
+
+def test_a_run_directory_knows_all_of_its_experiment(tmp_path: Path) -> None:
+    bench = Bench(Project(ROOT), Cache(tmp_path), Events(), source="/usr/src/linux")
+    experiment = Experiment(
+        name="all",
+        variants=variants_of(
+            ["core-only"], "baseline", {"promotion_threshold": ["1", "64"]}, ["quiet"], bench.series
+        ),
+        workloads={
+            name: {key: str(parameter.default) for key, parameter in bench.workloads[name].parameters.items()}
+            for name in ("touch", "chunk")
+        },
+        topology=Topology.parse("2x1G/2+1x0/1"),
+        accelerator="icount",
+        repeat=2,
+        seed=7,
+        flavour="debug-vm",
+        margin=0.01,
+        timeout_s=12.5,
+        tradeoff={"x": "chunk/survivors.total"},
+    )
+    assert {f.name for f in fields(Experiment) if getattr(experiment, f.name) == f.default} == set()
+    manifest = json.loads(json.dumps(manifest_of(experiment, bench, ["orchestrate", "run"])))
+    assert experiment_of_manifest(manifest) == experiment

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from orchestrator.analysis.export.check import Check, CheckStatus, checks_of
 from orchestrator.analysis.export.junit import to_junit
 from orchestrator.analysis.export.kcidb import to_kcidb
 from orchestrator.analysis.export.ktap import to_ktap
+from orchestrator.analysis.statistics import Verdict
 from orchestrator.store.outcome import Outcome
 from orchestrator.store.run import Run
 
@@ -62,6 +64,19 @@ def test_a_regression_and_a_broken_counter_are_failed_checks(checks: list[Check]
     assert by_name["core-only@1:first_fault_insns.p50"].status is CheckStatus.PASSED
     assert by_name["identities"].status is CheckStatus.FAILED
     assert "core-only@256.fault_latency.1" in by_name["identities"].text
+
+
+def test_what_could_not_be_checked_has_not_passed(tmp_path: Path) -> None:
+    run = replace(SYNTHETIC, repeat=3, counters={}).write(tmp_path)
+    comparison = compare(run)
+    checks = checks_of(run, comparison)
+    untested = [row for row in comparison.rows if row.primary and row.verdict is Verdict.NO_TEST]
+    skipped = {(check.suite, check.name) for check in checks if check.status is CheckStatus.SKIPPED}
+    assert untested and skipped == {(row.workload, f"{row.variant}:{row.metric}") for row in untested}
+    assert to_junit("run", checks).count("<skipped") == len(skipped)
+    assert to_ktap("run", checks).count("# SKIP no-test") == len(skipped)
+    (identities,) = checks_of(run, replace(comparison, counters_checked=0, findings=()))[-1:]
+    assert (identities.status, identities.kind) == (CheckStatus.SKIPPED, "not-checked")
 
 
 def test_names_are_unique_in_a_suite(checks: list[Check]) -> None:

@@ -22,10 +22,12 @@ from orchestrator.store.run import Run
 class CheckStatus(StrEnum):
     """How a check ended.
 
-    ``error`` is no verdict on the kernel: the host, the harness or the workload itself failed.
+    ``error`` is no verdict on the kernel: the host, the harness or the workload itself failed. ``skipped`` is none
+    either: there was nothing to check it by.
     """
 
     PASSED = "passed"
+    SKIPPED = "skipped"
     FAILED = "failed"
     ERROR = "error"
 
@@ -100,12 +102,14 @@ def _metrics(comparison: Comparison) -> Iterator[Check]:
     for row in comparison.rows:
         if not row.primary:
             continue
-        worse = row.verdict is Verdict.REGRESSED
+        status = CheckStatus.FAILED if row.verdict is Verdict.REGRESSED else CheckStatus.PASSED
+        if row.verdict is Verdict.NO_TEST:
+            status = CheckStatus.SKIPPED
         yield Check(
             suite=row.workload,
             name=f"{row.variant}:{row.metric}",
             variant=row.variant,
-            status=CheckStatus.FAILED if worse else CheckStatus.PASSED,
+            status=status,
             kind=row.verdict.value,
             text=f"{comparison.baseline} {_median(row.baseline.median)}, {row.variant} "
             f"{_median(row.compared.median)} {row.unit}: {row.reason}",
@@ -116,12 +120,17 @@ def _counters(comparison: Comparison) -> Check:
     broken = [
         f"{finding.where}: {finding.text}" for finding in comparison.findings if finding.kind == "counters"
     ]
+    status, kind = CheckStatus.PASSED, "held"
+    if broken:
+        status, kind = CheckStatus.FAILED, "broken"
+    elif not comparison.counters_checked:
+        status, kind = CheckStatus.SKIPPED, "not-checked"
     return Check(
         suite="counters",
         name="identities",
         variant="",
-        status=CheckStatus.FAILED if broken else CheckStatus.PASSED,
-        kind="broken" if broken else "held",
+        status=status,
+        kind=kind,
         text="\n".join(broken) or f"identities held in {comparison.counters_checked} cells",
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Final
 
 import junitparser
 
@@ -12,6 +13,11 @@ from orchestrator.analysis.export.check import Check, CheckStatus
 
 # What XML 1.0 cannot say (section 2.2), and a kernel's console can.
 _NO_CHARACTER = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_RESULTS: Final = {
+    CheckStatus.FAILED: junitparser.Failure,
+    CheckStatus.ERROR: junitparser.Error,
+    CheckStatus.SKIPPED: junitparser.Skipped,
+}
 
 
 def to_junit(run: str, checks: Sequence[Check]) -> str:
@@ -30,8 +36,7 @@ def to_junit(run: str, checks: Sequence[Check]) -> str:
         if check.status is CheckStatus.PASSED:
             case.system_out = text
         else:
-            made = junitparser.Error if check.status is CheckStatus.ERROR else junitparser.Failure
-            result = made(text.partition("\n")[0], check.kind)
+            result = _RESULTS[check.status](text.partition("\n")[0], check.kind)
             result.text = text
             case.result = [result]
         suites[check.suite].add_testcase(case)

@@ -84,7 +84,12 @@ def _builds(run: Run, checks: Sequence[Check], origin: str) -> Iterator[dict[str
         )
 
 
-_STATUS: Final = {CheckStatus.PASSED: "PASS", CheckStatus.FAILED: "FAIL", CheckStatus.ERROR: "MISS"}
+_STATUS: Final = {
+    CheckStatus.PASSED: "PASS",
+    CheckStatus.FAILED: "FAIL",
+    CheckStatus.ERROR: "MISS",
+    CheckStatus.SKIPPED: "SKIP",
+}
 
 
 def _tests(

@@ -76,7 +76,7 @@ DERIVED_METRICS: Mapping[str, Metric] = {
         ),
         Metric("reservations.total", "blocks", None, help="reservations made"),
         Metric("reservation_failures.total", "faults", "lower", help="reservations that found no free block"),
-        Metric("dumps.total", "dumps", None, help="reservations released under memory pressure"),
+        Metric("dumps.total", "reservations", None, help="reservations given up under memory pressure"),
         Metric("pmd_splits.total", "splits", None, help="huge mappings split"),
         Metric("oom_kills.total", "kills", None, help="processes that the OOM killer ended"),
     )
@@ -133,6 +133,12 @@ def _edge(samples: Sequence[Sample], phase: str) -> dict[str, int]:
 
 def _used(samples: Sequence[Sample], total: str, left: str) -> list[int]:
     """`total` - `left` in KiB at each reading of both, in the order of time."""
-    totals = [s.value for s in samples if s.source == _MEMINFO and s.node is None and s.counter == total]
-    lefts = [s.value for s in samples if s.source == _MEMINFO and s.node is None and s.counter == left]
-    return [t - rest for t, rest in zip(totals, lefts, strict=False)]
+    totals, lefts = (
+        {
+            s.guest_s: s.value
+            for s in samples
+            if s.source == _MEMINFO and s.node is None and s.counter == counter
+        }
+        for counter in (total, left)
+    )
+    return [totals[when] - lefts[when] for when in sorted(totals.keys() & lefts.keys())]

@@ -235,6 +235,7 @@ class Sampler:
         self._options = ["--processes"] if processes else []
         self._readings: list[tuple[Phase, Reading]] = []
         self._remote: Remote | None = None
+        self._end = ""
         self._ready = threading.Event()
 
     def before(self) -> None:
@@ -242,7 +243,13 @@ class Sampler:
         self._edge("before")
 
     def after(self) -> None:
-        """Read all counters; the first thing after the workload."""
+        """Read all counters; the first thing after the workload.
+
+        Raises:
+            InfrastructureError: sampling had ended before it was stopped, so that a peak may be missing.
+        """
+        if self._end:
+            raise InfrastructureError(f"the guest's sampler ended by itself: {self._end}")
         self._edge("after")
 
     def start(self) -> None:
@@ -275,7 +282,9 @@ class Sampler:
         remote, self._remote = self._remote, None
         # Whoever talks to the guest next is told; here it would hide how the workload ended.
         with suppress(GuestLost, CommandTimeout):
-            remote.stop()
+            finished = remote.stop()
+            if finished.status != 0 and finished.signal != "SIGTERM":
+                self._end = f"{finished.end}. {finished.stderr.strip()}"
 
     @property
     def samples(self) -> list[Sample]:

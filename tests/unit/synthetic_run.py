@@ -47,7 +47,7 @@ METRICS: Mapping[str, Mapping[str, tuple[str, str | None, bool, float, float]]] 
         "promotions.total": ("ranges", "higher", True, 0, 0.0),
         "huge_faults.total": ("faults", None, False, 3840, 0.0),
         "reservations.total": ("blocks", None, False, math.nan, 0.0),
-        "dumps.total": ("dumps", None, False, math.nan, 0.0),
+        "dumps.total": ("reservations", None, False, math.nan, 0.0),
         "oom_kills.total": ("kills", None, False, 0, 0.0),
     },
     "fault_latency": {

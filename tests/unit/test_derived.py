@@ -37,8 +37,10 @@ def test_memory_is_its_peak_over_the_start() -> None:
     got = values(
         [
             sample("before", "meminfo", "MemTotal", 1000), sample("before", "meminfo", "MemAvailable", 900),
-            sample("during", "meminfo", "MemTotal", 1000), sample("during", "meminfo", "MemAvailable", 300),
-            sample("after", "meminfo", "MemTotal", 1000), sample("after", "meminfo", "MemAvailable", 850),
+            sample("during", "meminfo", "MemTotal", 1000, 1), sample("during", "meminfo", "MemAvailable", 300, 1),
+            # A reading that was cut short says nothing, and shifts nothing.
+            sample("during", "meminfo", "MemAvailable", 100, 2),
+            sample("after", "meminfo", "MemTotal", 1000, 3), sample("after", "meminfo", "MemAvailable", 850, 3),
         ]
     )  # fmt: skip
     assert got["memory_kib.max"] == 600

@@ -212,12 +212,13 @@ def test_processes_that_come_later_are_read_and_told_by_name(program: str, tmp_p
 
 
 class FakeRemote:
-    def __init__(self, on_stop: Callable[[], None]) -> None:
+    def __init__(self, on_stop: Callable[[], None], killed: bool) -> None:
         self._on_stop = on_stop
+        self._signal = "SIGKILL" if killed else "SIGTERM"
 
     def stop(self) -> Finished:
         self._on_stop()
-        return Finished(("sampler",), 0, None, "", "no such program", 0.0)
+        return Finished(("sampler",), None, self._signal, "", "no such program", 0.0)
 
 
 class FakeGuest:
@@ -225,8 +226,9 @@ class FakeGuest:
 
     alive = True
 
-    def __init__(self, text: str = SAMPLER, lost_at_stop: bool = False) -> None:
+    def __init__(self, text: str = SAMPLER, lost_at_stop: bool = False, killed: bool = False) -> None:
         self._text = text
+        self._killed = killed
         self._lost_at_stop = lost_at_stop
         self.spawned: list[list[str]] = []
 
@@ -242,7 +244,7 @@ class FakeGuest:
         self.spawned.append(argv)
         for line in self._text.splitlines():
             on_line(line)
-        return FakeRemote(self._stopped)
+        return FakeRemote(self._stopped, self._killed)
 
     def _stopped(self) -> None:
         if self._lost_at_stop:
@@ -298,6 +300,12 @@ def test_a_guest_lost_at_the_end_keeps_the_samples_and_hides_no_other_end() -> N
     sampler.start()
     sampler.stop()
     assert len({s.guest_s for s in sampler.samples}) == len(decode(SAMPLER))
+
+
+def test_a_sampler_that_ended_too_early_is_said_so() -> None:
+    """A peak is missing then, and nobody would know."""
+    with pytest.raises(InfrastructureError, match="sampler ended by itself: signal SIGKILL"):
+        sampled(FakeGuest(killed=True))
 
 
 def test_a_program_that_does_not_start_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

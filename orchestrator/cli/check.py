@@ -13,7 +13,7 @@ import typer
 
 from orchestrator.cli import option
 from orchestrator.cli.event_log import event_log
-from orchestrator.cli.terminal import Terminal, terminal_of
+from orchestrator.cli.terminal import terminal_of
 from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.execution.bench import Bench
 from orchestrator.execution.check_run import (
@@ -101,7 +101,13 @@ def command(
         )
         with event_log(events, writer.path):
             summary = _execute(asked, bench, writer)
-    _print(terminal, asked, summary, writer.path, as_json)
+    text = as_text(patchset, summary)
+    (writer.path / "check.txt").write_text(text + "\n", encoding="utf-8")
+    if as_json:
+        terminal.print_json({"run": str(writer.path), "patchset": patchset, **summary.to_json()})
+    else:
+        terminal.print(text)
+        terminal.print(str(writer.path))
     return 3 if summary.found else 0
 
 
@@ -154,30 +160,30 @@ def _patchset_of(traces: dict[str, Trace]) -> str:
     raise UserError("name what to check: --patchset core-only, or --patchset baseline.")
 
 
-def _print(terminal: Terminal, asked: Check, summary: CheckSummary, path: Path, as_json: bool) -> None:
-    if as_json:
-        terminal.print_json({"run": str(path), "patchset": asked.patchset, **summary.to_json()})
-        return
+def as_text(patchset: str, summary: CheckSummary) -> str:
+    """How much was compared, then what differs."""
     compared, uncompared = sum(summary.compared.values()), sum(summary.uncompared.values())
     speed = summary.steps / summary.run_s if summary.run_s else 0
-    terminal.print(
-        f"{asked.patchset}: {summary.traces} traces, {summary.steps} operations compared ({speed:.0f} a second), "
-        f"{compared} fields; {uncompared} fields not compared"
-    )
+    lines = [
+        (
+            f"{patchset}: {summary.traces} traces, {summary.steps} operations compared ({speed:.0f} a second), "
+            f"{compared} fields; {uncompared} fields not compared"
+        )
+    ]
     for found in summary.found:
-        terminal.print(f"{found.name}: diverges at {found.divergence}")
+        lines.append(f"{found.name}: diverges at {found.divergence}")
         more = len(found.divergence.differences) - 1
         for each in found.divergence.differences[1:6]:
-            terminal.print(f"    {each.field} is {each.observed}, expected {each.expected}")
+            lines.append(f"    {each.field} is {each.observed}, expected {each.expected}")
         if more > 5:
-            terminal.print(f"    and {more - 5} more fields")
-        terminal.print(f"    {len(found.minimal.operations)} operations: {found.file}")
-        if found.stages:
-            terminal.print(
-                f"    from {found.first_stage} on"
-                if found.first_stage
-                else f"    not with the last stage ({', '.join(s for s, d in found.stages.items() if d)})"
+            lines.append(f"    and {more - 5} more fields")
+        lines.append(f"    {len(found.minimal.operations)} operations: {found.file}")
+        if found.first_stage:
+            lines.append(f"    from {found.first_stage} on")
+        elif found.stages:
+            lines.append(
+                f"    not with the last stage ({', '.join(s for s, d in found.stages.items() if d)})"
             )
     if not summary.found:
-        terminal.print("no divergence")
-    terminal.print(str(path))
+        lines.append("no divergence")
+    return "\n".join(lines)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from orchestrator.analysis.changelog import changelog_text
@@ -33,7 +34,7 @@ def conclude(terminal: Terminal, events: Events, path: Path, as_json: bool) -> b
     with events.step("report"):
         write_report(run, comparison, plots, path / "report.html")
     if as_json:
-        terminal.print(comparison.to_json())
+        terminal.print_json({"run": str(path), **json.loads(comparison.to_json())})
     else:
         terminal.print_table(comparison)
         for plot in plots:

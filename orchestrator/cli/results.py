@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 import time
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -19,13 +19,16 @@ app = typer.Typer(
     help="What was run, and clean-up of the cache.", no_args_is_help=True, rich_markup_mode=None
 )
 
+#: What `check`, `test` and `bisect` have to say; no comparison says it.
+_TOLD: Final = ("check.txt", "correctness.txt", "bisection.log")
+
 
 @app.command("list", epilog="Example: orchestrate results list --json")
 def list_runs(context: typer.Context, as_json: option.Json = False) -> int:
     """List the run directories, newest last."""
     terminal = terminal_of(context)
     rows: list[dict[str, Any]] = []
-    for path in sorted(terminal.project.results.glob("*/run.json")):
+    for path in terminal.project.results.glob("*/run.json"):
         try:
             run = Run.open(path.parent)
         except OrchestrateError as error:
@@ -35,11 +38,13 @@ def list_runs(context: typer.Context, as_json: option.Json = False) -> int:
         rows.append(
             {
                 "run": path.parent.name,
+                "created": str(run.manifest.get("created_utc", "")),
                 "topology": run.manifest["topology"]["text"],
                 "accelerator": run.manifest["accelerator"]["name"],
                 "outcomes": {str(key): int(value) for key, value in outcomes.items()},
             }
         )
+    rows.sort(key=lambda row: (row.get("created", ""), row["run"]))
     if as_json:
         terminal.print_json(rows)
         return 0
@@ -56,10 +61,14 @@ def list_runs(context: typer.Context, as_json: option.Json = False) -> int:
 
 @app.command("show", epilog="Example: orchestrate results show latest")
 def show(context: typer.Context, run: option.Run) -> int:
-    """Print a run's table, failed cells and where its files are."""
+    """Print what a run found, as the command did that made it, and where its files are."""
     terminal = terminal_of(context)
     opened = Run.open(find_run(terminal.project.results, run))
-    terminal.print_table(compare(opened))
+    told = next((opened.path / name for name in _TOLD if (opened.path / name).is_file()), None)
+    if told is None:
+        terminal.print_table(compare(opened))
+    else:
+        terminal.print(told.read_text(encoding="utf-8").rstrip())
     terminal.print(f"run      {opened.path}")
     return 0
 

@@ -7,7 +7,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from orchestrator.errors import UserError
@@ -21,7 +21,7 @@ from orchestrator.execution.differential import (
     check_traces,
 )
 from orchestrator.execution.experiment_run import kernel_facts
-from orchestrator.execution.manifest import host_facts, tool_facts
+from orchestrator.execution.provenance import provenance
 from orchestrator.execution.shrinking import shrink
 from orchestrator.experiment.variant import Role
 from orchestrator.guest.workload import Observation
@@ -194,51 +194,13 @@ def pinned(trace: Trace, model_for: ModelFor) -> Trace:
     return replace(trace, settings=model_for(trace).settings)
 
 
-def diverging(
-    bench: Bench,
-    patchset: str,
-    traces: Sequence[Trace],
-    topology: Topology,
-    log_directory: Path,
-) -> Checked | None:
-    """The first trace that a patchset's kernel and its model disagree on; None where there is none.
-
-    Args:
-        log_directory: gets what guests leave.
-
-    Raises:
-        BuildFailed: the kernel does not build.
-        MachineFailure: it does not boot.
-    """
-    kernel = bench.kernel(patchset)
-    with TraceGuest(bench, kernel, topology, log_directory) as guest:
-        for trace in traces:
-            (checked,) = check_traces(guest, [trace], model_of(patchset, bench.series, topology))
-            if checked.divergence is not None:
-                return checked
-    return None
-
-
 def manifest_of(check: Check, bench: Bench, command: Sequence[str]) -> dict[str, object]:
     """What ``run.json`` says before anything slow starts."""
     series = bench.series
     return {
-        "command": list(command),
+        **provenance(bench, check.topology, command),
         "kind": WORKLOAD,
         "name": f"check-{check.patchset}",
-        "topology": {
-            "text": check.topology.text,
-            "nodes": [asdict(node) for node in check.topology.nodes],
-            "distances": [list(row) for row in check.topology.distances],
-        },
-        "accelerator": {
-            "name": bench.accelerator_request,
-            "clock": None,
-            "reason": "requested; not yet chosen",
-        },
-        "flavour": bench.flavour,
-        "source": {"requested": bench.source or series.package},
-        "series": {"name": series.name, "title": series.title, "base": series.base_version},
         "variants": [
             {
                 "name": check.patchset,
@@ -266,8 +228,6 @@ def manifest_of(check: Check, bench: Bench, command: Sequence[str]) -> dict[str,
             }
             for number, trace in enumerate(check.traces.values(), 1)
         ],
-        "host": host_facts(),
-        "tools": tool_facts(),
     }
 
 
@@ -304,7 +264,7 @@ def execute(check: Check, bench: Bench, writer: RunWriter) -> CheckSummary:
                     with bench.events.step(f"shrink {name}") as step:
                         _shrink(check, found, checked.trace, guest, model_for, step)
                 seen.add(kind)
-        if check.every_stage:
+        if check.every_stage and summary.found:
             _find_stages(check, bench, summary, logs)
         return summary
     finally:

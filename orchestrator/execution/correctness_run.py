@@ -16,7 +16,7 @@ from orchestrator.errors import InfrastructureError
 from orchestrator.execution.bench import Bench, Booted
 from orchestrator.execution.correctness import Found, Kind, Leak, Suite, SuiteRun
 from orchestrator.execution.experiment_run import kernel_facts
-from orchestrator.execution.manifest import host_facts, tool_facts
+from orchestrator.execution.provenance import provenance
 from orchestrator.experiment.variant import Role
 from orchestrator.guest.ktap import Status
 from orchestrator.guest.selftests import Selftest, SelftestPlan, Selftests, build_selftests
@@ -180,22 +180,9 @@ def manifest_of(test: CorrectnessTest, bench: Bench, command: Sequence[str]) -> 
     series = bench.series
     cells = test.cells()
     return {
-        "command": list(command),
+        **provenance(bench, test.topology, command),
         "kind": "test",
         "name": f"test-{test.patchset}",
-        "topology": {
-            "text": test.topology.text,
-            "nodes": [asdict(node) for node in test.topology.nodes],
-            "distances": [list(row) for row in test.topology.distances],
-        },
-        "accelerator": {
-            "name": bench.accelerator_request,
-            "clock": None,
-            "reason": "requested; not yet chosen",
-        },
-        "flavour": bench.flavour,
-        "source": {"requested": bench.source or series.package},
-        "series": {"name": series.name, "title": series.title, "base": series.base_version},
         "variants": [
             {
                 "name": patchset,
@@ -224,8 +211,6 @@ def manifest_of(test: CorrectnessTest, bench: Bench, command: Sequence[str]) -> 
             }
             for patchset, suite in cells
         ],
-        "host": host_facts(),
-        "tools": tool_facts(),
     }
 
 

@@ -6,13 +6,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence, Set
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from orchestrator.execution.bench import Bench
 from orchestrator.execution.derived import DERIVED_METRICS
-from orchestrator.execution.manifest import host_facts, tool_facts
 from orchestrator.execution.measured_cell import CellResult, write_evidence
 from orchestrator.execution.place import Place
+from orchestrator.execution.provenance import provenance
 from orchestrator.experiment.cell import Cell
 from orchestrator.experiment.experiment import Experiment
 from orchestrator.experiment.variant import Role
@@ -45,27 +45,13 @@ def manifest_of(experiment: Experiment, bench: Bench, command: Sequence[str]) ->
     """What ``run.json`` says before anything slow starts; nothing here builds or boots."""
     series = bench.series
     return {
-        "command": list(command),
+        **provenance(bench, experiment.topology, command),
         "name": experiment.name,
-        "topology": {
-            "text": experiment.topology.text,
-            "nodes": [asdict(node) for node in experiment.topology.nodes],
-            "distances": [list(row) for row in experiment.topology.distances],
-        },
-        "accelerator": {"name": experiment.accelerator, "clock": None, "reason": "requested; not yet chosen"},
-        "flavour": experiment.flavour,
         "margin": experiment.margin,
         "repeat": experiment.repeat,
         "seed": experiment.seed,
         "timeout_s": experiment.timeout_s,
         "tradeoff": dict(experiment.tradeoff),
-        "source": {"requested": bench.source or series.package},
-        "series": {
-            "name": series.name,
-            "title": series.title,
-            "base": series.base_version,
-            **({"directory": str(bench.series_directory.resolve())} if bench.series_directory else {}),
-        },
         "variants": [
             {
                 "name": variant.name,
@@ -115,8 +101,6 @@ def manifest_of(experiment: Experiment, bench: Bench, command: Sequence[str]) ->
             }
             for cell in experiment.cells
         ],
-        "host": host_facts(),
-        "tools": tool_facts(),
     }
 
 

@@ -24,9 +24,9 @@ LOCAL_DISTANCE = 10
 REMOTE_DISTANCE = 20
 #: 255 says "unreachable" in the SLIT, which Linux takes for a broken table.
 MAXIMUM_DISTANCE = 254
-#: QEMU's MAX_NODES (include/sysemu/numa.h), and what x86 numbers without an interrupt-remapping IOMMU.
-MAXIMUM_NODES = 128
-MAXIMUM_CPUS = 255
+#: CONFIG_NODES_SHIFT and CONFIG_NR_CPUS of vm_images/kernel/base.config; QEMU has room for more.
+MAXIMUM_NODES = 64
+MAXIMUM_CPUS = 64
 #: Below this, no kernel and initramfs come up.
 MINIMUM_MEMORY_MIB = 128
 #: Host memory that a guest takes beside its own: QEMU itself, and TCG's translated code.

@@ -403,8 +403,9 @@ def find_run(results: Path, name: str | Path) -> Path:
     names = sorted(path.parent.name for path in results.glob(f"*/{MANIFEST}"))
     if not names:
         raise UserError(f"there is no run in {results} yet; make one with: orchestrate run --patchset NAME.")
+    latest = ([each for each in names if _TIMED_NAME.match(each)] or names)[-1]
     if text == "latest":
-        return results / ([each for each in names if _TIMED_NAME.match(each)] or names)[-1]
+        return results / latest
     if text in names:
         return results / text
     fitting = [each for each in names if text and (each.startswith(text) or each.endswith(text))]
@@ -414,7 +415,7 @@ def find_run(results: Path, name: str | Path) -> Path:
         shown = ", ".join(fitting[-4:])
         raise UserError(f"{text} could be {len(fitting)} runs ({shown}); write more of the name.")
     raise UserError(
-        f"no run in {results} is named {text}; `orchestrate results list` shows them, the last is {names[-1]}."
+        f"no run in {results} is named {text}; `orchestrate results list` shows them, the last is {latest}."
     )
 
 

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 from fake_tree import write_series
+from synthetic_run import Synthetic
 
 from orchestrator.cli.application import status_of
 from orchestrator.kernel.series import load_series
@@ -112,8 +114,6 @@ def test_every_command_explains_itself_with_an_example(
 
 
 def test_the_series_is_listed_for_machines(capsys: pytest.CaptureFixture[str]) -> None:
-    import json
-
     assert status_of(["series", "list", "--json"]) == 0
     listed = json.loads(capsys.readouterr().out)
     assert listed["groups"][0] == "core-only"
@@ -132,3 +132,22 @@ def test_another_series_is_listed_and_shown(tmp_path: Path, capsys: pytest.Captu
 def test_a_series_that_is_not_there_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert status_of(["series", "list", "--series", str(tmp_path / "none")]) == 2
     assert str(tmp_path / "none") in capsys.readouterr().err
+
+
+def test_runs_are_listed_by_age_and_shown_as_they_were_told(
+    own_results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = Synthetic(repeat=1, histograms=False)
+    compared = small.write(own_results, "compared").path
+    tested = small.write(own_results, "tested").path
+    # A stored run keeps its name, which begins with no date.
+    compared = compared.rename(own_results / "reference")
+    manifest = json.loads((compared / "run.json").read_text())
+    (compared / "run.json").write_text(json.dumps({**manifest, "created_utc": "2026-01-01T00:00:00+00:00"}))
+    (tested / "correctness.txt").write_text("kernel  suite\nfull    stress\n")
+    assert status_of(["results", "list"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["reference", tested.name]
+    assert status_of(["results", "show", tested.name]) == 0
+    assert capsys.readouterr().out == f"kernel  suite\nfull    stress\nrun      {tested}\n"
+    assert status_of(["results", "show", "reference"]) == 0
+    assert "survivors.total" in capsys.readouterr().out

@@ -244,7 +244,7 @@ def test_a_part_that_is_not_there_is_refused(series: Series, workloads: dict[str
 
 
 def test_a_run_directory_knows_all_of_its_experiment(tmp_path: Path) -> None:
-    bench = Bench(Project(ROOT), Cache(tmp_path), Events(), source="/usr/src/linux")
+    bench = Bench(Project(ROOT), Cache(tmp_path), Events(), "/usr/src/linux", "icount", "debug-vm")
     experiment = Experiment(
         name="all",
         variants=variants_of(

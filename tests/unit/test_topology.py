@@ -5,13 +5,22 @@ from __future__ import annotations
 
 import itertools
 import tomllib
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.errors import UserError
-from orchestrator.machine.topology import OVERHEAD_MIB, Node, Topology
+from orchestrator.machine.topology import MAXIMUM_CPUS, MAXIMUM_NODES, OVERHEAD_MIB, Node, Topology
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_the_limits_are_those_of_the_kernels_configuration() -> None:
+    lines = (ROOT / "vm_images" / "kernel" / "base.config").read_text().splitlines()
+    assert f"CONFIG_NR_CPUS={MAXIMUM_CPUS}" in lines
+    assert f"CONFIG_NODES_SHIFT={MAXIMUM_NODES.bit_length() - 1}" in lines
 
 
 @pytest.mark.parametrize(
@@ -40,12 +49,12 @@ def test_parse(text: str, nodes: list[tuple[int, int]]) -> None:
         ("4x2", "has no unit; write 2M or 2G"),
         ("4x2G/", "cannot read"),
         ("-1x2G", "cannot read"),
-        ("0x2G", "1 to 128 nodes, not 0"),
-        ("200x2G", "1 to 128 nodes, not 200"),
-        ("100x1G/1+100x1G/1", "1 to 128 nodes are possible, not 200"),
+        ("0x2G", "1 to 64 nodes, not 0"),
+        ("200x2G", "1 to 64 nodes, not 200"),
+        ("100x1G/1+100x1G/1", "1 to 64 nodes, not 100"),
         ("2x1G+1x0/0", "node 2 has neither CPUs nor memory"),
-        ("2x1G/0", "1 to 255 CPUs are possible in all, not 0"),
-        ("4x1G/100", "1 to 255 CPUs are possible in all, not 400"),
+        ("2x1G/0", "1 to 64 CPUs are possible in all, not 0"),
+        ("4x1G/100", "1 to 64 CPUs are possible in all, not 400"),
         ("2x16M", "32 MiB of memory in all is too little to boot"),
         ("1x1.0001G", "not a whole number of MiB"),
         ("2x1G+", "cannot read ''"),
@@ -168,4 +177,4 @@ def test_the_host_must_hold_all_guests() -> None:
 def test_the_host_is_asked_for_its_memory() -> None:
     Topology.parse("1x128M").check_host()
     with pytest.raises(UserError, match="available"):
-        Topology.parse("128x1T/1").check_host()
+        Topology.parse("64x1T/1").check_host()

@@ -1,16 +1,20 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Facts of the host and its tools that a run keeps, so that it can be repeated and doubted."""
+"""Where a run comes from: what every run directory keeps, so that the run can be repeated and doubted."""
 
 from __future__ import annotations
 
 import os
 import platform
 import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import psutil
 
 from orchestrator import __version__
+from orchestrator.execution.bench import Bench
+from orchestrator.machine.topology import Topology
 from orchestrator.process import run
 
 _VERSION_OF = {
@@ -22,6 +26,34 @@ _VERSION_OF = {
     "gdb": "gdb",
     "ccache": "ccache",
 }
+
+
+def provenance(bench: Bench, topology: Topology, command: Sequence[str]) -> dict[str, object]:
+    """What ``run.json`` says of any run before anything slow starts; nothing here builds or boots."""
+    series = bench.series
+    return {
+        "command": list(command),
+        "topology": {
+            "text": topology.text,
+            "nodes": [asdict(node) for node in topology.nodes],
+            "distances": [list(row) for row in topology.distances],
+        },
+        "accelerator": {
+            "name": bench.accelerator_request,
+            "clock": None,
+            "reason": "requested; not yet chosen",
+        },
+        "flavour": bench.flavour,
+        "source": {"requested": bench.source or series.package},
+        "series": {
+            "name": series.name,
+            "title": series.title,
+            "base": series.base_version,
+            **({"directory": str(bench.series_directory.resolve())} if bench.series_directory else {}),
+        },
+        "host": host_facts(),
+        "tools": tool_facts(),
+    }
 
 
 def host_facts() -> dict[str, object]:

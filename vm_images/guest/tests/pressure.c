@@ -503,13 +503,29 @@ static void memcg_counts(void)
 
 /* ---- memory that goes away ---- */
 
+#define BLOCKS "/sys/devices/system/memory/"
+
+/* Whether a block of memory, such as "memory17", holds nothing but what can be moved. */
+static bool is_movable(const char *block)
+{
+	char path[300], zone[64] = "";
+	int fd;
+
+	snprintf(path, sizeof(path), BLOCKS "%s/valid_zones", block);
+	fd = open(path, O_RDONLY);
+	if (fd < 0 || read(fd, zone, sizeof(zone) - 1) < 0)
+		zone[0] = 0;
+	close(fd);
+	return !strncmp(zone, "Movable", 7);
+}
+
 static void memory_offline(void)
 {
 	struct image *image = image_of(COUNT);
 	struct dirent *entry;
 	unsigned int gone = 0, tried = 0;
 	char path[300], *start, online[64][300];
-	DIR *directory = opendir("/sys/devices/system/memory");
+	DIR *directory = opendir(BLOCKS);
 
 	if (!directory)
 		skip("memory cannot be taken offline");
@@ -517,19 +533,10 @@ static void memory_offline(void)
 	while ((entry = readdir(directory)) && tried < 64) {
 		if (strncmp(entry->d_name, "memory", 6) || entry->d_name[6] < '0' || entry->d_name[6] > '9')
 			continue;
-		snprintf(path, sizeof(path), "/sys/devices/system/memory/%s/valid_zones", entry->d_name);
-		{
-			char zone[64] = "";
-			int fd = open(path, O_RDONLY);
-
-			if (fd < 0 || read(fd, zone, sizeof(zone) - 1) < 0)
-				zone[0] = 0;
-			close(fd);
-			if (strncmp(zone, "Movable", 7))
-				continue;
-		}
+		if (!is_movable(entry->d_name))
+			continue;
 		tried++;
-		snprintf(path, sizeof(path), "/sys/devices/system/memory/%s/state", entry->d_name);
+		snprintf(path, sizeof(path), BLOCKS "%s/state", entry->d_name);
 		if (!try_write(path, "offline"))
 			memcpy(online[gone++], path, sizeof(path));
 		if (gone == 4)
@@ -549,6 +556,60 @@ static void memory_offline(void)
 		setting(online[gone], "online_movable");
 	expect_contents(image, start, "memory online again");
 	unmap(start, COUNT);
+}
+
+/*
+ * Nothing keeps a block whose pages are all in use where it is: they are migrated away, and the memory goes offline
+ * with its page structures poisoned. Nobody may look at those, neither for a promotion nor at the end.
+ */
+static void offline_in_use(void)
+{
+	/* More than a block of memory, as one of them has pages from before there was an allocator. */
+	const unsigned int count = 96;
+	struct image *image = image_of(count);
+	unsigned long block_bytes, block = 0, tried = 0;
+	unsigned int there = 0;
+	bool gone = false;
+	char path[300], name[32], text[32] = "", *start;
+	int fd = open(BLOCKS "block_size_bytes", O_RDONLY);
+
+	if (fd < 0)
+		skip("memory cannot be taken offline");
+	REQUIRE(read(fd, text, sizeof(text) - 1) > 0, "block_size_bytes");
+	close(fd);
+	block_bytes = strtoul(text, NULL, 16);
+	threshold(512);
+	start = regions(count);
+	/* movablecore= takes from the end of memory. */
+	bind_to(start, count * REGION, node_count() - 1);
+	/* Locked ranges are not promoted: the reservation stays. */
+	REQUIRE(!mlock2(start, count * REGION, MLOCK_ONFAULT), "mlock2: %s", strerror(errno));
+	for (unsigned int region = 0; region < count; region++)
+		for (unsigned int slot = 0; slot < PAGES_PER_REGION; slot++)
+			put(image, start, region, slot, seed_of(region, slot, 0));
+	for (unsigned int region = 0; region < count && !gone; region++) {
+		block = pfn_of(PAGE_OF(start, region, 0)) * PAGE / block_bytes;
+		snprintf(name, sizeof(name), "memory%lu", block);
+		if (block == tried || !is_movable(name))
+			continue;
+		tried = block;
+		snprintf(path, sizeof(path), BLOCKS "%s/state", name);
+		gone = !try_write(path, "offline");
+	}
+	if (!tried)
+		skip("there is no movable memory; boot with movablecore=");
+	EXPECT(gone, "no block of memory goes offline");
+	for (unsigned int region = 0; region < count; region++)
+		there += pfn_of(PAGE_OF(start, region, 0)) * PAGE / block_bytes == block;
+	EXPECT(!gone || !there, "%u pages are still in %s", there, name);
+	expect_contents(image, start, "memory offline");
+	munlock(start, count * REGION);
+	for (unsigned int region = 0; region < count / 2; region++)
+		madvise(PAGE_OF(start, region, 0), REGION, MADV_COLLAPSE);
+	expect_contents(image, start, "collapsed with memory offline");
+	unmap(start, count);
+	if (gone)
+		setting(path, "online_movable");
 }
 
 /* Contiguous memory is wanted where reservations are: they are not migrated, so they have to go. */
@@ -605,6 +666,7 @@ const struct test pressure_tests[] = {
 	{ "memcg_limit_contents", memcg_limit_contents, "memcg-limit", MATRIX, "contents are lost at a limit" },
 	{ "memcg_counts", memcg_counts, "memcg-stat", QUICK, "thp_reserved in memory.stat is wrong" },
 	{ "memory_offline", memory_offline, "pressure", 0, "offline is blocked by reservations" },
+	{ "offline_in_use", offline_in_use, "pressure", 0, "a reservation looks at pages that it no longer has" },
 	{ "contiguous_allocation", contiguous_allocation, "pressure", 0, "CMA is blocked by reservations" },
 	{ 0 },
 };

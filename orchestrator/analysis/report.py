@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A run as one HTML page that needs nothing else: no network, no scripts, plots inside.
+"""A run as one HTML page that needs nothing else: no network, plots and its one script inside.
 
 What a guest printed is shown, so the template escapes everything, and the page forbids whatever it does not
 itself contain (Content-Security-Policy).

@@ -86,11 +86,13 @@ class Stop:
 class Gdb:
     """A gdb that is attached to a guest; a context manager that lets the guest go on.
 
-    >>> with Gdb.attach(machine.gdb_socket, kernel.vmlinux, notes) as gdb:  # doctest: +SKIP
-    ...     gdb.break_at("do_anonymous_page")
-    ...     gdb.continue_()
-    ...     stop = gdb.wait_stop(60)
-    ...     stop.args["vmf"]
+    For example::
+
+        with Gdb.attach(machine.gdb_socket, kernel.vmlinux, notes) as gdb:
+            gdb.break_at("do_anonymous_page")
+            gdb.continue_()
+            stop = gdb.wait_stop(60)
+            stop.args["vmf"]
 
     Args:
         gdb: a gdb at its prompt.

@@ -121,7 +121,7 @@ class Bench:
         )
 
     def has_kernel(self, patchset: str) -> bool:
-        """Whether the kernel of `patchset` is in the cache; nothing slow is done to find out."""
+        """Whether the kernel of `patchset` is in the cache; at most its stages are applied to find out."""
         return is_imported(self.source, self.series.package, self.cache) and is_built(
             self.tree(patchset), self.configuration(), self.cache
         )

@@ -216,8 +216,10 @@ def read_files(guest: Guest, patterns: Sequence[str], refresh: bool = False) -> 
 class Sampler:
     """Reads all counters of a guest around and during a workload.
 
-    >>> sampler = Sampler(guest, 250)  # doctest: +SKIP
-    >>> sampler.before(); sampler.start(); run(); sampler.stop(); sampler.after()  # doctest: +SKIP
+    For example::
+
+        sampler = Sampler(guest, 250)
+        sampler.before(); sampler.start(); run(); sampler.stop(); sampler.after()
 
     Args:
         interval_ms: guest time between two readings while a workload runs; 0 reads only before and after.

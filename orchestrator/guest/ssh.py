@@ -145,9 +145,10 @@ def ssh_command(port: int, image: GuestImage, argv: Sequence[str] = ()) -> list[
 class Guest:
     """A connection to a booted guest; made by :meth:`connect`, closed by leaving its block.
 
-    >>> with Guest.connect(port, image, 60, None) as guest:  # doctest: +SKIP
-    ...     guest.run(["uname", "-r"]).stdout
-    '6.12.117\\n'
+    For example::
+
+        with Guest.connect(port, image, 60, None) as guest:
+            guest.run(["uname", "-r"]).stdout  # '6.12.117\\n'
     """
 
     def __init__(self, transport: paramiko.Transport, transcript: Path | None) -> None:

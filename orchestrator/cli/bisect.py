@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -16,10 +15,10 @@ from rich.table import Table
 
 from orchestrator.analysis.bisection import Conclusion
 from orchestrator.cli import option
-from orchestrator.cli.event_log import event_log
+from orchestrator.cli.attempt import attempt
 from orchestrator.cli.run import check_same_series
 from orchestrator.cli.terminal import Terminal, terminal_of
-from orchestrator.errors import InfrastructureError, UserError
+from orchestrator.errors import UserError
 from orchestrator.events import Events
 from orchestrator.execution.bench import Bench
 from orchestrator.execution.check_run import WORKLOAD as CHECK
@@ -250,29 +249,16 @@ def _search(
         trial = TraceTrial(search.experiment, bench, traces)
     else:
         trial = WorkloadTrial(measure, search.question)
-    with event_log(events, writer.path):
-        try:
-            accelerator = bench.accelerator
-            writer.update_manifest(
-                accelerator={
-                    "name": accelerator.name,
-                    "clock": accelerator.clock,
-                    "reason": accelerator.reason,
-                }
-            )
-            verdict = StagedBisection(search, bench, writer, trial).run()
-        except UserError:
-            # A patch that does not apply, an option that vanished: the request was wrong and nothing was measured.
-            if not writer.outcomes():
-                shutil.rmtree(writer.path)
-            raise
-        except KeyboardInterrupt:
-            typer.echo(
-                f"interrupted; finish it with: orchestrate bisect --resume {writer.path.name}", err=True
-            )
-            raise
-        except InfrastructureError as error:
-            raise InfrastructureError(f"{error} What was booted is in {writer.path}.", error.log) from error
+    with attempt(events, writer, "orchestrate bisect --resume"):
+        accelerator = bench.accelerator
+        writer.update_manifest(
+            accelerator={
+                "name": accelerator.name,
+                "clock": accelerator.clock,
+                "reason": accelerator.reason,
+            }
+        )
+        verdict = StagedBisection(search, bench, writer, trial).run()
     if as_json:
         terminal.print_json(_as_json(verdict, writer.manifest, writer.path))
     else:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -12,10 +11,9 @@ from typing import Annotated
 import typer
 
 from orchestrator.cli import option
-from orchestrator.cli.event_log import event_log
+from orchestrator.cli.attempt import attempt
 from orchestrator.cli.terminal import terminal_of
 from orchestrator.errors import InfrastructureError, UserError
-from orchestrator.execution.bench import Bench
 from orchestrator.execution.check_run import (
     Check,
     CheckSummary,
@@ -99,8 +97,11 @@ def command(
             name or f"check-{patchset}",
             manifest_of(asked, bench, ["orchestrate", *sys.argv[1:]]),
         )
-        with event_log(events, writer.path):
-            summary = _execute(asked, bench, writer)
+        with attempt(events, writer):
+            try:
+                summary = execute(asked, bench, writer)
+            except (MachineFailure, GuestLost) as error:
+                raise InfrastructureError(f"{patchset} did not come up: {error}") from error
     text = as_text(patchset, summary)
     (writer.path / "check.txt").write_text(text + "\n", encoding="utf-8")
     if as_json:
@@ -109,20 +110,6 @@ def command(
         terminal.print(text)
         terminal.print(str(writer.path))
     return 3 if summary.found else 0
-
-
-def _execute(asked: Check, bench: Bench, writer: RunWriter) -> CheckSummary:
-    try:
-        return execute(asked, bench, writer)
-    except UserError:
-        # A patch that does not apply: the request was wrong and nothing was found out.
-        if not writer.outcomes():
-            shutil.rmtree(writer.path)
-        raise
-    except (MachineFailure, GuestLost) as error:
-        raise InfrastructureError(
-            f"{asked.patchset} did not come up: {error} What was found until then is in {writer.path}."
-        ) from error
 
 
 def parse_seeds(seed: int | None, seeds: str | None) -> range:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,10 +11,10 @@ from typing import Annotated, Final
 import typer
 
 from orchestrator.cli import option
+from orchestrator.cli.attempt import attempt
 from orchestrator.cli.conclusion import conclude
-from orchestrator.cli.event_log import event_log
 from orchestrator.cli.terminal import Terminal, terminal_of
-from orchestrator.errors import InfrastructureError, UserError
+from orchestrator.errors import UserError
 from orchestrator.events import Events
 from orchestrator.execution.bench import Bench
 from orchestrator.execution.experiment_run import execute, manifest_of
@@ -218,19 +217,8 @@ def _measure(
     place: Place,
     as_json: bool,
 ) -> int:
-    with event_log(events, writer.path):
-        try:
-            summary = execute(asked, bench, writer, place)
-        except UserError:
-            # A patch that does not apply, an option that vanished: the request was wrong and nothing was measured.
-            if not writer.outcomes():
-                shutil.rmtree(writer.path)
-            raise
-        except KeyboardInterrupt:
-            typer.echo(f"interrupted; finish it with: orchestrate run --resume {writer.path.name}", err=True)
-            raise
-        except InfrastructureError as error:
-            raise InfrastructureError(f"{error} What was measured is in {writer.path}.", error.log) from error
+    with attempt(events, writer, "orchestrate run --resume"):
+        summary = execute(asked, bench, writer, place)
         found = conclude(terminal, events, writer.path, as_json)
         return 3 if found or not summary.all_ok else 0
 

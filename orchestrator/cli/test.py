@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from typing import Annotated
 
@@ -12,9 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from orchestrator.cli import option
-from orchestrator.cli.event_log import event_log
+from orchestrator.cli.attempt import attempt
 from orchestrator.cli.terminal import terminal_of
-from orchestrator.errors import UserError
 from orchestrator.execution.correctness import SUITES, choose, having
 from orchestrator.execution.correctness_run import (
     DEFAULT_TOPOLOGY,
@@ -81,14 +79,8 @@ def command(
             name or f"test-{patchset}-{flavour}",
             manifest_of(asked, bench, ["orchestrate", *sys.argv[1:]]),
         )
-        with event_log(events, writer.path):
-            try:
-                summary = execute(asked, bench, writer)
-            except UserError:
-                # A patch that does not apply: the request was wrong and nothing was tested.
-                if not writer.outcomes():
-                    shutil.rmtree(writer.path)
-                raise
+        with attempt(events, writer):
+            summary = execute(asked, bench, writer)
     text = as_text(summary)
     (writer.path / "correctness.txt").write_text(text + "\n", encoding="utf-8")
     if as_json:

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from orchestrator.analysis.bisection import Conclusion
 from orchestrator.cli import option
 from orchestrator.cli.attempt import attempt
 from orchestrator.cli.run import check_same_series
-from orchestrator.cli.terminal import Terminal, terminal_of
+from orchestrator.cli.terminal import Terminal, terminal_of, text_of
 from orchestrator.errors import UserError
 from orchestrator.events import Events
 from orchestrator.execution.bench import Bench
@@ -303,11 +302,7 @@ def _as_text(verdict: Verdict) -> str:
         seen = _seen(verdict, position)
         label = titled(search, position)
         table.add_row("→" if first else "", label, str(good or ""), str(bad or ""), seen)
-    console = Console(width=_TABLE_WIDTH, no_color=True, highlight=False)
-    with console.capture() as captured:
-        console.print(table)
-    lines = [line.rstrip() for line in captured.get().splitlines()]
-    return "\n".join([*lines, "", sentence(verdict)])
+    return "\n".join([text_of(table, _TABLE_WIDTH), "", sentence(verdict)])
 
 
 def _seen(verdict: Verdict, stage: int) -> str:

@@ -10,6 +10,7 @@ from typing import Annotated, Final
 
 import typer
 
+from orchestrator.analysis.comparison import DEFAULT_MARGIN
 from orchestrator.cli import option
 from orchestrator.cli.attempt import attempt
 from orchestrator.cli.conclusion import conclude
@@ -83,7 +84,7 @@ def command(
     seed: Annotated[int, typer.Option("--seed", help="Of everything random.")] = 1,
     margin: Annotated[
         float, typer.Option("--margin", help="Relative difference up to which a metric counts as unchanged.")
-    ] = 0.005,
+    ] = DEFAULT_MARGIN,
     flavour: option.Flavour = "measure",
     source: option.Source = None,
     series: option.SeriesDirectory = None,

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from orchestrator.analysis.chunk_measured import Point, measured_chunk
 from orchestrator.cli import option
-from orchestrator.cli.terminal import Terminal, terminal_of
+from orchestrator.cli.terminal import Terminal, terminal_of, text_of
 from orchestrator.errors import UserError
 from orchestrator.model.chunk_test import (
     PATTERNS,
@@ -179,11 +178,8 @@ def _print(
                 str(outcome.promotions),
                 _human(outcome.used_kib),
             )
-    console = Console(width=110, no_color=True, highlight=False)
-    with console.capture() as captured:
-        console.print(table)
     terminal.print(under)
-    terminal.print("\n".join(line.rstrip() for line in captured.get().splitlines()))
+    terminal.print(text_of(table, 110))
     for point in points:
         terminal.print(
             f"measured: {point.variant}: {point.survivors:g} fit, {point.survivors_oom:g} until OOM, "

@@ -12,6 +12,8 @@ from functools import cached_property
 from pathlib import Path
 
 import typer
+from rich.console import Console
+from rich.table import Table
 
 from orchestrator.analysis.comparison import Comparison
 from orchestrator.analysis.table import to_text
@@ -82,6 +84,18 @@ class Terminal:
     def print_json(value: object) -> None:
         """Print a result for a machine."""
         typer.echo(json.dumps(value, indent=2, sort_keys=True, default=str))
+
+
+def text_of(table: Table, width: int) -> str:
+    """A table as plain lines, the same on a terminal and elsewhere.
+
+    Args:
+        width: columns.
+    """
+    console = Console(width=width, no_color=True, highlight=False)
+    with console.capture() as captured:
+        console.print(table)
+    return "\n".join(line.rstrip() for line in captured.get().splitlines())
 
 
 def terminal_of(context: typer.Context) -> Terminal:

@@ -7,12 +7,11 @@ import sys
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from orchestrator.cli import option
 from orchestrator.cli.attempt import attempt
-from orchestrator.cli.terminal import terminal_of
+from orchestrator.cli.terminal import terminal_of, text_of
 from orchestrator.execution.correctness import SUITES, choose, having
 from orchestrator.execution.correctness_run import (
     DEFAULT_TOPOLOGY,
@@ -107,10 +106,7 @@ def as_text(summary: CorrectnessSummary) -> str:
             f"{result.run_s:.0f}" if result.run_s is not None else "",
             "" if result.outcome is Outcome.OK else result.outcome.value,
         )
-    console = Console(width=_WIDTH, no_color=True, highlight=False)
-    with console.capture() as captured:
-        console.print(table)
-    lines = [line.rstrip() for line in captured.get().splitlines()]
+    lines = [text_of(table, _WIDTH)]
     for title, troubles in (("wrong", summary.troubles), ("worth knowing", summary.notes)):
         if troubles:
             lines += ["", f"{title}:"]

@@ -8,7 +8,6 @@ interrupted goes on where it ended, and one of a series that was changed does ag
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from orchestrator.execution.bench import Bench
 from orchestrator.execution.guest_inventory import Inventory, take_inventory
 from orchestrator.kernel.build import BuildFailed, KernelBuild
 from orchestrator.kernel.checkpatch import review
+from orchestrator.kernel.diagnostics import added
 from orchestrator.kernel.series import Series, Stage
 from orchestrator.kernel.sparse import checking, findings_in, new_findings
 from orchestrator.kernel.stage_change import StageChange, last_change, touched_sources
@@ -43,7 +43,6 @@ APPLIES, STYLE, BUILD, SPARSE, BOOTS, SMOKE, NAMES = (
 CHECKS: Sequence[str] = (APPLIES, STYLE, BUILD, *WITHOUT, SPARSE, BOOTS, SMOKE, NAMES)
 _GUEST_CHECKS = (BOOTS, SMOKE, NAMES)
 _DETAIL_LINES = 12
-_PLACE = re.compile(r"^([^\s:]+):\d+(?::\d+)?: ")
 
 
 class State(StrEnum):
@@ -227,7 +226,7 @@ class SeriesVerification:
             return Answer(State.FAILED, _shortened(str(error)), error.log)
         mine = _of_files(kernel.warnings, last_change(tree))
         if mine:
-            mine = _added(self._kernel_before(tree).warnings, mine)
+            mine = added(self._kernel_before(tree).warnings, mine)
         return Answer(State.FAILED, _shortened("\n".join(mine)), kernel.log) if mine else _OK
 
     def _maker_without(self, tree: PatchedTree, check: str) -> Callable[[], Answer]:
@@ -260,7 +259,7 @@ class SeriesVerification:
             earlier = map(compiled_at, range(len(tree.stages) - 1, -1, -1))
             before = next((found for found in earlier if not found.error), None)
             known = before.warnings if before else {}
-            mine = _added([line for said in known.values() for line in said], mine)
+            mine = added([line for said in known.values() for line in said], mine)
         return Answer(State.FAILED, _shortened("\n".join(mine)), done.log) if mine else _OK
 
     def _sparse(self, stage: Stage, tree: PatchedTree) -> Answer:
@@ -395,23 +394,6 @@ def _of_files(warnings: Sequence[str], change: StageChange) -> list[str]:
     """The warnings in files that a stage touches; objtool's name the object."""
     names = {*change.files, *(f"{path.removesuffix('.c')}.o" for path in change.sources)}
     return [line for line in warnings if line.partition(":")[0] in names]
-
-
-def _added(before: Sequence[str], after: Sequence[str]) -> list[str]:
-    """Warnings that were not there before; line numbers move, so the text decides."""
-    known = [_unplaced(line) for line in before]
-    added = []
-    for line in after:
-        text = _unplaced(line)
-        if text in known:
-            known.remove(text)
-        else:
-            added.append(line)
-    return added
-
-
-def _unplaced(line: str) -> str:
-    return _PLACE.sub(r"\1: ", line)
 
 
 def _shortened(text: str) -> str:

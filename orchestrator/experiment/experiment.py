@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from orchestrator.analysis.comparison import DEFAULT_MARGIN
 from orchestrator.errors import UserError
 from orchestrator.experiment.cell import Cell, cells_of
 from orchestrator.experiment.variant import Role, Variant, check_variant, with_control
@@ -55,7 +56,7 @@ class Experiment:
     repeat: int = DEFAULT_REPEAT
     seed: int = 1
     flavour: str = "measure"
-    margin: float = 0.005
+    margin: float = DEFAULT_MARGIN
     timeout_s: float | None = None
     tradeoff: Mapping[str, str] = field(default_factory=dict)
     cells: tuple[Cell, ...] = field(init=False)
@@ -206,7 +207,7 @@ def _experiment(
             repeat=table.get("repeat", DEFAULT_REPEAT),
             seed=table.get("seed", 1),
             flavour=table.get("flavour", "measure"),
-            margin=table.get("margin", 0.005),
+            margin=table.get("margin", DEFAULT_MARGIN),
             timeout_s=table.get("timeout_s"),
             tradeoff=tradeoff,
         ),

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
@@ -18,6 +17,7 @@ from pathlib import Path
 from orchestrator.cache import Cache
 from orchestrator.events import Events
 from orchestrator.kernel.config import Configuration
+from orchestrator.kernel.diagnostics import added
 from orchestrator.kernel.tree import PatchedTree
 from orchestrator.kernel.without_option import enabled_objects
 from orchestrator.kernel.workshop import Workshop, pinned, tool_versions
@@ -25,7 +25,7 @@ from orchestrator.process import require, run
 
 _KIND = "sparse"
 _CHECKED = re.compile(r"^  CHECK +(\S+)$")
-_FINDING = re.compile(r"^(?P<path>[^\s:]+):\d+(?::\d+)?: (?P<text>(?:warning|error): .*)$")
+_FINDING = re.compile(r"^[^\s:]+:\d+(?::\d+)?: (?:warning|error): ")
 _SUFFIX = "-sparse"
 
 
@@ -82,21 +82,8 @@ def findings_in(
 
 
 def new_findings(parent: Mapping[str, Sequence[str]], stage: Mapping[str, Sequence[str]]) -> list[str]:
-    """Findings that a stage has more of than its parent: line numbers move, so a text is counted, not located.
-
-    >>> new_findings({"a.c": ["a.c:1:2: warning: x"]}, {"a.c": ["a.c:5:2: warning: x", "a.c:7:1: warning: x"]})
-    ['a.c:7:1: warning: x']
-    """
-    found = []
-    for source, lines in stage.items():
-        before = Counter(map(_unplaced, parent.get(source, ())))
-        for line in lines:
-            text = _unplaced(line)
-            if before[text]:
-                before[text] -= 1
-            else:
-                found.append(line)
-    return list(dict.fromkeys(found))
+    """Findings that a stage has more of than its parent, by the source that was checked."""
+    return [line for source, lines in stage.items() for line in added(parent.get(source, ()), lines)]
 
 
 def parse_findings(lines: Iterable[str]) -> dict[str, list[str]]:
@@ -145,8 +132,3 @@ def _key(tree: PatchedTree, source: str, configuration: Configuration) -> dict[s
         "tools": [*tool_versions(), sparse_version()],
         "pinned": pinned(configuration),
     }
-
-
-def _unplaced(line: str) -> str:
-    match = _FINDING.match(line)
-    return f"{match['path']}: {match['text']}" if match else line

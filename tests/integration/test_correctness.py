@@ -3,13 +3,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+
+import pytest
+from plant import AFTER, plant
 
 from orchestrator.execution.bench import Bench
 from orchestrator.execution.correctness import RESERVATIONS
 from orchestrator.guest.ktap import Status, parse_ktap
 from orchestrator.kernel.build import KernelBuild
 from orchestrator.machine.topology import Topology
+
+
+@pytest.mark.parametrize("fault", AFTER)
+def test_a_planted_fault_fits_the_series(bench: Bench, fault: str, tmp_path: Path) -> None:
+    """A series that has moved on leaves faults behind, and with them whatever they show of the tests."""
+    number = plant(fault, tmp_path / "series")
+    planted = replace(bench, series_directory=tmp_path / "series")
+    assert planted.tree("full").stages[number - 1].name == fault
 
 
 def test_no_quick_test_of_reservations_fails(bench: Bench, full_kernel: KernelBuild, tmp_path: Path) -> None:

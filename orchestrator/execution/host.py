@@ -81,7 +81,8 @@ def examine(project: Project, cache: Cache, events: Events) -> list[HostFinding]
         HostFinding(
             "memory",
             "ok" if memory >= _MEMORY_GIB else "note",
-            f"{memory:.1f} GiB available; the default topology 4x2G needs {_MEMORY_GIB:.0f}",
+            f"{memory:.1f} GiB available; the default topology 4x2G needs {_MEMORY_GIB:.0f}, "
+            "--topology 2x1G needs 3",
         )
     )
     found.append(HostFinding("Python", "ok", sys.version.split()[0]))

@@ -20,8 +20,7 @@ from orchestrator.execution.differential import (
     TraceGuest,
     check_traces,
 )
-from orchestrator.execution.experiment_run import kernel_facts
-from orchestrator.execution.provenance import provenance
+from orchestrator.execution.provenance import keep_build_log, kernel_facts, provenance
 from orchestrator.execution.shrinking import shrink
 from orchestrator.experiment.variant import Role
 from orchestrator.guest.workload import Observation
@@ -242,6 +241,7 @@ def execute(check: Check, bench: Bench, writer: RunWriter) -> CheckSummary:
     try:
         accelerator = bench.accelerator
         kernel = bench.kernel(check.patchset)
+        keep_build_log(writer.path, check.patchset, kernel)
         (variant,) = writer.manifest["variants"]
         writer.update_manifest(
             accelerator={"name": accelerator.name, "clock": accelerator.clock, "reason": accelerator.reason},

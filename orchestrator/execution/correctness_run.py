@@ -15,8 +15,7 @@ from typing import Any, Final
 from orchestrator.errors import InfrastructureError
 from orchestrator.execution.bench import Bench, Booted
 from orchestrator.execution.correctness import Found, Kind, Leak, Suite, SuiteRun
-from orchestrator.execution.experiment_run import kernel_facts
-from orchestrator.execution.provenance import provenance
+from orchestrator.execution.provenance import keep_build_log, kernel_facts, provenance
 from orchestrator.experiment.variant import Role
 from orchestrator.guest.ktap import Status
 from orchestrator.guest.selftests import Selftest, SelftestPlan, Selftests, build_selftests
@@ -234,6 +233,7 @@ def execute(test: CorrectnessTest, bench: Bench, writer: RunWriter) -> Correctne
                 kernels[patchset] = bench.kernel(patchset)
             except BuildFailed as error:
                 kernels[patchset] = error
+            keep_build_log(writer.path, patchset, kernels[patchset])
         writer.update_manifest(
             variants=[
                 {**variant, **kernel_facts(variant["patchset"], kernel, bench)}

@@ -12,7 +12,7 @@ from orchestrator.execution.bench import Bench
 from orchestrator.execution.derived import DERIVED_METRICS
 from orchestrator.execution.measured_cell import CellResult, write_evidence
 from orchestrator.execution.place import Place
-from orchestrator.execution.provenance import provenance
+from orchestrator.execution.provenance import keep_build_log, kernel_facts, provenance
 from orchestrator.experiment.cell import Cell
 from orchestrator.experiment.experiment import Experiment
 from orchestrator.experiment.variant import Role
@@ -155,6 +155,7 @@ def _prepare(experiment: Experiment, bench: Bench, writer: RunWriter, needed: Se
                 kernels[variant.patchset] = bench.kernel(variant.patchset)
             except BuildFailed as error:
                 kernels[variant.patchset] = error
+            keep_build_log(writer.path, variant.patchset, kernels[variant.patchset])
         kernel = kernels[variant.patchset]
         if isinstance(kernel, KernelBuild):
             facts[variant.name].update(kernel_facts(variant.patchset, kernel, bench))
@@ -171,21 +172,6 @@ def _prepare(experiment: Experiment, bench: Bench, writer: RunWriter, needed: Se
     )
     (writer.path / "logs" / "kernel.config").write_text(bench.configuration().text, encoding="utf-8")
     return kernels
-
-
-def kernel_facts(patchset: str, kernel: KernelBuild, bench: Bench) -> dict[str, object]:
-    """What ``run.json`` says of a variant once its kernel is built."""
-    return {
-        "tree": bench.tree(patchset).tree,
-        "kernel": {
-            "release": kernel.release,
-            "build_id": kernel.build_id,
-            "digest": kernel.digest,
-            "compiler": kernel.compiler,
-            "configuration": bench.configuration().digest,
-            "warnings": len(kernel.warnings),
-        },
-    }
 
 
 def _measure_all(

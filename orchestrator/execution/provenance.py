@@ -14,6 +14,7 @@ import psutil
 
 from orchestrator import __version__
 from orchestrator.execution.bench import Bench
+from orchestrator.kernel.build import BuildFailed, KernelBuild
 from orchestrator.machine.topology import Topology
 from orchestrator.process import run
 
@@ -54,6 +55,27 @@ def provenance(bench: Bench, topology: Topology, command: Sequence[str]) -> dict
         "host": host_facts(),
         "tools": tool_facts(),
     }
+
+
+def kernel_facts(patchset: str, kernel: KernelBuild, bench: Bench) -> dict[str, object]:
+    """What ``run.json`` says of a variant once its kernel is built."""
+    return {
+        "tree": bench.tree(patchset).tree,
+        "kernel": {
+            "release": kernel.release,
+            "build_id": kernel.build_id,
+            "digest": kernel.digest,
+            "compiler": kernel.compiler,
+            "configuration": bench.configuration().digest,
+            "warnings": len(kernel.warnings),
+        },
+    }
+
+
+def keep_build_log(run: Path, patchset: str, kernel: KernelBuild | BuildFailed) -> None:
+    """Copy what make printed to ``logs/build-PATCHSET.log`` of a run: the cache may forget it."""
+    if kernel.log is not None and kernel.log.is_file():
+        shutil.copyfile(kernel.log, run / "logs" / f"build-{patchset.replace(':', '-')}.log")
 
 
 def host_facts() -> dict[str, object]:

@@ -23,8 +23,9 @@ from orchestrator.analysis.bisection import (
 )
 from orchestrator.errors import InfrastructureError
 from orchestrator.execution.bench import Bench
-from orchestrator.execution.experiment_run import kernel_facts, row_of
+from orchestrator.execution.experiment_run import row_of
 from orchestrator.execution.measured_cell import CellResult, write_evidence
+from orchestrator.execution.provenance import keep_build_log, kernel_facts
 from orchestrator.execution.stage_trial import StageTrial, WorkloadTrial
 from orchestrator.experiment.cell import Cell
 from orchestrator.experiment.question import Judgement, MetricQuestion
@@ -170,6 +171,7 @@ class StagedBisection:
         try:
             kernel = self._bench.kernel(self._patchset(stage))
         except BuildFailed as error:
+            keep_build_log(self._writer.path, self._patchset(stage), error)
             self.verdict.unbuilt[stage] = str(error)
             self._bisection.skip(stage)
             self._note(f"# skip: [{self._named(stage)}] {str(error).splitlines()[0]}")

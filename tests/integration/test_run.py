@@ -84,6 +84,8 @@ def test_every_cell_ended_ok_with_console_and_command_line(
     assert set(cells["outcome"]) == {"ok"}, cells[["cell", "outcome", "evidence"]].to_string()
     for cell in cells["cell"]:
         assert "Linux version" in (path / "logs" / cell / "console.log").read_text(errors="replace")
+    for patchset in ("baseline", "core-only"):
+        assert "bzImage is ready" in (path / "logs" / f"build-{patchset}.log").read_text()
 
 
 def test_the_patched_kernel_reserves_only_above_threshold_1(

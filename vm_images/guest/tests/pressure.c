@@ -69,6 +69,73 @@ static void debugfs_lists(void)
 	unmap(start, COUNT);
 }
 
+#define TRACING "/sys/kernel/tracing/"
+
+/* Each event is traced as often as it is counted. A reservation whose pages are all in use has none to tell of. */
+static void traced(void)
+{
+	static const char *const events[] = { "alloc", "map", "move", "release", "collapse" };
+	unsigned int seen[ARRAY_SIZE(events)] = {}, released = 0, without_page = 0;
+	char path[128], line[512], *start, *target;
+	struct counters before, delta;
+	FILE *file;
+
+	if (access(TRACING "events/huge_memory/mm_thp_resv_alloc", F_OK))
+		skip("this kernel has no tracepoints");
+	threshold(512);
+	target = regions(1);
+	close(open(TRACING "trace", O_WRONLY | O_TRUNC));
+	before = counters();
+	for (size_t e = 0; e < ARRAY_SIZE(events); e++) {
+		snprintf(path, sizeof(path), TRACING "events/huge_memory/mm_thp_resv_%s/enable", events[e]);
+		setting(path, "1");
+	}
+	start = regions(4);
+	/* Locked, so that nobody makes a huge page of what is full. */
+	mlock2(start, REGION, MLOCK_ONFAULT);
+	for (unsigned int slot = 0; slot < PAGES_PER_REGION; slot++)
+		*PAGE_OF(start, 0, slot) = 1;
+	for (unsigned int region = 1; region < 4; region++)
+		*PAGE_OF(start, region, region) = 1;
+	munlock(start, REGION);
+	threshold(1);
+	madvise(PAGE_OF(start, 3, 0), REGION, MADV_COLLAPSE);
+	REQUIRE(mremap(PAGE_OF(start, 2, 0), REGION, REGION, MREMAP_MAYMOVE | MREMAP_FIXED, target) == target, "mremap: %s",
+		strerror(errno));
+	unmap(target, 1);
+	munmap(PAGE_OF(start, 3, 0), REGION);
+	munmap(start, 2 * REGION);
+	for (size_t e = 0; e < ARRAY_SIZE(events); e++) {
+		snprintf(path, sizeof(path), TRACING "events/huge_memory/mm_thp_resv_%s/enable", events[e]);
+		setting(path, "0");
+	}
+	delta = since(before);
+	file = fopen(TRACING "trace", "r");
+	REQUIRE(file, "%strace: %s", TRACING, strerror(errno));
+	while (fgets(line, sizeof(line), file)) {
+		for (size_t e = 0; e < ARRAY_SIZE(events); e++) {
+			const char *nr_unused = strstr(line, "nr_unused=");
+
+			snprintf(path, sizeof(path), "mm_thp_resv_%s:", events[e]);
+			if (!strstr(line, path) || !nr_unused)
+				continue;
+			seen[e]++;
+			if (!strcmp(events[e], "release")) {
+				released += atoi(nr_unused + strlen("nr_unused="));
+				without_page += !!strstr(line, "node=-1 nr_unused=0");
+			}
+		}
+	}
+	fclose(file);
+	EXPECT(seen[0] == 4 && delta.alloc == 4, "%u reservations traced, %ld counted", seen[0], delta.alloc);
+	EXPECT(seen[1] == delta.mapped, "%u pages handed out traced, %ld counted", seen[1], delta.mapped);
+	EXPECT(seen[2] == 1, "%u moves traced", seen[2]);
+	EXPECT(seen[3] == 3 && released == delta.released, "%u given up traced with %u pages, %ld pages counted", seen[3],
+	       released, delta.released);
+	EXPECT(seen[4] == delta.collapsed && seen[4] == 1, "%u promotions traced, %ld counted", seen[4], delta.collapsed);
+	EXPECT(without_page == 1, "%u of the reservations given up had no page", without_page);
+}
+
 /* Take more of a node than is free there; false where we were killed for it. */
 static bool fill_node(int node, long beyond_kib)
 {
@@ -607,7 +674,9 @@ static void offline_in_use(void)
 	for (unsigned int region = 0; region < count / 2; region++)
 		madvise(PAGE_OF(start, region, 0), REGION, MADV_COLLAPSE);
 	expect_contents(image, start, "collapsed with memory offline");
+	try_write(TRACING "events/huge_memory/mm_thp_resv_release/enable", "1");
 	unmap(start, count);
+	try_write(TRACING "events/huge_memory/mm_thp_resv_release/enable", "0");
 	if (gone)
 		setting(path, "online_movable");
 }
@@ -653,6 +722,7 @@ static void contiguous_allocation(void)
 const struct test pressure_tests[] = {
 	{ "drop_caches", drop_caches, "shrinker", QUICK, "the shrinker does not run" },
 	{ "debugfs_lists", debugfs_lists, "debugfs", QUICK, "the list of reservations is wrong" },
+	{ "traced", traced, "tracepoints", QUICK, "an event is not traced, or looks at pages that are gone" },
 	{ "right_node", right_node, "shrinker", MATRIX, "wrong node: pages of node N freed when node M is short" },
 	{ "one_node_full", one_node_full, "pressure", 0, "a reservation elsewhere is taken for progress" },
 	{ "all_memory_reserved", all_memory_reserved, "pressure", MATRIX, "the dump frees a million pages at once" },

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from fnmatch import fnmatch
@@ -17,7 +17,7 @@ from orchestrator.execution.bench import Bench, Booted
 from orchestrator.execution.correctness import Found, Kind, Leak, Suite, SuiteRun
 from orchestrator.execution.provenance import keep_build_log, kernel_facts, provenance
 from orchestrator.experiment.variant import Role
-from orchestrator.guest.ktap import Status
+from orchestrator.guest.ktap import Status, TestResult
 from orchestrator.guest.selftests import Selftest, SelftestPlan, Selftests, build_selftests
 from orchestrator.guest.ssh import CommandTimeout, GuestLost
 from orchestrator.guest.workload import Observation
@@ -301,32 +301,60 @@ def _of_tests(
     result: SuiteResult, yardstick: SuiteResult | None, different: Mapping[str, str]
 ) -> list[tuple[Trouble, bool]]:
     """Troubles with tests; with each whether it is no regression."""
-    statuses = {test.name: test for test in result.found.results}
-    before = {test.name: test.status for test in yardstick.found.results} if yardstick else {}
     own = result.suite.kind is Kind.RESERVATIONS
     said: list[tuple[Trouble, bool]] = []
 
     def meant(name: str) -> str | None:
         return next((why for pattern, why in different.items() if not own and fnmatch(name, pattern)), None)
 
-    for name, test in statuses.items():
-        if test.status is Status.FAILED and meant(name):
-            said.append((Trouble(result.cell, f"{name} fails, as it has to: {meant(name)}", test.text), True))
-        elif test.status is Status.FAILED:
-            known = not own and before.get(name) is Status.FAILED
-            # Without a yardstick there is nothing that could have been so before.
-            what = f"{name} fails" + (", on the baseline as well" if known else "")
-            said.append((Trouble(result.cell, what, test.text), known))
-        elif test.status is Status.SKIPPED and not own and before.get(name) is Status.PASSED:
-            what = f"{name} is skipped, and passes on the baseline"
-            said.append((Trouble(result.cell, what, test.text), not result.suite.strict))
-    if yardstick is not None and not own:
-        for name, status in before.items():
-            if status is Status.PASSED and name not in statuses:
-                what = f"{name} has no result, and passes on the baseline"
-                why = meant(name)
+    for test, before in _paired(result.found.results, yardstick.found.results if yardstick else ()):
+        passed_before = not own and before is not None and before.status is Status.PASSED
+        if test is None:
+            assert before is not None
+            if passed_before:
+                what, why = f"{before.name} has no result, and passes on the baseline", meant(before.name)
                 said.append((Trouble(result.cell, f"{what}: {why}" if why else what), bool(why)))
+        elif test.status is Status.FAILED and meant(test.name):
+            what = f"{test.name} fails, as it has to: {meant(test.name)}"
+            said.append((Trouble(result.cell, what, test.text), True))
+        elif test.status is Status.FAILED:
+            known = not own and before is not None and before.status is Status.FAILED
+            # Without a yardstick there is nothing that could have been so before.
+            what = f"{test.name} fails" + (", on the baseline as well" if known else "")
+            said.append((Trouble(result.cell, what, test.text), known))
+        elif test.status is Status.SKIPPED and passed_before:
+            assert before is not None
+            what = f"{before.name} is skipped, and passes on the baseline"
+            said.append((Trouble(result.cell, what, test.text), not result.suite.strict))
     return said
+
+
+def _paired(
+    results: Sequence[TestResult], before: Sequence[TestResult]
+) -> Iterator[tuple[TestResult | None, TestResult | None]]:
+    """Each test with what it was on the baseline; None where it is missing.
+
+    A selftest that is skipped says its number and not its name, and the names of the others are not unique. So where
+    a program has as many results as on the baseline, they are paired by their order.
+    """
+    mine, theirs = _by_program(results), _by_program(before)
+    for program in dict.fromkeys([*mine, *theirs]):
+        tests, others = mine.get(program, []), theirs.get(program, [])
+        if len(tests) == len(others):
+            yield from zip(tests, others, strict=True)
+            continue
+        known = {other.name: other for other in others}
+        for test in tests:
+            yield test, known.pop(test.name, None)
+        for other in known.values():
+            yield None, other
+
+
+def _by_program(results: Sequence[TestResult]) -> dict[str, list[TestResult]]:
+    programs: dict[str, list[TestResult]] = {}
+    for result in results:
+        programs.setdefault(result.name.partition(": ")[0], []).append(result)
+    return programs
 
 
 def _signatures(result: SuiteResult) -> set[tuple[str, ...]]:

@@ -72,6 +72,21 @@ def test_the_baselines_passes_are_the_yardstick() -> None:
     ]
 
 
+def test_a_skipped_test_that_lost_its_name_is_not_missing() -> None:
+    """As selftests/mm/cow says it: what is skipped has a number only, and the others' names are not unique."""
+    before = result("baseline", "selftests", {"cow: leak": P, "cow: leak (2)": P, "cow: leak (3)": P, "cow": P})
+    after = result("full", "selftests", {"cow: leak": P, "cow: 2": S, "cow: leak (2)": P, "cow": P})
+    troubles, notes = judge([before, after])
+    assert troubles == []
+    assert [note.what for note in notes] == ["cow: leak (2) is skipped, and passes on the baseline"]
+    after = result("full", "selftests", {"cow: leak": P, "cow: 2": S, "cow": F})
+    assert [trouble.what for trouble in judge([before, after])[0]] == [
+        "cow fails",
+        "cow: leak (2) has no result, and passes on the baseline",
+        "cow: leak (3) has no result, and passes on the baseline",
+    ]
+
+
 def test_at_threshold_1_nothing_may_be_skipped_either() -> None:
     before = result("baseline", "selftests", {"a": P, "b": P})
     after = result("full", "selftests-1", {"a": S})

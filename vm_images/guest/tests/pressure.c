@@ -4,6 +4,7 @@
 
 #include <dirent.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <pthread.h>
 #include <signal.h>
 
@@ -136,30 +137,34 @@ static void traced(void)
 	EXPECT(without_page == 1, "%u of the reservations given up had no page", without_page);
 }
 
+static long free_kib_of(int node)
+{
+	char path[64], line[128];
+	long free_kib = 0;
+	FILE *file;
+
+	snprintf(path, sizeof(path), "/sys/devices/system/node/node%d/meminfo", node);
+	file = fopen(path, "r");
+	REQUIRE(file, "%s: %s", path, strerror(errno));
+	while (fgets(line, sizeof(line), file)) {
+		char *at = strstr(line, "MemFree:");
+
+		if (at)
+			free_kib = atol(at + strlen("MemFree:"));
+	}
+	fclose(file);
+	return free_kib;
+}
+
 /* Take more of a node than is free there; false where we were killed for it. */
 static bool fill_node(int node, long beyond_kib)
 {
-	struct node nodes[MAX_NODES];
-	pid_t child;
+	pid_t child = begin_child();
 
-	nodes_find(nodes);
-	child = begin_child();
 	if (!child) {
-		char path[64], line[128];
-		unsigned long free_kib = 0;
-		size_t size;
-		FILE *file;
+		size_t size = (free_kib_of(node) + beyond_kib) * KIB / REGION * REGION;
 		char *start;
 
-		snprintf(path, sizeof(path), "/sys/devices/system/node/node%d/meminfo", node);
-		file = fopen(path, "r");
-		while (file && fgets(line, sizeof(line), file)) {
-			char *at = strstr(line, "MemFree:");
-
-			if (at)
-				free_kib = atol(at + strlen("MemFree:"));
-		}
-		size = (free_kib + beyond_kib) * KIB / REGION * REGION;
 		start = map_regions(size);
 		madvise(start, size, MADV_NOHUGEPAGE);
 		bind_to(start, size, node);
@@ -217,6 +222,7 @@ static void one_node_full(void)
 	struct counters before = counters();
 	long kills = event_count("oom_kill");
 	pid_t reserving[4], filling;
+	long least = LONG_MAX;
 	bool ended = false;
 
 	if (node_count() < 2)
@@ -241,7 +247,14 @@ static void one_node_full(void)
 		fill_node(0, 1 << 20);
 		_exit(0);
 	}
+	/* Filling takes its time; a minute in which nothing more is taken is another thing. */
 	for (int wait = 0; wait < 600 && !ended; wait++) {
+		long now = free_kib_of(0);
+
+		if (now < least) {
+			least = now;
+			wait = 0;
+		}
 		usleep(100000);
 		ended = waitpid(filling, NULL, WNOHANG) == filling;
 	}

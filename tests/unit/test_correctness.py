@@ -74,7 +74,9 @@ def test_the_baselines_passes_are_the_yardstick() -> None:
 
 def test_a_skipped_test_that_lost_its_name_is_not_missing() -> None:
     """As selftests/mm/cow says it: what is skipped has a number only, and the others' names are not unique."""
-    before = result("baseline", "selftests", {"cow: leak": P, "cow: leak (2)": P, "cow: leak (3)": P, "cow": P})
+    before = result(
+        "baseline", "selftests", {"cow: leak": P, "cow: leak (2)": P, "cow: leak (3)": P, "cow": P}
+    )
     after = result("full", "selftests", {"cow: leak": P, "cow: 2": S, "cow: leak (2)": P, "cow": P})
     troubles, notes = judge([before, after])
     assert troubles == []

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from fnmatch import fnmatch
 from pathlib import Path
@@ -31,6 +31,8 @@ from orchestrator.store.run import CellRow, RunWriter
 
 #: Two nodes, small enough to fill; a quarter of it movable, so that memory can be taken offline.
 DEFAULT_TOPOLOGY: Final = "2x1536M"
+#: Guests of the baseline that are asked again for what fails with the series only: some tests fail at times.
+_MORE_YARDSTICKS: Final = 6
 #: For every guest; what a kernel's configuration does not have ignores its word.
 _CMDLINE: Final = ("movablecore=25%", "cma=64M", "page_poison=1")
 _METRICS: Final = {
@@ -91,6 +93,7 @@ class SuiteResult:
         evidence: why it has no better outcome; empty where it is ok.
         findings: what the kernel reported, without leaks.
         boot_s, run_s: host seconds.
+        repetition: more than 1 where the baseline was asked again.
     """
 
     patchset: str
@@ -103,11 +106,12 @@ class SuiteResult:
     run_s: float | None = None
     total_s: float = 0.0
     started_utc: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    repetition: int = 1
 
     @property
     def cell(self) -> str:
         """Its name in the run."""
-        return _cell(self.patchset, self.suite)
+        return _cell(self.patchset, self.suite, self.repetition)
 
 
 @dataclass(frozen=True)
@@ -199,17 +203,7 @@ def manifest_of(test: CorrectnessTest, bench: Bench, command: Sequence[str]) -> 
         "workloads": {
             suite.name: {"title": suite.title, "parameters": {}, "metrics": _METRICS} for _, suite in cells
         },
-        "cells": [
-            {
-                "cell": _cell(patchset, suite),
-                "variant": patchset,
-                "role": _role(patchset).value,
-                "workload": suite.name,
-                "repetition": 1,
-                "seed": 0,
-            }
-            for patchset, suite in cells
-        ],
+        "cells": [_planned(patchset, suite) for patchset, suite in cells],
     }
 
 
@@ -251,6 +245,8 @@ def execute(test: CorrectnessTest, bench: Bench, writer: RunWriter) -> Correctne
             else:
                 _run(result, test, kernel, bench, plan, writer.cell_directory(result.cell))
             writer.record(*_row(result))
+        if isinstance(stock := kernels.get(BASELINE), KernelBuild):
+            _ask_again(summary, test, stock, bench, plan, writer)
         return summary
     finally:
         summary.troubles, summary.notes = judge(summary.results, plan.different, test.only)
@@ -265,13 +261,18 @@ def judge(
     """What a test of correctness fails for, and what is only worth knowing.
 
     A test of our own fails by itself. The kernel's own tests, and stress-ng's, are compared with what the baseline
-    passes. A report of the kernel or a leak that the baseline has in the same suite is not the series' doing.
+    passes each time that it is asked. A report of the kernel or a leak that the baseline has in the same suite is not
+    the series' doing.
 
     Args:
         different: of :class:`SelftestPlan`; what is meant to end otherwise, where the suite is not strict.
         only: the tests that were asked for by name; one that no suite has is as bad as one that fails.
     """
-    baseline = {result.suite.name: result for result in results if result.patchset == BASELINE}
+    baseline = {
+        result.suite.name: result
+        for result in results
+        if result.patchset == BASELINE and result.repetition == 1
+    }
     patched = [result for result in results if result.patchset != BASELINE] or list(results)
     notes: list[Trouble] = []
     there = {test.name for result in patched for test in result.found.results}
@@ -286,7 +287,8 @@ def judge(
             # Even where the baseline ends by the same report: what was not run is not known to be as good.
             troubles.append(Trouble(result.cell, "ended before all of its tests were run", result.evidence))
         troubles += [Trouble(result.cell, fault) for fault in result.found.faults]
-        for trouble, is_note in _of_tests(result, yardstick, {} if result.suite.strict else different or {}):
+        meant = {} if result.suite.strict else different or {}
+        for trouble, is_note in _of_tests(result, yardstick, meant, _failing_at_times(result, results)):
             (notes if is_note else troubles).append(trouble)
         known = {finding.title for finding in yardstick.findings} if yardstick else set()
         for finding in result.findings:
@@ -297,8 +299,44 @@ def judge(
     return troubles, notes
 
 
+def _failing_at_times(result: SuiteResult, results: Sequence[SuiteResult]) -> set[str]:
+    """What the baseline failed when it was asked again."""
+    return {
+        test.name
+        for other in results
+        if other.patchset == BASELINE and other.repetition > 1 and _yardstick(other) == _yardstick(result)
+        for test in other.found.results
+        if test.status is Status.FAILED
+    }
+
+
+def _yardstick(result: SuiteResult) -> str:
+    return result.suite.yardstick or result.suite.name
+
+
+def suspects(results: Sequence[SuiteResult], different: Mapping[str, str]) -> dict[str, set[str]]:
+    """By yardstick the programs that fail with the series and have not failed on the baseline; not our own."""
+    found: dict[str, set[str]] = {}
+    before = {r.suite.name: r for r in results if r.patchset == BASELINE and r.repetition == 1}
+    for result in results:
+        yardstick = before.get(_yardstick(result))
+        if result.patchset == BASELINE or result.suite.kind is Kind.RESERVATIONS or yardstick is None:
+            continue
+        at_times = _failing_at_times(result, results)
+        for test, known in _paired(result.found.results, yardstick.found.results):
+            if test is None or test.status is not Status.FAILED or test.name in at_times:
+                continue
+            meant = not result.suite.strict and any(fnmatch(test.name, pattern) for pattern in different)
+            if not meant and known is not None and known.status is not Status.FAILED:
+                found.setdefault(_yardstick(result), set()).add(test.name.partition(": ")[0])
+    return found
+
+
 def _of_tests(
-    result: SuiteResult, yardstick: SuiteResult | None, different: Mapping[str, str]
+    result: SuiteResult,
+    yardstick: SuiteResult | None,
+    different: Mapping[str, str],
+    at_times: Set[str] = frozenset(),
 ) -> list[tuple[Trouble, bool]]:
     """Troubles with tests; with each whether it is no regression."""
     own = result.suite.kind is Kind.RESERVATIONS
@@ -320,8 +358,14 @@ def _of_tests(
         elif test.status is Status.FAILED:
             known = not own and before is not None and before.status is Status.FAILED
             # Without a yardstick there is nothing that could have been so before.
-            what = f"{test.name} fails" + (", on the baseline as well" if known else "")
-            said.append((Trouble(result.cell, what, test.text), known))
+            how = (
+                ", on the baseline as well"
+                if known
+                else ", on the baseline at times"
+                if test.name in at_times
+                else ""
+            )
+            said.append((Trouble(result.cell, f"{test.name} fails{how}", test.text), bool(how)))
         elif test.status is Status.SKIPPED and passed_before:
             assert before is not None
             what = f"{before.name} is skipped, and passes on the baseline"
@@ -430,6 +474,26 @@ def _run(
         )
 
 
+def _ask_again(
+    summary: CorrectnessSummary,
+    test: CorrectnessTest,
+    kernel: KernelBuild,
+    bench: Bench,
+    plan: SelftestPlan,
+    writer: RunWriter,
+) -> None:
+    """Run what fails with the series on the baseline again, until it has failed there too or often enough not."""
+    for repetition in range(2, 2 + _MORE_YARDSTICKS):
+        for name, programs in suspects(summary.results, plan.different).items():
+            suite = next(r.suite for r in summary.results if r.patchset == BASELINE and r.suite.name == name)
+            result = SuiteResult(BASELINE, suite, repetition=repetition)
+            summary.results.append(result)
+            writer.plan(_planned(BASELINE, suite, repetition))
+            again = replace(test, only=tuple(sorted(programs)))
+            _run(result, again, kernel, bench, plan, writer.cell_directory(result.cell))
+            writer.record(*_row(result))
+
+
 def _without_leaks(findings: Sequence[Finding]) -> list[Finding]:
     """kmemleak's own line on the console says only that there are some: which, is compared one by one."""
     return [finding for finding in findings if not finding.title.startswith("kmemleak: suspected")]
@@ -441,7 +505,7 @@ def _row(result: SuiteResult) -> tuple[CellRow, list[Observation]]:
         variant=result.patchset,
         role=_role(result.patchset).value,
         workload=result.suite.name,
-        repetition=1,
+        repetition=result.repetition,
         seed=0,
         outcome=result.outcome,
         evidence=result.evidence,
@@ -472,5 +536,16 @@ def _role(patchset: str) -> Role:
     return Role.BASELINE if patchset == BASELINE else Role.PATCHED
 
 
-def _cell(patchset: str, suite: Suite) -> str:
-    return f"{patchset}.{suite.name}.1"
+def _planned(patchset: str, suite: Suite, repetition: int = 1) -> dict[str, object]:
+    return {
+        "cell": _cell(patchset, suite, repetition),
+        "variant": patchset,
+        "role": _role(patchset).value,
+        "workload": suite.name,
+        "repetition": repetition,
+        "seed": 0,
+    }
+
+
+def _cell(patchset: str, suite: Suite, repetition: int = 1) -> str:
+    return f"{patchset}.{suite.name}.{repetition}"

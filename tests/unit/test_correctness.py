@@ -30,6 +30,7 @@ from orchestrator.execution.correctness_run import (
     CorrectnessTest,
     SuiteResult,
     judge,
+    suspects,
 )
 from orchestrator.guest.ktap import Status, TestResult
 from orchestrator.guest.selftests import Selftest, load_selftests
@@ -87,6 +88,23 @@ def test_a_skipped_test_that_lost_its_name_is_not_missing() -> None:
         "cow: leak (2) has no result, and passes on the baseline",
         "cow: leak (3) has no result, and passes on the baseline",
     ]
+
+
+def test_the_baseline_is_asked_again_for_what_fails_at_times() -> None:
+    before = result("baseline", "selftests", {"ksm: merge": P, "ksm": P, "cow": P, "gup": F})
+    after = result("full", "selftests-1", {"ksm: merge": F, "ksm": F, "cow": F, "gup": F})
+    ours = result("full", "reservations", {"zeroed_pages": F})
+    assert suspects([before, after, ours], {}) == {"selftests": {"ksm", "cow"}}
+    again = replace(result("baseline", "selftests", {"ksm: merge": F, "ksm": F, "cow": P}), repetition=2)
+    assert suspects([before, after, ours, again], {}) == {"selftests": {"cow"}}
+    troubles, notes = judge([before, after, again])
+    assert [trouble.what for trouble in troubles] == ["cow fails"]
+    assert [note.what for note in notes] == [
+        "ksm: merge fails, on the baseline at times",
+        "ksm fails, on the baseline at times",
+        "gup fails, on the baseline as well",
+    ]
+    assert (again.cell, after.cell) == ("baseline.selftests.2", "full.selftests-1.1")
 
 
 def test_at_threshold_1_nothing_may_be_skipped_either() -> None:

@@ -147,7 +147,7 @@ def test_an_interrupted_run_keeps_its_cells_and_is_finished_later(
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=30)
     assert process.returncode == 130, err
-    assert "--resume" in out and "Traceback" not in err
+    assert "--resume" in err and "Traceback" not in err
     path = run_directory(tmp_path)
     before = pd.read_parquet(path / "cells.parquet").set_index("cell")["started_utc"]
     kept = before[pd.read_parquet(path / "cells.parquet").set_index("cell")["outcome"] == "ok"]

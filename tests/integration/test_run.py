@@ -145,7 +145,7 @@ def test_an_interrupted_run_keeps_its_cells_and_is_finished_later(
         assert process.poll() is None, process.communicate()
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=30)
     assert process.returncode == 130, err
     assert "--resume" in err and "Traceback" not in err
     path = run_directory(tmp_path)

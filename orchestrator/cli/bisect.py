@@ -26,6 +26,7 @@ from orchestrator.execution.derived import DERIVED_METRICS
 from orchestrator.execution.differential import DEFAULT_TOPOLOGY as CHECK_TOPOLOGY
 from orchestrator.execution.experiment_run import manifest_of
 from orchestrator.execution.measured_cell import CellResult, measure_cell
+from orchestrator.execution.provenance import requested_source
 from orchestrator.execution.stage_trial import StageTrial, WorkloadTrial
 from orchestrator.execution.staged_bisection import LOG, StagedBisection, Verdict, sentence, titled
 from orchestrator.execution.trace_trial import TraceTrial
@@ -194,8 +195,7 @@ def _resume(terminal: Terminal, events: Events, name: str, build_jobs: int | Non
         build_jobs,
         Path(directory) if directory else None,
     )
-    requested = manifest["source"].get("requested")
-    bench.source = requested if requested != bench.series.package else None
+    bench.source = requested_source(manifest, bench)
     check_same_series(writer, bench)
     asked = manifest["bisection"]
     metrics = _metrics_of(bench, next(iter(manifest["workloads"])))

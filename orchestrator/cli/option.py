@@ -54,7 +54,10 @@ Patchset = Annotated[
 ]
 Source = Annotated[
     str | None,
-    typer.Option("--source", help="Kernel git tree, directory or tarball; default: Debian's source package."),
+    typer.Option(
+        "--source",
+        help="Kernel git tree, directory or tarball, or PACKAGE=VERSION; default: Debian's source package.",
+    ),
 ]
 SeriesDirectory = Annotated[
     Path | None,

@@ -20,6 +20,7 @@ from orchestrator.events import Events
 from orchestrator.execution.bench import Bench
 from orchestrator.execution.experiment_run import execute, manifest_of
 from orchestrator.execution.place import Place, ThisHost
+from orchestrator.execution.provenance import base_of, requested_source
 from orchestrator.experiment.experiment import DEFAULT_REPEAT, DEFAULT_WORKLOADS, Experiment, load_experiment
 from orchestrator.experiment.knob import parse_settings
 from orchestrator.experiment.manifest import experiment_of_manifest
@@ -173,11 +174,10 @@ def _resume(
 ) -> int:
     writer = RunWriter.reopen(find_run(terminal.project.results, name))
     asked = experiment_of_manifest(writer.manifest)
-    requested = writer.manifest["source"].get("requested")
     directory = writer.manifest["series"].get("directory")
     series = Path(directory) if directory else None
     bench = terminal.bench(events, None, asked.accelerator, asked.flavour, build_jobs, series)
-    bench.source = requested if requested != bench.series.package else None
+    bench.source = requested_source(writer.manifest, bench)
     check_same_series(writer, bench)
     if isinstance(place, ThisHost):
         asked.topology.check_host(place.slots)
@@ -226,7 +226,13 @@ def _measure(
 
 def _print_plan(terminal: Terminal, asked: Experiment, bench: Bench, as_json: bool) -> None:
     cached = {patchset: bench.has_kernel(patchset) for patchset in {v.patchset for v in asked.variants}}
+    base = base_of(bench)
+    if base.imported:
+        base.remarks.extend(
+            dict.fromkeys(said for patchset in cached for said in bench.tree(patchset).remarks)
+        )
     plan = {
+        "base": vars(base),
         "topology": asked.topology.text,
         "accelerator": asked.accelerator,
         "repeat": asked.repeat,
@@ -248,6 +254,9 @@ def _print_plan(terminal: Terminal, asked: Experiment, bench: Bench, as_json: bo
         terminal.print_json(plan)
         return
     terminal.print(f"{len(asked.cells)} cells on {asked.topology.text}, accelerator {asked.accelerator}:")
+    terminal.print(f"  base {base.sentence}")
+    for remark in base.remarks:
+        terminal.print(f"       {remark}")
     for variant in asked.variants:
         knobs = " ".join(f"{key}={value}" for key, value in variant.knobs.items())
         kernel = "kernel cached" if cached[variant.patchset] else "kernel to be built"

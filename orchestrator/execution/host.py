@@ -14,6 +14,8 @@ import psutil
 from orchestrator.cache import Cache
 from orchestrator.errors import OrchestrateError
 from orchestrator.events import Events
+from orchestrator.execution.bench import Bench
+from orchestrator.execution.provenance import base_of
 from orchestrator.machine.accelerator import choose_accelerator
 from orchestrator.process import PACKAGES, run
 from orchestrator.project import Project
@@ -75,7 +77,7 @@ def examine(project: Project, cache: Cache, events: Events) -> list[HostFinding]
         state: Literal["ok", "lacks"] = "ok" if linked.returncode == 0 else "lacks"
         text = "works" if state == "ok" else "fails; install the Debian package libc6-dev"
         found.append(HostFinding("static linking", state, text))
-    found.append(_disk(cache))
+    found += [_base(project, cache, events), _disk(cache)]
     memory = psutil.virtual_memory().available / 2**30
     found.append(
         HostFinding(
@@ -93,6 +95,13 @@ def examine(project: Project, cache: Cache, events: Events) -> list[HostFinding]
         except OrchestrateError as error:
             found.append(HostFinding("accelerator", "lacks", str(error)))
     return found
+
+
+def _base(project: Project, cache: Cache, events: Events) -> HostFinding:
+    """The kernel source that a run would be based on; without one, --source still works."""
+    base = base_of(Bench(project, cache, events))
+    text = "; ".join([base.sentence, *base.remarks] if base.description else base.remarks)
+    return HostFinding("kernel source", "note" if base.remarks else "ok", text)
 
 
 def _compiles(header: str) -> bool:

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from orchestrator.analysis.invariants import check_counters
+from orchestrator.analysis.margin import DEFAULT_MARGIN
 from orchestrator.analysis.statistics import (
     ALPHA,
     Interval,
@@ -34,8 +35,6 @@ from orchestrator.analysis.statistics import (
 from orchestrator.errors import UserError
 from orchestrator.store.outcome import Outcome
 from orchestrator.store.run import Run
-
-DEFAULT_MARGIN: Final = 0.005
 
 #: A knob at its neutral value: the patch that introduces it claims to change nothing there.
 _NEUTRAL_KNOBS: Final = {"promotion_threshold": "1"}

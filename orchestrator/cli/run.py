@@ -10,7 +10,7 @@ from typing import Annotated, Final
 
 import typer
 
-from orchestrator.analysis.comparison import DEFAULT_MARGIN
+from orchestrator.analysis.margin import DEFAULT_MARGIN
 from orchestrator.cli import option
 from orchestrator.cli.attempt import attempt
 from orchestrator.cli.conclusion import conclude

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from orchestrator.analysis.comparison import DEFAULT_MARGIN
+from orchestrator.analysis.margin import DEFAULT_MARGIN
 from orchestrator.errors import UserError
 from orchestrator.experiment.cell import Cell, cells_of
 from orchestrator.experiment.variant import Role, Variant, check_variant, with_control

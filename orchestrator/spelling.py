@@ -7,9 +7,10 @@ import difflib
 from collections.abc import Iterable
 from typing import Final
 
-#: Similarity (difflib.SequenceMatcher.ratio) from which on one name is taken for a misspelling of another: two
-#: letters changed places in a word of five, or one of four is wrong.
+#: Similarity (difflib.SequenceMatcher.ratio) from which on one name is taken for a misspelling of another.
 _NEAR: Final = 0.75
+#: The same for a name of at most four letters, where two that changed places already make a third of it differ.
+_NEAR_SHORT: Final = 0.66
 
 
 def near(name: str, known: Iterable[str]) -> str | None:
@@ -19,4 +20,5 @@ def near(name: str, known: Iterable[str]) -> str | None:
     'core-only'
     >>> near("frobnicate", ["baseline", "core-only"])
     """
-    return next(iter(difflib.get_close_matches(name, list(known), 1, _NEAR)), None)
+    least = _NEAR if len(name) > 4 else _NEAR_SHORT
+    return next(iter(difflib.get_close_matches(name, list(known), 1, least)), None)

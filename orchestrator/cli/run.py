@@ -272,7 +272,9 @@ def _print_plan(terminal: Terminal, asked: Experiment, bench: Bench, as_json: bo
             for variant in asked.variants
         ],
         "workloads": {name: dict(parameters) for name, parameters in asked.workloads.items()},
-        "image_cached": all(bench.has_image(bench.workloads[name].layers) for name in asked.workloads),
+        "image_cached": all(
+            bench.has_image(layers) for layers in {bench.workloads[name].layers for name in asked.workloads}
+        ),
     }
     if as_json:
         terminal.print_json(plan)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from orchestrator.analysis.comparison import Comparison
     from orchestrator.cache import Cache
     from orchestrator.execution.bench import Bench
+    from orchestrator.execution.durations import Durations
     from orchestrator.project import Project
 
 
@@ -54,6 +55,13 @@ class Terminal:
 
         return Cache.default()
 
+    @cached_property
+    def durations(self) -> Durations:
+        """How long things take on this host."""
+        from orchestrator.execution.durations import Durations
+
+        return Durations(self.cache)
+
     @contextmanager
     def events(self) -> Iterator[Events]:
         """A stream of events that is shown as this terminal wants it."""
@@ -78,7 +86,10 @@ class Terminal:
         """A bench for this project, or for another series."""
         from orchestrator.execution.bench import Bench
 
-        return Bench(self.project, self.cache, events, source, accelerator, flavour, build_jobs, series)
+        bench = Bench(self.project, self.cache, events, source, accelerator, flavour, build_jobs, series)
+        events.listen(bench.durations.heard)
+        events.expected = lambda like: bench.durations.expected(like).seconds if like else None
+        return bench
 
     @staticmethod
     def print(text: str) -> None:

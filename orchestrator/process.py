@@ -128,6 +128,7 @@ def spawn(
         InfrastructureError: the program is not installed.
     """
     require(argv[0])
+    require("setpriv")
     log.debug("start %s", shlex.join(argv))
     return subprocess.Popen(
         tied(argv),

@@ -41,5 +41,7 @@ def command(
 
     terminal = terminal_of(context)
     opened = Run.open(find_run(terminal.project.results, run))
-    terminal.print(changelog_text(opened, compare(opened), stage or (), workload or (), metric or ()))
+    with terminal.events() as events, events.step("compare", opened.name):
+        text = changelog_text(opened, compare(opened), stage or (), workload or (), metric or ())
+    terminal.print(text)
     return 0

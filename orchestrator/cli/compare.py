@@ -37,10 +37,11 @@ def command(
     terminal = terminal_of(context)
     results = terminal.project.results
     first = Run.open(find_run(results, run))
-    if other is None:
-        comparison = compare(first, against, margin)
-    else:
-        comparison = compare_runs(first, Run.open(find_run(results, other)), against, margin)
+    with terminal.events() as events, events.step("compare", first.name):
+        if other is None:
+            comparison = compare(first, against, margin)
+        else:
+            comparison = compare_runs(first, Run.open(find_run(results, other)), against, margin)
     if as_json:
         terminal.print(comparison.to_json())
     else:

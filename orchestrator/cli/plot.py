@@ -29,6 +29,8 @@ def command(
 
     terminal = terminal_of(context)
     opened = Run.open(find_run(terminal.project.results, run))
-    for path in plot_run(opened, output or opened.path / "plots"):
+    with terminal.events() as events, events.step("plot", opened.name):
+        plots = plot_run(opened, output or opened.path / "plots")
+    for path in plots:
         terminal.print(str(path))
     return 0

@@ -67,11 +67,12 @@ def command(
     terminal = terminal_of(context)
     opened = Run.open(find_run(terminal.project.results, run))
     path = output or opened.path / _FILE[form]
-    comparison = compare(opened)
-    if form is Format.HTML:
-        write_report(opened, comparison, plot_run(opened, opened.path / "plots"), path)
-    else:
-        _replace(path, _exported(form, opened, comparison))
+    with terminal.events() as events, events.step("report", opened.name):
+        comparison = compare(opened)
+        if form is Format.HTML:
+            write_report(opened, comparison, plot_run(opened, opened.path / "plots"), path)
+        else:
+            _replace(path, _exported(form, opened, comparison))
     terminal.print(str(path))
     return 3 if comparison.found_something else 0
 

@@ -54,6 +54,7 @@ class PlainProgress:
             self._print(f"{name}: {event.text}")
         elif event.kind == "item":
             self._said[event.step] = event.seconds
+            self._under_way[event.step] = (time.monotonic() - event.seconds, event)
             self._print(f"[{event.done:.0f}/{event.total:.0f}] {event.text}{_left(event)}")
         elif event.kind == "progress":
             self._under_way[event.step] = (time.monotonic() - event.seconds, event)
@@ -87,7 +88,7 @@ class PlainProgress:
                 if not steps or now - self._last < limit or now - steps[-1][0] < _SILENT_S:
                     continue
                 began, event = steps[-1]
-                amount = f": {_amount(event)}" if event.kind == "progress" else ""
+                amount = {"progress": f": {_amount(event)}", "item": f": {_count(event)}"}.get(event.kind, "")
                 after = f" after {in_words(now - began)}" if now - began >= _LINE_EVERY_S else " ..."
                 self._print(f"{': '.join(event.step)}{amount}{after}{_left(event, now - began)}")
                 limit = _LINE_EVERY_S

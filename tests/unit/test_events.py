@@ -77,3 +77,18 @@ def test_a_silent_step_is_named_within_two_seconds(capsys: pytest.CaptureFixture
     with PlainProgress() as progress, Events(progress).step("plot"):
         time.sleep(1.9)
     assert capsys.readouterr().err.splitlines() == ["plot ...", "plot: done in 1.9 s"]
+
+
+def test_silence_is_filled_with_what_is_known_now(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.cli.progress._SILENT_S", 0.5)
+    with PlainProgress() as progress, Events(progress).step("measure") as step:
+        step.progress(0, 6, "cells", left_s=90)
+        step.item(4, 6, "cells", "chunk baseline #1 ok 41 s", 60)
+        time.sleep(1.2)
+    said = capsys.readouterr().err.splitlines()
+    assert said[:2] == [
+        "[4/6] chunk baseline #1 ok 41 s, about 60 s left",
+        "measure: 4 of 6 cells ..., about 59 s left",
+    ]

@@ -198,6 +198,7 @@ def command(
 
 def _resume(terminal: Terminal, events: Events, name: str, build_jobs: int | None, as_json: bool) -> int:
     from orchestrator.cli.run import check_same_series
+    from orchestrator.execution.provenance import requested_source
     from orchestrator.experiment.staged_search import search_of_manifest
     from orchestrator.store.run import RunWriter, find_run
 
@@ -215,8 +216,7 @@ def _resume(terminal: Terminal, events: Events, name: str, build_jobs: int | Non
         build_jobs,
         Path(directory) if directory else None,
     )
-    requested = manifest["source"].get("requested")
-    bench.source = requested if requested != bench.series.package else None
+    bench.source = requested_source(manifest, bench)
     check_same_series(writer, bench)
     asked = manifest["bisection"]
     metrics = _metrics_of(bench, next(iter(manifest["workloads"])))
@@ -285,14 +285,7 @@ def _search(
     else:
         trial = WorkloadTrial(measure, search.question)
     with attempt(events, writer, "orchestrate bisect --resume"):
-        accelerator = bench.accelerator
-        writer.update_manifest(
-            accelerator={
-                "name": accelerator.name,
-                "clock": accelerator.clock,
-                "reason": accelerator.reason,
-            }
-        )
+        writer.update_manifest(accelerator=bench.accelerator.facts)
         verdict = StagedBisection(search, bench, writer, trial).run()
     if as_json:
         terminal.print_json(_as_json(verdict, writer.manifest, writer.path))

@@ -60,7 +60,7 @@ Source = Annotated[
     typer.Option(
         "--source",
         metavar="PATH",
-        help="Kernel git tree, directory or tarball; default: Debian's source package.",
+        help="Kernel git tree, directory or tarball, or PACKAGE=VERSION; default: Debian's source package.",
     ),
 ]
 SeriesDirectory = Annotated[

@@ -209,16 +209,16 @@ def _resume(
     build_jobs: int | None,
     as_json: bool,
 ) -> int:
+    from orchestrator.execution.provenance import requested_source
     from orchestrator.experiment.manifest import experiment_of_manifest
     from orchestrator.store.run import RunWriter, find_run
 
     writer = RunWriter.reopen(find_run(terminal.project.results, name))
     asked = experiment_of_manifest(writer.manifest)
-    requested = writer.manifest["source"].get("requested")
     directory = writer.manifest["series"].get("directory")
     series = Path(directory) if directory else None
     bench = terminal.bench(events, None, asked.accelerator, asked.flavour, build_jobs, series)
-    bench.source = requested if requested != bench.series.package else None
+    bench.source = requested_source(writer.manifest, bench)
     check_same_series(writer, bench)
     place = place_of(executor, guests, asked, bench)
     return _measure(terminal, events, asked, bench, writer, place, as_json)
@@ -277,14 +277,22 @@ def _measure(
 def _print_plan(
     terminal: Terminal, asked: Experiment, bench: Bench, executor: str, guests: int | None, as_json: bool
 ) -> None:
+    from orchestrator.execution.provenance import base_of
+
     cached = {patchset: bench.has_kernel(patchset) for patchset in {v.patchset for v in asked.variants}}
     image_cached = all(
         bench.has_image(layers) for layers in {bench.workloads[name].layers for name in asked.workloads}
     )
     needs = _needs(asked, bench, executor, guests)
+    base = base_of(bench)
+    if base.imported:
+        base.remarks.extend(
+            dict.fromkeys(said for patchset in cached for said in bench.tree(patchset).remarks)
+        )
     if as_json:
         terminal.print_json(
             {
+                "base": vars(base),
                 "topology": asked.topology.text,
                 "accelerator": asked.accelerator,
                 "repeat": asked.repeat,
@@ -306,6 +314,9 @@ def _print_plan(
         )
         return
     terminal.print(f"{len(asked.cells)} cells on {asked.topology.text}, accelerator {asked.accelerator}:")
+    terminal.print(f"  base {base.sentence}")
+    for remark in base.remarks:
+        terminal.print(f"       {remark}")
     for variant in asked.variants:
         knobs = " ".join(f"{key}={value}" for key, value in variant.knobs.items())
         kernel = "kernel cached" if cached[variant.patchset] else "kernel to be built"

@@ -33,7 +33,9 @@ def list_stages(
             {
                 "name": series.name,
                 "title": series.title,
-                "base": series.base_version,
+                "base": series.bases.linux,
+                "package": series.bases.package,
+                "versions": list(series.bases.versions),
                 "groups": list(series.groups),
                 "stages": [
                     {
@@ -42,6 +44,7 @@ def list_stages(
                         "group": stage.group,
                         "title": stage.title,
                         "patch": str(stage.patch),
+                        "variants": {each.name: str(each.patch) for each in stage.variants},
                         "digest": stage.digest,
                         "knobs": list(stage.knobs),
                         "counters": list(stage.counters),
@@ -52,13 +55,15 @@ def list_stages(
             }
         )
         return 0
-    terminal.print(f"{series.title}, on {series.base_version}")
+    terminal.print(f"{series.title}, on Linux {series.bases.linux} ({series.bases})")
     for stage in series.stages:
         terminal.print(f"{stage.number:3}  {stage.group:<15} {stage.name:<15} {stage.title}")
         defaults = [f"{name} {value}" for name, value in stage.defaults.items()]
         for what, names in (("knobs", stage.knobs), ("counters", stage.counters), ("default", defaults)):
             if names:
                 terminal.print(f"{'':36}{what}: {', '.join(names)}")
+        if stage.variants:
+            terminal.print(f"{'':36}another patch for: {', '.join(each.name for each in stage.variants)}")
     return 0
 
 

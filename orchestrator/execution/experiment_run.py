@@ -8,13 +8,14 @@ from collections.abc import Mapping, Sequence, Set
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
+from orchestrator.errors import UserError
 from orchestrator.execution.bench import Bench
 from orchestrator.execution.derived import DERIVED_METRICS
 from orchestrator.execution.durations import Expected, in_words
 from orchestrator.execution.forecast import Remaining
 from orchestrator.execution.measured_cell import CellResult, write_evidence
 from orchestrator.execution.place import Place
-from orchestrator.execution.provenance import keep_build_log, kernel_facts, provenance
+from orchestrator.execution.provenance import keep_build_log, kernel_facts, provenance, source_facts
 from orchestrator.experiment.cell import Cell
 from orchestrator.experiment.experiment import Experiment
 from orchestrator.experiment.variant import Role
@@ -143,10 +144,8 @@ Kernels = Mapping[str, KernelBuild | BuildFailed]
 
 def _prepare(experiment: Experiment, bench: Bench, writer: RunWriter, needed: Set[str]) -> Kernels:
     """Everything slow that cells share, and its facts in ``run.json``."""
-    accelerator = bench.accelerator
-    writer.update_manifest(
-        accelerator={"name": accelerator.name, "clock": accelerator.clock, "reason": accelerator.reason}
-    )
+    _check_source(writer, bench)
+    writer.update_manifest(accelerator=bench.accelerator.facts)
     kernels: dict[str, KernelBuild | BuildFailed] = {}
     facts = {variant["name"]: variant for variant in writer.manifest["variants"]}
     for variant in experiment.variants:
@@ -165,8 +164,7 @@ def _prepare(experiment: Experiment, bench: Bench, writer: RunWriter, needed: Se
     writer.update_manifest(
         variants=list(facts.values()),
         source={
-            "requested": bench.source or bench.series.package,
-            "description": source.description,
+            **source_facts(bench),
             "version": source.version,
             "commit": source.commit,
         },
@@ -174,6 +172,16 @@ def _prepare(experiment: Experiment, bench: Bench, writer: RunWriter, needed: Se
     )
     (writer.path / "logs" / "kernel.config").write_text(bench.configuration().text, encoding="utf-8")
     return kernels
+
+
+def _check_source(writer: RunWriter, bench: Bench) -> None:
+    """A run is finished on the source it was begun with, or not at all."""
+    began = writer.manifest["source"].get("commit")
+    if began is not None and began != bench.source_tree.commit:
+        raise UserError(
+            f"{bench.source_tree.description} is not the source that {writer.path.name} began with "
+            f"({writer.manifest['source'].get('description')}); start a new run."
+        )
 
 
 def _measure_all(

@@ -16,7 +16,6 @@ from orchestrator.execution.bench import Bench
 from orchestrator.execution.durations import Durations, Expected
 from orchestrator.experiment.cell import Cell
 from orchestrator.experiment.experiment import Experiment
-from orchestrator.kernel.source import is_imported
 from orchestrator.kernel.workshop import has_objects
 
 #: GiB on disk, measured with the configuration `measure` and Linux 6.12: a source in the cache; a work tree with the
@@ -126,7 +125,7 @@ def forecast(experiment: Experiment, bench: Bench, todo: Sequence[Cell], slots: 
     durations = bench.durations
     prepare: list[tuple[str, Expected]] = []
     disk = 0.0
-    if not is_imported(bench.source, bench.series.package, bench.cache):
+    if not bench.has_source():
         prepare.append(("import of the source", durations.expected("source")))
         disk += _SOURCE_GIB
     patchsets = dict.fromkeys(experiment.variant(cell.variant).patchset for cell in todo)

@@ -14,6 +14,8 @@ import psutil
 from orchestrator.cache import Cache
 from orchestrator.errors import OrchestrateError
 from orchestrator.events import Events
+from orchestrator.execution.bench import Bench
+from orchestrator.execution.provenance import base_of
 from orchestrator.machine.accelerator import choose_accelerator
 from orchestrator.process import PACKAGES, run
 from orchestrator.project import Project
@@ -86,7 +88,7 @@ def examine(project: Project, cache: Cache, events: Events) -> list[HostFinding]
     if missing and apt:
         packages = " ".join(dict.fromkeys(missing))
         found.append(HostFinding("to get them", "note", f"as root: apt-get install {packages}"))
-    found.append(_disk(cache))
+    found += [_base(project, cache, events), _disk(cache)]
     memory = psutil.virtual_memory().available / 2**30
     found.append(
         HostFinding(
@@ -119,6 +121,13 @@ def _debian(apt: bool) -> HostFinding:
         "and `series` work; the guest image is made of Debian packages, so what boots a guest (`run`, `test`, "
         "`boot`) needs Debian or Ubuntu, in a container too",
     )
+
+
+def _base(project: Project, cache: Cache, events: Events) -> HostFinding:
+    """The kernel source that a run would be based on; without one, --source still works."""
+    base = base_of(Bench(project, cache, events))
+    text = "; ".join([base.sentence, *base.remarks] if base.description else base.remarks)
+    return HostFinding("kernel source", "note" if base.remarks else "ok", text)
 
 
 def _compiles(header: str) -> bool:

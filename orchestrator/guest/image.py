@@ -394,8 +394,8 @@ class _Image:
         for name, paths in self._recipe.packages.items():
             root = root_of(self._packages[name], self._cache)
             for path in paths:
-                source = root / path.lstrip("/")
-                if not source.is_file():
+                source = next((each for each in _places(root, path) if each.is_file()), None)
+                if source is None:
                     raise InfrastructureError(
                         f"the package {name} {self._packages[name].version} has no {path}, which "
                         f"{self._recipe.directory / 'recipe.toml'} wants from it."
@@ -496,6 +496,12 @@ def needed_libraries(program: Path) -> tuple[str | None, tuple[str, ...]]:
     except ELFError as error:
         raise InfrastructureError(f"{program} is no ELF program ({error}).") from error
     return interpreter, tuple(needed)
+
+
+def _places(root: Path, path: str) -> list[Path]:
+    """Where a package may have a file: Debian moves them from ``/bin`` to ``/usr/bin``, package by package."""
+    below = path.removeprefix("/usr").lstrip("/")
+    return [root / path.lstrip("/"), root / "usr" / below, root / below]
 
 
 def find_library(name: str, roots: Sequence[Path]) -> Path:

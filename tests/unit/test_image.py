@@ -400,6 +400,15 @@ def test_a_program_that_does_not_compile_is_the_users_fault(project: Project, tm
     assert not is_built(project, Cache(tmp_path / "cache"))
 
 
+def test_a_package_may_have_moved_its_files_below_usr(project: Project, tmp_path: Path) -> None:
+    """Debian 13's busybox-static has /usr/bin/busybox, where Debian 12's has /bin/busybox."""
+    packages = tmp_path / "packages"
+    (packages / "usr/bin").mkdir(parents=True, exist_ok=True)
+    (packages / "bin/busybox").rename(packages / "usr/bin/busybox")
+    built = build_image(project, Cache(tmp_path / "cache"), Events())
+    assert "bin/busybox" in unpack(built.initramfs.read_bytes())
+
+
 def test_a_file_that_its_package_lacks_is_said(project: Project, tmp_path: Path) -> None:
     recipe = project.vm_images / "guest" / "recipe.toml"
     recipe.write_text(RECIPE.replace('"/bin/busybox"]', '"/bin/busybox", "/bin/gone"]'))

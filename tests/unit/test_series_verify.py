@@ -102,15 +102,16 @@ _GOOD: Sequence[Mapping[str, str]] = (
     {"mm/memory.c": _HARMLESS.replace("return 1;", "return 3;")},
 )
 _SERIES = """\
-schema = 1
+schema = 2
 name = "fake"
 title = "mm: a fake series"
 groups = ["core-only", "threshold"]
-
-[base]
-version = "6.12"
+linux = "6.12"
 package = "linux-source-6.12"
 directory = "6.12"
+
+[[base]]
+version = "6.12.117-1"
 
 [[stage]]
 number = 1

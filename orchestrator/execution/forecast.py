@@ -19,12 +19,12 @@ from orchestrator.experiment.experiment import Experiment
 from orchestrator.kernel.workshop import has_objects
 
 #: GiB on disk, measured with the configuration `measure` and Linux 6.12: a source in the cache; a work tree with the
-#: objects of one configuration; a kernel; a guest image. A cell's logs and samples take some MiB.
-_SOURCE_GIB: Final = 0.35
-_WORKSHOP_GIB: Final = 2.2
-_KERNEL_GIB: Final = 0.06
-_IMAGE_GIB: Final = 0.02
-_CELL_GIB: Final = 0.003
+#: objects of one configuration; a kernel; a guest image; the logs and samples of a cell.
+_SOURCE_GIB: Final = 0.32
+_WORKSHOP_GIB: Final = 1.9
+_KERNEL_GIB: Final = 0.025
+_IMAGE_GIB: Final = 0.025
+_CELL_GIB: Final = 0.001
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,20 @@ from orchestrator.kernel.source import SourceTree
 _KIND = "tree"
 
 
+class DoesNotApplyError(UserError):
+    """A stage does not apply.
+
+    Args:
+        stage: which one.
+        files: with a conflict, where git names them.
+    """
+
+    def __init__(self, message: str, stage: Stage, files: Sequence[str]) -> None:
+        super().__init__(message)
+        self.stage = stage
+        self.files = tuple(files)
+
+
 @dataclass(frozen=True)
 class PatchedTree:
     """A source with stages applied.
@@ -70,7 +84,8 @@ def apply_stages(source: SourceTree, stages: Sequence[Stage], cache: Cache, even
     what applies as it is was made for such a source.
 
     Raises:
-        UserError: a stage does not apply; the sentence names it and the conflicting files.
+        DoesNotApplyError: a stage does not apply; the sentence names it and the conflicting files.
+        UserError: a stage is no patch.
     """
     if not stages:
         return PatchedTree(source.repository, source.commit, source.tree, source, ())
@@ -193,7 +208,7 @@ def _apply(
             if three_way and first is None:
                 first = refused
     assert first is not None
-    raise UserError(_does_not_apply(stage, source, first))
+    raise DoesNotApplyError(_does_not_apply(stage, source, first), stage, first.files)
 
 
 def _add_reference(repository: Repository, before: Sequence[Stage], stage: Stage, cache: Cache) -> None:

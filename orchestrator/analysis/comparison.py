@@ -14,6 +14,7 @@ from typing import Any, Final, Literal
 import numpy as np
 import pandas as pd
 
+from orchestrator.analysis.base import notes_on_bases
 from orchestrator.analysis.invariants import check_counters
 from orchestrator.analysis.statistics import (
     ALPHA,
@@ -499,7 +500,7 @@ def _compare(
         failures=failures,
         findings=tuple(findings),
         counters_checked=sum(check.cells for check in checks),
-        notes=(*notes, *_notes(variants, control, control_rows, rows)),
+        notes=(*notes_on_bases(runs), *notes, *_notes(variants, control, control_rows, rows)),
     )
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from orchestrator.analysis.base import notes_on_bases
+from orchestrator.analysis.clock import clock_differences
 from orchestrator.analysis.invariants import check_counters
 from orchestrator.analysis.statistics import (
     ALPHA,
@@ -181,6 +182,7 @@ class Comparison:
         planned: variant -> workload -> planned cells.
         counters_checked: cells whose reservation counters were checked.
         notes: sentences that a reader of the figures must know.
+        cautions: shown before the figures: why a difference may not be the kernel's.
     """
 
     runs: tuple[str, ...]
@@ -197,6 +199,7 @@ class Comparison:
     findings: tuple[Finding, ...]
     counters_checked: int
     notes: tuple[str, ...]
+    cautions: tuple[str, ...] = ()
 
     @property
     def found_something(self) -> bool:
@@ -280,7 +283,8 @@ def compare_runs(
         notes.append("the two runs have different seeds: workloads drew different pages.")
     if first.manifest.get("image") != second.manifest.get("image"):
         notes.append("the two runs have different guest images.")
-    return _compare([first, second], variants, baseline, control, margin, notes)
+    comparison = _compare([first, second], variants, baseline, control, margin, notes)
+    return replace(comparison, cautions=tuple(clock_differences(first.manifest, second.manifest)))
 
 
 class _Variant:

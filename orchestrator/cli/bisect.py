@@ -249,14 +249,7 @@ def _search(
     else:
         trial = WorkloadTrial(measure, search.question)
     with attempt(events, writer, "orchestrate bisect --resume"):
-        accelerator = bench.accelerator
-        writer.update_manifest(
-            accelerator={
-                "name": accelerator.name,
-                "clock": accelerator.clock,
-                "reason": accelerator.reason,
-            }
-        )
+        writer.update_manifest(accelerator=bench.accelerator.facts)
         verdict = StagedBisection(search, bench, writer, trial).run()
     if as_json:
         terminal.print_json(_as_json(verdict, writer.manifest, writer.path))

@@ -217,10 +217,7 @@ def execute(test: CorrectnessTest, bench: Bench, writer: RunWriter) -> Correctne
     summary = CorrectnessSummary()
     plan = bench.selftest_plan
     try:
-        accelerator = bench.accelerator
-        writer.update_manifest(
-            accelerator={"name": accelerator.name, "clock": accelerator.clock, "reason": accelerator.reason}
-        )
+        writer.update_manifest(accelerator=bench.accelerator.facts)
         kernels: dict[str, KernelBuild | BuildFailed] = {}
         for patchset in dict.fromkeys(patchset for patchset, _ in test.cells()):
             try:

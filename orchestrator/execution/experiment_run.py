@@ -143,10 +143,7 @@ Kernels = Mapping[str, KernelBuild | BuildFailed]
 def _prepare(experiment: Experiment, bench: Bench, writer: RunWriter, needed: Set[str]) -> Kernels:
     """Everything slow that cells share, and its facts in ``run.json``."""
     _check_source(writer, bench)
-    accelerator = bench.accelerator
-    writer.update_manifest(
-        accelerator={"name": accelerator.name, "clock": accelerator.clock, "reason": accelerator.reason}
-    )
+    writer.update_manifest(accelerator=bench.accelerator.facts)
     kernels: dict[str, KernelBuild | BuildFailed] = {}
     facts = {variant["name"]: variant for variant in writer.manifest["variants"]}
     for variant in experiment.variants:

@@ -9,8 +9,8 @@ from typing import Any
 from orchestrator.store.run import Run
 
 
-def notes_on_bases(runs: Sequence[Run]) -> list[str]:
-    """Sentences on runs, or variants of one, that are on different bases, and on bases that are not as usual.
+def base_differences(runs: Sequence[Run]) -> list[str]:
+    """A sentence where runs, or the variants of one, are on different bases.
 
     Two bases are the same where their files are: the commit of an imported source depends on them only.
     """
@@ -20,22 +20,25 @@ def notes_on_bases(runs: Sequence[Run]) -> list[str]:
             identity, description = _base_of(run.manifest, variant)
             users = found.setdefault(identity, {}).setdefault(description, [])
             users.append(variant["name"] if len(runs) == 1 else run.name)
+    if len(found) < 2:
+        return []
+    parts = []
+    for names in found.values():
+        users = dict.fromkeys(user for each in names.values() for user in each)
+        parts.append(f"{' and '.join(names)} in {', '.join(users)}")
+    return [
+        f"the base kernels differ: {'; '.join(parts)}. A difference may come from the base, not from the series."
+    ]
+
+
+def notes_on_bases(runs: Sequence[Run]) -> list[str]:
+    """Sentences on bases that the series is not checked on, and on stages that were merged three-way."""
     notes = []
-    if len(found) > 1:
-        parts = [
-            f"{' and '.join(names)} in {', '.join(dict.fromkeys(user for users in names.values() for user in users))}"
-            for names in found.values()
-        ]
-        notes.append(
-            f"DIFFERENT BASE KERNELS: {'; '.join(parts)}. A difference may come from the base, not from the series."
-        )
     for run in runs:
         source = run.manifest.get("source") or {}
         if source.get("checked") is False:
             notes.append(f"the series is not checked on the base {source.get('description')} ({run.name}).")
-        merged = {
-            stage: None for variant in run.manifest["variants"] for stage in variant.get("merged") or []
-        }
+        merged = {stage for variant in run.manifest["variants"] for stage in variant.get("merged") or []}
         if merged:
             stages = ", ".join(map(str, sorted(merged)))
             notes.append(f"merged three-way onto {source.get('description')}: stages {stages} ({run.name}).")

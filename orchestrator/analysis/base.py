@@ -24,8 +24,8 @@ def base_differences(runs: Sequence[Run]) -> list[str]:
         return []
     parts = []
     for names in found.values():
-        users = dict.fromkeys(user for each in names.values() for user in each)
-        parts.append(f"{' and '.join(names)} in {', '.join(users)}")
+        everyone = dict.fromkeys(user for each in names.values() for user in each)
+        parts.append(f"{' and '.join(names)} in {', '.join(everyone)}")
     return [
         f"the base kernels differ: {'; '.join(parts)}. A difference may come from the base, not from the series."
     ]

@@ -59,9 +59,8 @@ class PatchedTree:
 
     @property
     def remarks(self) -> list[str]:
-        """A sentence on each stage whose patch was not applied as it is."""
-        how = _Applied(dict(self.variants), list(self.merged))
-        return [said for stage in self.stages if (said := _said_of(stage, how))]
+        """Sentences on the stages whose patch was not applied as it is."""
+        return _remarks(self.stages, self.variants, self.merged)
 
     def patch_of(self, stage: Stage) -> Path:
         """The file that was applied for a stage: its patch or a variant of it."""
@@ -100,9 +99,8 @@ def apply_stages(source: SourceTree, stages: Sequence[Stage], cache: Cache, even
             _check_out_touched(repository, start, todo, work_tree)
             for done, stage in enumerate(todo, len(stages) - len(todo) + 1):
                 _apply(repository, stages[: done - 1], stage, work_tree, source, cache, how)
-                said = _said_of(stage, how)
-                if said:
-                    step.note(said)
+                for remark in _remarks([stage], how.variants, how.merged):
+                    step.note(remark)
                 step.progress(done, len(stages), "stages", stage.name)
             commit = repository.git("rev-parse", "HEAD").stdout.strip()
             tree = repository.git("rev-parse", "HEAD^{tree}").stdout.strip()
@@ -132,11 +130,21 @@ def _facts(directory: Path) -> tuple[str, str, _Applied]:
     return facts["commit"], facts["tree"], _Applied(variants, list(facts["merged"]))
 
 
-def _said_of(stage: Stage, how: _Applied) -> str | None:
-    variant = f"with the patch for {how.variants[stage.number]}" if stage.number in how.variants else ""
-    if stage.number in how.merged:
-        return f"stage {stage.number} ({stage.name}) was merged three-way{' ' + variant if variant else ''}"
-    return f"stage {stage.number} ({stage.name}) was applied {variant}" if variant else None
+def _remarks(stages: Sequence[Stage], variants: Mapping[int, str], merged: Sequence[int]) -> list[str]:
+    by_variant: dict[str, list[Stage]] = {}
+    for stage in stages:
+        if stage.number in variants:
+            by_variant.setdefault(variants[stage.number], []).append(stage)
+    found = [f"{_named(some)} applied with the patch for {name}" for name, some in by_variant.items()]
+    some = [stage for stage in stages if stage.number in merged]
+    return [*found, f"{_named(some)} merged three-way"] if some else found
+
+
+def _named(stages: Sequence[Stage]) -> str:
+    """Stages as the subject of a sentence in the past."""
+    if len(stages) == 1:
+        return f"stage {stages[0].number} ({stages[0].name}) was"
+    return f"stages {', '.join(str(stage.number) for stage in stages)} were"
 
 
 def tree_key(source: SourceTree, stages: Sequence[Stage]) -> dict[str, object]:

@@ -9,6 +9,7 @@ import tarfile
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -155,18 +156,24 @@ def are_built(tree: PatchedTree, plan: SelftestPlan, cache: Cache) -> bool:
 
 def _key(tree: PatchedTree, plan: SelftestPlan) -> dict[str, Any]:
     """All that they are made of."""
-    repository = Repository(tree.repository)
-    objects = {
-        path: repository.git("rev-parse", "--verify", "--quiet", f"{tree.commit}:{path}", check=False).stdout
-        for path in _PATHS
-    }
     return {
         "generation": _GENERATION,
-        "sources": {path: name.strip() for path, name in objects.items()},
+        "sources": dict(_objects(tree.repository, tree.commit)),
         "packages": {name: find_package(name).version for name in plan.packages},
         "flags": list(plan.flags),
         "tools": list(tool_versions()),
     }
+
+
+@lru_cache
+def _objects(repository: Path, commit: str) -> tuple[tuple[str, str], ...]:
+    """Path -> its object in a commit, empty where it is not there; git is asked once, for an answer cannot change."""
+    asked = "".join(f"{commit}:{path}\n" for path in _PATHS)
+    lines = Repository(repository).git("cat-file", "--batch-check=%(objectname)", input_text=asked).stdout
+    return tuple(
+        (path, "" if line.endswith(" missing") else line)
+        for path, line in zip(_PATHS, lines.splitlines(), strict=True)
+    )
 
 
 def _selftests_in(directory: Path) -> Selftests:

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
 
 from orchestrator.analysis.bisection import Conclusion
+from orchestrator.analysis.layout import WIDTH, listing, text_of, wrapped
 from orchestrator.cli import option
 from orchestrator.cli.attempt import attempt
 from orchestrator.cli.run import check_same_series
-from orchestrator.cli.terminal import Terminal, terminal_of, text_of
+from orchestrator.cli.terminal import Terminal, terminal_of
 from orchestrator.errors import UserError
 from orchestrator.events import Events
 from orchestrator.execution.bench import Bench
@@ -59,7 +59,6 @@ from orchestrator.store.run import RunWriter, find_run
 NAME = "bisect"
 EXAMPLE = "Example: orchestrate bisect --patchset full --workload touch --until kernel-bug"
 DEFAULT_TOPOLOGY = "2x512M"
-_TABLE_WIDTH = 110
 
 
 def command(
@@ -261,7 +260,7 @@ def _search(
     if as_json:
         terminal.print_json(_as_json(verdict, writer.manifest, writer.path))
     else:
-        terminal.print(_as_text(verdict))
+        terminal.print(_as_text(verdict, terminal.width))
         terminal.print(f"log      {writer.path / LOG}")
         terminal.print(f"run      {writer.path}")
     return {
@@ -290,19 +289,23 @@ def _as_json(verdict: Verdict, manifest: Mapping[str, Any], path: Path) -> dict[
     }
 
 
-def _as_text(verdict: Verdict) -> str:
-    """A row a stage, and the sentence."""
+def _as_text(verdict: Verdict, width: int = WIDTH) -> str:
+    """A row per stage, and the sentence.
+
+    Args:
+        width: columns.
+    """
     search = verdict.search
-    table = Table(box=None, pad_edge=False, header_style="")
-    for column in ("", "stage", "good", "bad", "what was seen"):
-        table.add_column(column, justify="right" if column in ("good", "bad") else "left", overflow="fold")
+    rows = []
     for position in range(len(search.experiment.variants)):
         good, bad = verdict.counts(position)
         first = position in verdict.answer.candidates and verdict.answer.conclusion is Conclusion.FOUND
         seen = _seen(verdict, position)
         label = titled(search, position)
-        table.add_row("→" if first else "", label, str(good or ""), str(bad or ""), seen)
-    return "\n".join([text_of(table, _TABLE_WIDTH), "", sentence(verdict)])
+        rows.append((f"{'→' if first else ' '} {label}", str(good or ""), str(bad or ""), seen))
+    titles = ("  stage", "good", "bad", "what was seen")
+    table = text_of(listing(rows, width, titles, right=(1, 2)))
+    return "\n".join([table, "", *wrapped(sentence(verdict), width)])
 
 
 def _seen(verdict: Verdict, stage: int) -> str:

@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import typer
-from rich.console import Console
 
+from orchestrator.analysis.layout import listing
 from orchestrator.cli import option
 from orchestrator.cli.terminal import terminal_of
 from orchestrator.execution.host import examine
 
 NAME = "doctor"
+_MARKS = {"ok": ("ok", "green"), "note": ("note", "yellow"), "lacks": ("LACK", "red")}
 EXAMPLE = "Example: orchestrate doctor --json"
 
 
@@ -22,11 +23,9 @@ def command(context: typer.Context, as_json: option.Json = False) -> int:
     if as_json:
         terminal.print_json([vars(finding) for finding in findings])
     else:
-        console = Console(highlight=False)
-        for finding in findings:
-            mark, style = {"ok": ("ok  ", "green"), "note": ("note", "yellow"), "lacks": ("LACK", "red")}[
-                finding.state
-            ]
-            console.print(f"[{style}]{mark}[/] {finding.what:<22} ", end="", soft_wrap=True)
-            console.print(finding.text, markup=False, soft_wrap=True)
+        rows = [(_MARKS[finding.state][0], finding.what, finding.text) for finding in findings]
+        for finding, (first, *more) in zip(findings, listing(rows, terminal.width), strict=True):
+            mark, colour = _MARKS[finding.state]
+            # Without a terminal, the colour is left out.
+            terminal.print("\n".join([typer.style(mark, fg=colour) + first.removeprefix(mark), *more]))
     return 1 if any(finding.state == "lacks" for finding in findings) else 0

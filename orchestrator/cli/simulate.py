@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from orchestrator.analysis.chunk_measured import Point, measured_chunk
+from orchestrator.analysis.layout import listing, text_of, wrapped
 from orchestrator.cli import option
-from orchestrator.cli.terminal import Terminal, terminal_of, text_of
+from orchestrator.cli.terminal import Terminal, terminal_of
 from orchestrator.errors import UserError
 from orchestrator.model.chunk_test import (
     PATTERNS,
@@ -155,7 +155,6 @@ def _print(
     every: Sequence[Outcome],
     points: Sequence[Point],
 ) -> None:
-    table = Table(box=None, pad_edge=False, header_style="")
     columns = (
         "threshold",
         "promoted",
@@ -165,26 +164,29 @@ def _print(
         "at the threshold",
         "used",
     )
-    for column in columns:
-        table.add_column(column, justify="left" if column == "promoted" else "right")
+    rows = []
     for threshold, least, most in zip(thresholds, none, every, strict=True):
         for label, outcome in (("none", least), ("all", most)) if threshold > 1 else (("at once", least),):
-            table.add_row(
-                str(threshold),
-                label,
-                str(outcome.survivors),
-                str(outcome.survivors_oom),
-                f"{outcome.survivors + 1} or {outcome.survivors_oom + 1}",
-                str(outcome.promotions),
-                _human(outcome.used_kib),
+            rows.append(
+                (
+                    str(threshold),
+                    label,
+                    str(outcome.survivors),
+                    str(outcome.survivors_oom),
+                    f"{outcome.survivors + 1} or {outcome.survivors_oom + 1}",
+                    str(outcome.promotions),
+                    _human(outcome.used_kib),
+                )
             )
-    terminal.print(under)
-    terminal.print(text_of(table, 110))
+    lines = wrapped(under, terminal.width)
+    lines.append(text_of(listing(rows, terminal.width, columns, right=(0, 2, 3, 4, 5, 6))))
     for point in points:
-        terminal.print(
+        measured = (
             f"measured: {point.variant}: {point.survivors:g} fit, {point.survivors_oom:g} until OOM, "
             f"{point.promotions:g} promotions"
         )
+        lines += wrapped(measured, terminal.width, "  ")
+    terminal.print("\n".join(lines))
 
 
 def _as_json(

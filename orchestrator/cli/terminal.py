@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,10 +13,9 @@ from functools import cached_property
 from pathlib import Path
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from orchestrator.analysis.comparison import Comparison
+from orchestrator.analysis.layout import NARROWEST, WIDEST, WIDTH
 from orchestrator.analysis.table import to_text
 from orchestrator.cache import Cache
 from orchestrator.cli.progress import PlainProgress, TerminalProgress
@@ -48,6 +48,13 @@ class Terminal:
         """This user's cache."""
         return Cache.default()
 
+    @property
+    def width(self) -> int:
+        """Columns that a table may take: the terminal's, or those of a stored file where there is none."""
+        if not sys.stdout.isatty():
+            return WIDTH
+        return min(max(shutil.get_terminal_size((WIDTH, 24)).columns, NARROWEST), WIDEST)
+
     @contextmanager
     def events(self) -> Iterator[Events]:
         """A stream of events that is shown as this terminal wants it."""
@@ -75,27 +82,14 @@ class Terminal:
         """Print a result."""
         typer.echo(text)
 
-    @staticmethod
-    def print_table(comparison: Comparison) -> None:
-        """Print a comparison, in colour on a terminal."""
-        typer.echo(to_text(comparison, colour=sys.stdout.isatty()).rstrip("\n"))
+    def print_table(self, comparison: Comparison) -> None:
+        """Print a comparison, in colour and as wide as it is on a terminal."""
+        typer.echo(to_text(comparison, colour=sys.stdout.isatty(), width=self.width).rstrip("\n"))
 
     @staticmethod
     def print_json(value: object) -> None:
         """Print a result for a machine."""
         typer.echo(json.dumps(value, indent=2, sort_keys=True, default=str))
-
-
-def text_of(table: Table, width: int) -> str:
-    """A table as plain lines, the same on a terminal and elsewhere.
-
-    Args:
-        width: columns.
-    """
-    console = Console(width=width, no_color=True, highlight=False)
-    with console.capture() as captured:
-        console.print(table)
-    return "\n".join(line.rstrip() for line in captured.get().splitlines())
 
 
 def terminal_of(context: typer.Context) -> Terminal:

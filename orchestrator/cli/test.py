@@ -7,11 +7,11 @@ import sys
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
+from orchestrator.analysis.layout import WIDTH, listing, text_of, wrapped, wrapped_below
 from orchestrator.cli import option
 from orchestrator.cli.attempt import attempt
-from orchestrator.cli.terminal import terminal_of, text_of
+from orchestrator.cli.terminal import terminal_of
 from orchestrator.execution.correctness import SUITES, choose, having
 from orchestrator.execution.correctness_run import (
     DEFAULT_TOPOLOGY,
@@ -29,7 +29,6 @@ from orchestrator.store.run import RunWriter
 NAME = "test"
 EXAMPLE = "Example: orchestrate test --patchset full --config debug-locks --suite reservations"
 
-_WIDTH = 100
 #: Lines of a test's or the kernel's own words that are printed; all of them are in the run directory.
 _SHOWN_LINES = 6
 
@@ -80,24 +79,24 @@ def command(
         )
         with attempt(events, writer):
             summary = execute(asked, bench, writer)
-    text = as_text(summary)
-    (writer.path / "correctness.txt").write_text(text + "\n", encoding="utf-8")
+    (writer.path / "correctness.txt").write_text(as_text(summary) + "\n", encoding="utf-8")
     if as_json:
         terminal.print_json({"run": str(writer.path), **summary.to_json()})
     else:
-        terminal.print(text)
+        terminal.print(as_text(summary, terminal.width))
         terminal.print(str(writer.path))
     return 3 if summary.troubles else 0
 
 
-def as_text(summary: CorrectnessSummary) -> str:
-    """A row a guest, then what is wrong, then what is worth knowing."""
-    table = Table(box=None, pad_edge=False, header_style="")
-    for column in ("kernel", "suite", "passed", "failed", "skipped", "reports", "leaks", "s", "outcome"):
-        number = column in ("passed", "failed", "skipped", "reports", "leaks", "s")
-        table.add_column(column, justify="right" if number else "left", overflow="fold")
-    for result in summary.results:
-        table.add_row(
+def as_text(summary: CorrectnessSummary, width: int = WIDTH) -> str:
+    """A row per guest, then what is wrong, then what is worth knowing.
+
+    Args:
+        width: columns of the table and of each title; what a test or the kernel printed stays as it is.
+    """
+    titles = ("kernel", "suite", "passed", "failed", "skipped", "reports", "leaks", "s", "outcome")
+    rows = [
+        (
             result.patchset,
             result.suite.name,
             *(str(result.found.count(status)) for status in (Status.PASSED, Status.FAILED, Status.SKIPPED)),
@@ -106,20 +105,23 @@ def as_text(summary: CorrectnessSummary) -> str:
             f"{result.run_s:.0f}" if result.run_s is not None else "",
             "" if result.outcome is Outcome.OK else result.outcome.value,
         )
-    lines = [text_of(table, _WIDTH)]
+        for result in summary.results
+    ]
+    lines = [text_of(listing(rows, width, titles, right=range(2, 8)))]
     for title, troubles in (("wrong", summary.troubles), ("worth knowing", summary.notes)):
         if troubles:
             lines += ["", f"{title}:"]
             for trouble in troubles:
-                lines += _lines_of(trouble)
+                lines += _lines_of(trouble, width)
     if not summary.troubles:
-        lines += ["", "no regression, and no report of the kernel that the baseline does not have"]
+        none = "no regression, and no report of the kernel that the baseline does not have"
+        lines += ["", *wrapped(none, width)]
     return "\n".join(lines)
 
 
-def _lines_of(trouble: Trouble) -> list[str]:
+def _lines_of(trouble: Trouble, width: int) -> list[str]:
     said = trouble.text.splitlines()
     shown = [f"      {line}" for line in said[:_SHOWN_LINES]]
     if len(said) > _SHOWN_LINES:
         shown.append(f"      and {len(said) - _SHOWN_LINES} more lines")
-    return [f"  {trouble.where}: {trouble.what}", *shown]
+    return [*wrapped_below("  ", f"{trouble.where}: {trouble.what}", width, "    "), *shown]

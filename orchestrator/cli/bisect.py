@@ -55,6 +55,7 @@ from orchestrator.machine.topology import Topology
 from orchestrator.model.generator import PROFILES, generate
 from orchestrator.model.trace import Trace, format_trace
 from orchestrator.store.run import RunWriter, find_run
+from orchestrator.suggestion import hint
 
 NAME = "bisect"
 EXAMPLE = "Example: orchestrate bisect --patchset full --workload touch --until kernel-bug"
@@ -136,7 +137,7 @@ def command(
             if workload not in (None, CHECK):
                 raise UserError(f"--until diverges runs traces, not the workload {workload}; leave it out.")
             if profile not in PROFILES:
-                raise UserError(f"--profile {profile}: choose {', '.join(PROFILES)}.")
+                raise UserError(f"--profile {profile}: unknown profile; {hint(profile, PROFILES)}")
             chosen = {CHECK: {}}
             names = known_stages(bench.series.select(patchset))
             traces = {path.stem: load_trace(path) for path in trace or ()} or {
@@ -164,7 +165,6 @@ def command(
             timeout_s=timeout,
         )
         search = StagedSearch(experiment, stages, asked, confidence, rate, max_boots)
-        bench.configuration()  # an unknown flavour is said before anything is written
         experiment.topology.check_host(1)
         check_clock(asked, _metrics_of(bench, search.workload), bench.accelerator.clock)
         described = replace(experiment, workloads={}) if diverges else experiment

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.analysis.changelog import changelog_text
+from orchestrator.analysis.changelog import changelog_text, check_choice
 from orchestrator.analysis.comparison import compare
 from orchestrator.cli import option
 from orchestrator.cli.terminal import terminal_of
@@ -35,5 +35,7 @@ def command(
     """Print what a run shows as text of at most 75 columns."""
     terminal = terminal_of(context)
     opened = Run.open(find_run(terminal.project.results, run))
-    terminal.print(changelog_text(opened, compare(opened), stage or (), workload or (), metric or ()))
+    chosen = stage or (), workload or (), metric or ()
+    check_choice(opened, *chosen)
+    terminal.print(changelog_text(opened, compare(opened), *chosen))
     return 0

@@ -29,6 +29,7 @@ from orchestrator.machine.topology import Topology
 from orchestrator.model.generator import PROFILES, generate
 from orchestrator.model.trace import Trace
 from orchestrator.store.run import RunWriter
+from orchestrator.suggestion import hint
 
 NAME = "check"
 EXAMPLE = "Example: orchestrate check --patchset core-only --seeds 1..20 --ops 1000"
@@ -71,11 +72,13 @@ def command(
     """Do random operations in a guest and in the reference model; report, shrink and keep what differs."""
     terminal = terminal_of(context)
     if profile not in PROFILES:
-        raise UserError(f"--profile {profile}: choose {', '.join(PROFILES)}.")
+        raise UserError(f"--profile {profile}: unknown profile; {hint(profile, PROFILES)}")
     if trace and (seed is not None or seeds is not None):
         raise UserError("give --trace or seeds, not both; a trace file is what its seed made.")
     with terminal.events() as events:
         bench = terminal.bench(events, source, accel, flavour, build_jobs, series)
+        machine = Topology.parse(topology)
+        machine.check_host(1)
         loaded = {path.stem: load_trace(path) for path in trace or ()}
         if len(loaded) < len(trace or ()):
             raise UserError("two of the --trace files have the same name; their results would, too.")
@@ -85,13 +88,11 @@ def command(
             patchset,
             loaded
             or {f"seed-{each}": generate(each, ops, profile, names) for each in parse_seeds(seed, seeds)},
-            Topology.parse(topology),
+            machine,
             tuple(cmdline or ()),
             shrink,
             stages,
         )
-        asked.topology.check_host(1)
-        bench.configuration()  # an unknown flavour is said before anything is written
         writer = RunWriter.create(
             terminal.project.results,
             name or f"check-{patchset}",

@@ -10,6 +10,7 @@ import typer
 from orchestrator.analysis.comparison import compare, compare_runs
 from orchestrator.cli import option
 from orchestrator.cli.terminal import terminal_of
+from orchestrator.errors import UserError
 from orchestrator.store.run import Run, find_run
 
 NAME = "compare"
@@ -32,11 +33,18 @@ def command(
     """Print the comparison table of a run again, or of one run against another."""
     terminal = terminal_of(context)
     results = terminal.project.results
+    if margin is not None and not 0 < margin < 1:
+        raise UserError(f"--margin {margin:g}: give a fraction between 0 and 1, e.g. 0.01 for 1%.")
     first = Run.open(find_run(results, run))
     if other is None:
         comparison = compare(first, against, margin)
     else:
-        comparison = compare_runs(first, Run.open(find_run(results, other)), against, margin)
+        second = find_run(results, other)
+        if second.resolve() == first.path.resolve():
+            raise UserError(
+                f"{run} and {other} are the same run, {first.name}; name another one, or leave out the second."
+            )
+        comparison = compare_runs(first, Run.open(second), against, margin)
     if as_json:
         terminal.print(comparison.to_json())
     else:

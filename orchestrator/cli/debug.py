@@ -38,7 +38,18 @@ def command(
     """Boot a variant with debugging information and hand over gdb, attached, with the right vmlinux."""
     terminal = terminal_of(context)
     with guest_of(
-        terminal, patchset, topology, accel, settings, cmdline, flavour, source, series, gdb=True, dwarf=True
+        terminal,
+        patchset,
+        topology,
+        accel,
+        settings,
+        cmdline,
+        flavour,
+        source,
+        series,
+        gdb=True,
+        dwarf=True,
+        breakpoints=breakpoints or (),
     ) as up:
         machine = up.booted.machine
         assert machine.gdb_socket is not None

@@ -30,7 +30,9 @@ def command(
     flavour: option.Flavour = "measure",
     source: option.Source = None,
     series: option.SeriesDirectory = None,
-    timeout: Annotated[float, typer.Option("--timeout", help="Host seconds the command may take.")] = 600.0,
+    timeout: Annotated[
+        float, typer.Option("--timeout", help="Host seconds the command may take.", min=1)
+    ] = 600.0,
 ) -> int:
     """Boot a variant, run one command in it, and end with the command's exit status."""
     terminal = terminal_of(context)

@@ -12,6 +12,7 @@ from pathlib import Path
 import typer
 
 from orchestrator.cli.terminal import Terminal
+from orchestrator.debugger.gdb import check_places
 from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.execution.bench import Bench, Booted
 from orchestrator.experiment.knob import parse_settings
@@ -57,11 +58,12 @@ def guest_of(
     *,
     gdb: bool = False,
     dwarf: bool = False,
+    breakpoints: Sequence[str] = (),
 ) -> Iterator[Up]:
     """Boot a variant named by the flags; progress is shown until it is up, then the screen is the caller's.
 
     Raises:
-        UserError: a flag is wrong, or a knob is given several values.
+        UserError: a flag is wrong, a knob is given several values, or the kernel has no such breakpoint.
         InfrastructureError: the guest did not come up; the sentence names the console log.
     """
     asked = Topology.parse(topology)
@@ -75,6 +77,8 @@ def guest_of(
             knobs[key] = values[0]
         check_variant(Variant(patchset, Role.PATCHED, patchset, knobs), bench.series)
         kernel = bench.kernel(patchset, dwarf)
+        if breakpoints:
+            check_places(kernel.vmlinux, breakpoints)
         image = bench.image
         logs = Path(tempfile.mkdtemp(prefix="orchestrate-logs-"))
         with events.step("boot", patchset) as step:

@@ -10,6 +10,7 @@ import typer
 
 from orchestrator.cli import option
 from orchestrator.cli.terminal import terminal_of
+from orchestrator.errors import UserError
 from orchestrator.store.run import Run, find_run
 
 NAME = "plot"
@@ -28,6 +29,8 @@ def command(
 
     terminal = terminal_of(context)
     opened = Run.open(find_run(terminal.project.results, run))
+    if output is not None and output.exists() and not output.is_dir():
+        raise UserError(f"--output {output}: this is a file; name a directory.")
     for path in plot_run(opened, output or opened.path / "plots"):
         terminal.print(str(path))
     return 0

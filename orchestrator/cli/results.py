@@ -79,7 +79,7 @@ def collect(
     older_than: Annotated[str, typer.Option("--older-than", help="Age of last use, e.g. 12h, 30d.")] = "30d",
     keep_gib: Annotated[
         float | None,
-        typer.Option("--keep-gib", help="Take the oldest until the cache is at most this large."),
+        typer.Option("--keep-gib", help="Take the oldest until the cache is at most this large.", min=0),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go; take nothing.")] = False,
 ) -> int:

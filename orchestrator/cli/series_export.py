@@ -56,6 +56,8 @@ def command(
     person = Person.parse(sender) if sender else Person.configured()
     if base is not None and not _COMMIT.fullmatch(base):
         raise UserError(f"--base {base}: give the commit id in full, as git rev-parse prints it.")
+    if notes is not None and not notes.is_file():
+        raise UserError(f"--notes {notes}: there is no such file.")
     with terminal.events() as events:
         bench = terminal.bench(events, source, series=series)
         stages = bench.series.select(patchset)

@@ -20,6 +20,7 @@ from orchestrator.execution.series_verification import (
 )
 from orchestrator.kernel.series import Series, Stage
 from orchestrator.machine.topology import Topology
+from orchestrator.suggestion import hint
 
 NAME = "verify"
 EXAMPLE = "Example: orchestrate series verify --stage 5"
@@ -46,14 +47,13 @@ def command(
     terminal = terminal_of(context)
     for check in only or ():
         if check not in CHECKS:
-            raise UserError(f"--only {check}: there is no such check; there are {', '.join(CHECKS)}.")
+            raise UserError(f"--only {check}: there is no such check; {hint(check, CHECKS)}")
     reports = []
     with terminal.events() as events:
         bench = terminal.bench(events, source, accel, flavour, build_jobs, series)
         stages = _stages(bench.series, stage)
         machine = Topology.parse(topology)
         machine.check_host(1)
-        bench.configuration()  # an unknown flavour is said before anything slow starts
         verification = SeriesVerification(bench, only or CHECKS, machine)
         try:
             for each in stages:

@@ -65,6 +65,8 @@ def command(
     """Say how many children of the chunk test fit into a machine, without one."""
     terminal = terminal_of(context)
     values = _thresholds(thresholds)
+    if plot is not None and not plot.absolute().parent.is_dir():
+        raise UserError(f"--plot {plot}: there is no directory {plot.parent}.")
     points: Sequence[Point] = ()
     if run is not None:
         measured = measured_chunk(Run.open(find_run(terminal.project.results, run)))
@@ -95,8 +97,6 @@ def command(
     )
     files: list[Path] = []
     if plot is not None:
-        if not plot.absolute().parent.is_dir():
-            raise UserError(f"--plot {plot}: there is no directory {plot.parent}.")
         from orchestrator.analysis.plots.simulation import draw_simulation  # --help should not wait for it
 
         files = draw_simulation(values, none, every, points, under, plot)

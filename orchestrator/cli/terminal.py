@@ -74,8 +74,14 @@ class Terminal:
         build_jobs: int | None = None,
         series: Path | None = None,
     ) -> Bench:
-        """A bench for this project, or for another series."""
-        return Bench(self.project, self.cache, events, source, accelerator, flavour, build_jobs, series)
+        """A bench for this project, or for another series.
+
+        Raises:
+            UserError: no such accelerator or kernel configuration.
+        """
+        bench = Bench(self.project, self.cache, events, source, accelerator, flavour, build_jobs, series)
+        bench.check()
+        return bench
 
     @staticmethod
     def print(text: str) -> None:

@@ -12,7 +12,7 @@ from orchestrator.analysis.layout import WIDTH, listing, text_of, wrapped, wrapp
 from orchestrator.cli import option
 from orchestrator.cli.attempt import attempt
 from orchestrator.cli.terminal import terminal_of
-from orchestrator.execution.correctness import SUITES, choose, having
+from orchestrator.execution.correctness import SUITES, choose, having, reservation_tests
 from orchestrator.execution.correctness_run import (
     DEFAULT_TOPOLOGY,
     CorrectnessSummary,
@@ -62,10 +62,14 @@ def command(
     with terminal.events() as events:
         bench = terminal.bench(events, source, accel, flavour, build_jobs, series)
         bench.series.select(patchset)
-        bench.configuration()  # an unknown flavour is said before anything is written
         asked = CorrectnessTest(
             patchset,
-            having(choose(suite or ()), only or (), [test.name for test in bench.selftest_plan.tests]),
+            having(
+                choose(suite or ()),
+                only or (),
+                [test.name for test in bench.selftest_plan.tests],
+                reservation_tests(terminal.project.vm_images / "guest" / "tests"),
+            ),
             Topology.parse(topology),
             tuple(only or ()),
             tuple(cmdline or ()),

@@ -7,13 +7,13 @@ introduces come from its ``series.toml``.
 
 from __future__ import annotations
 
-import difflib
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestrator.errors import UserError
 from orchestrator.kernel.series import Knob, Series
+from orchestrator.suggestion import hint
 
 _THP = "/sys/kernel/mm/transparent_hugepage"
 
@@ -88,9 +88,7 @@ def check_value(key: str, value: str, series: Series) -> None:
         choices, minimum, maximum = stock.choices, stock.minimum, stock.maximum
     else:
         known = [*(each.name for each in series.knobs), *STOCK_KNOBS]
-        near = difflib.get_close_matches(key, known, 1)
-        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}."
-        raise UserError(f"unknown knob {key!r}; {hint}")
+        raise UserError(f"unknown knob {key!r}; {hint(key, known, 'known are')}")
     if choices:
         if value not in choices:
             raise UserError(f"knob {key} takes one of {', '.join(choices)}, not {value!r}.")

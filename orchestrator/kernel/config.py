@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import re
 from collections.abc import Mapping
@@ -11,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from orchestrator.errors import UserError
+from orchestrator.suggestion import nearest
 
 _DIRECTORY = "kernel"
 _BASE = "base"
@@ -60,8 +60,8 @@ def configuration(
     """
     known = flavours(vm_images)
     if flavour not in known:
-        near = difflib.get_close_matches(flavour, known, 1)
-        hint = f"did you mean {near[0]}? There are" if near else "there are"
+        near = nearest(flavour, known)
+        hint = f"did you mean {near}? There are" if near else "there are"
         raise UserError(f"unknown kernel configuration {flavour!r}; {hint} {', '.join(known) or 'none'}.")
     paths = [
         vm_images / _DIRECTORY / f"{name}.config" for name in (_BASE, flavour, *([_DWARF] if dwarf else []))

@@ -107,7 +107,7 @@ def test_the_callers_environment_changes_nothing(
     assert [to_text(stored, colour=colour, width=80) for colour in (False, True)] == expected
 
 
-@given(st.lists(WORD, min_size=1), st.integers(20, 80))
+@given(st.lists(WORD, min_size=1), st.integers(22, 80))
 def test_wrapping_keeps_every_word_in_order(words: list[str], width: int) -> None:
     lines = wrapped(" ".join(words), width, "  ")
     assert " ".join(lines).split() == words

@@ -28,8 +28,8 @@ from orchestrator.analysis.notation import (
 from orchestrator.analysis.statistics import Verdict
 from orchestrator.analysis.table import control_line
 from orchestrator.errors import UserError
+from orchestrator.spelling import hint
 from orchestrator.store.run import Run
-from orchestrator.suggestion import hint
 
 WIDTH: Final = 75
 _NAME_WIDTH: Final = 20

@@ -6,13 +6,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from orchestrator.analysis.changelog import changelog_text
-from orchestrator.analysis.comparison import compare
-from orchestrator.analysis.report import write_report
-from orchestrator.analysis.table import to_text
 from orchestrator.cli.terminal import Terminal
 from orchestrator.events import Events
-from orchestrator.store.run import Run
 
 
 def conclude(terminal: Terminal, events: Events, path: Path, as_json: bool) -> bool:
@@ -21,7 +16,12 @@ def conclude(terminal: Terminal, events: Events, path: Path, as_json: bool) -> b
     Returns:
         Whether something was found: a kernel bug, a failed cell, a regression past the margin.
     """
+    from orchestrator.analysis.changelog import changelog_text
+    from orchestrator.analysis.comparison import compare
     from orchestrator.analysis.plots import plot_run  # here, for --help should not wait for matplotlib
+    from orchestrator.analysis.report import write_report
+    from orchestrator.analysis.table import to_text
+    from orchestrator.store.run import Run
 
     with events.step("compare"):
         run = Run.open(path)

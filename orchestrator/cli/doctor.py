@@ -8,7 +8,6 @@ import typer
 from orchestrator.analysis.layout import listing
 from orchestrator.cli import option
 from orchestrator.cli.terminal import terminal_of
-from orchestrator.execution.host import examine
 
 NAME = "doctor"
 _MARKS = {"ok": ("ok", "green"), "note": ("note", "yellow"), "lacks": ("LACK", "red")}
@@ -17,6 +16,8 @@ EXAMPLE = "Example: orchestrate doctor --json"
 
 def command(context: typer.Context, as_json: option.Json = False) -> int:
     """Say what this host has and lacks, and how to get it; exit 1 where a run could not work."""
+    from orchestrator.execution.host import examine
+
     terminal = terminal_of(context)
     with terminal.events() as events:
         findings = examine(terminal.project, terminal.cache, events)

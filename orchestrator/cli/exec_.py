@@ -4,14 +4,15 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from orchestrator.cli import option
-from orchestrator.cli.guest_of import guest_of
 from orchestrator.cli.terminal import terminal_of
-from orchestrator.guest.ssh import CommandTimeout, Finished
+
+if TYPE_CHECKING:
+    from orchestrator.guest.ssh import CommandTimeout, Finished
 
 NAME = "exec"
 EXAMPLE = "Example: orchestrate exec --patchset baseline -- grep thp_ /proc/vmstat"
@@ -31,10 +32,13 @@ def command(
     source: option.Source = None,
     series: option.SeriesDirectory = None,
     timeout: Annotated[
-        float, typer.Option("--timeout", help="Host seconds the command may take.", min=1)
+        float, typer.Option("--timeout", metavar="SECONDS", help="Host seconds the command may take.", min=1)
     ] = 600.0,
 ) -> int:
     """Boot a variant, run one command in it, and end with the command's exit status."""
+    from orchestrator.cli.guest_of import guest_of
+    from orchestrator.guest.ssh import CommandTimeout
+
     terminal = terminal_of(context)
     with guest_of(terminal, patchset, topology, accel, settings, cmdline, flavour, source, series) as up:
         end: Finished | CommandTimeout

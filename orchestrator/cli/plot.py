@@ -11,7 +11,6 @@ import typer
 from orchestrator.cli import option
 from orchestrator.cli.terminal import terminal_of
 from orchestrator.errors import UserError
-from orchestrator.store.run import Run, find_run
 
 NAME = "plot"
 EXAMPLE = "Example: orchestrate plot latest"
@@ -21,11 +20,13 @@ def command(
     context: typer.Context,
     run: option.Run,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Directory; default: the run's plots/.")
+        Path | None,
+        typer.Option("--output", "-o", metavar="DIR", help="Directory; default: the run's plots/."),
     ] = None,
 ) -> int:
     """Draw a run's plots as PNG and SVG."""
     from orchestrator.analysis.plots import plot_run  # here, for --help should not wait for matplotlib
+    from orchestrator.store.run import Run, find_run
 
     terminal = terminal_of(context)
     opened = Run.open(find_run(terminal.project.results, run))

@@ -9,11 +9,9 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from orchestrator.analysis.comparison import compare
 from orchestrator.cli import option
 from orchestrator.cli.terminal import terminal_of
 from orchestrator.errors import OrchestrateError, UserError
-from orchestrator.store.run import Run, find_run
 
 app = typer.Typer(
     help="What was run, and clean-up of the cache.", no_args_is_help=True, rich_markup_mode=None
@@ -26,6 +24,8 @@ _TOLD: Final = ("check.txt", "correctness.txt", "bisection.log")
 @app.command("list", epilog="Example: orchestrate results list --json")
 def list_runs(context: typer.Context, as_json: option.Json = False) -> int:
     """List the run directories, newest last."""
+    from orchestrator.store.run import Run
+
     terminal = terminal_of(context)
     rows: list[dict[str, Any]] = []
     for path in terminal.project.results.glob("*/run.json"):
@@ -62,6 +62,9 @@ def list_runs(context: typer.Context, as_json: option.Json = False) -> int:
 @app.command("show", epilog="Example: orchestrate results show latest")
 def show(context: typer.Context, run: option.Run) -> int:
     """Print what a run found, as the command did that made it, and where its files are."""
+    from orchestrator.analysis.comparison import compare
+    from orchestrator.store.run import Run, find_run
+
     terminal = terminal_of(context)
     opened = Run.open(find_run(terminal.project.results, run))
     told = next((opened.path / name for name in _TOLD if (opened.path / name).is_file()), None)
@@ -76,10 +79,14 @@ def show(context: typer.Context, run: option.Run) -> int:
 @app.command("gc", epilog="Example: orchestrate results gc --older-than 30d --dry-run")
 def collect(
     context: typer.Context,
-    older_than: Annotated[str, typer.Option("--older-than", help="Age of last use, e.g. 12h, 30d.")] = "30d",
+    older_than: Annotated[
+        str, typer.Option("--older-than", metavar="AGE", help="Age of last use, e.g. 12h, 30d.")
+    ] = "30d",
     keep_gib: Annotated[
         float | None,
-        typer.Option("--keep-gib", help="Take the oldest until the cache is at most this large.", min=0),
+        typer.Option(
+            "--keep-gib", metavar="GIB", help="Take the oldest until the cache is at most this large.", min=0
+        ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go; take nothing.")] = False,
 ) -> int:

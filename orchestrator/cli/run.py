@@ -6,27 +6,21 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from orchestrator.analysis.comparison import DEFAULT_MARGIN
+from orchestrator import defaults
 from orchestrator.cli import option
-from orchestrator.cli.attempt import attempt
-from orchestrator.cli.conclusion import conclude
 from orchestrator.cli.terminal import Terminal, terminal_of
 from orchestrator.errors import UserError
 from orchestrator.events import Events
-from orchestrator.execution.bench import Bench
-from orchestrator.execution.experiment_run import execute, manifest_of
-from orchestrator.execution.place import Place, ThisHost
-from orchestrator.experiment.experiment import DEFAULT_REPEAT, DEFAULT_WORKLOADS, Experiment, load_experiment
-from orchestrator.experiment.knob import parse_settings
-from orchestrator.experiment.manifest import experiment_of_manifest
-from orchestrator.experiment.variant import variants_of
-from orchestrator.guest.workload import parse_workload_arguments
-from orchestrator.machine.topology import Topology
-from orchestrator.store.run import RunWriter, find_run
+
+if TYPE_CHECKING:
+    from orchestrator.execution.bench import Bench
+    from orchestrator.execution.place import Place
+    from orchestrator.experiment.experiment import Experiment
+    from orchestrator.store.run import RunWriter
 
 NAME = "run"
 EXAMPLE = "Example: orchestrate run --patchset core-only --set promotion_threshold=1,64,256 --repeat 5"
@@ -54,42 +48,55 @@ def command(
     ] = None,
     patchset: Annotated[
         list[str] | None,
-        typer.Option("--patchset", "-p", help="What to compare with the baseline; repeatable."),
+        typer.Option(
+            "--patchset", "-p", metavar="NAME", help="What to compare with the baseline; repeatable."
+        ),
     ] = None,
     against: Annotated[
-        str, typer.Option("--against", help="The patchset that is the baseline.")
+        str, typer.Option("--against", metavar="NAME", help="The patchset that is the baseline.")
     ] = "baseline",
     workload: Annotated[
         list[str] | None,
         typer.Option(
-            "--workload", "-w", help="NAME or NAME:KEY=VALUE,...; of a file's workloads, a NAME. Repeatable."
+            "--workload",
+            "-w",
+            metavar="WORKLOAD",
+            help="NAME or NAME:KEY=VALUE,...; of a file's workloads, a NAME. Repeatable.",
         ),
     ] = None,
     variant: Annotated[
         list[str] | None,
-        typer.Option("--variant", help="NAME of one of a file's variants; repeatable. Default: all."),
+        typer.Option(
+            "--variant", metavar="NAME", help="NAME of one of a file's variants; repeatable. Default: all."
+        ),
     ] = None,
     topology: option.Topology = option.DEFAULT_TOPOLOGY,
     accel: option.Accelerator = "auto",
     settings: option.Settings = None,
     cmdline: option.Cmdline = None,
     repeat: Annotated[
-        int, typer.Option("--repeat", "-n", help="Fresh boots a variant and workload.")
-    ] = DEFAULT_REPEAT,
-    jobs: Annotated[int, typer.Option("--jobs", "-j", help="Guests side by side.", min=1)] = 1,
+        int, typer.Option("--repeat", "-n", metavar="N", help="Fresh boots a variant and workload.")
+    ] = defaults.REPEAT,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", metavar="N", help="Guests side by side.", min=1)] = 1,
     executor: Annotated[
-        str, typer.Option("--executor", help="Where guests run: local, or dask://HOST:PORT.")
+        str, typer.Option("--executor", metavar="PLACE", help="Where guests run: local, or dask://HOST:PORT.")
     ] = "local",
     build_jobs: option.BuildJobs = None,
-    seed: Annotated[int, typer.Option("--seed", help="Of everything random.")] = 1,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of everything random.")] = 1,
     margin: Annotated[
-        float, typer.Option("--margin", help="Relative difference up to which a metric counts as unchanged.")
-    ] = DEFAULT_MARGIN,
+        float,
+        typer.Option(
+            "--margin",
+            metavar="FRACTION",
+            help="Relative difference up to which a metric counts as unchanged.",
+        ),
+    ] = defaults.MARGIN,
     flavour: option.Flavour = "measure",
     source: option.Source = None,
     series: option.SeriesDirectory = None,
     timeout: Annotated[
-        float | None, typer.Option("--timeout", help="Host seconds that one workload may take.")
+        float | None,
+        typer.Option("--timeout", metavar="SECONDS", help="Host seconds that one workload may take."),
     ] = None,
     resume: Annotated[
         str | None,
@@ -98,10 +105,20 @@ def command(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan and what is cached; do nothing.")
     ] = False,
-    name: Annotated[str | None, typer.Option("--name", help="Part of the run directory's name.")] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", metavar="NAME", help="Part of the run directory's name.")
+    ] = None,
     as_json: option.Json = False,
 ) -> int:
     """Build, boot, measure, compare with the baseline, plot; print the table and the run directory."""
+    from orchestrator.execution.experiment_run import manifest_of
+    from orchestrator.experiment.experiment import Experiment
+    from orchestrator.experiment.knob import parse_settings
+    from orchestrator.experiment.variant import variants_of
+    from orchestrator.guest.workload import parse_workload_arguments
+    from orchestrator.machine.topology import Topology
+    from orchestrator.store.run import RunWriter
+
     terminal = terminal_of(context)
     with terminal.events() as events:
         if resume is not None:
@@ -127,7 +144,7 @@ def command(
                     cmdline or (),
                     bench.series,
                 ),
-                workloads=parse_workload_arguments(workload or DEFAULT_WORKLOADS, bench.workloads),
+                workloads=parse_workload_arguments(workload or defaults.WORKLOADS, bench.workloads),
                 topology=Topology.parse(topology),
                 accelerator=accel,
                 repeat=repeat,
@@ -155,6 +172,9 @@ def _from_file(context: typer.Context, path: Path, bench: Bench) -> Experiment:
     Raises:
         UserError: the file is wrong, or an option says what its variants do.
     """
+    from orchestrator.experiment.experiment import load_experiment
+    from orchestrator.machine.topology import Topology
+
     option.refuse(context, _OF_VARIANTS, "the experiment file names its variants")
     options = context.params
     whole = load_experiment(path, bench.series, bench.workloads)
@@ -171,6 +191,10 @@ def _from_file(context: typer.Context, path: Path, bench: Bench) -> Experiment:
 def _resume(
     terminal: Terminal, events: Events, name: str, place: Place, build_jobs: int | None, as_json: bool
 ) -> int:
+    from orchestrator.execution.place import ThisHost
+    from orchestrator.experiment.manifest import experiment_of_manifest
+    from orchestrator.store.run import RunWriter, find_run
+
     writer = RunWriter.reopen(find_run(terminal.project.results, name))
     asked = experiment_of_manifest(writer.manifest)
     requested = writer.manifest["source"].get("requested")
@@ -191,6 +215,8 @@ def place_of(executor: str, jobs: int) -> Place:
         UserError: it is neither ``local`` nor ``dask://HOST:PORT``.
         InfrastructureError: no scheduler answers there.
     """
+    from orchestrator.execution.place import ThisHost
+
     if executor == LOCAL:
         return ThisHost(jobs)
     # Dask takes a second to import; only those who ask for it wait.
@@ -218,6 +244,10 @@ def _measure(
     place: Place,
     as_json: bool,
 ) -> int:
+    from orchestrator.cli.attempt import attempt
+    from orchestrator.cli.conclusion import conclude
+    from orchestrator.execution.experiment_run import execute
+
     with attempt(events, writer, "orchestrate run --resume"):
         summary = execute(asked, bench, writer, place)
         found = conclude(terminal, events, writer.path, as_json)

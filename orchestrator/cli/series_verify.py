@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,15 +12,11 @@ from orchestrator.analysis.layout import WIDTH, listing, text_of
 from orchestrator.cli import option
 from orchestrator.cli.terminal import terminal_of
 from orchestrator.errors import UserError
-from orchestrator.execution.series_verification import (
-    CHECKS,
-    SeriesVerification,
-    StageReport,
-    State,
-)
-from orchestrator.kernel.series import Series, Stage
-from orchestrator.machine.topology import Topology
-from orchestrator.suggestion import hint
+from orchestrator.spelling import hint
+
+if TYPE_CHECKING:
+    from orchestrator.execution.series_verification import StageReport
+    from orchestrator.kernel.series import Series, Stage
 
 NAME = "verify"
 EXAMPLE = "Example: orchestrate series verify --stage 5"
@@ -33,7 +29,7 @@ def command(
         list[str] | None, typer.Option("--stage", metavar="STAGE", help="Number or name; default: all.")
     ] = None,
     only: Annotated[
-        list[str] | None, typer.Option("--only", metavar="CHECK", help=f"One of {', '.join(CHECKS)}.")
+        list[str] | None, typer.Option("--only", metavar="CHECK", help=f"One of {option.CHECKS}.")
     ] = None,
     topology: option.Topology = DEFAULT_TOPOLOGY,
     accel: option.Accelerator = "auto",
@@ -44,6 +40,9 @@ def command(
     as_json: option.Json = False,
 ) -> int:
     """Check each stage by itself: applies, style, builds, sparse, boots, works, has what it should."""
+    from orchestrator.execution.series_verification import CHECKS, SeriesVerification
+    from orchestrator.machine.topology import Topology
+
     terminal = terminal_of(context)
     for check in only or ():
         if check not in CHECKS:
@@ -75,6 +74,8 @@ def table(reports: Sequence[StageReport], width: int = WIDTH) -> str:
     Args:
         width: columns of the table; what a check printed stays as it is.
     """
+    from orchestrator.execution.series_verification import CHECKS, State
+
     rows = [
         (
             f"{report.stage.number:2} {report.stage.name}",

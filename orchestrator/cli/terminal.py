@@ -11,17 +11,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
-from orchestrator.analysis.comparison import Comparison
 from orchestrator.analysis.layout import NARROWEST, WIDEST, WIDTH
-from orchestrator.analysis.table import to_text
-from orchestrator.cache import Cache
-from orchestrator.cli.progress import PlainProgress, TerminalProgress
 from orchestrator.events import Events
-from orchestrator.execution.bench import Bench
-from orchestrator.project import Project, find_project
+
+# What a command does not use it does not import: --help takes no longer than it has to.
+if TYPE_CHECKING:
+    from orchestrator.analysis.comparison import Comparison
+    from orchestrator.cache import Cache
+    from orchestrator.execution.bench import Bench
+    from orchestrator.project import Project
 
 
 @dataclass
@@ -41,11 +43,15 @@ class Terminal:
     @cached_property
     def project(self) -> Project:
         """The checkout that is worked in."""
+        from orchestrator.project import find_project
+
         return find_project()
 
     @cached_property
     def cache(self) -> Cache:
         """This user's cache."""
+        from orchestrator.cache import Cache
+
         return Cache.default()
 
     @property
@@ -61,6 +67,8 @@ class Terminal:
         if self.quiet:
             yield Events()
             return
+        from orchestrator.cli.progress import PlainProgress, TerminalProgress
+
         live = sys.stderr.isatty() and not self.verbose
         with TerminalProgress() if live else PlainProgress(self.verbose) as progress:
             yield Events(progress)
@@ -79,6 +87,8 @@ class Terminal:
         Raises:
             UserError: no such accelerator or kernel configuration.
         """
+        from orchestrator.execution.bench import Bench
+
         bench = Bench(self.project, self.cache, events, source, accelerator, flavour, build_jobs, series)
         bench.check()
         return bench
@@ -90,6 +100,8 @@ class Terminal:
 
     def print_table(self, comparison: Comparison) -> None:
         """Print a comparison, in colour and as wide as it is on a terminal."""
+        from orchestrator.analysis.table import to_text
+
         typer.echo(to_text(comparison, colour=sys.stdout.isatty(), width=self.width).rstrip("\n"))
 
     @staticmethod

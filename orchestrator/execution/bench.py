@@ -32,8 +32,8 @@ from orchestrator.machine.accelerator import Accelerator, choose_accelerator
 from orchestrator.machine.qemu import Machine, MachineFailure
 from orchestrator.machine.topology import Topology
 from orchestrator.project import Project
+from orchestrator.spelling import hint
 from orchestrator.store.outcome import Outcome
-from orchestrator.suggestion import hint
 
 #: Host seconds from QEMU's start to SSH. TCG on a loaded host needs many; debugging kernels more.
 BOOT_TIMEOUT_S = 300.0

@@ -17,7 +17,7 @@ from orchestrator.execution.bench import Booted
 from orchestrator.guest.ktap import Status, TestResult, parse_khugepaged, parse_ktap
 from orchestrator.guest.selftests import Selftest, Selftests
 from orchestrator.guest.ssh import CommandTimeout, Guest
-from orchestrator.suggestion import hint
+from orchestrator.spelling import hint
 
 RESERVATIONS: Final = "/usr/lib/tests/reservations"
 _KSELFTESTS: Final = "/tmp/selftests"

@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-import psutil
-
 from orchestrator import __version__
 from orchestrator.execution.bench import Bench
 from orchestrator.kernel.build import BuildFailed, KernelBuild
@@ -80,6 +78,8 @@ def keep_build_log(run: Path, patchset: str, kernel: KernelBuild | BuildFailed) 
 
 def host_facts() -> dict[str, object]:
     """Processor, memory and kernel of this host; nothing that names it or its owner."""
+    import psutil
+
     return {
         "cpu": _cpu_model(),
         "cpus": os.cpu_count(),

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from orchestrator.errors import UserError
 from orchestrator.kernel.series import Knob, Series
-from orchestrator.suggestion import hint
+from orchestrator.spelling import hint
 
 _THP = "/sys/kernel/mm/transparent_hugepage"
 

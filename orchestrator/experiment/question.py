@@ -11,8 +11,8 @@ from typing import Literal
 from orchestrator.analysis.bisection import Mark
 from orchestrator.errors import UserError
 from orchestrator.guest.workload import CLOCK, CLOCKS, Metric
+from orchestrator.spelling import hint
 from orchestrator.store.outcome import Outcome
-from orchestrator.suggestion import hint
 
 #: What `--until` accepts, with the outcomes that are it and, beside ``ok``, those that exclude it. Every other
 #: outcome comes to no verdict: a guest that did not boot says nothing of what its workload would have met.

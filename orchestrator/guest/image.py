@@ -23,11 +23,6 @@ from functools import cached_property, reduce
 from pathlib import Path
 from typing import Any, cast
 
-from elftools.common.exceptions import ELFError
-from elftools.elf.dynamic import DynamicSegment
-from elftools.elf.elffile import ELFFile
-from elftools.elf.segments import InterpSegment
-
 from orchestrator.cache import Cache, file_digest
 from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.events import Events
@@ -475,6 +470,11 @@ def needed_libraries(program: Path) -> tuple[str | None, tuple[str, ...]]:
     Raises:
         InfrastructureError: it is no ELF file.
     """
+    from elftools.common.exceptions import ELFError
+    from elftools.elf.dynamic import DynamicSegment
+    from elftools.elf.elffile import ELFFile
+    from elftools.elf.segments import InterpSegment
+
     try:
         elf = ELFFile(io.BytesIO(program.read_bytes()))
         interpreter = None

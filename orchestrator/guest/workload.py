@@ -19,7 +19,7 @@ from typing import Any, Literal
 from orchestrator.errors import UserError
 from orchestrator.guest.image import WORKLOADS
 from orchestrator.guest.ssh import Finished, Guest
-from orchestrator.suggestion import nearest
+from orchestrator.spelling import meant
 
 Better = Literal["lower", "higher"] | None
 Kind = Literal["integer", "choice", "size"]
@@ -547,5 +547,5 @@ def _alternatives(names: Sequence[str]) -> str:
 
 
 def _suggestion(name: str, there: Mapping[str, Any] | set[str]) -> str:
-    near = nearest(name, there)
+    near = meant(name, there)
     return f", did you mean {near}" if near else ""

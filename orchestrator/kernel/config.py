@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from orchestrator.errors import UserError
-from orchestrator.suggestion import nearest
+from orchestrator.spelling import meant
 
 _DIRECTORY = "kernel"
 _BASE = "base"
@@ -60,7 +60,7 @@ def configuration(
     """
     known = flavours(vm_images)
     if flavour not in known:
-        near = nearest(flavour, known)
+        near = meant(flavour, known)
         hint = f"did you mean {near}? There are" if near else "there are"
         raise UserError(f"unknown kernel configuration {flavour!r}; {hint} {', '.join(known) or 'none'}.")
     paths = [

@@ -12,7 +12,7 @@ from typing import Any
 
 from orchestrator.cache import file_digest
 from orchestrator.errors import UserError
-from orchestrator.suggestion import hint, nearest
+from orchestrator.spelling import hint, meant
 
 BASELINE = "baseline"
 FULL = "full"
@@ -129,7 +129,7 @@ class Series:
                     f"patchset {patchset!r}: there is no stage {number}; choose 1 to {len(stages)}."
                 )
             return stages[:number]
-        near = nearest(patchset.partition(":")[0], known)
+        near = meant(patchset.partition(":")[0], known)
         start = f"did you mean {near}? There are" if near else "there are"
         raise UserError(
             f"unknown patchset {patchset!r}; {start} {', '.join(known)}, "

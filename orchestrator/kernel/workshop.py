@@ -19,7 +19,6 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
-import psutil
 from filelock import Timeout
 
 from orchestrator.cache import Cache, digest, file_digest
@@ -479,6 +478,8 @@ class Workshop:
 
 def _is_used(directory: Path) -> bool:
     """Whether a process works in `directory` or below."""
+    import psutil
+
     for process in psutil.process_iter(["cwd"]):
         place = process.info["cwd"]
         if place and Path(place).is_relative_to(directory):

@@ -13,8 +13,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import psutil
-
 from orchestrator.errors import UserError
 
 #: CPUs of a node where the text does not say.
@@ -289,4 +287,6 @@ def _is_matrix(value: object) -> bool:
 
 
 def _available_mib() -> int:
+    import psutil
+
     return int(psutil.virtual_memory().available) // (1024 * 1024)

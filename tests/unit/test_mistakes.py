@@ -14,7 +14,7 @@ from orchestrator.cli import report as report_command
 from orchestrator.cli import simulate as simulate_command
 from orchestrator.cli.application import status_of
 from orchestrator.execution.bench import Bench
-from orchestrator.suggestion import nearest
+from orchestrator.spelling import meant
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -218,7 +218,7 @@ KNOWN = [
 
 
 @pytest.mark.parametrize(
-    ("typed", "meant"),
+    ("typed", "expected"),
     [
         ("core-onyl", "core-only"),
         ("Baseline", "baseline"),
@@ -226,11 +226,11 @@ KNOWN = [
         ("memcgs", "memcg"),
     ],
 )
-def test_a_near_name_is_suggested(typed: str, meant: str) -> None:
-    assert nearest(typed, KNOWN) == meant
+def test_a_near_name_is_suggested(typed: str, expected: str) -> None:
+    assert meant(typed, KNOWN) == expected
 
 
 @pytest.mark.parametrize("typed", ["foo", "nonsense", "ful1y", "stage", "kernel", "bus", "", "core", "e"])
 def test_no_name_is_suggested_that_is_not_near(typed: str) -> None:
     expected = "core-only" if typed == "core" else None
-    assert nearest(typed, KNOWN) == expected
+    assert meant(typed, KNOWN) == expected

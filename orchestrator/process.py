@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import IO
 
@@ -86,6 +87,21 @@ def require(program: str) -> str:
         hint = f"install the Debian package {package}" if package else "install it"
         raise InfrastructureError(f"the program {program} is missing on this host; {hint}.")
     return found
+
+
+def version_of(program: str) -> str:
+    """The first line that ``PROGRAM --version`` prints; asked once per process.
+
+    Raises:
+        InfrastructureError: it is not installed, or fails.
+    """
+    return _version_line(require(program), program)
+
+
+@lru_cache
+def _version_line(path: str, program: str) -> str:
+    lines = run([program, "--version"], timeout_s=30).stdout.splitlines()
+    return lines[0].strip() if lines else "prints no version"
 
 
 def spawn(

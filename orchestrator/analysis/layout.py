@@ -18,6 +18,8 @@ WIDEST: Final = 200
 #: Printed as a space, but no line ends there.
 NO_BREAK: Final = "\N{NO-BREAK SPACE}"
 _GAP: Final = "  "
+#: Columns that prose is given at least, unless it takes fewer.
+_PROSE: Final = 24
 #: A cell of at most so many characters, its title included, stands on one line with others.
 _SHORT: Final = 32
 #: Where a name that is longer than its line may continue on the next: between a variant's knobs.
@@ -66,15 +68,16 @@ def listing(
         return []
     columns = range(len(table[0]))
     cells = [max(len(row[column]) for row in table) for column in columns]
-    widths = [max(cell, len(title)) for cell, title in zip(cells, titles, strict=True)] if titles else cells
-    gap = _GAP if not titles or _sum(widths, _GAP) <= width else " "
-    if titles and _sum(widths, gap) > width:
-        # The titles may take several lines.
-        widths = [max(cell, _longest(title)) for cell, title in zip(cells, titles, strict=True)]
-        gap = _GAP if _sum(widths, _GAP) <= width else " "
-    before = _sum(widths, gap) - widths[-1]
     longest = max(_longest(row[-1]) for row in ([*table, titles] if titles else table))
-    if before + min(max(longest, 20), widths[-1]) > width:
+    for titles_wrap, gap in ((False, _GAP), (True, _GAP), (True, " ")):
+        widths = list(cells)
+        if titles:
+            least = map(_longest if titles_wrap else len, titles)
+            widths = [max(cell, title) for cell, title in zip(cells, least, strict=True)]
+        before = sum(widths[:-1]) + len(gap) * (len(widths) - 1)
+        if before + min(max(longest, _PROSE), widths[-1]) <= width:
+            break
+    else:
         return _records(rows, width, titles)
     widths[-1] = min(widths[-1], width - before)
     return [_block(row, widths, right, gap) for row in ([titles, *table] if titles else table)]
@@ -100,10 +103,6 @@ def _longest(text: str) -> int:
     return max(map(len, text.split()), default=0)
 
 
-def _sum(widths: Sequence[int], gap: str) -> int:
-    return sum(widths) + len(gap) * (len(widths) - 1)
-
-
 def _records(rows: Sequence[Sequence[str]], width: int, titles: Sequence[str]) -> list[list[str]]:
     """Each row's first cell on a line of its own, then its other cells, each behind its title."""
     names = [f"{title.strip()} " for title in titles] or [""] * len(rows[0])
@@ -114,7 +113,11 @@ def _records(rows: Sequence[Sequence[str]], width: int, titles: Sequence[str]) -
         figures = [each.replace(" ", NO_BREAK) for each in said if len(each) <= _SHORT]
         if figures:
             lines += wrapped_below(_GAP, ", ".join(figures), width, _GAP)
-        for prose in (each for each in said if len(each) > _SHORT):
+        for prose in (
+            f"{name.rstrip()}: {cell}" if titles else cell
+            for name, cell in zip(names[1:], row[1:], strict=True)
+            if len(name + cell) > _SHORT
+        ):
             lines += wrapped_below(_GAP, prose, width, 2 * _GAP)
         blocks.append(lines)
     return blocks

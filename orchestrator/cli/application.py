@@ -46,6 +46,9 @@ class _Commands(LazyGroup):
         "compare": Listed(
             "orchestrator.cli.compare", _LOOK, "The comparison table of a run, or of one run with another."
         ),
+        "list": Listed(
+            "orchestrator.cli.list_", _LOOK, "Workloads, knobs, patchsets and configurations, by name."
+        ),
         "plot": Listed("orchestrator.cli.plot", _LOOK, "Draw the plots of a run."),
         "report": Listed("orchestrator.cli.report", _LOOK, "One HTML page, or JUnit, KTAP or KCIDB."),
         "changelog": Listed("orchestrator.cli.changelog", _LOOK, "Text for the changelog of a patch."),

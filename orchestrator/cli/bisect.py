@@ -13,7 +13,7 @@ import typer
 
 from orchestrator import defaults
 from orchestrator.analysis.layout import WIDTH, listing, text_of, wrapped
-from orchestrator.cli import option
+from orchestrator.cli import completion, option
 from orchestrator.cli.terminal import Terminal, terminal_of
 from orchestrator.errors import UserError
 from orchestrator.events import Events
@@ -40,10 +40,23 @@ DEFAULT_TOPOLOGY = "2x512M"
 def command(
     context: typer.Context,
     patchset: Annotated[
-        str | None, typer.Option("--patchset", "-p", metavar="NAME", help="The last stages to look at.")
+        str | None,
+        typer.Option(
+            "--patchset",
+            "-p",
+            metavar="NAME",
+            help="The last stages to look at.",
+            autocompletion=completion.patchsets,
+        ),
     ] = None,
     against: Annotated[
-        str, typer.Option("--against", metavar="NAME", help="What the stages are applied to.")
+        str,
+        typer.Option(
+            "--against",
+            metavar="NAME",
+            help="What the stages are applied to.",
+            autocompletion=completion.patchsets,
+        ),
     ] = "baseline",
     workload: Annotated[
         str | None,
@@ -52,6 +65,7 @@ def command(
             "-w",
             metavar="WORKLOAD",
             help="NAME or NAME:KEY=VALUE,...: what shows it.",
+            autocompletion=completion.workloads,
         ),
     ] = None,
     metric: Annotated[
@@ -120,7 +134,10 @@ def command(
         float | None,
         typer.Option("--timeout", metavar="SECONDS", help="Host seconds that one workload may take."),
     ] = None,
-    resume: Annotated[str | None, typer.Option("--resume", metavar="RUN", help="Finish a bisection.")] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option("--resume", metavar="RUN", help="Finish a bisection.", autocompletion=completion.runs),
+    ] = None,
     name: Annotated[
         str | None, typer.Option("--name", metavar="NAME", help="Part of the run directory's name.")
     ] = None,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrator import defaults
-from orchestrator.cli import option
+from orchestrator.cli import completion, option
 from orchestrator.cli.terminal import terminal_of
 from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.spelling import hint
@@ -36,6 +36,7 @@ def command(
             "-p",
             metavar="NAME",
             help="What to check, also `baseline`; default: what a trace says.",
+            autocompletion=completion.patchsets,
         ),
     ] = None,
     seed: Annotated[

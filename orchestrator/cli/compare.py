@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli import option
+from orchestrator.cli import completion, option
 from orchestrator.cli.terminal import terminal_of
 from orchestrator.errors import UserError
 
@@ -20,7 +20,11 @@ def command(
     run: option.Run,
     other: Annotated[
         str | None,
-        typer.Argument(metavar="[RUN]", help="Compare this run's variants with the first run's baseline."),
+        typer.Argument(
+            metavar="[RUN]",
+            help="Compare this run's variants with the first run's baseline.",
+            autocompletion=completion.runs,
+        ),
     ] = None,
     against: Annotated[
         str | None, typer.Option("--against", metavar="NAME", help="Another variant as the baseline.")

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrator.cli import option
+from orchestrator.cli.help import ArgvCommand
 from orchestrator.cli.terminal import terminal_of
 
 if TYPE_CHECKING:
     from orchestrator.guest.ssh import CommandTimeout, Finished
 
 NAME = "exec"
+CLASS = ArgvCommand
 EXAMPLE = "Example: orchestrate exec --patchset baseline -- grep thp_ /proc/vmstat"
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -148,6 +149,9 @@ class LazyGroup(Group):
 
 def _imported(name: str, module: Any) -> Any:
     if hasattr(module, "app"):
+        module.app.info.cls = Group
+        for command in module.app.registered_commands:
+            command.cls = Command
         group = typer.main.get_group(module.app)
         group.name = name
         return group
@@ -181,6 +185,11 @@ def _name_of(argument: Any) -> str:
     return str(argument.metavar or argument.name.upper())
 
 
+def _in_words(text: str) -> str:
+    """The library's ``1<=x<=9`` and ``x>=1`` as a person writes them."""
+    return re.sub(r"\bx>=(\d+)", r"at least \1", re.sub(r"(\d+)<=x<=(\d+)", r"\1 to \2", text))
+
+
 def _format_parameters(command: Any, ctx: Any, formatter: Any) -> None:
     sections: dict[str, list[tuple[str, str]]] = {"Arguments": [], "Options": []}
     for parameter in command.get_params(ctx):
@@ -191,7 +200,7 @@ def _format_parameters(command: Any, ctx: Any, formatter: Any) -> None:
             # The library adds the argument's type, or whether it is required; the usage line says that.
             sections["Arguments"].append((_name_of(parameter), parameter.help or ""))
         else:
-            sections["Options"].append(record)
+            sections["Options"].append((record[0], _in_words(record[1])))
     for title, rows in sections.items():
         if rows:
             with formatter.section(title):

@@ -34,20 +34,23 @@ def list_runs(context: typer.Context, as_json: option.Json = False) -> int:
         except OrchestrateError as error:
             rows.append({"run": path.parent.name, "problem": str(error)})
             continue
-        outcomes = run.cells["outcome"].value_counts().to_dict()
         rows.append(
             {
                 "run": path.parent.name,
                 "created": str(run.manifest.get("created_utc", "")),
                 "topology": run.manifest["topology"]["text"],
                 "accelerator": run.manifest["accelerator"]["name"],
-                "outcomes": {str(key): int(value) for key, value in outcomes.items()},
+                "outcomes": run.outcomes(),
             }
         )
     rows.sort(key=lambda row: (row.get("created", ""), row["run"]))
     if as_json:
         terminal.print_json(rows)
         return 0
+    if not rows:
+        terminal.print(
+            f"there is no run in {terminal.project.results} yet; make one with: orchestrate run -p core-only"
+        )
     for row in rows:
         ends: dict[str, int] = row.get("outcomes", {})
         summary = (

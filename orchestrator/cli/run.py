@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from orchestrator import defaults
-from orchestrator.cli import option
+from orchestrator.cli import completion, option
 from orchestrator.cli.terminal import Terminal, terminal_of
 from orchestrator.errors import UserError
 from orchestrator.events import Events
@@ -49,11 +49,21 @@ def command(
     patchset: Annotated[
         list[str] | None,
         typer.Option(
-            "--patchset", "-p", metavar="NAME", help="What to compare with the baseline; repeatable."
+            "--patchset",
+            "-p",
+            metavar="NAME",
+            help="What to compare with the baseline; repeatable.",
+            autocompletion=completion.patchsets,
         ),
     ] = None,
     against: Annotated[
-        str, typer.Option("--against", metavar="NAME", help="The patchset that is the baseline.")
+        str,
+        typer.Option(
+            "--against",
+            metavar="NAME",
+            help="The patchset that is the baseline.",
+            autocompletion=completion.patchsets,
+        ),
     ] = "baseline",
     workload: Annotated[
         list[str] | None,
@@ -62,6 +72,7 @@ def command(
             "-w",
             metavar="WORKLOAD",
             help="NAME or NAME:KEY=VALUE,...; of a file's workloads, a NAME. Repeatable.",
+            autocompletion=completion.workloads,
         ),
     ] = None,
     variant: Annotated[
@@ -100,7 +111,12 @@ def command(
     ] = None,
     resume: Annotated[
         str | None,
-        typer.Option("--resume", metavar="RUN", help="Finish a run: measure just what is missing."),
+        typer.Option(
+            "--resume",
+            metavar="RUN",
+            help="Finish a run: measure just what is missing.",
+            autocompletion=completion.runs,
+        ),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan and what is cached; do nothing.")
@@ -272,7 +288,9 @@ def _print_plan(terminal: Terminal, asked: Experiment, bench: Bench, as_json: bo
             for variant in asked.variants
         ],
         "workloads": {name: dict(parameters) for name, parameters in asked.workloads.items()},
-        "image_cached": all(bench.has_image(bench.workloads[name].layers) for name in asked.workloads),
+        "image_cached": all(
+            bench.has_image(layers) for layers in {bench.workloads[name].layers for name in asked.workloads}
+        ),
     }
     if as_json:
         terminal.print_json(plan)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrator.analysis.layout import listing, text_of, wrapped
-from orchestrator.cli import option
+from orchestrator.cli import completion, option
 from orchestrator.cli.terminal import Terminal, terminal_of
 from orchestrator.errors import UserError
 
@@ -54,7 +54,10 @@ def command(
     run: Annotated[
         str | None,
         typer.Option(
-            "--run", metavar="RUN", help="Take machine and touches from a run, and show its figures."
+            "--run",
+            metavar="RUN",
+            help="Take machine and touches from a run, and show its figures.",
+            autocompletion=completion.runs,
         ),
     ] = None,
     plot: Annotated[

@@ -10,7 +10,7 @@ import typer
 
 from orchestrator import defaults
 from orchestrator.analysis.layout import WIDTH, listing, text_of, wrapped, wrapped_below
-from orchestrator.cli import option
+from orchestrator.cli import completion, option
 from orchestrator.cli.terminal import terminal_of
 
 if TYPE_CHECKING:
@@ -29,7 +29,10 @@ def command(
     flavour: Annotated[
         str,
         typer.Option(
-            "--config", metavar="NAME", help="Kernel configuration: debug-vm, debug-locks or measure."
+            "--config",
+            metavar="NAME",
+            help="Kernel configuration: debug-vm, debug-locks or measure.",
+            autocompletion=completion.configurations,
         ),
     ] = "debug-vm",
     suite: Annotated[

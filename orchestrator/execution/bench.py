@@ -141,15 +141,18 @@ class Bench:
 
     def has_image(self, layers: Sequence[str] = ()) -> bool:
         """Whether the guest image with these layers is in the cache."""
-        there = is_imported(self.source, self.series.package, self.cache) and are_selftests_built(
-            self.tree(BASELINE), self.selftest_plan, self.cache
-        )
-        return is_image_built(self.project, self.cache, layers, self._unpatched_selftests if there else None)
+        return is_image_built(self.project, self.cache, layers, self._selftests_in_cache)
 
     @cached_property
     def selftest_plan(self) -> SelftestPlan:
         """The kernel's own selftests that run."""
         return load_selftests(self.project.vm_images / "guest" / "selftests.toml")
+
+    def _selftests_in_cache(self) -> Selftests | None:
+        there = is_imported(self.source, self.series.package, self.cache) and are_selftests_built(
+            self.tree(BASELINE), self.selftest_plan, self.cache
+        )
+        return self._unpatched_selftests() if there else None
 
     def _unpatched_selftests(self) -> Selftests:
         """The kernel's own, of the unpatched source: one program for all variants."""

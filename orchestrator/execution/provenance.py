@@ -7,14 +7,16 @@ import os
 import platform
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
 from orchestrator import __version__
+from orchestrator.errors import InfrastructureError
 from orchestrator.execution.bench import Bench
 from orchestrator.kernel.build import BuildFailed, KernelBuild
 from orchestrator.machine.topology import Topology
-from orchestrator.process import run
+from orchestrator.process import version_of
 
 _VERSION_OF = {
     "qemu": "qemu-system-x86_64",
@@ -94,8 +96,8 @@ def tool_facts() -> dict[str, str]:
     facts = {"orchestrate": __version__, "python": platform.python_version()}
     for name, program in _VERSION_OF.items():
         if shutil.which(program):
-            lines = run([program, "--version"], check=False, timeout_s=20).stdout.splitlines()
-            facts[name] = lines[0].strip() if lines else "prints no version"
+            with suppress(InfrastructureError):  # a tool that is there but does not start says nothing
+                facts[name] = version_of(program)
     return facts
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -42,6 +43,22 @@ def flavours(vm_images: Path) -> tuple[str, ...]:
     """The names that :func:`configuration` knows."""
     found = sorted(path.stem for path in (vm_images / _DIRECTORY).glob("*.config"))
     return tuple(name for name in found if name not in (_BASE, _DWARF))
+
+
+def summary(vm_images: Path, flavour: str) -> str:
+    """The first sentence of the comment at the top of a flavour's fragment.
+
+    Raises:
+        UserError: the fragment cannot be read.
+    """
+    path = vm_images / _DIRECTORY / f"{flavour}.config"
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise UserError(f"cannot read the configuration fragment {path}: {error.strerror}.") from error
+    comment = itertools.takewhile(lambda line: line.startswith("#"), lines)
+    text = " ".join(line.lstrip("# ") for line in comment if "SPDX" not in line).strip()
+    return re.split(r"(?<=\.)\s", text)[0]
 
 
 def configuration(

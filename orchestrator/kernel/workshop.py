@@ -28,7 +28,7 @@ from orchestrator.kernel.build_log import blames_source, compiled, error_of, hos
 from orchestrator.kernel.config import Configuration, check_survived
 from orchestrator.kernel.repository import Repository
 from orchestrator.kernel.tree import PatchedTree
-from orchestrator.process import Completed, require, run, tied
+from orchestrator.process import Completed, run, tied, version_of
 
 #: As make and the kernel name it.
 ARCHITECTURE = "x86_64"
@@ -100,7 +100,7 @@ def tool_versions() -> tuple[str, ...]:
     Raises:
         InfrastructureError: one of them is not installed.
     """
-    return tuple(run([require(tool), "--version"]).stdout.splitlines()[0] for tool in ("gcc", "ld"))
+    return tuple(map(version_of, ("gcc", "ld")))
 
 
 @dataclass(frozen=True)

@@ -183,10 +183,9 @@ def _kvm_obstacle() -> str | None:
 
 
 def _cached_probe(cache: Cache, events: Events) -> ProbeAnswer:
-    version = process.run([QEMU, "--version"], timeout_s=30).stdout.splitlines()[0]
     key = {
         "boot_id": Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip(),
-        "qemu": version,
+        "qemu": process.version_of(QEMU),
         "kernel": _PROBE,
     }
 

@@ -7,14 +7,14 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import pyarrow as pa
-import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 
 from orchestrator.store.schema import CELLS, METRICS, SAMPLES, TABLES
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from orchestrator.store.run import CellRow, ObservationLike, SampleLike
 
 
@@ -81,6 +81,8 @@ def read(
         name: of the table, a key of :data:`schema.TABLES`.
         selected: column -> the values that its rows may have; None stands for all of them.
     """
+    import pyarrow.dataset as ds  # here, for it imports pandas
+
     schema = TABLES[name]
     if not files:
         nothing: pd.DataFrame = schema.empty_table().to_pandas()
@@ -99,5 +101,6 @@ def read(
 
 def read_column(file: Path, column: str) -> list[Any]:
     """The values of one column of a file."""
-    values: list[Any] = pq.read_table(file, columns=[column]).column(column).to_pylist()
+    # Not pq.read_table(), which imports pandas.
+    values: list[Any] = pq.ParquetFile(file).read(columns=[column]).column(column).to_pylist()
     return values

@@ -129,6 +129,19 @@ def wrapped_below(head: str, text: str, width: int, indent: str) -> list[str]:
     return [(head if number == 0 else indent) + line for number, line in enumerate(lines)]
 
 
+def fitted(text: str, width: int) -> str:
+    """`text` with the lines that are longer than `width` continued below, two columns further in.
+
+    >>> fitted("short\\n  one two three", 10).splitlines()
+    ['short', '  one two', '    three']
+    """
+    lines = []
+    for line in text.splitlines():
+        indent = line[: len(line) - len(line.lstrip())]
+        lines += [line] if len(line) <= width else wrapped_below(indent, line, width, indent + _GAP)
+    return "\n".join(lines)
+
+
 def text_of(blocks: Sequence[Sequence[str]]) -> str:
     """The lines of a :func:`listing` as one text."""
     return "\n".join(line for block in blocks for line in block)

@@ -136,7 +136,12 @@ def command(
     ] = None,
     resume: Annotated[
         str | None,
-        typer.Option("--resume", metavar="RUN", help="Finish a bisection.", autocompletion=completion.runs),
+        typer.Option(
+            "--resume",
+            metavar="RUN",
+            help="Finish a bisection.",
+            autocompletion=completion.runs,
+        ),
     ] = None,
     name: Annotated[
         str | None, typer.Option("--name", metavar="NAME", help="Part of the run directory's name.")

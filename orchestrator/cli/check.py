@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrator import defaults
+from orchestrator.analysis.layout import WIDTH, fitted
 from orchestrator.cli import completion, option
 from orchestrator.cli.terminal import terminal_of
 from orchestrator.errors import InfrastructureError, UserError
@@ -115,11 +116,11 @@ def command(
             except (MachineFailure, GuestLost) as error:
                 raise InfrastructureError(f"{patchset} did not come up: {error}") from error
     text = as_text(patchset, summary)
-    (writer.path / "check.txt").write_text(text + "\n", encoding="utf-8")
+    (writer.path / "check.txt").write_text(fitted(text, WIDTH) + "\n", encoding="utf-8")
     if as_json:
         terminal.print_json({"run": str(writer.path), "patchset": patchset, **summary.to_json()})
     else:
-        terminal.print(text)
+        terminal.print(fitted(text, terminal.width))
         terminal.print(str(writer.path))
     return 3 if summary.found else 0
 

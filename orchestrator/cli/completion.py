@@ -27,7 +27,11 @@ def _offered(names: Callable[[str], Iterator[Offer]]) -> Callable[[str], list[Of
         from orchestrator.errors import OrchestrateError
 
         try:
-            return [each for each in names(incomplete) if each[0].startswith(incomplete)]
+            offers = [each for each in names(incomplete) if each[0].startswith(incomplete)]
+            if len(offers) == 1 and offers[0][0].endswith("="):
+                # bash puts a space behind the only answer, and the value would be another word.
+                return list(names(offers[0][0])) or offers
+            return offers
         except (OrchestrateError, OSError):  # a shell has no place for a message
             return []
 
@@ -44,6 +48,10 @@ def _series() -> Series:
     from orchestrator.kernel.series import load_series
 
     return load_series(_project().kernel_patches)
+
+
+def _numbers(*values: object) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(map(str, values)))
 
 
 @_offered
@@ -83,7 +91,10 @@ def workloads(incomplete: str) -> Iterator[Offer]:
     before, comma, last = rest.rpartition(",")
     start = f"{name}:{before}{comma}"
     given = {part.partition("=")[0] for part in before.split(",")}
-    values = {SIZE: SIZES} | {p.name: p.choices or (p.default,) for p in known[name].parameters.values()}
+    values = {SIZE: SIZES} | {
+        each.name: each.choices or _numbers(each.minimum, each.default, each.maximum)
+        for each in known[name].parameters.values()
+    }
     key, equals, _ = last.partition("=")
     if equals:
         for value in values.get(key, ()):
@@ -111,10 +122,11 @@ def settings(incomplete: str) -> Iterator[Offer]:
     before, comma, _ = rest.rpartition(",")
     values: tuple[str, ...] = ()
     if key in STOCK_KNOBS:
-        values = STOCK_KNOBS[key].choices or (STOCK_KNOBS[key].default,)
+        stock = STOCK_KNOBS[key]
+        values = stock.choices or _numbers(stock.minimum, stock.default, stock.maximum)
     for knob in series.knobs:
         if knob.name == key:
-            values = tuple(map(str, dict.fromkeys((knob.minimum, knob.default, knob.maximum))))
+            values = _numbers(knob.minimum, knob.default, knob.maximum)
     for value in values:
         if value not in before.split(","):
             yield f"{key}={before}{comma}{value}", ""

@@ -106,7 +106,9 @@ BuildJobs = Annotated[
 Run = Annotated[
     str,
     typer.Argument(
-        metavar="RUN", help="A run directory, its name, or `latest`.", autocompletion=completion.runs
+        metavar="RUN",
+        help="A run directory, its name, or `latest`.",
+        autocompletion=completion.runs,
     ),
 ]
 

@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,7 +15,7 @@ from orchestrator.cli import completion, option
 from orchestrator.cli.terminal import terminal_of
 
 if TYPE_CHECKING:
-    from orchestrator.execution.correctness_run import CorrectnessSummary, Trouble
+    from orchestrator.execution.correctness_run import CorrectnessSummary
 
 NAME = "test"
 EXAMPLE = "Example: orchestrate test --patchset full --config debug-locks --suite reservations"
@@ -99,42 +100,44 @@ def command(
 
 
 def as_text(summary: CorrectnessSummary, width: int = WIDTH) -> str:
+    """As :func:`text_of_summary`."""
+    return text_of_summary(summary.to_json(), width)
+
+
+def text_of_summary(summary: Mapping[str, Any], width: int) -> str:
     """A row per guest, then what is wrong, then what is worth knowing.
 
     Args:
+        summary: what ``correctness.json`` holds.
         width: columns of the table and of each title; what a test or the kernel printed stays as it is.
     """
     from orchestrator.guest.ktap import Status
     from orchestrator.store.outcome import Outcome
 
     titles = ("kernel", "suite", "passed", "failed", "skipped", "reports", "leaks", "s", "outcome")
-    rows = [
-        (
-            result.patchset,
-            result.suite.name,
-            *(str(result.found.count(status)) for status in (Status.PASSED, Status.FAILED, Status.SKIPPED)),
-            str(len(result.findings)),
-            str(sum(leak.count for leak in result.found.leaks)),
-            f"{result.run_s:.0f}" if result.run_s is not None else "",
-            "" if result.outcome is Outcome.OK else result.outcome.value,
-        )
-        for result in summary.results
-    ]
+    rows = []
+    for suite in summary["suites"]:
+        statuses = [test["status"] for test in suite["tests"]]
+        counts = [statuses.count(status) for status in (Status.PASSED, Status.FAILED, Status.SKIPPED)]
+        counts += [len(suite["reports"]), sum(leak["count"] for leak in suite["leaks"])]
+        run_s = f"{suite['run_s']:.0f}" if suite["run_s"] is not None else ""
+        outcome = "" if suite["outcome"] == Outcome.OK else suite["outcome"]
+        rows.append([suite["patchset"], suite["suite"], *map(str, counts), run_s, outcome])
     lines = [text_of(listing(rows, width, titles, right=range(2, 8)))]
-    for title, troubles in (("wrong", summary.troubles), ("worth knowing", summary.notes)):
+    for title, troubles in (("wrong", summary["troubles"]), ("worth knowing", summary["notes"])):
         if troubles:
             lines += ["", f"{title}:"]
             for trouble in troubles:
                 lines += _lines_of(trouble, width)
-    if not summary.troubles:
+    if not summary["troubles"]:
         none = "no regression, and no report of the kernel that the baseline does not have"
         lines += ["", *wrapped(none, width)]
     return "\n".join(lines)
 
 
-def _lines_of(trouble: Trouble, width: int) -> list[str]:
-    said = trouble.text.splitlines()
+def _lines_of(trouble: Mapping[str, str], width: int) -> list[str]:
+    said = trouble["text"].splitlines()
     shown = [f"      {line}" for line in said[:_SHOWN_LINES]]
     if len(said) > _SHOWN_LINES:
         shown.append(f"      and {len(said) - _SHOWN_LINES} more lines")
-    return [*wrapped_below("  ", f"{trouble.where}: {trouble.what}", width, "    "), *shown]
+    return [*wrapped_below("  ", f"{trouble['where']}: {trouble['what']}", width, "    "), *shown]

@@ -15,6 +15,16 @@ from synthetic_run import Synthetic
 from orchestrator.analysis.comparison import Comparison, compare
 from orchestrator.analysis.layout import listing, text_of, wrapped
 from orchestrator.analysis.table import to_text
+from orchestrator.cli import series_verify as verify_command
+from orchestrator.cli import test as test_command
+from orchestrator.cli.application import status_of
+from orchestrator.cli.terminal import Terminal
+from orchestrator.execution.correctness import SUITES, Found
+from orchestrator.execution.correctness_run import CorrectnessSummary, SuiteResult, Trouble
+from orchestrator.execution.series_verification import CHECKS, Answer, StageReport, State
+from orchestrator.guest.ktap import Status, TestResult
+from orchestrator.kernel.series import load_series
+from orchestrator.store.outcome import Outcome
 from orchestrator.store.run import Run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -105,6 +115,70 @@ def test_the_callers_environment_changes_nothing(
         else:
             monkeypatch.setenv(name, value)
     assert [to_text(stored, colour=colour, width=80) for colour in (False, True)] == expected
+
+
+@pytest.mark.parametrize("width", [60, 80, 140])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["series", "list"],
+        ["results", "list"],
+        ["results", "show", "latest"],
+        ["compare", "latest"],
+        ["simulate", "--thresholds", "1,256"],
+        ["list", "workloads"],
+        ["list", "knobs"],
+        ["list", "patchsets"],
+        ["list", "configs"],
+    ],
+)
+def test_every_table_of_a_command_fits(
+    command: list[str],
+    width: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("ORCHESTRATE_ROOT", str(ROOT))
+    monkeypatch.setenv("ORCHESTRATE_RESULTS", str(tmp_path))
+    Synthetic(repeat=1, histograms=False).write(tmp_path)
+    printed = {}
+    for columns in (width, UNLIMITED):
+        monkeypatch.setattr(Terminal, "width", columns)
+        assert status_of(["--quiet", *command]) == 0
+        printed[columns] = capsys.readouterr().out
+    # The last line of `results show` is a path, to be copied.
+    lines = [line for line in printed[width].splitlines() if not line.startswith("run      ")]
+    assert max(map(len, lines)) <= width
+    assert set(NUMBER.findall(printed[UNLIMITED])) <= set(NUMBER.findall(printed[width]))
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_tables_of_guests_stages_and_findings_fit(width: int) -> None:
+    found = Found(results=[TestResult(f"test {n}", Status.PASSED) for n in range(1234)])
+    suites = [
+        SuiteResult("sync-promotion", suite, found, Outcome.KERNEL_BUG, run_s=5400)
+        for suite in SUITES.values()
+    ]
+    trouble = Trouble(
+        "sync-promotion.stress.1", "a test that has a name of several words fails, as on the baseline"
+    )
+    tested = test_command.as_text(CorrectnessSummary(suites, [trouble], [trouble]), width)
+    answers = {check: Answer(State.FAILED, "why") for check in CHECKS}
+    stages = load_series(ROOT / "kernel_patches").stages
+    verified = verify_command.table([StageReport(stage, dict(answers)) for stage in stages], width)
+    for text in (tested, verified):
+        assert max(map(len, text.splitlines())) <= width
+    assert tested.count("1234") == len(SUITES) and tested.count("5400") == len(SUITES)
+    assert verified.count("FAILED") == len(stages) * len(CHECKS)
+
+
+def test_the_width_is_the_terminals(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Terminal().width == 100
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    for columns, expected in ((72, 72), (20, 60), (500, 200)):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        assert Terminal().width == expected
 
 
 @given(st.lists(WORD, min_size=1), st.integers(22, 80))

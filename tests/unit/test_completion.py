@@ -38,7 +38,7 @@ def offered(line: str, results: Path, root: Path = ROOT) -> list[str]:
         [sys.executable, "-c", PROGRAM], env=environment, capture_output=True, text=True, check=False
     )
     assert done.stderr == ""
-    *answers, imported = done.stdout.splitlines()
+    *answers, imported = filter(None, done.stdout.splitlines())
     assert imported == "imported:"
     return answers
 

@@ -9,11 +9,10 @@ from pathlib import Path
 import pytest
 from synthetic_run import Synthetic
 
-from orchestrator.cli import compare as compare_command
-from orchestrator.cli import report as report_command
-from orchestrator.cli import simulate as simulate_command
+from orchestrator.analysis import comparison, plots
 from orchestrator.cli.application import status_of
 from orchestrator.execution.bench import Bench
+from orchestrator.model import chunk_test
 from orchestrator.spelling import meant
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -174,10 +173,10 @@ def test_a_mistyped_value_for_a_run_that_is_there(
 ) -> None:
     before = files(run.parent)
     for module, name in (
-        (compare_command, "compare"),
-        (compare_command, "compare_runs"),
-        (report_command, "compare"),
-        (simulate_command, "simulate"),
+        (comparison, "compare"),
+        (comparison, "compare_runs"),
+        (plots, "plot_run"),
+        (chunk_test, "simulate"),
     ):
         monkeypatch.setattr(module, name, slow)
     assert sentence in refused(command(run), capsys)

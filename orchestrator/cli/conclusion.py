@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 from orchestrator.cli.terminal import Terminal
@@ -23,6 +24,7 @@ def conclude(terminal: Terminal, events: Events, path: Path, as_json: bool) -> b
     from orchestrator.analysis.table import to_text
     from orchestrator.store.run import Run
 
+    began = time.monotonic()
     with events.step("compare"):
         run = Run.open(path)
         comparison = compare(run)
@@ -33,6 +35,7 @@ def conclude(terminal: Terminal, events: Events, path: Path, as_json: bool) -> b
         plots = plot_run(run, path / "plots")
     with events.step("report"):
         write_report(run, comparison, plots, path / "report.html")
+    terminal.durations.remember("conclusion", time.monotonic() - began)
     if as_json:
         terminal.print_json({"run": str(path), **json.loads(comparison.to_json())})
     else:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from orchestrator.analysis.comparison import Comparison
     from orchestrator.cache import Cache
     from orchestrator.execution.bench import Bench
+    from orchestrator.execution.durations import Durations
     from orchestrator.project import Project
 
 
@@ -61,6 +62,13 @@ class Terminal:
             return WIDTH
         return min(max(shutil.get_terminal_size((WIDTH, 24)).columns, NARROWEST), WIDEST)
 
+    @cached_property
+    def durations(self) -> Durations:
+        """How long things take on this host."""
+        from orchestrator.execution.durations import Durations
+
+        return Durations(self.cache)
+
     @contextmanager
     def events(self) -> Iterator[Events]:
         """A stream of events that is shown as this terminal wants it."""
@@ -91,6 +99,8 @@ class Terminal:
 
         bench = Bench(self.project, self.cache, events, source, accelerator, flavour, build_jobs, series)
         bench.check()
+        events.listen(bench.durations.heard)
+        events.expected = lambda like: bench.durations.expected(like).seconds if like else None
         return bench
 
     @staticmethod

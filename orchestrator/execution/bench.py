@@ -13,6 +13,7 @@ from pathlib import Path
 from orchestrator.cache import Cache
 from orchestrator.errors import UserError
 from orchestrator.events import Events
+from orchestrator.execution.durations import Durations
 from orchestrator.experiment.experiment import ACCELERATORS
 from orchestrator.experiment.knob import knob_path
 from orchestrator.guest.image import GuestImage, build_image
@@ -82,6 +83,11 @@ class Bench:
     def workloads(self) -> Mapping[str, Workload]:
         """The guest programs, by name."""
         return load_workloads(self.project.guest_workloads)
+
+    @cached_property
+    def durations(self) -> Durations:
+        """How long things take on this host."""
+        return Durations(self.cache)
 
     @cached_property
     def source_tree(self) -> SourceTree:

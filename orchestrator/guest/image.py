@@ -334,7 +334,7 @@ class _Image:
         if self._cache.has("image", self.key):
             return GuestImage(self._cache.obtain("image", self.key, self._make), directory.name)
         named = "".join(f" with {layer.stem}" for layer in self._recipe.layers)
-        with self._events.step(f"guest image{named}"):
+        with self._events.step(f"guest image{named}", like="image"):
             return GuestImage(self._cache.obtain("image", self.key, self._make), directory.name)
 
     def _make(self, directory: Path) -> None:

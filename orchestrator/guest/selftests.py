@@ -119,7 +119,7 @@ def build_selftests(tree: PatchedTree, plan: SelftestPlan, cache: Cache, events:
     key = _key(tree, plan, cache)
 
     def make(directory: Path) -> None:
-        with events.step("selftests") as step:
+        with events.step("selftests", like="selftests") as step:
             require("make")
             roots = [root_of(package, cache) for package in find_packages(plan.packages, cache).values()]
             source, out = directory / "source", directory / "out"

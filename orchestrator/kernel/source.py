@@ -78,7 +78,7 @@ def import_source(source: str | None, package: str, cache: Cache, events: Events
     origin = _origin(source, package, cache)
 
     def make(directory: Path) -> None:
-        with events.step("import source", origin.description) as step:
+        with events.step("import source", origin.description, like="source") as step:
             repository = Repository.create(directory / "repository.git")
             tree = origin.take(repository, step)
             version = _version(repository, tree, origin.description)

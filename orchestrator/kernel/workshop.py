@@ -118,14 +118,26 @@ class _State:
     granted: str = ""
 
 
+def has_objects(configuration: Configuration, cache: Cache) -> bool:
+    """Whether a kernel of this configuration was built before, so that the next one compiles only what differs."""
+    return (cache.root / "workspace" / _name_of(configuration) / "objects" / "vmlinux").is_file()
+
+
+def _flavour_of(configuration: Configuration) -> str:
+    return f"{configuration.flavour}{'-dwarf' if configuration.dwarf else ''}"
+
+
+def _name_of(configuration: Configuration) -> str:
+    # Neither the source nor the configuration is part of the name: files and options are switched like those of a
+    # stage, and kbuild compiles what depends on them.
+    return f"build-{_flavour_of(configuration)}-{digest({'tools': list(tool_versions())})[:8]}"
+
+
 class Workshop:
     """The work tree and object directory of one flavour and compiler, locked while in use."""
 
     def __init__(self, configuration: Configuration, cache: Cache, step: Step) -> None:
-        # Neither the source nor the configuration is part of the name: files and options are switched like those
-        # of a stage, and kbuild compiles what depends on them.
-        flavour = f"{configuration.flavour}{'-dwarf' if configuration.dwarf else ''}"
-        name = f"build-{flavour}-{digest({'tools': list(tool_versions())})[:8]}"
+        name = _name_of(configuration)
         self._configuration = configuration
         self._step = step
         self._place = cache.workspace(name)
@@ -136,7 +148,7 @@ class Workshop:
         self.log = self._place / "build.log"
         self._state_file = self._place / "state.json"
         self._warnings_file = self._place / "warnings.json"
-        self._count = cache.workspace("build-counts") / f"{flavour}.json"
+        self._count = cache.workspace("build-counts") / f"{_flavour_of(configuration)}.json"
 
     def __enter__(self) -> Workshop:
         try:

@@ -43,5 +43,7 @@ def command(
     opened = Run.open(find_run(terminal.project.results, run))
     chosen = stage or (), workload or (), metric or ()
     check_choice(opened, *chosen)
-    terminal.print(changelog_text(opened, compare(opened), *chosen))
+    with terminal.events() as events, events.step("compare", opened.name):
+        text = changelog_text(opened, compare(opened), *chosen)
+    terminal.print(text)
     return 0

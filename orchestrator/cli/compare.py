@@ -44,15 +44,16 @@ def command(
     if margin is not None and not 0 < margin < 1:
         raise UserError(f"--margin {margin:g}: give a fraction between 0 and 1, e.g. 0.01 for 1%.")
     first = Run.open(find_run(results, run))
-    if other is None:
-        comparison = compare(first, against, margin)
-    else:
-        second = find_run(results, other)
-        if second.resolve() == first.path.resolve():
-            raise UserError(
-                f"{run} and {other} are the same run, {first.name}; name another one, or leave out the second."
-            )
-        comparison = compare_runs(first, Run.open(second), against, margin)
+    second = find_run(results, other) if other is not None else None
+    if second is not None and second.resolve() == first.path.resolve():
+        raise UserError(
+            f"{run} and {other} are the same run, {first.name}; name another one, or leave out the second."
+        )
+    with terminal.events() as events, events.step("compare", first.name):
+        if second is None:
+            comparison = compare(first, against, margin)
+        else:
+            comparison = compare_runs(first, Run.open(second), against, margin)
     if as_json:
         terminal.print(comparison.to_json())
     else:

@@ -32,6 +32,8 @@ def command(
     opened = Run.open(find_run(terminal.project.results, run))
     if output is not None and output.exists() and not output.is_dir():
         raise UserError(f"--output {output}: this is a file; name a directory.")
-    for path in plot_run(opened, output or opened.path / "plots"):
+    with terminal.events() as events, events.step("plot", opened.name):
+        plots = plot_run(opened, output or opened.path / "plots")
+    for path in plots:
         terminal.print(str(path))
     return 0

@@ -71,11 +71,12 @@ def command(
         raise UserError(f"--output {path}: this is a directory; name a file.")
     if not path.absolute().parent.is_dir():
         raise UserError(f"--output {path}: there is no directory {path.parent}; make it first.")
-    comparison = compare(opened)
-    if form is Format.HTML:
-        write_report(opened, comparison, plot_run(opened, opened.path / "plots"), path)
-    else:
-        _replace(path, _exported(form, opened, comparison))
+    with terminal.events() as events, events.step("report", opened.name):
+        comparison = compare(opened)
+        if form is Format.HTML:
+            write_report(opened, comparison, plot_run(opened, opened.path / "plots"), path)
+        else:
+            _replace(path, _exported(form, opened, comparison))
     terminal.print(str(path))
     return 3 if comparison.found_something else 0
 

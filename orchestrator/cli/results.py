@@ -6,19 +6,24 @@ from __future__ import annotations
 import json
 import re
 import time
-from typing import Annotated, Any, Final
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from orchestrator.analysis.layout import fitted, listing, text_of
+from orchestrator.analysis.layout import WIDTH, fitted, listing, text_of
 from orchestrator.cli import option
 from orchestrator.cli.terminal import terminal_of
 from orchestrator.errors import OrchestrateError, UserError
+
+if TYPE_CHECKING:
+    from orchestrator.store.run import Run
 
 app = typer.Typer(
     help="What was run, and clean-up of the cache.", no_args_is_help=True, rich_markup_mode=None
 )
 
+_TABLE: Final = "comparison.txt"
 #: What `check`, `test` and `bisect` have to say; no comparison says it.
 _TOLD: Final = ("check.txt", "correctness.txt", "bisection.log")
 
@@ -67,7 +72,6 @@ def _ends_of(row: dict[str, Any]) -> str:
 @app.command("show", epilog="Example: orchestrate results show latest")
 def show(context: typer.Context, run: option.Run) -> int:
     """Print what a run found, as the command did that made it, and where its files are."""
-    from orchestrator.analysis.comparison import compare
     from orchestrator.store.run import Run, find_run
 
     terminal = terminal_of(context)
@@ -81,12 +85,27 @@ def show(context: typer.Context, run: option.Run) -> int:
         terminal.print(f"run      {opened.path}")
         return 0
     told = next((opened.path / name for name in _TOLD if (opened.path / name).is_file()), None)
+    if told is None and terminal.width >= WIDTH and _is_current(opened):
+        told = opened.path / _TABLE
     if told is None:
-        terminal.print_table(compare(opened))
+        from orchestrator.analysis.comparison import compare
+
+        with terminal.events() as events, events.step("compare", opened.name):
+            comparison = compare(opened)
+        terminal.print_table(comparison)
     else:
         terminal.print(fitted(told.read_text(encoding="utf-8").rstrip(), terminal.width))
     terminal.print(f"run      {opened.path}")
     return 0
+
+
+def _is_current(run: Run) -> bool:
+    """Whether the table that was written is of all that was measured: it may have been finished since."""
+    ended = run.manifest.get("ended_utc")
+    table = run.path / _TABLE
+    return bool(
+        ended and table.is_file() and table.stat().st_mtime >= datetime.fromisoformat(ended).timestamp()
+    )
 
 
 @app.command("gc", epilog="Example: orchestrate results gc --older-than 30d --dry-run")

@@ -206,7 +206,7 @@ def test_suites_that_cannot_have_a_test_are_left_out() -> None:
 @pytest.mark.parametrize(
     ("suite", "only", "sentence"),
     [
-        ("selftests", ["cwo"], "--only cwo: there is no such test in these suites; there are cow."),
+        ("selftests", ["nonsense"], "--only nonsense: there is no such test in these suites; there are cow."),
         ("reservations", ["vmstat_name"], "--only vmstat_name: .*; did you mean vmstat_names?"),
         ("reservations-swap", ["vmstat_names"], "--only vmstat_names: .*; there are fork_twice."),
         ("reservations", ["fork_twice", "foo"], "--only foo: .*; there are fork_twice, vmstat_names."),

@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic_run import Synthetic
 
@@ -181,6 +181,7 @@ def test_the_width_is_the_terminals(monkeypatch: pytest.MonkeyPatch) -> None:
         assert Terminal().width == expected
 
 
+@settings(deadline=None)  # a busy host is no failure
 @given(st.lists(WORD, min_size=1), st.integers(22, 80))
 def test_wrapping_keeps_every_word_in_order(words: list[str], width: int) -> None:
     lines = wrapped(" ".join(words), width, "  ")
@@ -188,6 +189,7 @@ def test_wrapping_keeps_every_word_in_order(words: list[str], width: int) -> Non
     assert all(len(line) <= width for line in lines)
 
 
+@settings(deadline=None)  # a busy host is no failure
 @given(
     st.integers(2, 6).flatmap(lambda n: st.lists(st.lists(WORD, min_size=n, max_size=n), min_size=1)),
     st.integers(60, 200),

@@ -20,12 +20,14 @@ _LINE_EVERY_S = 30.0
 _BRIEF_S = 1.0
 #: Seconds after which a step that has said nothing is named, so that a person sees that something happens.
 _SILENT_S = 1.5
+#: Seconds between two looks at what is silent.
+_LOOK_EVERY_S = 0.25
 
 
 class PlainProgress:
     """A line for each step that takes a while, for each part of one, and now and then one of its progress.
 
-    Within its block, a step that says nothing by itself is named after 1.5 seconds, and again every 30.
+    Within its block, a step that says nothing by itself is named within two seconds, and again every 30.
     """
 
     def __init__(self, verbose: bool = False) -> None:
@@ -54,6 +56,7 @@ class PlainProgress:
             self._print(f"{name}: {event.text}")
         elif event.kind == "item":
             self._said[event.step] = event.seconds
+            self._under_way[event.step] = (time.monotonic() - event.seconds, event)
             self._print(f"[{event.done:.0f}/{event.total:.0f}] {event.text}{_left(event)}")
         elif event.kind == "progress":
             self._under_way[event.step] = (time.monotonic() - event.seconds, event)
@@ -80,14 +83,14 @@ class PlainProgress:
 
     def _name_the_silent(self) -> None:
         limit = _SILENT_S
-        while not self._ended.wait(0.25):
+        while not self._ended.wait(_LOOK_EVERY_S):
             with self._lock:
                 now = time.monotonic()
                 steps = [each for each in self._under_way.values() if not each[1].part]
                 if not steps or now - self._last < limit or now - steps[-1][0] < _SILENT_S:
                     continue
                 began, event = steps[-1]
-                amount = f": {_amount(event)}" if event.kind == "progress" else ""
+                amount = {"progress": f": {_amount(event)}", "item": f": {_count(event)}"}.get(event.kind, "")
                 after = f" after {in_words(now - began)}" if now - began >= _LINE_EVERY_S else " ..."
                 self._print(f"{': '.join(event.step)}{amount}{after}{_left(event, now - began)}")
                 limit = _LINE_EVERY_S

@@ -24,9 +24,13 @@ def command(context: typer.Context, as_json: option.Json = False) -> int:
     if as_json:
         terminal.print_json([vars(finding) for finding in findings])
     else:
-        rows = [(_MARKS[finding.state][0], finding.what, finding.text) for finding in findings]
-        for finding, (first, *more) in zip(findings, listing(rows, terminal.width), strict=True):
+        rows = [(f"{_MARKS[finding.state][0]:<4} {finding.what}", finding.text) for finding in findings]
+        label = max(len(head) for head, _ in rows)
+        for finding, row in zip(findings, rows, strict=True):
             mark, colour = _MARKS[finding.state]
+            # A command is left on one line, to be copied.
+            width = sum(map(len, row)) + label if "apt-get install" in finding.text else terminal.width
+            ((first, *more),) = listing([(row[0].ljust(label), row[1])], width)
             # Without a terminal, the colour is left out.
             terminal.print("\n".join([typer.style(mark, fg=colour) + first.removeprefix(mark), *more]))
     return 1 if any(finding.state == "lacks" for finding in findings) else 0

@@ -132,7 +132,7 @@ def wrapped_below(head: str, text: str, width: int, indent: str) -> list[str]:
 def fitted(text: str, width: int) -> str:
     """`text` with the lines that are longer than `width` continued below, two columns further in.
 
-    >>> fitted("short\\n  one two three", 10).splitlines()
+    >>> fitted("short\\n  one two three", 12).splitlines()
     ['short', '  one two', '    three']
     """
     lines = []

@@ -72,7 +72,8 @@ class FakeBench:
         return KernelBuild(Path(f"/{patchset}"), "6.12", build_id, "gcc", (), 1.0, False, f"digest-{number}")
 
     def tree(self, patchset: str) -> Any:
-        return SimpleNamespace(tree=f"tree-{patchset}")
+        source = SimpleNamespace(description="a toy source", commit="base")
+        return SimpleNamespace(tree=f"tree-{patchset}", source=source, variants={}, merged=())
 
     def configuration(self) -> Any:
         return SimpleNamespace(digest="config")

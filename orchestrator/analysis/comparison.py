@@ -33,11 +33,10 @@ from orchestrator.analysis.statistics import (
     repetitions_needed,
     smallest_p,
 )
+from orchestrator.defaults import MARGIN
 from orchestrator.errors import UserError
 from orchestrator.store.outcome import Outcome
 from orchestrator.store.run import Run
-
-DEFAULT_MARGIN: Final = 0.005
 
 #: A knob at its neutral value: the patch that introduces it claims to change nothing there.
 _NEUTRAL_KNOBS: Final = {"promotion_threshold": "1"}
@@ -454,7 +453,7 @@ def _compare(
     notes: Sequence[str] = (),
 ) -> Comparison:
     manifest = runs[0].manifest
-    chosen_margin = float(manifest.get("margin", DEFAULT_MARGIN)) if margin is None else margin
+    chosen_margin = float(manifest.get("margin", MARGIN)) if margin is None else margin
     if not 0 < chosen_margin < 1:
         raise UserError(f"margin is {chosen_margin:g}; it is a fraction, e.g. 0.005 for half a per cent.")
     seed = int(manifest.get("seed", 0))

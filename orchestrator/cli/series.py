@@ -10,7 +10,6 @@ import typer
 from orchestrator.cli import option, series_export, series_verify
 from orchestrator.cli.terminal import terminal_of
 from orchestrator.errors import UserError
-from orchestrator.kernel.series import load_series
 
 app = typer.Typer(
     help="The staged series: groups, stages, patches.", no_args_is_help=True, rich_markup_mode=None
@@ -25,6 +24,8 @@ def list_stages(
     context: typer.Context, directory: option.SeriesDirectory = None, as_json: option.Json = False
 ) -> int:
     """List the stages in order, with group, knobs and counters."""
+    from orchestrator.kernel.series import load_series
+
     terminal = terminal_of(context)
     series = load_series(directory or terminal.project.kernel_patches)
     if as_json:
@@ -73,6 +74,8 @@ def show(
     directory: option.SeriesDirectory = None,
 ) -> int:
     """Print one stage's patch."""
+    from orchestrator.kernel.series import load_series
+
     terminal = terminal_of(context)
     series = load_series(directory or terminal.project.kernel_patches)
     for each in series.stages:

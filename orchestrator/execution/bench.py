@@ -13,6 +13,7 @@ from pathlib import Path
 from orchestrator.cache import Cache
 from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.events import Events
+from orchestrator.execution.durations import Durations
 from orchestrator.experiment.knob import knob_path
 from orchestrator.guest.image import GuestImage, build_image
 from orchestrator.guest.image import is_built as is_image_built
@@ -82,6 +83,11 @@ class Bench:
         return load_workloads(self.project.guest_workloads)
 
     @cached_property
+    def durations(self) -> Durations:
+        """How long things take on this host."""
+        return Durations(self.cache)
+
+    @cached_property
     def origin(self) -> Origin:
         """Where the kernel source comes from.
 
@@ -144,9 +150,10 @@ class Bench:
 
     def has_kernel(self, patchset: str) -> bool:
         """Whether the kernel of `patchset` is in the cache; at most its stages are applied to find out."""
-        return self._is_imported() and is_built(self.tree(patchset), self.configuration(), self.cache)
+        return self.has_source() and is_built(self.tree(patchset), self.configuration(), self.cache)
 
-    def _is_imported(self) -> bool:
+    def has_source(self) -> bool:
+        """Whether the kernel source is in the cache."""
         try:
             return self.origin.is_imported(self.cache)
         except InfrastructureError:  # no package lists yet: then it is not imported either
@@ -154,15 +161,16 @@ class Bench:
 
     def has_image(self, layers: Sequence[str] = ()) -> bool:
         """Whether the guest image with these layers is in the cache."""
-        there = self._is_imported() and are_selftests_built(
-            self.tree(BASELINE), self.selftest_plan, self.cache
-        )
-        return is_image_built(self.project, self.cache, layers, self._unpatched_selftests if there else None)
+        return is_image_built(self.project, self.cache, layers, self._selftests_in_cache)
 
     @cached_property
     def selftest_plan(self) -> SelftestPlan:
         """The kernel's own selftests that run."""
         return load_selftests(self.project.vm_images / "guest" / "selftests.toml")
+
+    def _selftests_in_cache(self) -> Selftests | None:
+        there = self.has_source() and are_selftests_built(self.tree(BASELINE), self.selftest_plan, self.cache)
+        return self._unpatched_selftests() if there else None
 
     def _unpatched_selftests(self) -> Selftests:
         """The kernel's own, of the unpatched source: one program for all variants."""

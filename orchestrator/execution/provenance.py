@@ -7,18 +7,17 @@ import os
 import platform
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-
-import psutil
 
 from orchestrator import __version__
 from orchestrator.errors import InfrastructureError
 from orchestrator.execution.bench import Bench
 from orchestrator.kernel.build import BuildFailed, KernelBuild
 from orchestrator.machine.topology import Topology
-from orchestrator.process import run
+from orchestrator.process import version_of
 
 _VERSION_OF = {
     "qemu": "qemu-system-x86_64",
@@ -158,6 +157,8 @@ def keep_build_log(run: Path, patchset: str, kernel: KernelBuild | BuildFailed) 
 
 def host_facts() -> dict[str, object]:
     """Processor, memory and kernel of this host; nothing that names it or its owner."""
+    import psutil
+
     return {
         "cpu": _cpu_model(),
         "cpus": os.cpu_count(),
@@ -172,8 +173,8 @@ def tool_facts() -> dict[str, str]:
     facts = {"orchestrate": __version__, "python": platform.python_version()}
     for name, program in _VERSION_OF.items():
         if shutil.which(program):
-            lines = run([program, "--version"], check=False, timeout_s=20).stdout.splitlines()
-            facts[name] = lines[0].strip() if lines else "prints no version"
+            with suppress(InfrastructureError):  # a tool that is there but does not start says nothing
+                facts[name] = version_of(program)
     return facts
 
 

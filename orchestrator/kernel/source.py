@@ -120,7 +120,7 @@ def import_origin(origin: Origin, cache: Cache, events: Events) -> SourceTree:
     """
 
     def make(directory: Path) -> None:
-        with events.step("import source", origin.description) as step:
+        with events.step("import source", origin.description, like="source") as step:
             repository = Repository.create(directory / "repository.git")
             tree = origin.take(repository, step)
             version = _version(repository, tree, origin.description)

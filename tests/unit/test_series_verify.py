@@ -488,7 +488,7 @@ def test_findings_are_compared_by_text_and_count() -> None:
 def shell(laboratory: Laboratory, monkeypatch: pytest.MonkeyPatch) -> Laboratory:
     monkeypatch.setenv("ORCHESTRATE_ROOT", str(laboratory.root))
     monkeypatch.setenv("ORCHESTRATE_CACHE", str(laboratory.root / "cache"))
-    monkeypatch.setattr("orchestrator.cli.terminal.Bench", _Bench)
+    monkeypatch.setattr("orchestrator.execution.bench.Bench", _Bench)
 
     def boot(bench: Bench, kernel: KernelBuild, *_: object) -> Inventory:
         numbers = {

@@ -85,7 +85,7 @@ def command(
         float, typer.Option("--confidence", help="Probability that the answer is right.")
     ] = DEFAULT_CONFIDENCE,
     rate: Annotated[
-        float, typer.Option("--rate", help="Share of a bad stage's boots that show an outcome, at least.")
+        float, typer.Option("--rate", help="Least share of a bad stage's boots that show the outcome.")
     ] = DEFAULT_RATE,
     max_boots: Annotated[
         int, typer.Option("--max-boots", help="Give up after that many.")

@@ -23,7 +23,7 @@ from orchestrator.machine.topology import Topology
 DEFAULT_WORKLOADS = ("chunk", "fault_latency")
 T = TypeVar("T")
 #: Fresh boots a variant and workload: the fewest with which the statistics can decide over the primary metrics.
-DEFAULT_REPEAT = 5
+DEFAULT_REPEAT = 6
 #: Metrics that a table [tradeoff] has: two axes and a colour.
 TRADEOFF_AXES = 3
 ACCELERATORS = ("auto", "icount", "tcg", "kvm")

@@ -13,6 +13,7 @@ from typing import Any, Final, Literal
 import numpy as np
 import pandas as pd
 
+from orchestrator.analysis.clock import clock_differences
 from orchestrator.analysis.invariants import check_counters
 from orchestrator.analysis.statistics import (
     ALPHA,
@@ -30,11 +31,10 @@ from orchestrator.analysis.statistics import (
     repetitions_needed,
     variation,
 )
+from orchestrator.defaults import MARGIN
 from orchestrator.errors import UserError
 from orchestrator.store.outcome import Outcome
 from orchestrator.store.run import Run
-
-DEFAULT_MARGIN: Final = 0.005
 
 #: Sides are compared unpaired where fewer of their boots than this share have a partner.
 _LEAST_PAIRED: Final = 0.75
@@ -195,6 +195,7 @@ class Comparison:
         planned: variant -> workload -> planned cells.
         counters_checked: cells whose reservation counters were checked.
         notes: sentences that a reader of the figures must know.
+        cautions: shown before the figures: why a difference may not be the kernel's.
     """
 
     runs: tuple[str, ...]
@@ -211,6 +212,7 @@ class Comparison:
     findings: tuple[Finding, ...]
     counters_checked: int
     notes: tuple[str, ...]
+    cautions: tuple[str, ...] = ()
 
     @property
     def found_something(self) -> bool:
@@ -300,7 +302,8 @@ def compare_runs(
         notes.append("the two runs have different seeds: workloads drew different pages.")
     if first.manifest.get("image") != second.manifest.get("image"):
         notes.append("the two runs have different guest images.")
-    return _compare([first, second], variants, baseline, control, margin, notes)
+    comparison = _compare([first, second], variants, baseline, control, margin, notes)
+    return replace(comparison, cautions=tuple(clock_differences(first.manifest, second.manifest)))
 
 
 class _Variant:
@@ -471,7 +474,7 @@ def _compare(
     notes: Sequence[str] = (),
 ) -> Comparison:
     manifest = runs[0].manifest
-    chosen_margin = float(manifest.get("margin", DEFAULT_MARGIN)) if margin is None else margin
+    chosen_margin = float(manifest.get("margin", MARGIN)) if margin is None else margin
     if not 0 < chosen_margin < 1:
         raise UserError(f"margin is {chosen_margin:g}; it is a fraction, e.g. 0.005 for half a per cent.")
     workloads = {

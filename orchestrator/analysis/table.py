@@ -72,7 +72,9 @@ def to_text(comparison: Comparison, *, colour: bool = False, width: int = WIDTH)
 
 def _parts(comparison: Comparison, console: Console) -> list[RenderableType]:
     notes = _footnotes(comparison)
-    parts: list[RenderableType] = []
+    parts: list[RenderableType] = [
+        Text(f"CAUTION: {caution}", style="bold red") for caution in comparison.cautions
+    ]
     for workload, title in comparison.workloads.items():
         head = Text(f"{workload}: {title}" if title != workload else workload, style="bold")
         parts += [head, Text(_repetitions(comparison, workload, notes))]

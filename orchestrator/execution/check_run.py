@@ -244,7 +244,7 @@ def execute(check: Check, bench: Bench, writer: RunWriter) -> CheckSummary:
         keep_build_log(writer.path, check.patchset, kernel)
         (variant,) = writer.manifest["variants"]
         writer.update_manifest(
-            accelerator={"name": accelerator.name, "clock": accelerator.clock, "reason": accelerator.reason},
+            accelerator=accelerator.facts,
             variants=[{**variant, **kernel_facts(check.patchset, kernel, bench)}],
             image={WORKLOAD: bench.image.digest},
         )

@@ -12,6 +12,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Final
 
+from orchestrator.defaults import TEST_TOPOLOGY
 from orchestrator.errors import InfrastructureError
 from orchestrator.execution.bench import Bench, Booted
 from orchestrator.execution.correctness import Found, Kind, Leak, Suite, SuiteRun
@@ -30,7 +31,7 @@ from orchestrator.store.outcome import Outcome
 from orchestrator.store.run import CellRow, RunWriter
 
 #: Two nodes, small enough to fill; a quarter of it movable, so that memory can be taken offline.
-DEFAULT_TOPOLOGY: Final = "2x1536M"
+DEFAULT_TOPOLOGY: Final = TEST_TOPOLOGY
 #: Guests of the baseline that are asked again for what fails with the series only: some tests fail at times.
 _MORE_YARDSTICKS: Final = 6
 #: For every guest; what a kernel's configuration does not have ignores its word.
@@ -217,10 +218,7 @@ def execute(test: CorrectnessTest, bench: Bench, writer: RunWriter) -> Correctne
     summary = CorrectnessSummary()
     plan = bench.selftest_plan
     try:
-        accelerator = bench.accelerator
-        writer.update_manifest(
-            accelerator={"name": accelerator.name, "clock": accelerator.clock, "reason": accelerator.reason}
-        )
+        writer.update_manifest(accelerator=bench.accelerator.facts)
         kernels: dict[str, KernelBuild | BuildFailed] = {}
         for patchset in dict.fromkeys(patchset for patchset, _ in test.cells()):
             try:

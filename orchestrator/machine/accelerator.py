@@ -17,9 +17,10 @@ import base64
 import json
 import os
 import platform
+import re
 import tempfile
 import zlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, cast
 
@@ -40,10 +41,16 @@ PROBE_TOKEN = "orchestrate: probe reached"
 _ARGUMENTS: dict[Name, tuple[str, ...]] = {
     # One thread executes all CPUs in turn, and time is the number of instructions executed; an idle guest's clock
     # is warped to its next timer instead of waiting for the host's (QEMU's docs/devel/tcg-icount.rst).
-    "icount": ("-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off", "-cpu", "max"),
-    "tcg": ("-accel", "tcg,thread=multi", "-cpu", "max"),
-    "kvm": ("-accel", "kvm", "-cpu", "host"),
+    "icount": ("-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off"),
+    "tcg": ("-accel", "tcg,thread=multi"),
+    "kvm": ("-accel", "kvm"),
 }
+#: With these features Linux clears and copies bytewise (``rep stosb``), and QEMU counts each iteration: 4096
+#: instructions per page. Without them it is ``rep stosq``, an eighth of that. Names as ``qemu -cpu help`` has them.
+_FAST_STRINGS = ("erms", "fsrm", "fsrs", "fzrm", "fsrc")
+#: The family and model that QEMU 7.2 gives to "max". QEMU 10.0 gives it family 6, for which init_amd() of
+#: arch/x86/kernel/cpu/amd.c does not set X86_FEATURE_REP_GOOD, so that an unrolled loop clears pages.
+_IDENTITY = "family=15,model=107,stepping=1"
 _CLOCKS: dict[Name, Clock] = {"icount": "insns", "tcg": "ns", "kvm": "ns"}
 
 # probe.S beside this file, assembled; a unit test holds the two together.
@@ -64,18 +71,34 @@ class Accelerator:
         name: which one.
         clock: what its measurements count: guest instructions or nanoseconds.
         reason: one line that says why it was chosen, and where KVM was not used, why not.
-        qemu_arguments: what QEMU is told, the CPU model included.
+        cpu: the guest's CPU model, as QEMU's ``-cpu`` takes it.
+        qemu: QEMU's version, e.g. ``7.2.22``.
     """
 
     name: Name
     clock: Clock
     reason: str
-    qemu_arguments: tuple[str, ...]
+    cpu: str
+    qemu: str
 
     @classmethod
     def named(cls, name: Name, reason: str) -> Accelerator:
-        """The accelerator called `name`."""
-        return cls(name, _CLOCKS[name], reason, _ARGUMENTS[name])
+        """The accelerator called `name`, with the QEMU of this host.
+
+        Raises:
+            InfrastructureError: QEMU is not installed.
+        """
+        return cls(name, _CLOCKS[name], reason, _cpu_model(name), qemu_version())
+
+    @property
+    def qemu_arguments(self) -> tuple[str, ...]:
+        """What QEMU is told, the CPU model included."""
+        return (*_ARGUMENTS[self.name], "-cpu", self.cpu)
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What ``run.json`` says of it."""
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -142,7 +165,17 @@ def probe(name: Name, timeout_s: float = PROBE_TIMEOUT_S) -> ProbeAnswer:
         kernel.write_bytes(probe_kernel())
         argv = [
             *(QEMU, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
-            *("-machine", "q35", "-m", "64M", *_ARGUMENTS[name], "-serial", "stdio"),
+            *(
+                "-machine",
+                "q35",
+                "-m",
+                "64M",
+                *_ARGUMENTS[name],
+                "-cpu",
+                _cpu_model(name),
+                "-serial",
+                "stdio",
+            ),
             *("-device", "isa-debug-exit,iobase=0xf4", "-kernel", str(kernel)),
         ]
         began = os.times().elapsed
@@ -167,6 +200,26 @@ def probe_kernel() -> bytes:
     return zlib.decompress(base64.b85decode(_PROBE))
 
 
+def _cpu_model(name: Name) -> str:
+    """The CPU model: under TCG one for which each QEMU counts alike (docs/measurement.md)."""
+    if name == "kvm":
+        return "host"
+    process.require(QEMU)
+    known = set(process.run([QEMU, "-cpu", "help"], timeout_s=30).stdout.split())
+    return ",".join(["max", *(f"-{flag}" for flag in _FAST_STRINGS if flag in known), _IDENTITY])
+
+
+def qemu_version() -> str:
+    """The version of this host's QEMU, e.g. ``7.2.22``.
+
+    Raises:
+        InfrastructureError: QEMU is not installed.
+    """
+    line = process.version_of(QEMU)
+    found = re.search(r"\d+(\.\d+)+", line)
+    return found.group() if found else line
+
+
 class _GivenUpError(Exception):
     """Nothing more is to be expected of the probe."""
 
@@ -183,10 +236,9 @@ def _kvm_obstacle() -> str | None:
 
 
 def _cached_probe(cache: Cache, events: Events) -> ProbeAnswer:
-    version = process.run([QEMU, "--version"], timeout_s=30).stdout.splitlines()[0]
     key = {
         "boot_id": Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip(),
-        "qemu": version,
+        "qemu": process.version_of(QEMU),
         "kernel": _PROBE,
     }
 

@@ -18,7 +18,7 @@ from orchestrator.machine.accelerator import choose_accelerator, probe, probe_ke
 
 SOURCE = Path(accelerator.__file__).with_name("probe.S")
 
-Fake = Callable[[str], Path]
+Fake = Callable[..., Path]
 
 
 @pytest.fixture
@@ -33,12 +33,14 @@ def fake_qemu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
     device.touch()
     monkeypatch.setattr(accelerator, "KVM_DEVICE", device)
 
-    def put(does: str, version: str = "7.2") -> Path:
+    def put(does: str, version: str = "7.2.22", flags: str = "erms fsrm fzrmx") -> Path:
         boots = tmp_path / "boots"
         program = tmp_path / "bin" / accelerator.QEMU
         program.parent.mkdir(exist_ok=True)
         program.write_text(
-            f'#!/bin/sh\n[ "$1" = --version ] && echo "QEMU {version}" && exit\necho "$@" >> {boots}\n{does}\n'
+            f'#!/bin/sh\n[ "$1" = --version ] && echo "QEMU emulator version {version} (Debian 1:1.2-3)" && exit\n'
+            f'[ "$*" = "-cpu help" ] && echo "Recognized CPUID flags:\n  avx {flags} xtpr" && exit\n'
+            f'echo "$@" >> {boots}\n{does}\n'
         )
         program.chmod(0o755)
         monkeypatch.setenv("PATH", str(program.parent), prepend=":")
@@ -75,6 +77,35 @@ def test_what_is_asked_for_is_taken_without_a_probe(
     assert not boots.exists()
 
 
+@pytest.mark.parametrize("name", ["icount", "tcg"])
+@pytest.mark.parametrize(
+    ("flags", "model"),
+    [
+        ("erms fsrm", "max,-erms,-fsrm,family=15,model=107,stepping=1"),
+        ("fsrc erms fsrs fzrm fsrm", "max,-erms,-fsrm,-fsrs,-fzrm,-fsrc,family=15,model=107,stepping=1"),
+    ],
+)
+def test_an_emulated_cpu_has_none_of_the_fast_string_instructions_that_qemu_knows(
+    name: str, flags: str, model: str, cache: Cache, fake_qemu: Fake
+) -> None:
+    fake_qemu("exit 1", flags=flags)
+    chosen = choose_accelerator(name, cache, Events())
+    assert chosen.cpu == model
+    assert chosen.qemu_arguments[-2:] == ("-cpu", model)
+
+
+def test_what_a_run_records_of_it(cache: Cache, fake_qemu: Fake) -> None:
+    fake_qemu("exit 1", version="10.0.13")
+    facts = choose_accelerator("icount", cache, Events()).facts
+    assert facts == {
+        "name": "icount",
+        "clock": "insns",
+        "reason": "icount, as asked for",
+        "cpu": "max,-erms,-fsrm,family=15,model=107,stepping=1",
+        "qemu": "10.0.13",
+    }
+
+
 def test_kvm_is_taken_where_the_probe_reaches_a_kernel(cache: Cache, fake_qemu: Fake) -> None:
     boots = fake_qemu("echo 'orchestrate: probe reached'; exit 1")
     for request in ("auto", "kvm"):
@@ -96,7 +127,7 @@ def test_the_probes_answer_is_kept(cache: Cache, fake_qemu: Fake) -> None:
 def test_another_qemu_is_probed_anew(cache: Cache, fake_qemu: Fake) -> None:
     fake_qemu("echo nothing")
     assert choose_accelerator("auto", cache, Events()).name == "icount"
-    fake_qemu("echo 'orchestrate: probe reached'", version="9.0")  # type: ignore[call-arg]
+    fake_qemu("echo 'orchestrate: probe reached'", version="9.0")
     assert choose_accelerator("auto", cache, Events()).name == "kvm"
 
 

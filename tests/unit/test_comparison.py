@@ -381,6 +381,45 @@ class TestTwoRuns:
         with pytest.raises(UserError, match=named):
             compare_runs(first, second)
 
+    @pytest.mark.parametrize(
+        ("first", "second", "said"),
+        [
+            ({"cpu": "max", "qemu": "7.2.1"}, {"cpu": "max", "qemu": "7.2.22"}, []),
+            (
+                {"cpu": "max", "qemu": "7.2.1"},
+                {"cpu": "max", "qemu": "10.0.0"},
+                ["QEMU versions (7.2.1 and 10.0.0)"],
+            ),
+            (
+                {"cpu": "max", "qemu": "7.2.1"},
+                {"cpu": "max,-erms", "qemu": "7.2.1"},
+                ["CPU models (max and max,-erms)"],
+            ),
+            (
+                {},
+                {"cpu": "max", "qemu": "7.2.1"},
+                ["CPU models (not recorded and max)", "QEMU versions (not recorded and 7.2.1)"],
+            ),
+            ({}, {}, []),
+        ],
+    )
+    def test_clocks_that_may_count_differently_are_marked_before_the_figures(
+        self, tmp_path: Path, first: dict[str, str], second: dict[str, str], said: list[str]
+    ) -> None:
+        runs = [
+            replace(
+                QUIET,
+                manifest={"accelerator": {"name": "icount", "clock": "insns", "reason": "", **accelerator}},
+            ).write(tmp_path, name)
+            for name, accelerator in (("first", first), ("second", second))
+        ]
+        comparison = compare_runs(*runs)
+        assert len(comparison.cautions) == len(said)
+        shown = " ".join(to_text(comparison).split())
+        for caution, words in zip(comparison.cautions, said, strict=True):
+            assert words in caution
+            assert shown.startswith("CAUTION: ") and caution in shown
+
     def test_other_parameters_or_no_common_workload_are_refused(self, tmp_path: Path) -> None:
         first = QUIET.write(tmp_path, "first")
         other = json.loads(json.dumps(first.manifest["workloads"]))

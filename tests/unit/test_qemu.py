@@ -26,6 +26,7 @@ from orchestrator.machine.topology import Topology
 from orchestrator.store.outcome import Outcome
 
 Make = Callable[..., Machine]
+TCG = Accelerator("tcg", "ns", "for a test", "max", "7.2.22")
 
 
 @pytest.fixture
@@ -49,7 +50,7 @@ def make(tmp_path: Path, runtime: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
             tmp_path / "bzImage",
             tmp_path / "initramfs",
             Topology.parse("2x256M"),
-            Accelerator.named("tcg", "for a test"),
+            TCG,
             [f"fake={does}"],
             tmp_path / "logs" / name,
             **options,  # type: ignore[arg-type]
@@ -68,7 +69,7 @@ def argv(**options: object) -> list[str]:
         Path("/k/bzImage"),
         Path("/i/initramfs"),
         Topology.parse("2x256M"),
-        Accelerator.named("icount", ""),
+        Accelerator("icount", "insns", "", "max,-erms", "7.2.22"),
         ["panic=5", "quiet"],
         Path("/logs/core-only@a=1,2/console.log"),
         Sockets(Path("/run/x")),

@@ -190,7 +190,7 @@ def test_the_stated_confidence_holds(noise: Noise, good: float, bad: float) -> N
     assert share_wrong(noise, good, bad, 100, 0.95, seed=11) <= 11 / 100
 
 
-@pytest.mark.parametrize("rate", [0.05, 0.08, 0.12, 0.2, 0.3, 0.5, 0.8, 1.0])
+@pytest.mark.parametrize("rate", [0.05, 0.12, 0.2, 0.4, 0.7, 1.0])
 def test_the_stated_confidence_holds_below_the_rate_that_was_asked_for(rate: float) -> None:
     # "No stage shows it in 30 % of its boots" is right where the true share is smaller; a stage that is named must be
     # the right one at any share.

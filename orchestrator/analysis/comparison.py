@@ -13,6 +13,7 @@ from typing import Any, Final, Literal
 import numpy as np
 import pandas as pd
 
+from orchestrator.analysis.base import base_differences, notes_on_bases
 from orchestrator.analysis.clock import clock_differences
 from orchestrator.analysis.invariants import check_counters
 from orchestrator.analysis.statistics import (
@@ -303,7 +304,8 @@ def compare_runs(
     if first.manifest.get("image") != second.manifest.get("image"):
         notes.append("the two runs have different guest images.")
     comparison = _compare([first, second], variants, baseline, control, margin, notes)
-    return replace(comparison, cautions=tuple(clock_differences(first.manifest, second.manifest)))
+    clocks = clock_differences(first.manifest, second.manifest)
+    return replace(comparison, cautions=(*comparison.cautions, *clocks))
 
 
 class _Variant:
@@ -526,7 +528,8 @@ def _compare(
         failures=failures,
         findings=tuple(findings),
         counters_checked=sum(check.cells for check in checks),
-        notes=(*notes, *_notes(variants, control, control_rows, rows)),
+        notes=(*notes_on_bases(runs), *notes, *_notes(variants, control, control_rows, rows)),
+        cautions=tuple(base_differences(runs)),
     )
 
 

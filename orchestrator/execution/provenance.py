@@ -135,6 +135,7 @@ def kernel_facts(patchset: str, kernel: KernelBuild, bench: Bench) -> dict[str, 
     tree = bench.tree(patchset)
     return {
         "tree": tree.tree,
+        "base": {"description": tree.source.description, "commit": tree.source.commit},
         "patch_variants": {str(number): name for number, name in tree.variants.items()},
         "merged": list(tree.merged),
         "kernel": {

@@ -9,6 +9,7 @@ import tarfile
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -155,17 +156,24 @@ def are_built(tree: PatchedTree, plan: SelftestPlan, cache: Cache) -> bool:
 
 def _key(tree: PatchedTree, plan: SelftestPlan, cache: Cache) -> dict[str, Any]:
     """All that they are made of."""
-    asked = "".join(f"{tree.commit}:{path}\n" for path in _PATHS)
-    answers = Repository(tree.repository).git("cat-file", "--batch-check=%(objectname)", input_text=asked)
-    # Of a path that the tree does not have git prints its name and "missing".
-    names = ["" if answer.endswith(" missing") else answer for answer in answers.stdout.splitlines()]
     return {
         "generation": _GENERATION,
-        "sources": dict(zip(_PATHS, names, strict=True)),
+        "sources": dict(_objects(tree.repository, tree.commit)),
         "packages": {name: package.version for name, package in find_packages(plan.packages, cache).items()},
         "flags": list(plan.flags),
         "tools": list(tool_versions()),
     }
+
+
+@lru_cache
+def _objects(repository: Path, commit: str) -> tuple[tuple[str, str], ...]:
+    """Path -> its object in a commit, empty where it is not there; git is asked once, for an answer cannot change."""
+    asked = "".join(f"{commit}:{path}\n" for path in _PATHS)
+    lines = Repository(repository).git("cat-file", "--batch-check=%(objectname)", input_text=asked).stdout
+    return tuple(
+        (path, "" if line.endswith(" missing") else line)
+        for path, line in zip(_PATHS, lines.splitlines(), strict=True)
+    )
 
 
 def _selftests_in(directory: Path) -> Selftests:

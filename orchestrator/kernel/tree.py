@@ -22,6 +22,20 @@ from orchestrator.kernel.source import SourceTree
 _KIND = "tree"
 
 
+class DoesNotApplyError(UserError):
+    """A stage does not apply.
+
+    Args:
+        stage: which one.
+        files: with a conflict, where git names them.
+    """
+
+    def __init__(self, message: str, stage: Stage, files: Sequence[str]) -> None:
+        super().__init__(message)
+        self.stage = stage
+        self.files = tuple(files)
+
+
 @dataclass(frozen=True)
 class PatchedTree:
     """A source with stages applied.
@@ -45,9 +59,8 @@ class PatchedTree:
 
     @property
     def remarks(self) -> list[str]:
-        """A sentence on each stage whose patch was not applied as it is."""
-        how = _Applied(dict(self.variants), list(self.merged))
-        return [said for stage in self.stages if (said := _said_of(stage, how))]
+        """Sentences on the stages whose patch was not applied as it is."""
+        return _remarks(self.stages, self.variants, self.merged)
 
     def patch_of(self, stage: Stage) -> Path:
         """The file that was applied for a stage: its patch or a variant of it."""
@@ -70,7 +83,8 @@ def apply_stages(source: SourceTree, stages: Sequence[Stage], cache: Cache, even
     what applies as it is was made for such a source.
 
     Raises:
-        UserError: a stage does not apply; the sentence names it and the conflicting files.
+        DoesNotApplyError: a stage does not apply; the sentence names it and the conflicting files.
+        UserError: a stage is no patch.
     """
     if not stages:
         return PatchedTree(source.repository, source.commit, source.tree, source, ())
@@ -85,9 +99,8 @@ def apply_stages(source: SourceTree, stages: Sequence[Stage], cache: Cache, even
             _check_out_touched(repository, start, todo, work_tree)
             for done, stage in enumerate(todo, len(stages) - len(todo) + 1):
                 _apply(repository, stages[: done - 1], stage, work_tree, source, cache, how)
-                said = _said_of(stage, how)
-                if said:
-                    step.note(said)
+                for remark in _remarks([stage], how.variants, how.merged):
+                    step.note(remark)
                 step.progress(done, len(stages), "stages", stage.name)
             commit = repository.git("rev-parse", "HEAD").stdout.strip()
             tree = repository.git("rev-parse", "HEAD^{tree}").stdout.strip()
@@ -117,11 +130,21 @@ def _facts(directory: Path) -> tuple[str, str, _Applied]:
     return facts["commit"], facts["tree"], _Applied(variants, list(facts["merged"]))
 
 
-def _said_of(stage: Stage, how: _Applied) -> str | None:
-    variant = f"with the patch for {how.variants[stage.number]}" if stage.number in how.variants else ""
-    if stage.number in how.merged:
-        return f"stage {stage.number} ({stage.name}) was merged three-way{' ' + variant if variant else ''}"
-    return f"stage {stage.number} ({stage.name}) was applied {variant}" if variant else None
+def _remarks(stages: Sequence[Stage], variants: Mapping[int, str], merged: Sequence[int]) -> list[str]:
+    by_variant: dict[str, list[Stage]] = {}
+    for stage in stages:
+        if stage.number in variants:
+            by_variant.setdefault(variants[stage.number], []).append(stage)
+    found = [f"{_named(some)} applied with the patch for {name}" for name, some in by_variant.items()]
+    some = [stage for stage in stages if stage.number in merged]
+    return [*found, f"{_named(some)} merged three-way"] if some else found
+
+
+def _named(stages: Sequence[Stage]) -> str:
+    """Stages as the subject of a sentence in the past."""
+    if len(stages) == 1:
+        return f"stage {stages[0].number} ({stages[0].name}) was"
+    return f"stages {', '.join(str(stage.number) for stage in stages)} were"
 
 
 def tree_key(source: SourceTree, stages: Sequence[Stage]) -> dict[str, object]:
@@ -193,7 +216,7 @@ def _apply(
             if three_way and first is None:
                 first = refused
     assert first is not None
-    raise UserError(_does_not_apply(stage, source, first))
+    raise DoesNotApplyError(_does_not_apply(stage, source, first), stage, first.files)
 
 
 def _add_reference(repository: Repository, before: Sequence[Stage], stage: Stage, cache: Cache) -> None:

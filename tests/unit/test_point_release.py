@@ -152,6 +152,7 @@ def test_a_stage_is_merged_three_way_with_the_reference(releases: Releases) -> N
     assert "four" in memory_of(tree) and "address + 3" in memory_of(tree)
     assert tree.merged == (1, 2, 3)
     assert releases.notes[0] == "stage 1 (first) was merged three-way"
+    assert tree.remarks == ["stages 1, 2, 3 were merged three-way"]
     # Nothing of it is borrowed from entries that may go.
     for kind in ("reference", "tree"):
         for entry in (releases.cache.root / kind).iterdir():

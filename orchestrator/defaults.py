@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Final
 
 #: Fresh boots per variant and workload: the fewest with which the statistics can decide over the primary metrics.
-REPEAT: Final = 5
+REPEAT: Final = 6
 WORKLOADS: Final = ("chunk", "fault_latency")
 #: Relative difference up to which a metric counts as unchanged.
 MARGIN: Final = 0.005

@@ -10,6 +10,12 @@ boots under hypothesis f and rates r, and ``M`` its mean over the priors of both
 *every* r the prior mean of ``L(f, r)`` over all other f is at most ``(1 - confidence) M``. Summed over everything that
 can be observed, ``M`` is 1: so whichever of the rates is the true one, at most ``1 - confidence`` of all bisections end
 with a wrong answer, however the stages to boot were chosen and however often the evidence was looked at.
+
+What that holds for is the answer's condition. "No stage shows it" can only be said of a rate: it holds for bad stages
+that show it at least as often as was asked for, and so it is phrased. "Stage f is the first" holds down to
+:data:`LEAST_RATE`: once a boot has shown it, rates below the one that was asked for are reckoned with too, and the
+search goes on until they no longer lead elsewhere. An answer whose own boots are next to impossible under all rates
+is withdrawn.
 """
 
 from __future__ import annotations
@@ -30,6 +36,8 @@ _PRIOR_NONE: Final = 0.2
 _PRIOR_START: Final = 0.05
 #: Boots in a row without a verdict after which a stage is skipped.
 UNCLEAR_BOOTS: Final = 3
+#: The least share of a bad stage's boots for which a first bad stage is named with confidence.
+LEAST_RATE: Final = 0.05
 #: How often a boot of a good stage may show what is looked for in an emulated guest, e.g. a lockup of a busy host.
 _FALSE_ALARMS: Final = (0.001, 0.02)
 
@@ -49,11 +57,13 @@ class Rates:
     Args:
         good, bad: share of the boots of a good and of a bad stage that show what is looked for.
         weight: prior probability of the pair.
+        rarer: the bad rate is below what was asked for, so that "no stage shows it" is said without it.
     """
 
     good: float
     bad: float
     weight: float
+    rarer: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,6 +72,8 @@ class Noise:
 
     Args:
         name: for the report.
+        condition: what the confidence of a first bad stage holds for, a clause that begins with "if".
+        condition_of_none: the same of "no stage shows it".
         rates: the pairs that are reckoned with; weights sum to 1.
         otherwise: used instead once two boots of one stage contradict each other, which these rates hold for
             next to impossible; None where they allow for it.
@@ -69,31 +81,54 @@ class Noise:
 
     name: str
     rates: tuple[Rates, ...]
+    condition: str = ""
+    condition_of_none: str = ""
     otherwise: Noise | None = None
 
 
 def flaky(lowest: float) -> Noise:
-    """An outcome that a bad stage shows in a share of its boots, at least in `lowest` of them."""
-    steps = np.linspace(lowest, 0.999, 5) if lowest < 0.999 else np.array([0.999])
-    # The lowest rate is the dearest to exclude; half of the weight there keeps its price at one boot or two.
-    weights = [0.4] + [0.6 / (len(steps) - 1)] * (len(steps) - 1) if len(steps) > 1 else [1.0]
+    """An outcome that a bad stage shows in a share of its boots.
+
+    Args:
+        lowest: the least share for which "no stage shows it" has to hold. A first bad stage is named with confidence
+            down to :data:`LEAST_RATE`.
+    """
+    steps = list(map(float, np.linspace(lowest, 0.999, 5))) if lowest < 0.999 else [0.999]
+    # The lowest rate is the dearest to exclude; much of the weight there keeps its price at one boot or two.
+    weights = [0.3] + [0.45 / (len(steps) - 1)] * (len(steps) - 1) if len(steps) > 1 else [0.75]
+    least = min(LEAST_RATE, lowest)
+    number = int(np.ceil(np.log(lowest / least) / np.log(1.7))) if lowest > least else 0
+    rarer = [float(rate) for rate in np.geomspace(least, lowest, number + 1)[:-1]]
+    if rarer:
+        weights += [0.25 / len(rarer)] * len(rarer)
+    total = sum(weights)
     rates = tuple(
-        Rates(good, float(bad), weight / len(_FALSE_ALARMS))
+        Rates(good, bad, weight / total / len(_FALSE_ALARMS), bad < lowest)
         for good in _FALSE_ALARMS
-        for bad, weight in zip(steps, weights, strict=True)
+        for bad, weight in zip([*steps, *rarer], weights, strict=True)
     )
-    return Noise("flaky", rates)
+    least_of_none, most = (
+        f"if a bad stage shows it in at least {lowest:.0%} of its boots",
+        f"and a good one in at most {_FALSE_ALARMS[-1]:.0%}",
+    )
+    least_of_found = f"if a bad stage shows it in at least {least:.0%} of its boots"
+    return Noise("flaky", rates, f"{least_of_found} {most}", f"{least_of_none} {most}")
 
 
 def noisy() -> Noise:
     """A metric of a noisy clock: more than half of a bad stage's boots are past the limit, fewer of a good one's."""
     pairs = list(itertools.product((0.001, 0.1, 0.2, 0.3), (0.7, 0.8, 0.9, 0.999)))
-    return Noise("noisy", tuple(Rates(good, bad, 1 / len(pairs)) for good, bad in pairs))
+    condition = "if at least 70% of a bad stage's boots are past the limit and at most 30% of a good one's"
+    return Noise(
+        "noisy", tuple(Rates(good, bad, 1 / len(pairs)) for good, bad in pairs), condition, condition
+    )
 
 
 def repeatable() -> Noise:
     """A metric that repeats from boot to boot, as instructions do under icount; a boot in 20 may still err."""
-    return Noise("repeatable", (Rates(0.001, 0.999, 0.9), Rates(0.05, 0.95, 0.1)), noisy())
+    condition = "if at most one boot in 20 is on the wrong side of the limit"
+    rates = (Rates(0.001, 0.999, 0.9), Rates(0.05, 0.95, 0.1))
+    return Noise("repeatable", rates, condition, condition, noisy())
 
 
 class Conclusion(StrEnum):
@@ -113,14 +148,23 @@ class Answer:
         conclusion: UNDECIDED until it is sure enough and has been verified.
         candidates: of the stages that the evidence points to, first to last; more than one where skipped
             stages keep them apart from each other.
-        sure: whichever rates are the true ones, at least this probability.
+        sure: whichever rates are the true ones, at least this probability, under the condition of the noise.
         verified: first bad stage and parent were booted once more, and said the same again.
+        seen: of the boots that should show it if the answer is right, how many did, and how many there were.
+        alarms: the same of the boots that should not.
+        contradicted: one of the two is next to impossible under all rates that are reckoned with, so that nothing
+            is claimed.
+        condition: what `sure` holds for, a clause that begins with "if".
     """
 
     conclusion: Conclusion
     candidates: tuple[int, ...]
     sure: float
     verified: bool
+    seen: tuple[int, int] = (0, 0)
+    alarms: tuple[int, int] = (0, 0)
+    contradicted: bool = False
+    condition: str = ""
 
 
 @dataclass(frozen=True)
@@ -220,14 +264,37 @@ class Bisection:
         """Where it stands."""
         claim = self._claim or self._likeliest()
         sure = self._sure(claim)
-        decided = bool(self._claim) and not self._unverified
+        verified = bool(self._claim) and not self._unverified
+        seen, alarms = self._shares(claim)
+        contradicted = self._contradicted(seen, alarms)
+        decided = verified and not contradicted
         none = self.stages + 1
         conclusion = Conclusion.UNDECIDED
         if decided and none not in claim:
             conclusion = Conclusion.ALREADY if claim == (0,) else Conclusion.FOUND
         elif decided and len(claim) == 1:
             conclusion = Conclusion.NONE
-        return Answer(conclusion, tuple(f for f in claim if f != none), sure, decided)
+        candidates = tuple(f for f in claim if f != none)
+        condition = self.noise.condition_of_none if none in claim else self.noise.condition
+        return Answer(conclusion, candidates, sure, verified, seen, alarms, contradicted, condition)
+
+    def _shares(self, claim: tuple[int, ...]) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Boots that showed it and all boots, of the stages that are bad and of those that are good under `claim`."""
+        stages = np.arange(self.stages + 1)
+        parts = []
+        for chosen in (stages >= claim[-1], stages < claim[0]):
+            bad, good = int(self._bad[chosen].sum()), int(self._good[chosen].sum())
+            parts.append((bad, bad + good))
+        return parts[0], parts[1]
+
+    def _contradicted(self, seen: tuple[int, int], alarms: tuple[int, int]) -> bool:
+        from scipy import stats  # here, for it takes longer to import than a command without figures to run
+
+        least = min(rates.bad for rates in self.noise.rates)
+        most = max(rates.good for rates in self.noise.rates)
+        too_few = stats.binom.cdf(seen[0], seen[1], least) if seen[1] else 1.0
+        too_many = stats.binom.sf(alarms[0] - 1, alarms[1], most) if alarms[1] else 1.0
+        return bool(min(too_few, too_many) < 1 - self.confidence)
 
     def next_step(self, cost: Callable[[int], float] = lambda _: 1.0) -> Step | None:
         """The stage whose boot tells most for what it costs; None where there is an answer, or nothing left to boot.
@@ -257,10 +324,13 @@ class Bisection:
     def _likeliest(self) -> tuple[int, ...]:
         """The group of hypotheses that is likeliest: those that every boot of a stage not skipped agrees on."""
         mass = np.exp(self._joint()).sum(axis=0)
+        return tuple(max(self._groups(), key=lambda group: float(mass[group].sum())))
+
+    def _groups(self) -> list[list[int]]:
         groups: dict[int | None, list[int]] = {}
         for f in map(int, np.flatnonzero(self._prior)):
             groups.setdefault(self._shown_by((f,)), []).append(f)
-        return tuple(max(groups.values(), key=lambda group: float(mass[group].sum())))
+        return list(groups.values())
 
     def _update(self) -> None:
         claim = self._likeliest()
@@ -297,26 +367,54 @@ class Bisection:
         return np.asarray(joint - np.logaddexp.reduce(joint, axis=None), dtype=np.float64)
 
     def _sure(self, claim: Collection[int]) -> float:
+        return float(max(0.0, 1.0 - self._errors(self._joint(), claim).max()))
+
+    def _errors(self, joint: Values, claim: Collection[int]) -> Values:
+        """What all answers but `claim` weigh, by rates; 0 for those that `claim` is said without."""
         others = [f for f in range(self.stages + 2) if f not in claim]
         weights = np.array([rates.weight for rates in self.noise.rates])
-        errors = np.exp(self._joint()[:, others]).sum(axis=1) / weights
-        return float(max(0.0, 1.0 - errors.max()))
+        errors = np.exp(joint[:, others]).sum(axis=1) / weights
+        if self.stages + 1 in claim:
+            errors[[rates.rarer for rates in self.noise.rates]] = 0.0
+        return np.asarray(errors, dtype=np.float64)
 
     def _information(self) -> Values:
-        """Bits that a boot of each stage is expected to tell about which stage is the first bad one.
+        """What a boot of each stage is expected to bring.
 
-        Reckoned at the rates under which the likeliest answer is least sure: those hold the search up.
+        The sum of two: bits about which stage is the first bad one, which find a candidate, and by how much it lowers
+        the share of wrong answers that the likeliest one may still have, which settles it. Under the rate that holds
+        the search up no boot may tell where it begins, but one of a bad stage tells that the rate is another.
         """
         joint = self._joint()
-        likeliest = self._likeliest()
-        others = [f for f in range(self.stages + 2) if f not in likeliest]
-        weights = np.array([rates.weight for rates in self.noise.rates])
-        worst = int(np.argmax(np.exp(joint[:, others]).sum(axis=1) / weights))
-        rates = self.noise.rates[worst]
-        mass = np.exp(joint[worst] - np.logaddexp.reduce(joint[worst]))
+        mass = np.exp(joint)
         stages, first = np.ogrid[: self.stages + 1, : self.stages + 2]
-        shows = np.where(first <= stages, rates.bad, rates.good)
-        return np.asarray(_entropy(shows @ mass) - _entropy(shows) @ mass, dtype=np.float64)
+        good = np.array([rates.good for rates in self.noise.rates])[:, None, None]
+        bad = np.array([rates.bad for rates in self.noise.rates])[:, None, None]
+        shows = np.where(first <= stages, bad, good)  # by rates, stage, first bad stage
+        by_first = mass.sum(axis=0)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            share = np.nan_to_num((shows * mass[:, None, :]).sum(axis=0) / by_first)
+        information = _entropy(share @ by_first) - _entropy(share) @ by_first
+
+        groups = self._groups()
+        member = np.zeros((self.stages + 2, len(groups)))
+        for number, group in enumerate(groups):
+            member[group, number] = 1.0
+        without = np.array([self.stages + 1 in group for group in groups])
+        rarer = np.array([rates.rarer for rates in self.noise.rates])
+        weights = np.array([rates.weight for rates in self.noise.rates])
+        now = np.log(self._errors(joint, self._likeliest()).sum() + 1e-12)
+        settled = np.full(self.stages + 1, now)
+        for outcome in (shows, 1 - shows):
+            after = np.einsum("rsf,rf,fg->srg", outcome, mass, member)
+            chance = after.sum(axis=(1, 2))
+            after /= chance[:, None, None]
+            best = after.sum(axis=1).argmax(axis=-1)
+            own = np.take_along_axis(after, best[:, None, None], axis=-1)[..., 0]
+            errors = (after.sum(axis=-1) - own) / weights
+            errors[without[best][:, None] & rarer[None, :]] = 0.0
+            settled -= chance * np.log(np.maximum(errors.sum(axis=-1), 0.0) + 1e-12)
+        return np.asarray(np.maximum(information, 0.0) + np.maximum(settled, 0.0), dtype=np.float64)
 
 
 def _entropy(probability: Values) -> Values:

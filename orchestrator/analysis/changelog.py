@@ -25,7 +25,7 @@ from orchestrator.analysis.notation import (
     percent,
     scale_of,
 )
-from orchestrator.analysis.statistics import Verdict
+from orchestrator.analysis.statistics import CONFIDENCE, Verdict
 from orchestrator.analysis.table import control_line
 from orchestrator.errors import UserError
 from orchestrator.spelling import hint
@@ -134,7 +134,17 @@ def _introduction(run: Run, comparison: Comparison) -> str:
     return _wrapped(
         f"Medians of {conditions.repeat} fresh boots in a {conditions.topology} guest ({conditions.kernel}{applied}), "
         f"QEMU accelerator {conditions.accelerator}, clock: {clock}. The change is against {comparison.baseline}, "
-        "with its 95% bootstrap interval; A/A is the noise floor."
+        f"paired by repetition, {_coverage(comparison)}A/A is the noise floor."
+    )
+
+
+def _coverage(comparison: Comparison) -> str:
+    """What the intervals reach, with so many boots."""
+    reached = [row.interval.confidence for row in comparison.rows if row.interval is not None]
+    return (
+        f"with an interval of {int(1000 * min(*reached, CONFIDENCE)) / 10:g}% confidence or more; "
+        if reached
+        else ""
     )
 
 
@@ -187,6 +197,8 @@ def _verdict(row: Row, margin: float) -> str:
         return ""
     if row.verdict is Verdict.EQUIVALENT:
         return f"same ({percent(margin, signed=False)})"
+    if row.verdict is Verdict.SCATTERED:
+        return f"median same ({percent(margin, signed=False)})"
     if row.verdict is Verdict.NO_TEST:
         return "not tested"
     return row.verdict.value

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import math
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import Enum
@@ -19,24 +18,27 @@ from orchestrator.analysis.clock import clock_differences
 from orchestrator.analysis.invariants import check_counters
 from orchestrator.analysis.statistics import (
     ALPHA,
+    DIFFERENT,
+    REPETITIONS_FOR_INTERVAL,
+    Boots,
+    Floor,
     Interval,
+    Judgement,
     Values,
     Verdict,
-    bootstrap_interval,
-    cliffs_delta,
-    decide,
-    equivalence_p,
-    holm,
+    judge,
     median,
     noise_floor,
-    permutation_p,
     repetitions_needed,
-    smallest_p,
+    variation,
 )
 from orchestrator.defaults import MARGIN
 from orchestrator.errors import UserError
 from orchestrator.store.outcome import Outcome
 from orchestrator.store.run import Run
+
+#: Sides are compared unpaired where fewer of their boots than this share have a partner.
+_LEAST_PAIRED: Final = 0.75
 
 #: A knob at its neutral value: the patch that introduces it claims to change nothing there.
 _NEUTRAL_KNOBS: Final = {"promotion_threshold": "1"}
@@ -50,11 +52,13 @@ class Side:
         median: None where there is no value.
         n: repetitions with a value; those that failed have none.
         values: in the order of the repetitions.
+        variation: the coefficient of variation of the values; None of one value or around zero.
     """
 
     median: float | None
     n: int
     values: tuple[float, ...]
+    variation: float | None
 
 
 @dataclass(frozen=True)
@@ -64,15 +68,19 @@ class Row:
     Args:
         unit: of medians, `difference` and `floor`.
         better: ``lower``, ``higher`` or None.
-        difference: of the medians, variant - baseline; under the clock ``insns`` and with a unit of insns this
-            is the exact difference in guest instructions.
-        relative: `difference` as a fraction of the baseline's median; None where that is zero.
-        interval: at 95 %, of `relative` or of `difference`, see `interval_of`.
-        delta: Cliff's delta, -1 to 1.
-        p, p_equivalence: of the permutation test and of the equivalence test; ``*_adjusted`` after Holm over
-            `tests` metrics: the primary ones of this workload and variant are a family, the others another.
+        difference: median over the repetitions of variant - baseline; under the clock ``insns`` and with a unit of
+            insns this is in guest instructions.
+        relative: median over the repetitions of variant / baseline - 1; `difference` as a fraction of the baseline's
+            median where a baseline value is not positive; None where that median is zero.
+        interval: of `relative` or of `difference`, see `interval_of`, with the coverage that it reaches.
+        pairs: repetitions that both sides have a value of; 0 where the sides were compared unpaired.
+        agreeing: pairs whose difference has the sign of `difference`; None where unpaired.
+        p, p_equivalence: of the permutation tests of primary metrics (of others where there is no control, so that
+            the noise floor is not known); ``*_adjusted`` after Holm over `tests` metrics: the primary ones of this
+            workload and variant are a family.
         floor: noise floor, what the A/A control shows; None without a control.
         claimable: the least effect that could have been claimed: the larger of margin and floor.
+        testable: whether so many repetitions could have led to the claim of a difference.
         reason: one sentence on the verdict.
     """
 
@@ -89,7 +97,8 @@ class Row:
     relative: float | None
     interval: Interval | None
     interval_of: Literal["relative", "difference"] | None
-    delta: float | None
+    pairs: int
+    agreeing: int | None
     p: float | None
     p_adjusted: float | None
     p_equivalence: float | None
@@ -97,8 +106,14 @@ class Row:
     tests: int
     floor: float | None
     claimable: float
+    testable: bool
     verdict: Verdict
     reason: str
+
+    @property
+    def claimed(self) -> bool:
+        """Whether a difference is claimed."""
+        return self.verdict in DIFFERENT
 
     @property
     def always_zero(self) -> bool:
@@ -202,8 +217,8 @@ class Comparison:
 
     @property
     def found_something(self) -> bool:
-        """Whether the exit status is 3: a failed cell, counters that contradict each other, or a primary
-        metric that regressed beyond the margin."""
+        """Whether the exit status is 3: a failed cell, counters that contradict each other, or a metric
+        that regressed beyond margin and noise floor, primary or not."""
         return bool(self.findings)
 
     @property
@@ -215,6 +230,12 @@ class Comparison:
     def control_variant(self) -> str | None:
         """The name of the A/A control."""
         return next((v.name for v in self.variants if v.role == "control"), None)
+
+    @property
+    def testable(self) -> tuple[int, int]:
+        """How many rows could have led to a claim, and how many have a difference to judge."""
+        rows = [row for row in self.rows if row.difference is not None and not row.always_zero]
+        return sum(row.testable for row in rows), len(rows)
 
     def variant(self, name: str) -> ComparedVariant:
         """The variant of that name."""
@@ -230,7 +251,7 @@ class Comparison:
 
     def to_json(self) -> str:
         """The comparison for a machine: the same run gives the same bytes."""
-        content = {"schema": 1, "found_something": self.found_something, **asdict(self)}
+        content = {"schema": 2, "found_something": self.found_something, **asdict(self)}
         return json.dumps(_plain(content), indent=2, sort_keys=True, allow_nan=False) + "\n"
 
 
@@ -302,12 +323,14 @@ class _Variant:
         metrics = run.metrics
         finite = np.isfinite(metrics["value"])
         self.metrics: pd.DataFrame = metrics[metrics["cell"].isin(ok) & finite]
+        self._seeds = self.cells.set_index("cell")["seed"]
         self.not_finite = int((metrics["cell"].isin(ok) & ~finite).sum())
 
-    def values(self, workload: str, metric: str) -> Values:
-        """One value a repetition: the boot is the unit of replication, however often it reported."""
+    def values(self, workload: str, metric: str) -> pd.Series:
+        """One value per boot, which is the unit of replication, by repetition and seed."""
         own = self.metrics[(self.metrics["workload"] == workload) & (self.metrics["metric"] == metric)]
-        return np.asarray(own.groupby("repetition")["value"].median(), dtype=np.float64)
+        keys = [own["repetition"], own["cell"].map(self._seeds).rename("seed")]
+        return own.groupby(keys)["value"].median()
 
     def planned(self, workload: str) -> int:
         return int((self.cells["workload"] == workload).sum())
@@ -456,7 +479,6 @@ def _compare(
     chosen_margin = float(manifest.get("margin", MARGIN)) if margin is None else margin
     if not 0 < chosen_margin < 1:
         raise UserError(f"margin is {chosen_margin:g}; it is a fraction, e.g. 0.005 for half a per cent.")
-    seed = int(manifest.get("seed", 0))
     workloads = {
         name: str(entry.get("title") or name)
         for name, entry in manifest["workloads"].items()
@@ -468,16 +490,18 @@ def _compare(
     control_rows: list[Row] = []
     for workload in workloads:
         metrics = _metrics_of(variants, workload)
-        floors: dict[str, float] = {}
+        floors: dict[str, Floor] = {}
         if control is not None:
-            control_rows += _rows(metrics, pair, control, {}, chosen_margin, seed)
+            control_rows += _control_rows(metrics, pair, control, chosen_margin)
             for metric in metrics:
-                ours, copy = pair.values(workload, metric.name), control.values(workload, metric.name)
-                if ours.size and copy.size:
-                    floors[metric.name] = noise_floor(ours, copy, _seed(seed, workload, metric.name))
+                boots = _boots(metric, pair, control, None)
+                if boots is not None:
+                    floors[metric.name] = noise_floor(boots)
+        # The control is one more boot of what it is a copy of, and of nothing else.
+        copy = control if baseline is pair else None
         for variant in variants:
             if variant is not baseline and variant is not control:
-                rows += _rows(metrics, baseline, variant, floors, chosen_margin, seed)
+                rows += _rows(metrics, baseline, variant, copy, floors, chosen_margin)
 
     failures = tuple(failure for variant in variants for failure in variant.failures())
     checks = [check_counters(run) for run in runs]
@@ -487,7 +511,7 @@ def _compare(
         *(
             Finding("regression", f"{row.variant}: {row.workload} {row.metric}", row.reason)
             for row in rows
-            if row.primary and row.verdict is Verdict.REGRESSED
+            if row.verdict is Verdict.REGRESSED
         ),
     ]
     return Comparison(
@@ -532,121 +556,118 @@ def _notes(
     if control is None:
         notes.append("there is no A/A control, so the noise floor is not known.")
     for row in control_rows:
-        if row.verdict in (Verdict.IMPROVED, Verdict.REGRESSED, Verdict.DIFFERS):
+        if row.claimed:
             notes.append(
                 f"the A/A control differs from the baseline in {row.workload} {row.metric}: its boots are not "
                 "alike, distrust this metric."
             )
+    unpaired = dict.fromkeys(
+        f"{row.variant} in {row.workload}"
+        for row in (*control_rows, *rows)
+        if row.difference is not None and not row.pairs
+    )
+    if unpaired:
+        notes.append(
+            f"unpaired: {', '.join(unpaired)}. Too few boots have a partner of the same repetition and seed, so the "
+            "two sides are compared as independent boots."
+        )
     few = [
         row for row in rows if row.verdict is Verdict.NO_TEST and row.primary and row.difference is not None
     ]
     few = [row for row in few if not row.always_zero]
     if few:
         least = min(few, key=lambda row: min(row.baseline.n, row.compared.n))
-        alone = min(least.baseline.n, least.compared.n) < 2
-        smallest = smallest_p(least.baseline.n, least.compared.n)
         notes.append(
             f"too few repetitions for a test in {', '.join(dict.fromkeys(row.workload for row in few))} "
-            f"({least.baseline.n} against {least.compared.n}"
-            + ("" if alone else f": the smallest attainable p is {smallest:.2g}")
-            + "); differences are shown, nothing is claimed; "
-            f"{max(repetitions_needed(row.tests) for row in few)} repetitions would do."
+            f"({least.baseline.n} against {least.compared.n}); differences are shown, nothing is claimed; "
+            f"{max(_needed(row) for row in few)} repetitions would do."
         )
     return notes
+
+
+def _boots(metric: _Metric, baseline: _Variant, variant: _Variant, control: _Variant | None) -> Boots | None:
+    """The values of a metric, by repetition where enough boots have a partner; None where a side has no value."""
+    ours, theirs = (side.values(metric.workload, metric.name) for side in (baseline, variant))
+    if ours.empty or theirs.empty:
+        return None
+    shared = ours.index.intersection(theirs.index).sort_values()
+    if len(shared) < _LEAST_PAIRED * min(len(ours), len(theirs)):
+        return Boots(_array(ours), _array(theirs), paired=False)
+    copies = None
+    if control is not None:
+        copies = control.values(metric.workload, metric.name).reindex(shared)
+    return Boots(
+        _array(ours[shared]),
+        _array(theirs[shared]),
+        None if copies is None or copies.isna().all() else _array(copies),
+    )
+
+
+def _array(series: pd.Series) -> Values:
+    return series.to_numpy(dtype=np.float64)
+
+
+def _control_rows(
+    metrics: Sequence[_Metric], baseline: _Variant, control: _Variant, margin: float
+) -> list[Row]:
+    """The A/A control as a warning of boots that are not alike: by its intervals alone, for it is its own floor."""
+    still = Floor(np.asarray(0.0), np.asarray(0.0), 1.0)
+    rows = []
+    for metric in metrics:
+        boots = _boots(metric, baseline, control, None)
+        judgement = None if boots is None else judge([boots], [still], margin, primary=False)[0]
+        rows.append(_row(metric, baseline, control, boots, judgement, None, margin, control=False))
+    return rows
 
 
 def _rows(
     metrics: Sequence[_Metric],
     baseline: _Variant,
     variant: _Variant,
-    floors: Mapping[str, float],
+    control: _Variant | None,
+    floors: Mapping[str, Floor],
     margin: float,
-    seed: int,
 ) -> list[Row]:
     rows: list[Row] = []
     for primary in (True, False):
         family = [metric for metric in metrics if metric.primary is primary]
-        sides = [
-            (baseline.values(metric.workload, metric.name), variant.values(metric.workload, metric.name))
+        boots = {metric: _boots(metric, baseline, variant, control) for metric in family}
+        measured = {metric: own for metric, own in boots.items() if own is not None}
+        judged = judge(
+            list(measured.values()),
+            [floors.get(metric.name) for metric in measured],
+            margin,
+            primary=primary,
+        )
+        judgements = dict(zip(measured, judged, strict=True))
+        rows += [
+            _row(
+                metric,
+                baseline,
+                variant,
+                boots[metric],
+                judgements.get(metric),
+                floors.get(metric.name),
+                margin,
+                control=control is not None,
+            )
             for metric in family
         ]
-        tested = [
-            _tested(*side, margin, _seed(seed, m.workload, m.name))
-            for side, m in zip(sides, family, strict=True)
-        ]
-        # Holm counts the metrics that some arrangement of their values could decide; a metric that is 0
-        # everywhere is none of them, and leaving it out depends on the pooled values only.
-        tests = sum(not (math.isnan(p) and math.isnan(q)) for p, q in tested)
-        adjusted = holm(np.array([p for p, _ in tested], dtype=np.float64))
-        adjusted_equivalence = holm(np.array([q for _, q in tested], dtype=np.float64))
-        for index, metric in enumerate(family):
-            rows.append(
-                _row(
-                    metric,
-                    variant.name,
-                    *sides[index],
-                    *tested[index],
-                    float(adjusted[index]),
-                    float(adjusted_equivalence[index]),
-                    tests,
-                    floors.get(metric.name),
-                    margin,
-                    _seed(seed, metric.workload, metric.name),
-                )
-            )
     return rows
-
-
-def _tested(baseline: Values, variant: Values, margin: float, seed: int) -> tuple[float, float]:
-    """P value of a difference and of equivalence; NaN for a test that these values do not allow."""
-    if min(baseline.size, variant.size) < 2:
-        return math.nan, math.nan
-    p_equivalence = float(equivalence_p(baseline, variant, margin, seed))
-    alike = np.ptp(np.concatenate((baseline, variant))) == 0
-    if alike:
-        return (math.nan if math.isnan(p_equivalence) else 1.0), p_equivalence
-    return float(permutation_p(baseline, variant, "two-sided", seed)), p_equivalence
 
 
 def _row(
     metric: _Metric,
-    variant: str,
-    baseline: Values,
-    compared: Values,
-    p: float,
-    p_equivalence: float,
-    p_adjusted: float,
-    p_equivalence_adjusted: float,
-    tests: int,
-    floor: float | None,
+    baseline: _Variant,
+    variant: _Variant,
+    boots: Boots | None,
+    judgement: Judgement | None,
+    floor: Floor | None,
     margin: float,
-    seed: int,
+    *,
+    control: bool,
 ) -> Row:
-    difference = relative = delta = interval = None
-    interval_of: Literal["relative", "difference"] | None = None
-    verdict, claimable = Verdict.NO_TEST, 0.0
-    if baseline.size and compared.size:
-        base = float(median(baseline))
-        difference = float(median(compared)) - base
-        relative = difference / base if base else None
-        delta = float(cliffs_delta(baseline, compared))
-        interval, interval_of = bootstrap_interval(baseline, compared, "ratio", seed), "relative"
-        if interval is None:
-            interval, interval_of = bootstrap_interval(baseline, compared, "difference", seed), "difference"
-        if interval is None:
-            interval_of = None
-        threshold = margin * abs(base)
-        claimable = max(threshold, floor or 0.0)
-        has_test = not (math.isnan(p) and math.isnan(p_equivalence))
-        verdict = decide(
-            difference=difference,
-            threshold=threshold,
-            floor=floor or 0.0,
-            p_adjusted=p_adjusted,
-            p_equivalence_adjusted=p_equivalence_adjusted,
-            better=metric.better,
-            testable=has_test and max(1, tests) * smallest_p(baseline.size, compared.size) <= ALPHA,
-        )
+    sides = [_side(_array(side.values(metric.workload, metric.name))) for side in (baseline, variant)]
     row = Row(
         workload=metric.workload,
         metric=metric.name,
@@ -654,28 +675,80 @@ def _row(
         better=metric.better,
         primary=metric.primary,
         help=metric.help,
-        variant=variant,
-        baseline=_side(baseline),
-        compared=_side(compared),
+        variant=variant.name,
+        baseline=sides[0],
+        compared=sides[1],
+        difference=None,
+        relative=None,
+        interval=None,
+        interval_of=None,
+        pairs=0,
+        agreeing=None,
+        p=None,
+        p_adjusted=None,
+        p_equivalence=None,
+        p_equivalence_adjusted=None,
+        tests=0,
+        floor=None,
+        claimable=0.0,
+        testable=False,
+        verdict=Verdict.NO_TEST,
+        reason="",
+    )
+    if boots is not None and judgement is not None:
+        row = _judged(row, boots, judgement, floor)
+    return replace(row, reason=_reason(row, margin, control=control))
+
+
+def _judged(row: Row, boots: Boots, judgement: Judgement, floor: Floor | None) -> Row:
+    base = row.baseline.median or 0.0
+    effect = judgement.effect
+    relative: float | None
+    if boots.paired:
+        each = boots.variant - boots.baseline
+    else:
+        each = (boots.variant[:, None] - boots.baseline[None, :]).ravel()
+    difference = float(median(each))
+    if effect.relative:
+        relative = float(effect.estimate)
+        claimable = float(judgement.claimable) * abs(base)
+        noise = None if floor is None else _number(float(floor.relative))
+        noise = noise * abs(base) if noise is not None else None if floor is None else float(floor.absolute)
+    else:
+        relative = difference / abs(base) if base else None
+        claimable = float(judgement.claimable)
+        noise = None if floor is None else float(floor.absolute)
+    interval = None
+    if not math.isnan(float(effect.low)):
+        interval = Interval(float(effect.low), float(effect.high), effect.confidence)
+    return replace(
+        row,
         difference=difference,
         relative=relative,
         interval=interval,
-        interval_of=interval_of,
-        delta=delta,
-        p=_number(p),
-        p_adjusted=_number(p_adjusted),
-        p_equivalence=_number(p_equivalence),
-        p_equivalence_adjusted=_number(p_equivalence_adjusted),
-        tests=tests,
-        floor=floor,
+        interval_of=None if interval is None else "relative" if effect.relative else "difference",
+        pairs=each.size if boots.paired else 0,
+        agreeing=int((np.sign(each) == np.sign(difference)).sum()) if boots.paired else None,
+        p=_number(float(judgement.p)),
+        p_adjusted=_number(float(judgement.p_adjusted)),
+        p_equivalence=_number(float(judgement.p_equivalence)),
+        p_equivalence_adjusted=_number(float(judgement.p_equivalence_adjusted)),
+        tests=int(judgement.tests),
+        floor=noise,
         claimable=claimable,
-        verdict=verdict,
-        reason="",
+        testable=bool(judgement.testable),
+        verdict=Verdict.NO_TEST if row.always_zero else judgement.verdict(row.better),
     )
-    return replace(row, reason=_reason(row, margin))
 
 
-def _reason(row: Row, margin: float) -> str:
+def _needed(row: Row, *, control: bool = False) -> int:
+    """Repetitions with which the row could lead to a claim."""
+    if not row.primary and row.floor is not None:
+        return REPETITIONS_FOR_INTERVAL
+    return repetitions_needed(row.tests, control=control or row.floor is not None)
+
+
+def _reason(row: Row, margin: float, *, control: bool) -> str:
     n_baseline, n_compared = row.baseline.n, row.compared.n
     if not n_baseline or not n_compared:
         who = "the baseline" if not n_baseline else "the variant"
@@ -686,26 +759,33 @@ def _reason(row: Row, margin: float) -> str:
         if min(n_baseline, n_compared) == 1:
             return "one repetition: the difference is shown, nothing is claimed"
         return (
-            f"too few repetitions ({n_baseline} against {n_compared}) for a test of {max(1, row.tests)} metrics: the "
-            f"smallest attainable p is {smallest_p(n_baseline, n_compared):.2g}; "
-            f"{repetitions_needed(row.tests)} repetitions would do"
+            f"too few repetitions ({n_baseline} against {n_compared}) for a claim; "
+            f"{_needed(row, control=control)} repetitions would do"
         )
     size = _size(row.difference or 0.0, row.relative, row.unit)
+    by_test = row.primary or row.floor is None
     p = f"p = {row.p_adjusted:.2g}" if row.p_adjusted is not None else "no test of a difference"
-    if row.verdict is Verdict.EQUIVALENT:
-        return f"within {margin:.2%} of the baseline (equivalence p = {row.p_equivalence_adjusted:.2g})"
-    if row.verdict is Verdict.INCONCLUSIVE:
-        if row.p_adjusted is not None and row.p_adjusted <= ALPHA:
-            least = _size(
-                row.claimable,
-                row.claimable / abs(row.baseline.median) if row.baseline.median else None,
-                row.unit,
-            )
-            return (
-                f"{size} is significant ({p}) but no larger than margin and noise floor ({least.lstrip('+')})"
-            )
+    seen = f"in {row.agreeing} of {row.pairs} repetitions" if row.pairs else "unpaired boots"
+    if row.verdict in (Verdict.EQUIVALENT, Verdict.SCATTERED):
+        shown = f"within {margin:.2%} of the baseline"
+        if row.primary and row.p_equivalence_adjusted is not None:
+            shown += f" (equivalence p = {row.p_equivalence_adjusted:.2g})"
+        else:
+            shown += " by its interval"
+        if row.verdict is Verdict.SCATTERED:
+            return f"the median is {shown}, but single repetitions are not"
+        return shown
+    if row.claimed:
+        return f"{row.verdict.value}: {size} {seen} ({p if by_test else 'by interval and noise floor'})"
+    apart = row.interval is not None and not row.interval.low <= 0 <= row.interval.high
+    if by_test and apart and abs(row.difference or 0.0) <= row.claimable:
+        least = _size(
+            row.claimable, row.claimable / abs(row.baseline.median) if row.baseline.median else None, row.unit
+        )
+        return f"{size} {seen} ({p}) is no larger than margin and noise floor ({least.lstrip('+')})"
+    if by_test:
         return f"neither a difference ({p}) nor equivalence within {margin:.2%} is shown"
-    return f"{row.verdict.value}: {size} ({p})"
+    return f"the interval is neither beyond margin and noise floor nor within {margin:.2%}"
 
 
 def _size(difference: float, relative: float | None, unit: str) -> str:
@@ -715,16 +795,16 @@ def _size(difference: float, relative: float | None, unit: str) -> str:
 
 
 def _side(values: Values) -> Side:
-    return Side(float(median(values)) if values.size else None, int(values.size), tuple(map(float, values)))
+    return Side(
+        float(median(values)) if values.size else None,
+        int(values.size),
+        tuple(map(float, values)),
+        variation(values),
+    )
 
 
 def _number(value: float) -> float | None:
     return None if math.isnan(value) else value
-
-
-def _seed(seed: int, workload: str, metric: str) -> int:
-    """A seed a metric, so that one more metric does not move the intervals of the others."""
-    return zlib.crc32(f"{seed}/{workload}/{metric}".encode())
 
 
 def first_line(text: str) -> str:

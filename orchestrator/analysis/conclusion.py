@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""One sentence a variant: what the statistics support, never more."""
+"""One sentence per variant: what the statistics support, never more."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from orchestrator.analysis.statistics import Verdict
 
 
 def conclusion(comparison: Comparison, variant: str) -> str:
-    """What may be said of the primary metrics of `variant`, and how many of its cells failed."""
+    """What may be said of a variant's primary metrics, which others regressed, and how many of its cells failed."""
     rows = [
         row
         for row in comparison.rows_of(variant=variant)
@@ -21,11 +21,21 @@ def conclusion(comparison: Comparison, variant: str) -> str:
     failed = sum(failure.variant == variant for failure in comparison.failures)
     if planned and failed == planned:
         return f"{variant}: nothing can be said, for none of its {planned} cells ended ok."
-    if not rows:
-        return f"{variant}: nothing can be said, for it shares no primary metric with {comparison.baseline}."
-    said = _neutral(comparison, rows) if comparison.variant(variant).neutral else _changed(comparison, rows)
+    others = [
+        row
+        for row in comparison.rows_of(variant=variant)
+        if not row.primary and row.verdict is Verdict.REGRESSED
+    ]
+    worse = "; regressed beside them: " if others else ""
+    worse += ", ".join(f"{row.workload} {row.metric} {_size(row)}" for row in others)
     lost = f"; {failed} of {planned} cells failed" if failed else ""
-    return f"{variant}: {said}{lost}."
+    if not rows:
+        said = f"nothing can be said of it by a primary metric, for it shares none with {comparison.baseline}"
+    elif comparison.variant(variant).neutral:
+        said = _neutral(comparison, rows)
+    else:
+        said = _changed(comparison, rows)
+    return f"{variant}: {said}{worse}{lost}."
 
 
 def _neutral(comparison: Comparison, rows: Sequence[Row]) -> str:
@@ -38,15 +48,24 @@ def _neutral(comparison: Comparison, rows: Sequence[Row]) -> str:
         return f"too few repetitions to show {within}"
     others = [row for row in rows if row not in shown]
     return f"{within} is shown for {len(shown)} of {len(rows)} primary metrics; not for " + ", ".join(
-        _named(row, rows) + (f" {_effect(row)}" if _claimed(row) else "") for row in others
+        _named(row, rows)
+        + (f" {_effect(row)}" if row.claimed else "")
+        + (" (its median is within it, single boots are not)" if row.verdict is Verdict.SCATTERED else "")
+        for row in others
     )
 
 
 def _changed(comparison: Comparison, rows: Sequence[Row]) -> str:
-    clauses = [f"{_named(row, rows)} {_effect(row)}" for row in rows if _claimed(row)]
+    clauses = [f"{_named(row, rows)} {_effect(row)}" for row in rows if row.claimed]
     same = [_named(row, rows) for row in rows if row.verdict is Verdict.EQUIVALENT]
     if same:
         clauses.append(f"{', '.join(same)} within {percent(comparison.margin, signed=False)}")
+    scattered = [_named(row, rows) for row in rows if row.verdict is Verdict.SCATTERED]
+    if scattered:
+        clauses.append(
+            f"{', '.join(scattered)} within {percent(comparison.margin, signed=False)} by the median, single boots are "
+            "not"
+        )
     open_ones = [_named(row, rows) for row in rows if row.verdict is Verdict.INCONCLUSIVE]
     if open_ones:
         clauses.append(f"inconclusive: {', '.join(open_ones)}")
@@ -58,14 +77,14 @@ def _changed(comparison: Comparison, rows: Sequence[Row]) -> str:
     return f"against {comparison.baseline}, " + "; ".join(clauses)
 
 
-def _claimed(row: Row) -> bool:
-    return row.verdict in (Verdict.IMPROVED, Verdict.REGRESSED, Verdict.DIFFERS)
-
-
 def _effect(row: Row) -> str:
     scale = scale_of(row.unit, (row.baseline.median, row.compared.median))
-    unit = f" {scale.unit}" if row.relative is None else ""
-    return f"{change(row, scale)}{unit} {interval(row, scale)}".rstrip() + f" ({row.verdict.value})"
+    return f"{_size(row)} {interval(row, scale)}".rstrip() + f" ({row.verdict.value})"
+
+
+def _size(row: Row) -> str:
+    scale = scale_of(row.unit, (row.baseline.median, row.compared.median))
+    return change(row, scale) + (f" {scale.unit}" if row.relative is None else "")
 
 
 def _named(row: Row, rows: Sequence[Row]) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from orchestrator.analysis.comparison import Row
+from orchestrator.analysis.comparison import Row, Side
 from orchestrator.analysis.statistics import Verdict
 
 #: The mark that stands behind a change.
@@ -16,6 +16,7 @@ MARKS: Final = {
     Verdict.IMPROVED: "+",
     Verdict.REGRESSED: "-",
     Verdict.EQUIVALENT: "=",
+    Verdict.SCATTERED: "~",
     Verdict.DIFFERS: "!",
     Verdict.INCONCLUSIVE: "?",
     Verdict.NO_TEST: ".",
@@ -32,6 +33,7 @@ def meanings(margin: str) -> dict[str, str]:
         "+": "improved",
         "-": "regressed",
         "=": f"within {margin}",
+        "~": "its median only",
         "!": "differs",
         "?": "inconclusive",
         ".": "not tested",
@@ -131,6 +133,14 @@ def floor(row: Row, scale: Scale) -> str:
     if row.baseline.median:
         return percent(row.floor / abs(row.baseline.median), signed=False)
     return scale.text(row.floor)
+
+
+def spread(side: Side, scale: Scale) -> str:
+    """Coefficient of variation and range of the boots of one variant; empty of fewer than two."""
+    if side.n < 2:
+        return ""
+    ends = f"{scale.text(min(side.values))} to {scale.text(max(side.values))}"
+    return ends if side.variation is None else f"{ends}, CoV {percent(side.variation, signed=False)}"
 
 
 def folded(name: str, width: int = 20) -> str:

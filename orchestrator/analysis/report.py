@@ -21,11 +21,12 @@ from xml.etree import ElementTree
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from orchestrator.analysis.comparison import Comparison, Row, first_line
+from orchestrator.analysis.comparison import Comparison, Row, Side, first_line
 from orchestrator.analysis.conclusion import conclusion
 from orchestrator.analysis.notation import (
     CLOCKS,
     MARKS,
+    Scale,
     change,
     direction,
     floor,
@@ -33,8 +34,9 @@ from orchestrator.analysis.notation import (
     interval,
     percent,
     scale_of,
+    spread,
 )
-from orchestrator.analysis.statistics import CONFIDENCE
+from orchestrator.analysis.rule import rule_lines
 from orchestrator.analysis.table import control_line
 from orchestrator.store.outcome import Outcome
 from orchestrator.store.run import Run
@@ -56,6 +58,8 @@ class _Shown:
     value: str
     change: str
     interval: str
+    spread: str
+    values: str
     instructions: str
     mark: str
     verdict: str
@@ -72,6 +76,8 @@ class _Line:
     direction: str
     primary: bool
     baseline: str
+    spread: str
+    values: str
     floor: str
     variants: Sequence[_Shown]
 
@@ -103,7 +109,7 @@ def write_report(run: Run, comparison: Comparison, plots: Sequence[Path], path: 
         conditions=comparison.conditions,
         clock=CLOCKS.get(comparison.conditions.clock, comparison.conditions.clock),
         margin=percent(comparison.margin, signed=False),
-        confidence=f"{CONFIDENCE:.0%}",
+        rule=rule_lines(comparison),
         ok=planned - len(comparison.failures),
         planned=planned,
         broken=len({finding.where for finding in comparison.findings if finding.kind == "counters"}),
@@ -137,6 +143,8 @@ def _lines(comparison: Comparison, workload: str) -> list[_Line]:
                 value=scale.text(row.compared.median),
                 change=change(row, scale),
                 interval=interval(row, scale),
+                spread=spread(row.compared, scale),
+                values=_each(row.compared, scale),
                 instructions=instructions(row),
                 mark=MARKS[row.verdict] if tested else "",
                 verdict=row.verdict.value if tested else "no-test",
@@ -151,11 +159,18 @@ def _lines(comparison: Comparison, workload: str) -> list[_Line]:
                 direction=direction(first),
                 primary=first.primary,
                 baseline=scale.text(first.baseline.median),
+                spread=spread(first.baseline, scale),
+                values=_each(first.baseline, scale),
                 floor=floor(first, scale),
                 variants=[shown(own[variant.name]) for variant in comparison.compared],
             )
         )
     return lines
+
+
+def _each(side: Side, scale: Scale) -> str:
+    """Every boot's value, in the order of the repetitions."""
+    return ", ".join(map(scale.text, side.values))
 
 
 def _figure(path: Path) -> _Figure:

@@ -35,12 +35,14 @@ from orchestrator.analysis.notation import (
     percent,
     scale_of,
 )
-from orchestrator.analysis.statistics import CONFIDENCE, Verdict
+from orchestrator.analysis.rule import expected_by_chance, rule_lines
+from orchestrator.analysis.statistics import Verdict
 
 _STYLES: Final = {
     Verdict.IMPROVED: "green",
     Verdict.REGRESSED: "bold red",
     Verdict.EQUIVALENT: "",
+    Verdict.SCATTERED: "yellow",
     Verdict.DIFFERS: "yellow",
     Verdict.INCONCLUSIVE: "dim",
     Verdict.NO_TEST: "dim",
@@ -339,11 +341,6 @@ def _legend(comparison: Comparison) -> list[tuple[str, str]]:
     conditions = comparison.conditions
     margin = percent(comparison.margin, signed=False)
     planned = sum(sum(each.values()) for each in comparison.planned.values())
-    rule = (
-        f"a difference: permutation test on ranks, p <= {comparison.alpha:g} after Holm over the primary metrics of a "
-        f"workload (and over its others), and beyond both {margin} and the noise floor; "
-        "the same (=): two one-sided tests"
-    )
     lines = [
         ("clock", ": ".join(part for part in (_clock(comparison), conditions.accelerator_reason) if part)),
         ("machine", f"{conditions.topology}, {conditions.kernel}, configuration {conditions.flavour}"),
@@ -352,12 +349,8 @@ def _legend(comparison: Comparison) -> list[tuple[str, str]]:
             f"{planned - len(comparison.failures)} of {planned} ok; {conditions.repeat} fresh boots each",
         ),
         ("A/A", control_line(comparison)),
-        (
-            "shown",
-            f"median (change) mark, {CONFIDENCE:.0%} bootstrap interval; under the baseline the A/A noise floor",
-        ),
         ("marks", ", ".join(f"{mark}{NO_BREAK}{meaning}" for mark, meaning in meanings(margin).items())),
-        ("rule", rule),
+        *rule_lines(comparison),
     ]
     if comparison.counters_checked:
         broken = len({f.where for f in comparison.findings if f.kind == "counters"})
@@ -384,13 +377,13 @@ def control_line(comparison: Comparison) -> str:
     rows = [row for row in comparison.control if row.difference is not None and not row.always_zero]
     if not rows:
         return f"{control} has no values; the noise floor is not known"
-    claimed = [
-        f"{row.workload} {row.metric}"
-        for row in rows
-        if row.verdict in (Verdict.IMPROVED, Verdict.REGRESSED, Verdict.DIFFERS)
-    ]
+    claimed = [f"{row.workload} {row.metric}" for row in rows if row.claimed]
     same = sum(row.verdict is Verdict.EQUIVALENT for row in rows)
     if all(row.verdict is Verdict.NO_TEST for row in rows):
         return f"{control}: too few repetitions for a test of {len(rows)} metrics"
+    if not any(row.testable for row in rows):
+        few = f"{rows[0].compared.n} repetitions are too few to show a difference"
+        return f"{control}: {few}; equivalent in {same} of {len(rows)} metrics"
     differing = f"differs in {', '.join(claimed)}" if claimed else "differs in none"
-    return f"{control}: {differing} of {len(rows)} metrics, equivalent in {same}"
+    chance = expected_by_chance(comparison)
+    return f"{control}: {differing} of {len(rows)} metrics{f' ({chance})' if chance else ''}, equivalent in {same}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What variants trade for what: several metrics at once, and the variants that none other beats in all of them."""
+"""What variants trade for what: several metrics at once, and the variants that none other is seen to beat in all."""
 
 from __future__ import annotations
 
@@ -37,15 +37,18 @@ class Point:
     """A variant.
 
     Args:
-        middle: the median over its repetitions, a value an axis.
+        middle: the median over its repetitions, one value per axis.
         low, high: the least and the largest of them.
-        on_front: whether no other variant is at least as good in all and better in one.
+        boots: the fewest repetitions on any axis.
+        on_front: whether no other variant has medians that are at least as good on all axes and, on one, only boots
+            that are better than all of this one. Medians alone would put a variant off the front by noise.
     """
 
     variant: str
     middle: tuple[float, ...]
     low: tuple[float, ...]
     high: tuple[float, ...]
+    boots: int
     on_front: bool
 
 
@@ -82,37 +85,51 @@ def tradeoff_of(run: Run) -> Tradeoff | None:
     if not found:
         return None
     middles = [[float(np.median(each)) for each in values] for _, values in found]
-    front = pareto_front(middles, [axis.better for axis in axes])
+    lows = [[float(each.min()) for each in values] for _, values in found]
+    highs = [[float(each.max()) for each in values] for _, values in found]
+    front = pareto_front(middles, [axis.better for axis in axes], lows, highs)
     points = (
         Point(
             name,
             tuple(middle),
-            tuple(float(each.min()) for each in values),
-            tuple(float(each.max()) for each in values),
+            tuple(low),
+            tuple(high),
+            min(each.size for each in values),
             on,
         )
-        for (name, values), middle, on in zip(found, middles, front, strict=True)
+        for (name, values), middle, low, high, on in zip(found, middles, lows, highs, front, strict=True)
     )
     return Tradeoff(axes, tuple(points))
 
 
-def pareto_front(points: Sequence[Sequence[float]], better: Sequence[str]) -> list[bool]:
+def pareto_front(
+    points: Sequence[Sequence[float]],
+    better: Sequence[str],
+    low: Sequence[Sequence[float]] | None = None,
+    high: Sequence[Sequence[float]] | None = None,
+) -> list[bool]:
     """Which points no other one dominates.
 
     One dominates another that is nowhere better and somewhere worse; equal points do not dominate each other.
 
     Args:
         points: values, shape (n, axes).
-        better: ``lower`` or ``higher``, one an axis.
+        better: ``lower`` or ``higher``, one per axis.
+        low, high: the range of each value, of the same shape; worse then means that the ranges do not meet.
 
     >>> pareto_front([[1, 5], [2, 5], [2, 9], [1, 5]], ["lower", "higher"])
     [True, False, True, True]
+    >>> pareto_front([[1], [2]], ["lower"], low=[[0.5], [1.4]], high=[[1.5], [2.6]])
+    [True, True]
     """
-    cost = np.array(points, dtype=float) * np.array([1.0 if each == "lower" else -1.0 for each in better])
+    sign = np.array([1.0 if each == "lower" else -1.0 for each in better])
+    cost = np.array(points, dtype=float) * sign
+    ends = [np.array(points if end is None else end, dtype=float) * sign for end in (low, high)]
+    best, worst = np.minimum(*ends), np.maximum(*ends)
     return [
-        not bool(np.any(np.all(cost <= own, axis=1) & np.any(cost < own, axis=1)))
-        for own in cost
-    ]  # fmt: skip
+        not bool(np.any(np.all(cost <= cost[own], axis=1) & np.any(worst < best[own], axis=1)))
+        for own in range(len(cost))
+    ]
 
 
 def _axis(run: Run, name: str, source: str) -> Axis:

@@ -93,7 +93,7 @@ def command(
     rate: Annotated[
         float,
         typer.Option(
-            "--rate", metavar="SHARE", help="Share of a bad stage's boots that show an outcome, at least."
+            "--rate", metavar="SHARE", help="Least share of a bad stage's boots that show the outcome."
         ),
     ] = defaults.RATE,
     max_boots: Annotated[

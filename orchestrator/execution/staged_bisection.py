@@ -331,6 +331,10 @@ class StagedBisection:
                     "conclusion": answer.conclusion.value,
                     "stages": [variant_name(self.search, stage) for stage in answer.candidates],
                     "sure": answer.sure,
+                    "condition": answer.condition,
+                    "seen": list(answer.seen),
+                    "alarms": list(answer.alarms),
+                    "contradicted": answer.contradicted,
                     "verified": answer.verified,
                     "boots": len(verdict.boots),
                     "reference": verdict.reference,
@@ -356,20 +360,37 @@ def sentence(verdict: Verdict) -> str:
     search, answer = verdict.search, verdict.answer
     count = len(verdict.boots)
     boots = f"{count} boot{'s' if count != 1 else ''}"
-    sure = f"{100 * _floored(answer.sure):.1f}% sure"
+    sure = f"{100 * _floored(answer.sure):.1f}% sure {answer.condition}".rstrip()
+    observed = f"seen in {_share(answer.seen, 'bad')} and in {_share(answer.alarms, 'good')}"
     asked = search.question.text
     first, last = search.experiment.variants[0].name, search.experiment.variants[-1].name
     if answer.conclusion is Conclusion.FOUND:
         stages = [search.stages[number - 1] for number in answer.candidates]
         named = " or ".join(f"stage {stage.number} ({stage.name}: {stage.title})" for stage in stages)
         which = "the first bad stage is" if len(stages) == 1 else "the first bad stage is one of"
-        return f"{which} {named}; {sure} after {boots}, verified on it and its parent."
+        return f"{which} {named}; {sure}; {observed}; {boots}, verified on it and its parent."
     if answer.conclusion is Conclusion.NONE:
-        return f"no stage up to {last} shows '{asked}'; {sure} after {boots}."
+        return f"no stage up to {last} shows '{asked}'; {sure}; seen in {_share(answer.alarms)}."
     if answer.conclusion is Conclusion.ALREADY:
-        return f"{first}, which the stages are applied to, shows '{asked}' itself; {sure} after {boots}."
+        return (
+            f"{first}, which the stages are applied to, shows '{asked}' itself; {sure}; "
+            f"seen in {_share(answer.seen)}."
+        )
     likely = ", ".join(variant_name(search, stage) for stage in answer.candidates) or "none of them"
+    if answer.contradicted and answer.verified:
+        return (
+            f"undecided after {boots}: most likely {likely}, but the boots contradict what was reckoned with "
+            f"({answer.condition}): {observed}; give a lower --rate, or another limit."
+        )
     return f"undecided after {boots}: most likely {likely}, {sure}; allow more with --max-boots, or --resume."
+
+
+def _share(share: tuple[int, int], of: str = "") -> str:
+    """How many boots showed it, of how many."""
+    bad, all_of_them = share
+    kind = f" of {of} stages" if of else ""
+    per_cent = f" ({bad / all_of_them:.0%})" if all_of_them else ""
+    return f"{bad} of {all_of_them} boots{kind}{per_cent}"
 
 
 def _floored(share: float) -> float:

@@ -26,6 +26,7 @@ from orchestrator.analysis.bisection import (
 )
 
 MOST_BOOTS = 1000
+DEFAULT_MAX_BOOTS = 200
 
 
 @dataclass
@@ -187,6 +188,59 @@ def share_wrong(noise: Noise, good: float, bad: float, trials: int, confidence: 
 def test_the_stated_confidence_holds(noise: Noise, good: float, bad: float) -> None:
     # 100 trials of an error of at most 5 %: more than 11 wrong ones have a probability of 0.4 %.
     assert share_wrong(noise, good, bad, 100, 0.95, seed=11) <= 11 / 100
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.12, 0.2, 0.4, 0.7, 1.0])
+def test_the_stated_confidence_holds_below_the_rate_that_was_asked_for(rate: float) -> None:
+    # "No stage shows it in 30 % of its boots" is right where the true share is smaller; a stage that is named must be
+    # the right one at any share.
+    rng = random.Random(3)
+    trials, wrong, answered = 20, 0, 0
+    for _ in range(trials):
+        first_bad = rng.randrange(1, 10)
+        bisection = Bisection(9, flaky(0.3), 0.95)
+        boot = guests(first_bad, rng, 0.0, rate)
+        for _ in range(DEFAULT_MAX_BOOTS):
+            step = bisection.next_step()
+            if step is None:
+                break
+            bisection.observe(step.stage, boot(step.stage))
+        answer = bisection.answer()
+        rare = rate < 0.3 and answer.conclusion is Conclusion.NONE
+        answered += answer.conclusion is not Conclusion.UNDECIDED
+        wrong += (
+            answer.conclusion is not Conclusion.UNDECIDED and not rare and not is_right(answer, first_bad)
+        )
+        if rare:
+            assert "at least 30% of its boots" in answer.condition
+        elif answer.conclusion is Conclusion.FOUND:
+            assert "at least 5% of its boots" in answer.condition
+    # Of 20 at an error of at most 5 %, more than 3 have a probability of 1.6 %. A search that reckons with 30 % and
+    # more alone is wrong in a third of them at a true rate of 0.15.
+    assert wrong <= 3
+    # Rarer faults take more boots than are allowed; then it says that it is undecided.
+    assert answered >= trials / 2 or rate < 0.2
+
+
+def test_an_answer_that_its_own_boots_contradict_is_withdrawn() -> None:
+    bisection = Bisection(2, noisy(), start_is_good=True)
+    for stage, mark in [(2, Mark.BAD)] * 40 + [(1, Mark.GOOD)] * 40 + [(2, Mark.GOOD)] * 32:
+        bisection.observe(stage, mark)
+    while (step := bisection.next_step()) is not None:
+        bisection.observe(step.stage, Mark.BAD if step.stage == 2 else Mark.GOOD)
+    answer = bisection.answer()
+    assert answer.verified and answer.contradicted
+    assert answer.conclusion is Conclusion.UNDECIDED
+    assert answer.seen[0] / answer.seen[1] < 0.7
+
+
+def test_an_answer_says_what_was_seen() -> None:
+    searched = search(Bisection(4, flaky(0.3)), guests(3, random.Random(0), 0.0, 1.0))
+    answer = searched.answer
+    bad = sum(step.stage >= 3 for step, _ in searched.steps)
+    assert answer.seen == (bad, bad)
+    assert answer.alarms == (0, len(searched.steps) - bad)
+    assert not answer.contradicted
 
 
 def test_a_rate_that_is_not_reckoned_with_is_what_that_check_would_notice() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import statistics
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +32,7 @@ def row_of(comparison: Comparison, variant: str, workload: str, metric: str) -> 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return Synthetic(histograms=False).write(tmp_path_factory.mktemp("results"))
+    return Synthetic(repeat=6, histograms=False).write(tmp_path_factory.mktemp("results"))
 
 
 @pytest.fixture(scope="module")
@@ -60,17 +61,19 @@ class TestVerdicts:
 
     def test_a_row_has_everything_a_reader_needs(self, compared: Comparison) -> None:
         row = row_of(compared, "core-only@256", "fault_latency", "fault_insns.p50")
-        assert row.baseline.n == row.compared.n == 5
+        assert row.baseline.n == row.compared.n == row.pairs == row.agreeing == 6
         assert row.baseline.median is not None
         assert row.compared.median is not None
-        assert row.difference == row.compared.median - row.baseline.median
+        each = [v - b for b, v in zip(row.baseline.values, row.compared.values, strict=True)]
+        assert row.difference == statistics.median(each)
         assert row.relative == pytest.approx(0.012, abs=0.002)
         assert row.interval is not None
         assert row.interval.low < row.relative < row.interval.high
-        assert row.delta == 1.0
-        assert row.p == pytest.approx(2 / 252)
+        assert row.interval.confidence == 1 - 2 / 2**6
+        assert row.p == pytest.approx(2 / 3**6)
         assert row.tests == 4
-        assert row.p_adjusted == pytest.approx(4 * 2 / 252)
+        assert row.p_adjusted == pytest.approx(4 * 2 / 3**6)
+        assert row.baseline.variation == pytest.approx(0.0006, rel=0.6)
         assert row.floor is not None
         assert row.unit == "insns"
 
@@ -110,7 +113,7 @@ class TestVerdicts:
             "core-only@256": {"fault_latency": {"fault_insns.p50": 1.03}},
             "baseline-control": {"fault_latency": {"fault_insns.p50": 1.03}},
         }
-        comparison = compare(replace(QUIET, effects=effects).write(tmp_path))
+        comparison = compare(replace(QUIET, repeat=6, effects=effects).write(tmp_path))
         row = row_of(comparison, "core-only@256", "fault_latency", "fault_insns.p50")
         assert row.verdict is Verdict.INCONCLUSIVE
         assert "no larger than margin and noise floor" in row.reason
@@ -121,10 +124,12 @@ class TestVerdicts:
         comparison = compare(Synthetic(repeat=3, histograms=False).write(tmp_path))
         assert {row.verdict for row in comparison.rows} == {Verdict.NO_TEST}
         row = row_of(comparison, "core-only@256", "fault_latency", "fault_insns.p50")
-        assert row.p == pytest.approx(0.1)
-        assert row.interval is not None
+        assert row.p == pytest.approx(2 / 27)
+        assert row.interval is not None and row.interval.confidence == 0.75
         assert "too few repetitions (3 against 3)" in row.reason
-        assert "smallest attainable p is 0.1; 5 repetitions" in row.reason
+        assert "5 repetitions would do" in row.reason
+        assert comparison.testable[0] == 0
+        assert "covers the true change in only 75% of runs" in " ".join(to_text(comparison).split())
         assert not comparison.found_something
 
     def test_one_repetition_shows_the_difference_only(self, tmp_path: Path) -> None:
@@ -214,14 +219,99 @@ class TestFindings:
             "core-only@256: fault_latency fault_insns.p50",
         ]
 
-    def test_a_regression_of_a_secondary_metric_is_shown_but_not_found(self, tmp_path: Path) -> None:
+    def test_a_regression_of_a_secondary_metric_is_found_and_said(self, tmp_path: Path) -> None:
         effects = {"core-only@256": {"fault_latency": {"fault_insns.p99": 1.05}}}
-        comparison = compare(replace(QUIET, effects=effects).write(tmp_path))
-        assert (
-            row_of(comparison, "core-only@256", "fault_latency", "fault_insns.p99").verdict
-            is Verdict.REGRESSED
-        )
+        comparison = compare(replace(QUIET, repeat=6, effects=effects).write(tmp_path))
+        row = row_of(comparison, "core-only@256", "fault_latency", "fault_insns.p99")
+        assert row.verdict is Verdict.REGRESSED and not row.primary
+        assert [finding.where for finding in comparison.findings] == [
+            "core-only@256: fault_latency fault_insns.p99"
+        ]
+        assert comparison.found_something
+        sentence = conclusion(comparison, "core-only@256")
+        assert re.search(r"regressed beside them: fault_latency fault_insns\.p99 \+[45]\.\d\d%", sentence)
+
+    def test_a_secondary_metric_without_a_direction_is_no_finding(self, tmp_path: Path) -> None:
+        effects = {"core-only@256": {"chunk": {"huge_faults.total": "5000"}}}
+        comparison = compare(replace(QUIET, repeat=6, effects=effects).write(tmp_path))
+        assert row_of(comparison, "core-only@256", "chunk", "huge_faults.total").verdict is Verdict.DIFFERS
         assert not comparison.found_something
+
+
+class TestPairing:
+    """The variants of a repetition share a seed, so they are compared with each other."""
+
+    def test_spread_that_the_seed_makes_does_not_hide_one_per_cent(self, tmp_path: Path) -> None:
+        for factor, verdict in ((1.01, Verdict.REGRESSED), (1.0, Verdict.EQUIVALENT)):
+            run = replace(QUIET, repeat=6).write(tmp_path, f"by-{factor}")
+            chosen = run.metrics["metric"] == "fault_insns.p50"
+            by_seed = {n: 1 + 0.025 * (-1) ** n * n / 6 for n in range(1, 7)}
+            shifted = run.metrics["variant"] == "core-only@256"
+            run.metrics.loc[chosen, "value"] *= run.metrics.loc[chosen, "repetition"].map(by_seed)
+            run.metrics.loc[chosen & shifted, "value"] *= factor
+            row = row_of(compare(run), "core-only@256", "fault_latency", "fault_insns.p50")
+            assert row.baseline.variation is not None and row.baseline.variation > 0.01
+            assert row.verdict is verdict
+
+    def test_a_repetition_that_one_side_lost_is_left_out_of_the_pairs(self, tmp_path: Path) -> None:
+        failures = {"core-only@256.fault_latency.2": (Outcome.KERNEL_BUG, "BUG")}
+        run = replace(QUIET, repeat=6, failures=failures).write(tmp_path)
+        comparison = compare(run)
+        row = row_of(comparison, "core-only@256", "fault_latency", "fault_insns.p50")
+        assert (row.baseline.n, row.compared.n, row.pairs) == (6, 5, 5)
+        assert not any("unpaired" in note for note in comparison.notes)
+
+    def test_broken_pairs_are_compared_unpaired_and_it_is_said(self, tmp_path: Path) -> None:
+        failures = {
+            f"{variant}.fault_latency.{n}": (Outcome.TIMEOUT, "too slow")
+            for variant, lost in (("baseline", (1, 2, 3)), ("core-only@256", (4, 5, 6)))
+            for n in lost
+        }
+        effects = {"core-only@256": {"fault_latency": {"fault_insns.p50": 1.02}}}
+        run = replace(QUIET, repeat=9, failures=failures, effects=effects).write(tmp_path)
+        comparison = compare(run)
+        row = row_of(comparison, "core-only@256", "fault_latency", "fault_insns.p50")
+        assert (row.pairs, row.agreeing, row.verdict) == (0, None, Verdict.REGRESSED)
+        assert row.p == pytest.approx(2 / math.comb(12, 6))
+        assert "unpaired boots" in row.reason
+        note = next(note for note in comparison.notes if note.startswith("unpaired"))
+        assert "core-only@256 in fault_latency" in note and "chunk" not in note
+        assert "note: unpaired" in to_text(comparison)
+
+    def test_runs_of_different_seeds_are_unpaired(self, tmp_path: Path) -> None:
+        first = replace(QUIET, repeat=6).write(tmp_path, "first")
+        second = replace(QUIET, repeat=6, seed=2).write(tmp_path, "second")
+        assert {row.pairs for row in compare_runs(first, second).rows} == {0}
+        third = replace(QUIET, repeat=6).write(tmp_path, "third")
+        assert {row.pairs for row in compare_runs(first, third).rows if row.difference is not None} == {6}
+
+    def test_the_control_takes_part_only_where_its_own_baseline_is_compared(self, tmp_path: Path) -> None:
+        effects = {"core-only@256": {"fault_latency": {"fault_insns.p50": 1.02}}}
+        run = replace(QUIET, repeat=6, effects=effects).write(tmp_path)
+        own = row_of(compare(run), "core-only@256", "fault_latency", "fault_insns.p50")
+        other = row_of(compare(run, "core-only@1"), "core-only@256", "fault_latency", "fault_insns.p50")
+        assert own.p == pytest.approx(2 / 3**6)
+        assert other.p == pytest.approx(2 / 2**6)
+
+
+class TestSpread:
+    def test_one_slow_boot_is_not_hidden_behind_an_equal_median(self, tmp_path: Path) -> None:
+        run = replace(QUIET, repeat=20).write(tmp_path)
+        slow = (
+            (run.metrics["metric"] == "fault_insns.p50")
+            & (run.metrics["variant"] == "core-only@256")
+            & run.metrics["repetition"].isin([3, 11])
+        )
+        run.metrics.loc[slow, "value"] *= 1.5
+        comparison = compare(run)
+        row = row_of(comparison, "core-only@256", "fault_latency", "fault_insns.p50")
+        assert row.verdict is Verdict.SCATTERED
+        assert row.compared.variation is not None and row.compared.variation > 0.1
+        assert "single repetitions are not" in row.reason
+        assert "single boots are not" in conclusion(comparison, "core-only@256")
+        line = next(line for line in to_text(comparison).splitlines() if line.startswith("fault_insns.p50"))
+        assert line.endswith(" ~")
+        assert "fault_latency fault_insns.p50 0.0" in to_text(comparison)
 
 
 class TestCounters:
@@ -379,7 +469,7 @@ class TestTable:
         line = next(line for line in lines if line.startswith("fault_insns.p50"))
         assert line.endswith(" -")
         assert "insns, lower is better" in text
-        assert "+73 insns" in text
+        assert re.search(r"\+7\d(\.\d)? insns", text)
         assert "clock     guest instructions (icount)" in text
         assert "0 in every cell: promotions.total, oom_kills.total" in text
         assert lines.index("other metrics") > next(

@@ -44,6 +44,17 @@ def test_there_is_always_a_front_and_it_beats_the_rest(points: list[tuple[int, i
         assert on or any(dominates(other, point) for other in best)
 
 
+def test_a_point_whose_boots_overlap_with_a_better_ones_stays_on_the_front() -> None:
+    points, low, high = [[10.0], [11.0], [14.0]], [[9.0], [10.0], [13.0]], [[11.5], [12.0], [15.0]]
+    assert pareto_front(points, ["lower"], low, high) == [True, True, False]
+    assert pareto_front(
+        [[-x for x in each] for each in points],
+        ["higher"],
+        [[-11.5], [-12.0], [-15.0]],
+        [[-9.0], [-10.0], [-13.0]],
+    ) == [True, True, False]
+
+
 def test_a_variant_that_wins_on_one_axis_is_on_the_front(tmp_path: Path) -> None:
     found = tradeoff_of(RUN.write(tmp_path))
     assert found is not None
@@ -56,6 +67,7 @@ def test_a_variant_that_wins_on_one_axis_is_on_the_front(tmp_path: Path) -> None
     ]
     assert points["core-only@256"].middle[1:] == (107, 96)
     assert points["core-only@256"].on_front
+    assert points["core-only@256"].boots == 3
     for point in found.points:
         for low, middle, high in zip(point.low, point.middle, point.high, strict=True):
             assert low <= middle <= high

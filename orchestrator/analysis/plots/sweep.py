@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, NullLocator
 
 from orchestrator.analysis.plots.style import BASELINE, PATCHED, Plot, ok_cells, space_panels, titled_figure
-from orchestrator.analysis.statistics import median_interval
+from orchestrator.analysis.statistics import median_interval, sign_interval
 from orchestrator.store.run import Run
 
 #: Fewer values make no curve.
@@ -68,7 +68,7 @@ def _figure(run: Run, sweep: _Sweep) -> Plot | None:
     if not panels:
         return None
     title = f"{sweep.patchset} by {sweep.knob}"
-    note = "median with its 95% bootstrap interval, of two their range; dashed: the baseline"
+    note = f"{_coverage(run, sweep, panels)}; dashed: the baseline"
     rows = -(-len(panels) // _COLUMNS)
     figure = titled_figure(
         run,
@@ -139,9 +139,23 @@ def _values(run: Run, workload: str, metric: str, variant: str) -> npt.NDArray[n
     return metrics.loc[chosen, "value"].to_numpy(dtype=float)
 
 
+def _coverage(run: Run, sweep: _Sweep, panels: Sequence[tuple[str, str, Mapping[str, Any]]]) -> str:
+    """What the band is, with the coverage that its intervals reach with so many boots."""
+    sizes = [
+        _values(run, workload, metric, name).size
+        for workload, metric, _ in panels
+        for _, name in sweep.variants
+    ]
+    fewest = min(size for size in sizes if size)
+    if fewest < 3:
+        return "median; the band is the range of the boots"
+    _, confidence = sign_interval(fewest)
+    return f"median with an interval that covers it in {int(1000 * confidence) / 10:g}% of runs or more"
+
+
 def _bounds(values: npt.NDArray[np.float64]) -> tuple[float, float]:
     """The interval of the median; of fewer values than it takes, their range."""
-    interval = median_interval(values, seed=0)
+    interval = median_interval(values)
     if interval is None:
         return float(values.min()), float(values.max())
     return interval.low, interval.high

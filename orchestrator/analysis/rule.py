@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The rule behind the marks in words: for the table's legend and the report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from orchestrator.analysis.comparison import Comparison, Row
+from orchestrator.analysis.notation import percent
+from orchestrator.analysis.statistics import CONFIDENCE, REPETITIONS_FOR_INTERVAL
+
+
+def rule_lines(comparison: Comparison) -> list[tuple[str, str]]:
+    """Keyword and sentence, in the order of the legend."""
+    margin = percent(comparison.margin, signed=False)
+    shown = (
+        "median (median change over the repetitions, paired by seed) mark, [interval of the change]; "
+        f"{_coverage(comparison.rows)}; under the baseline the A/A noise floor"
+    )
+    primary = (
+        f"+ - ! if a permutation test within repetitions, A/A control included, gives p <= {comparison.alpha:g} after "
+        "Holm over the primary metrics of a workload and variant, the interval excludes 0, and the change is beyond "
+        f"{margin} and the noise floor"
+    )
+    other = f"+ - ! if the whole interval is beyond {margin} and the noise floor"
+    same = f"= if the whole interval is within {margin}; ~ if so, but single boots are not"
+    lines = [
+        ("shown", shown),
+        ("primary", primary),
+        ("other", other),
+        ("same", same),
+        ("tested", _testable(comparison)),
+    ]
+    spread = _spread(comparison)
+    return [*lines, ("spread", spread)] if spread else lines
+
+
+def _coverage(rows: Iterable[Row]) -> str:
+    reached = [row.interval.confidence for row in rows if row.interval is not None]
+    if not reached:
+        return "no interval, for it takes three repetitions"
+    if min(reached) >= CONFIDENCE:
+        return f"it covers the true change in {CONFIDENCE:.0%} of runs or more"
+    return (
+        f"it covers the true change in only {int(1000 * min(reached)) / 10:g}% of runs, {CONFIDENCE:.0%} takes "
+        f"{REPETITIONS_FOR_INTERVAL} repetitions"
+    )
+
+
+def _testable(comparison: Comparison) -> str:
+    tested, number = comparison.testable
+    claims = f"{tested} of {number} comparisons could have led to a claim of a difference"
+    families = len({(row.workload, row.variant) for row in comparison.rows if row.primary and row.tests})
+    if families < 2:
+        return claims
+    return f"{claims}; the error of {comparison.alpha:.0%} holds for each of {families} families of primary metrics"
+
+
+def _spread(comparison: Comparison) -> str:
+    """The coefficients of variation of the primary metrics, least to largest over the variants."""
+    shown: dict[str, list[float]] = {}
+    several = len(comparison.workloads) > 1
+    for row in comparison.rows:
+        if row.primary:
+            name = f"{row.workload} {row.metric}" if several else row.metric
+            sides = (row.baseline.variation, row.compared.variation)
+            shown.setdefault(name, []).extend(side for side in sides if side is not None)
+    parts = [
+        f"{name} {percent(min(each), signed=False)}"
+        + (f" to {percent(max(each), signed=False)}" if max(each) > min(each) else "")
+        for name, each in shown.items()
+        if each
+    ]
+    return f"standard deviation over boots by mean: {', '.join(parts)}" if parts else ""
+
+
+def expected_by_chance(comparison: Comparison) -> str:
+    """What the A/A control would show by chance alone; empty where nothing can be said."""
+    rows = [row for row in comparison.control if row.interval is not None and not row.always_zero]
+    expected = sum(1 - row.interval.confidence for row in rows if row.interval is not None)
+    differing = any(row.claimed for row in rows)
+    return f"at most {expected:.0f} by chance" if differing and expected >= 1 else ""

@@ -14,6 +14,7 @@ from typing import Any, Final, Literal
 import numpy as np
 import pandas as pd
 
+from orchestrator.analysis.calibration import calibration_line
 from orchestrator.analysis.clock import clock_differences
 from orchestrator.analysis.invariants import check_counters
 from orchestrator.analysis.statistics import (
@@ -159,6 +160,7 @@ class Conditions:
     Args:
         clock: ``insns`` (guest instructions), ``ns`` (nanoseconds) or None before anything was measured.
         repeat: planned fresh boots a variant and workload.
+        calibration: what the host's processor said beside the clock; empty where the clock is not instructions.
     """
 
     clock: str | None
@@ -168,6 +170,7 @@ class Conditions:
     flavour: str
     kernel: str
     repeat: int
+    calibration: str = ""
 
 
 @dataclass(frozen=True)
@@ -517,6 +520,7 @@ def _conditions(manifest: Mapping[str, Any]) -> Conditions:
         flavour=str(manifest.get("flavour", "")),
         kernel=str(source.get("description") or source.get("requested") or ""),
         repeat=int(manifest.get("repeat", 0)),
+        calibration=calibration_line(manifest),
     )
 
 

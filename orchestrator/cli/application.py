@@ -14,6 +14,7 @@ from orchestrator.cli import (
     bisect,
     boot,
     build,
+    calibrate,
     changelog,
     check,
     compare,
@@ -60,6 +61,7 @@ for module in (
     report,
     debug,
     doctor,
+    calibrate,
     test,
 ):
     app.command(module.NAME, epilog=module.EXAMPLE)(module.command)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import platform
 import shutil
 import sys
 from dataclasses import dataclass
@@ -112,3 +113,11 @@ def _disk(cache: Cache) -> HostFinding:
         "lacks",
         f"{free:.1f} GiB free at {place}, a run needs {_DISK_GIB:.0f}; set ORCHESTRATE_CACHE elsewhere",
     )
+
+
+def processor_model() -> str:
+    """What ``/proc/cpuinfo`` calls this host's processor."""
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()

@@ -13,7 +13,10 @@ from pathlib import Path
 import psutil
 
 from orchestrator import __version__
+from orchestrator.cache import Cache
 from orchestrator.execution.bench import Bench
+from orchestrator.execution.calibration import last_calibration
+from orchestrator.execution.host import processor_model
 from orchestrator.kernel.build import BuildFailed, KernelBuild
 from orchestrator.machine.topology import Topology
 from orchestrator.process import run
@@ -53,6 +56,7 @@ def provenance(bench: Bench, topology: Topology, command: Sequence[str]) -> dict
             **({"directory": str(bench.series_directory.resolve())} if bench.series_directory else {}),
         },
         "host": host_facts(),
+        "calibration": calibration_facts(bench.cache),
         "tools": tool_facts(),
     }
 
@@ -81,12 +85,18 @@ def keep_build_log(run: Path, patchset: str, kernel: KernelBuild | BuildFailed) 
 def host_facts() -> dict[str, object]:
     """Processor, memory and kernel of this host; nothing that names it or its owner."""
     return {
-        "cpu": _cpu_model(),
+        "cpu": processor_model(),
         "cpus": os.cpu_count(),
         "memory_mib": psutil.virtual_memory().total // 2**20,
         "kernel": platform.release(),
         "load": [round(figure, 2) for figure in os.getloadavg()],
     }
+
+
+def calibration_facts(cache: Cache) -> dict[str, object] | None:
+    """The last calibration since this host was booted, with the sentence that reports show; None without one."""
+    last = last_calibration(cache)
+    return {"sentence": last.sentence, **asdict(last)} if last is not None else None
 
 
 def tool_facts() -> dict[str, str]:
@@ -97,10 +107,3 @@ def tool_facts() -> dict[str, str]:
             lines = run([program, "--version"], check=False, timeout_s=20).stdout.splitlines()
             facts[name] = lines[0].strip() if lines else "prints no version"
     return facts
-
-
-def _cpu_model() -> str:
-    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()

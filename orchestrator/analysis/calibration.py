@@ -110,7 +110,7 @@ class Calibration:
         """What a reader of instruction counts needs to know, in one line."""
         real, counted = self.processor, self.guest
         return (
-            f"one huge fault costs {real.faults_per_huge_fault.p10:.0f} base faults on this host's processor "
+            f"one huge fault costs {real.faults_per_huge_fault.p10:.0f} base faults on the host's processor "
             f"({self.cpu}) and {counted.faults_per_huge_fault.p50:.0f} in instructions; base pages cost as much as a "
             f"huge page at {_pages(real.break_even.p10)} touched pages of 512, and at "
             f"{_pages(counted.break_even.p50)} in instructions"

@@ -28,7 +28,11 @@ def command(
         typer.Option("--rounds", help="Native measurements, each with base and huge pages.", min=1, max=1000),
     ] = DEFAULT_ROUNDS,
     again: Annotated[
-        bool, typer.Option("--again", help="Measure although this host was calibrated since its boot.")
+        bool,
+        typer.Option(
+            "--again",
+            help="Measure even if there is an answer since the host's boot; so do --rounds and --source.",
+        ),
     ] = False,
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="FILE", help="Draw it there: FILE.png and FILE.svg.")
@@ -42,7 +46,9 @@ def command(
         raise UserError(f"--plot {plot}: there is no directory {plot.parent}.")
     with terminal.events() as events:
         bench = terminal.bench(events, source, "icount")
-        calibration, directory = calibrate(bench, rounds, again)
+        # Whoever says how to measure wants it measured.
+        anew = again or any(option.is_given(context, name) for name in ("rounds", "source"))
+        calibration, directory = calibrate(bench, rounds, anew)
     from orchestrator.analysis.plots.calibration import draw_calibration  # --help should not wait for it
 
     files = draw_calibration(calibration, plot or directory / "calibration")

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -15,9 +15,12 @@ from guest_data import FAULT_LATENCY, ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from synthetic_run import Synthetic
 
 from orchestrator.analysis.calibration import DENSITIES, Calibration, Costs, Spread, calibration_line
+from orchestrator.analysis.comparison import compare, compare_runs
 from orchestrator.analysis.plots.calibration import draw_calibration
+from orchestrator.analysis.table import to_text
 from orchestrator.cache import Cache
 from orchestrator.errors import InfrastructureError
 from orchestrator.events import Events
@@ -57,7 +60,7 @@ def test_the_ratios() -> None:
     assert CALIBRATION.processor.faults_per_huge_fault == Spread(80, 80)
     assert CALIBRATION.guest.base_over_huge(512).p50 == pytest.approx(5.12)
     assert (
-        "one huge fault costs 80 base faults on this host's processor (Made-up CPU) and 100 in"
+        "one huge fault costs 80 base faults on the host's processor (Made-up CPU) and 100 in"
         in CALIBRATION.sentence
     )
 
@@ -85,6 +88,17 @@ def test_a_run_by_instructions_says_what_the_processor_says() -> None:
     assert calibration_line({**insns, "calibration": {"sentence": "said"}}) == "said"
     assert "orchestrate calibrate" in calibration_line(insns)
     assert calibration_line({"accelerator": {"clock": "ns"}, "calibration": {"sentence": "said"}}) == ""
+
+
+def test_the_table_says_what_the_processor_says(tmp_path: Path) -> None:
+    small = Synthetic(repeat=2, workloads=("fault_latency",))
+    facts = {"sentence": CALIBRATION.sentence, **asdict(CALIBRATION)}
+    run = replace(small, manifest={"calibration": facts}).write(tmp_path, "calibrated")
+    assert CALIBRATION.sentence in " ".join(to_text(compare(run)).split())
+    assert "not calibrated on the run's host" in to_text(compare(small.write(tmp_path, "not")), width=200)
+    other = replace(small, manifest={"calibration": {**facts, "cpu": "Another CPU"}}).write(tmp_path, "other")
+    (caution,) = compare_runs(run, other).cautions
+    assert "different processors (Made-up CPU and Another CPU)" in caution
 
 
 @pytest.mark.parametrize("processor", [CALIBRATION.processor, costs("ns", 1, 1e6), costs("ns", 1e6, 1)])

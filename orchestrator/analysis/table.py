@@ -230,7 +230,7 @@ def _legend(comparison: Comparison) -> Table:
     )
     lines = [
         ("clock", ": ".join(part for part in (_clock(comparison), conditions.accelerator_reason) if part)),
-        *([("processor", conditions.calibration)] if conditions.calibration else []),
+        *([("host CPU", conditions.calibration)] if conditions.calibration else []),
         ("machine", f"{conditions.topology}, {conditions.kernel}, configuration {conditions.flavour}"),
         (
             "cells",

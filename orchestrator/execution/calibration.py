@@ -183,7 +183,11 @@ def _both(unit: str, measure: Callable[[str], Mapping[str, float]]) -> Costs:
         )
 
     def costs(of: Mapping[str, float]) -> dict[int, Spread]:
-        return {n: Spread(of[f"region_{n}_{unit}.p10"], of[f"region_{n}_{unit}.p50"]) for n in DENSITIES}
+        # Instructions have a median only.
+        medians = {pages: of[f"region_{pages}_{unit}.p50"] for pages in DENSITIES}
+        return {
+            pages: Spread(of.get(f"region_{pages}_{unit}.p10", p50), p50) for pages, p50 in medians.items()
+        }
 
     return Costs(unit, costs(base), costs(huge))
 

@@ -146,6 +146,9 @@ class Native:
                 record["value"] = self.huge_kib
             if record.get("metric") != "touch_without_zeroing_ns.mean":
                 lines.append(json.dumps(record))
+            if str(record.get("metric")).startswith("region_"):
+                tenth = {"metric": record["metric"].replace("p50", "p10"), "value": record["value"] * 0.5}
+                lines.append(json.dumps({**record, **tenth}))
         return SimpleNamespace(stdout="\n".join([*lines, self.end]) + "\n", returncode=0)
 
 
@@ -157,7 +160,8 @@ def test_base_and_huge_pages_are_measured_in_turn_and_the_first_round_does_not_c
     assert native.advice == ["nohugepage", "hugepage"] * 3
     assert found.rounds == 2 and found.processor.unit == "ns"
     recorded = {r["metric"]: r["value"] for r in map(json.loads, FAULT_LATENCY.splitlines()) if "metric" in r}
-    assert found.processor.base[64].p10 == recorded["region_64_insns.p10"]
+    median = recorded["region_64_insns.p50"]
+    assert found.processor.base[64] == Spread(median * 0.5, median)
 
 
 def test_the_answer_is_kept_until_it_is_asked_for_again_or_qemu_is_another(

@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import IO
 
@@ -88,6 +89,23 @@ def require(program: str) -> str:
     return found
 
 
+def version_of(program: str) -> str:
+    """The first line that ``PROGRAM --version`` prints; asked once, until the program is another file.
+
+    Raises:
+        InfrastructureError: it is not installed, or fails.
+    """
+    path = require(program)
+    status = Path(path).stat()
+    return _version_line(program, path, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache
+def _version_line(program: str, path: str, changed_ns: int, size: int) -> str:
+    lines = run([program, "--version"], timeout_s=30).stdout.splitlines()
+    return lines[0].strip() if lines else "prints no version"
+
+
 def spawn(
     argv: Sequence[str],
     *,
@@ -110,6 +128,7 @@ def spawn(
         InfrastructureError: the program is not installed.
     """
     require(argv[0])
+    require("setpriv")
     log.debug("start %s", shlex.join(argv))
     return subprocess.Popen(
         tied(argv),

@@ -12,6 +12,8 @@ from typing import Any
 
 #: Pages touched of a region's 512: those of the sweep in guest_workloads/fault_latency.
 DENSITIES = (1, 16, 64, 96, 256, 512)
+#: Native rounds that count.
+DEFAULT_ROUNDS = 10
 #: Where a base page's fault is taken from: dense enough that setting the region up hardly counts.
 _FAULTS = 64
 

@@ -14,6 +14,7 @@ from typing import Any, Final, Literal
 import numpy as np
 import pandas as pd
 
+from orchestrator.analysis.base import base_differences, notes_on_bases
 from orchestrator.analysis.calibration import calibration_line
 from orchestrator.analysis.clock import clock_differences
 from orchestrator.analysis.invariants import check_counters
@@ -33,11 +34,10 @@ from orchestrator.analysis.statistics import (
     repetitions_needed,
     smallest_p,
 )
+from orchestrator.defaults import MARGIN
 from orchestrator.errors import UserError
 from orchestrator.store.outcome import Outcome
 from orchestrator.store.run import Run
-
-DEFAULT_MARGIN: Final = 0.005
 
 #: A knob at its neutral value: the patch that introduces it claims to change nothing there.
 _NEUTRAL_KNOBS: Final = {"promotion_threshold": "1"}
@@ -286,7 +286,8 @@ def compare_runs(
     if first.manifest.get("image") != second.manifest.get("image"):
         notes.append("the two runs have different guest images.")
     comparison = _compare([first, second], variants, baseline, control, margin, notes)
-    return replace(comparison, cautions=tuple(clock_differences(first.manifest, second.manifest)))
+    clocks = clock_differences(first.manifest, second.manifest)
+    return replace(comparison, cautions=(*comparison.cautions, *clocks))
 
 
 class _Variant:
@@ -455,7 +456,7 @@ def _compare(
     notes: Sequence[str] = (),
 ) -> Comparison:
     manifest = runs[0].manifest
-    chosen_margin = float(manifest.get("margin", DEFAULT_MARGIN)) if margin is None else margin
+    chosen_margin = float(manifest.get("margin", MARGIN)) if margin is None else margin
     if not 0 < chosen_margin < 1:
         raise UserError(f"margin is {chosen_margin:g}; it is a fraction, e.g. 0.005 for half a per cent.")
     seed = int(manifest.get("seed", 0))
@@ -506,7 +507,8 @@ def _compare(
         failures=failures,
         findings=tuple(findings),
         counters_checked=sum(check.cells for check in checks),
-        notes=(*notes, *_notes(variants, control, control_rows, rows)),
+        notes=(*notes_on_bases(runs), *notes, *_notes(variants, control, control_rows, rows)),
+        cautions=tuple(base_differences(runs)),
     )
 
 

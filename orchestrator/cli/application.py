@@ -5,39 +5,68 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
 
 import typer
 
 from orchestrator import __version__
-from orchestrator.cli import (
-    bisect,
-    boot,
-    build,
-    calibrate,
-    changelog,
-    check,
-    compare,
-    debug,
-    doctor,
-    exec_,
-    plot,
-    report,
-    results,
-    run,
-    series,
-    shell,
-    simulate,
-    test,
-)
+from orchestrator.cli.help import LazyGroup, Listed
 from orchestrator.cli.terminal import Terminal
 from orchestrator.errors import OrchestrateError
 
 #: What a wrong command line raises. Some versions of typer carry a click of their own.
 _UsageError: type[Any] = typer.BadParameter.__mro__[1]
 
+_RUN = "Run"
+_LOOK = "Look at runs"
+_SERIES = "The series"
+_GUEST = "One guest"
+_HOST = "The host"
+
+
+class _Commands(LazyGroup):
+    listed: ClassVar[Mapping[str, Listed]] = {
+        "run": Listed(
+            "orchestrator.cli.run", _RUN, "Build, boot, measure and compare variants with the baseline."
+        ),
+        "check": Listed(
+            "orchestrator.cli.check", _RUN, "Random operations in a guest and in the reference model."
+        ),
+        "test": Listed(
+            "orchestrator.cli.test", _RUN, "Tests of correctness on kernels that check themselves."
+        ),
+        "bisect": Listed(
+            "orchestrator.cli.bisect", _RUN, "Find the first stage that shows an outcome or moves a metric."
+        ),
+        "simulate": Listed(
+            "orchestrator.cli.simulate", _RUN, "The chunk test in the model, for a machine of any size."
+        ),
+        "results": Listed("orchestrator.cli.results", _LOOK, "List and show runs; clean up the cache."),
+        "compare": Listed(
+            "orchestrator.cli.compare", _LOOK, "The comparison table of a run, or of one run with another."
+        ),
+        "plot": Listed("orchestrator.cli.plot", _LOOK, "Draw the plots of a run."),
+        "report": Listed("orchestrator.cli.report", _LOOK, "One HTML page, or JUnit, KTAP or KCIDB."),
+        "changelog": Listed("orchestrator.cli.changelog", _LOOK, "Text for the changelog of a patch."),
+        "series": Listed("orchestrator.cli.series", _SERIES, "List, show, verify and export the stages."),
+        "build": Listed("orchestrator.cli.build", _SERIES, "Build the kernel of a variant."),
+        "boot": Listed("orchestrator.cli.boot", _GUEST, "Boot a variant and keep it up until Ctrl-C."),
+        "shell": Listed("orchestrator.cli.shell", _GUEST, "Boot a variant and open a shell in it."),
+        "exec": Listed("orchestrator.cli.exec_", _GUEST, "Boot a variant and run one command in it."),
+        "debug": Listed("orchestrator.cli.debug", _GUEST, "Boot a variant with gdb attached."),
+        "doctor": Listed(
+            "orchestrator.cli.doctor", _HOST, "What this host has and lacks, and how to get it."
+        ),
+        "calibrate": Listed(
+            "orchestrator.cli.calibrate", _HOST, "Time page faults here, beside a guest's instructions."
+        ),
+    }
+
+
 app = typer.Typer(
     name="orchestrate",
+    cls=_Commands,
     help="Experiments on Linux kernel patch series: build, boot, measure, compare, bisect.",
     epilog="Example: orchestrate run --patchset core-only",
     no_args_is_help=True,
@@ -45,28 +74,6 @@ app = typer.Typer(
     rich_markup_mode=None,  # "[/CPUS]" in a help text is no markup
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-for module in (
-    run,
-    check,
-    bisect,
-    build,
-    boot,
-    shell,
-    simulate,
-    exec_,
-    compare,
-    plot,
-    changelog,
-    report,
-    debug,
-    doctor,
-    calibrate,
-    test,
-):
-    app.command(module.NAME, epilog=module.EXAMPLE)(module.command)
-app.add_typer(series.app, name="series")
-app.add_typer(results.app, name="results")
 
 
 def _version(asked: bool) -> None:

@@ -8,12 +8,15 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.events import Event, Events
-from orchestrator.store.run import RunWriter
+
+if TYPE_CHECKING:
+    from orchestrator.store.run import RunWriter
 
 
 @contextmanager

@@ -7,54 +7,28 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
-from orchestrator.analysis.bisection import Conclusion
+from orchestrator import defaults
 from orchestrator.cli import option
-from orchestrator.cli.attempt import attempt
-from orchestrator.cli.run import check_same_series
 from orchestrator.cli.terminal import Terminal, terminal_of, text_of
 from orchestrator.errors import UserError
 from orchestrator.events import Events
-from orchestrator.execution.bench import Bench
-from orchestrator.execution.check_run import WORKLOAD as CHECK
-from orchestrator.execution.check_run import known_stages, load_trace
-from orchestrator.execution.derived import DERIVED_METRICS
-from orchestrator.execution.differential import DEFAULT_TOPOLOGY as CHECK_TOPOLOGY
-from orchestrator.execution.experiment_run import manifest_of
-from orchestrator.execution.measured_cell import CellResult, measure_cell
-from orchestrator.execution.stage_trial import StageTrial, WorkloadTrial
-from orchestrator.execution.staged_bisection import LOG, StagedBisection, Verdict, sentence, titled
-from orchestrator.execution.trace_trial import TraceTrial
-from orchestrator.experiment.cell import Cell
-from orchestrator.experiment.experiment import Experiment
-from orchestrator.experiment.knob import parse_settings
-from orchestrator.experiment.question import (
-    DIVERGES,
-    DivergenceQuestion,
-    Question,
-    check_clock,
-    parse_metric,
-    parse_until,
-)
-from orchestrator.experiment.staged_search import (
-    DEFAULT_CONFIDENCE,
-    DEFAULT_MAX_BOOTS,
-    DEFAULT_RATE,
-    StagedSearch,
-    search_of_manifest,
-    stage_variants,
-)
-from orchestrator.guest.sampler import SAMPLER_METRICS
-from orchestrator.guest.workload import Metric, parse_workload_arguments
-from orchestrator.kernel.build import KernelBuild
-from orchestrator.machine.topology import Topology
-from orchestrator.model.generator import PROFILES, generate
-from orchestrator.model.trace import Trace, format_trace
-from orchestrator.store.run import RunWriter, find_run
+
+if TYPE_CHECKING:
+    from orchestrator.execution.bench import Bench
+    from orchestrator.execution.measured_cell import CellResult
+    from orchestrator.execution.stage_trial import StageTrial
+    from orchestrator.execution.staged_bisection import Verdict
+    from orchestrator.experiment.cell import Cell
+    from orchestrator.experiment.question import Question
+    from orchestrator.experiment.staged_search import StagedSearch
+    from orchestrator.guest.workload import Metric
+    from orchestrator.kernel.build import KernelBuild
+    from orchestrator.model.trace import Trace
+    from orchestrator.store.run import RunWriter
 
 NAME = "bisect"
 EXAMPLE = "Example: orchestrate bisect --patchset full --workload touch --until kernel-bug"
@@ -65,41 +39,64 @@ _TABLE_WIDTH = 110
 def command(
     context: typer.Context,
     patchset: Annotated[
-        str | None, typer.Option("--patchset", "-p", help="The last stages to look at.")
+        str | None, typer.Option("--patchset", "-p", metavar="NAME", help="The last stages to look at.")
     ] = None,
-    against: Annotated[str, typer.Option("--against", help="What the stages are applied to.")] = "baseline",
+    against: Annotated[
+        str, typer.Option("--against", metavar="NAME", help="What the stages are applied to.")
+    ] = "baseline",
     workload: Annotated[
-        str | None, typer.Option("--workload", "-w", help="NAME or NAME:KEY=VALUE,...: what shows it.")
+        str | None,
+        typer.Option(
+            "--workload",
+            "-w",
+            metavar="WORKLOAD",
+            help="NAME or NAME:KEY=VALUE,...: what shows it.",
+        ),
     ] = None,
     metric: Annotated[
         str | None,
-        typer.Option("--metric", "-m", help="METRIC OPERATOR VALUE; +2% and +100 are relative to --against."),
+        typer.Option(
+            "--metric",
+            "-m",
+            metavar="CONDITION",
+            help="METRIC OPERATOR VALUE; +2% and +100 are relative to --against.",
+        ),
     ] = None,
     until: Annotated[
-        str | None, typer.Option("--until", "-u", help="An outcome, e.g. kernel-bug, failure, timeout.")
+        str | None,
+        typer.Option(
+            "--until", "-u", metavar="OUTCOME", help="An outcome, e.g. kernel-bug, failure, timeout."
+        ),
     ] = None,
     matching: Annotated[
-        str | None, typer.Option("--matching", help="Regular expression that its evidence must match.")
+        str | None,
+        typer.Option("--matching", metavar="REGEX", help="Regular expression that its evidence must match."),
     ] = None,
     confidence: Annotated[
-        float, typer.Option("--confidence", help="Probability that the answer is right.")
-    ] = DEFAULT_CONFIDENCE,
+        float, typer.Option("--confidence", metavar="P", help="Probability that the answer is right.")
+    ] = defaults.CONFIDENCE,
     rate: Annotated[
-        float, typer.Option("--rate", help="Share of a bad stage's boots that show an outcome, at least.")
-    ] = DEFAULT_RATE,
+        float,
+        typer.Option(
+            "--rate", metavar="SHARE", help="Share of a bad stage's boots that show an outcome, at least."
+        ),
+    ] = defaults.RATE,
     max_boots: Annotated[
-        int, typer.Option("--max-boots", help="Give up after that many.")
-    ] = DEFAULT_MAX_BOOTS,
+        int, typer.Option("--max-boots", metavar="N", help="Give up after that many.")
+    ] = defaults.MAX_BOOTS,
     settings: option.Settings = None,
     cmdline: option.Cmdline = None,
     topology: Annotated[
         str | None,
         typer.Option(
-            "--topology", "-t", help=f"As of run; default: {DEFAULT_TOPOLOGY}, of traces {CHECK_TOPOLOGY}."
+            "--topology",
+            "-t",
+            metavar="TOPOLOGY",
+            help=f"As of run; default: {DEFAULT_TOPOLOGY}, of traces {defaults.CHECK_TOPOLOGY}.",
         ),
     ] = None,
     accel: option.Accelerator = "auto",
-    seed: Annotated[int, typer.Option("--seed", help="Of everything random.")] = 1,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of everything random.")] = 1,
     flavour: option.Flavour = "measure",
     source: option.Source = None,
     series: option.SeriesDirectory = None,
@@ -107,21 +104,41 @@ def command(
     trace: Annotated[
         list[Path] | None,
         typer.Option(
-            "--trace", help="For --until diverges: a file instead of random operations; repeatable."
+            "--trace",
+            metavar="FILE",
+            help="For --until diverges: a file instead of random operations; repeatable.",
         ),
     ] = None,
-    ops: Annotated[int, typer.Option("--ops", help="For --until diverges: random operations.", min=1)] = 1000,
+    ops: Annotated[
+        int, typer.Option("--ops", metavar="N", help="For --until diverges: random operations.", min=1)
+    ] = 1000,
     profile: Annotated[
-        str, typer.Option("--profile", help=f"For --until diverges: {', '.join(PROFILES)}.")
+        str, typer.Option("--profile", metavar="NAME", help=f"For --until diverges: {option.PROFILES}.")
     ] = "mixed",
     timeout: Annotated[
-        float | None, typer.Option("--timeout", help="Host seconds that one workload may take.")
+        float | None,
+        typer.Option("--timeout", metavar="SECONDS", help="Host seconds that one workload may take."),
     ] = None,
     resume: Annotated[str | None, typer.Option("--resume", metavar="RUN", help="Finish a bisection.")] = None,
-    name: Annotated[str | None, typer.Option("--name", help="Part of the run directory's name.")] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", metavar="NAME", help="Part of the run directory's name.")
+    ] = None,
     as_json: option.Json = False,
 ) -> int:
     """Find the first stage of a series that shows an outcome, or moves a metric past a limit."""
+    from orchestrator.execution.check_run import WORKLOAD as CHECK
+    from orchestrator.execution.check_run import known_stages, load_trace
+    from orchestrator.execution.experiment_run import manifest_of
+    from orchestrator.experiment.experiment import Experiment
+    from orchestrator.experiment.knob import parse_settings
+    from orchestrator.experiment.question import DIVERGES, check_clock
+    from orchestrator.experiment.staged_search import StagedSearch, stage_variants
+    from orchestrator.guest.workload import parse_workload_arguments
+    from orchestrator.machine.topology import Topology
+    from orchestrator.model.generator import PROFILES, generate
+    from orchestrator.model.trace import format_trace
+    from orchestrator.store.run import RunWriter
+
     terminal = terminal_of(context)
     with terminal.events() as events:
         if resume is not None:
@@ -144,7 +161,7 @@ def command(
                 f"seed-{seed}": generate(seed, ops, profile, names)
             }
             option.refuse(context, ("settings", "timeout"), "a trace has its own knobs and no bound")
-            topology = topology or CHECK_TOPOLOGY
+            topology = topology or defaults.CHECK_TOPOLOGY
         else:
             assert workload is not None
             if trace:
@@ -180,6 +197,11 @@ def command(
 
 
 def _resume(terminal: Terminal, events: Events, name: str, build_jobs: int | None, as_json: bool) -> int:
+    from orchestrator.cli.run import check_same_series
+    from orchestrator.execution.provenance import requested_source
+    from orchestrator.experiment.staged_search import search_of_manifest
+    from orchestrator.store.run import RunWriter, find_run
+
     path = find_run(terminal.project.results, name)
     writer = RunWriter.reopen(path)
     manifest = writer.manifest
@@ -194,8 +216,7 @@ def _resume(terminal: Terminal, events: Events, name: str, build_jobs: int | Non
         build_jobs,
         Path(directory) if directory else None,
     )
-    requested = manifest["source"].get("requested")
-    bench.source = requested if requested != bench.series.package else None
+    bench.source = requested_source(manifest, bench)
     check_same_series(writer, bench)
     asked = manifest["bisection"]
     metrics = _metrics_of(bench, next(iter(manifest["workloads"])))
@@ -208,6 +229,8 @@ def _resume(terminal: Terminal, events: Events, name: str, build_jobs: int | Non
 def _question(
     metric: str | None, until: str | None, matching: str | None, metrics: Sequence[Metric]
 ) -> Question:
+    from orchestrator.experiment.question import parse_metric, parse_until
+
     if (metric is None) == (until is None):
         raise UserError(
             "say what to look for: either --metric 'fault_insns.p50 > +2%' or --until kernel-bug."
@@ -222,6 +245,10 @@ def _question(
 
 def _metrics_of(bench: Bench, workload: str) -> Sequence[Metric]:
     """Those that a cell may have; traces have none."""
+    from orchestrator.execution.check_run import WORKLOAD as CHECK
+    from orchestrator.execution.derived import DERIVED_METRICS
+    from orchestrator.guest.sampler import SAMPLER_METRICS
+
     if workload == CHECK:
         return ()
     return [
@@ -239,6 +266,15 @@ def _search(
     writer: RunWriter,
     as_json: bool,
 ) -> int:
+    from orchestrator.analysis.bisection import Conclusion
+    from orchestrator.cli.attempt import attempt
+    from orchestrator.execution.check_run import load_trace
+    from orchestrator.execution.measured_cell import measure_cell
+    from orchestrator.execution.stage_trial import WorkloadTrial
+    from orchestrator.execution.staged_bisection import LOG, StagedBisection
+    from orchestrator.execution.trace_trial import TraceTrial
+    from orchestrator.experiment.question import DivergenceQuestion
+
     def measure(cell: Cell, kernel: KernelBuild, log_directory: Path) -> CellResult:
         return measure_cell(cell, search.experiment, bench, kernel, log_directory)
 
@@ -285,6 +321,11 @@ def _as_json(verdict: Verdict, manifest: Mapping[str, Any], path: Path) -> dict[
 
 def _as_text(verdict: Verdict) -> str:
     """A row a stage, and the sentence."""
+    from rich.table import Table
+
+    from orchestrator.analysis.bisection import Conclusion
+    from orchestrator.execution.staged_bisection import sentence, titled
+
     search = verdict.search
     table = Table(box=None, pad_edge=False, header_style="")
     for column in ("", "stage", "good", "bad", "what was seen"):

@@ -9,9 +9,7 @@ from typing import Annotated
 import typer
 
 from orchestrator.cli import option
-from orchestrator.cli.guest_of import guest_of
 from orchestrator.cli.terminal import terminal_of
-from orchestrator.guest.ssh import ssh_command
 
 NAME = "boot"
 EXAMPLE = "Example: orchestrate boot --patchset core-only --topology 2x1G --set promotion_threshold=256"
@@ -32,6 +30,9 @@ def command(
     ] = False,
 ) -> int:
     """Boot a variant, say how to reach it, and keep it up until it ends or Ctrl-C."""
+    from orchestrator.cli.guest_of import guest_of
+    from orchestrator.guest.ssh import ssh_command
+
     terminal = terminal_of(context)
     with guest_of(terminal, patchset, topology, accel, settings, cmdline, flavour, source, series) as up:
         terminal.print(f"up after {up.booted.boot_s:.1f} s; console log {up.booted.machine.console_log}")

@@ -6,16 +6,17 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
-from orchestrator.analysis.calibration import DENSITIES, Calibration, Costs, Spread
+from orchestrator.analysis.calibration import DEFAULT_ROUNDS, DENSITIES, Calibration, Costs, Spread
 from orchestrator.cli import option
 from orchestrator.cli.terminal import Terminal, terminal_of, text_of
 from orchestrator.errors import UserError
-from orchestrator.execution.calibration import DEFAULT_ROUNDS, calibrate
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 NAME = "calibrate"
 EXAMPLE = "Example: orchestrate calibrate --again"
@@ -25,7 +26,13 @@ def command(
     context: typer.Context,
     rounds: Annotated[
         int,
-        typer.Option("--rounds", help="Native measurements, each with base and huge pages.", min=1, max=1000),
+        typer.Option(
+            "--rounds",
+            metavar="N",
+            help="Native rounds, each with base and huge pages.",
+            min=1,
+            max=1000,
+        ),
     ] = DEFAULT_ROUNDS,
     again: Annotated[
         bool,
@@ -41,6 +48,10 @@ def command(
     as_json: option.Json = False,
 ) -> int:
     """Time page faults on this host's processor, and set them beside a guest that counts instructions."""
+    # --help should not wait for these.
+    from orchestrator.analysis.plots.calibration import draw_calibration
+    from orchestrator.execution.calibration import calibrate
+
     terminal = terminal_of(context)
     if plot is not None and not plot.absolute().parent.is_dir():
         raise UserError(f"--plot {plot}: there is no directory {plot.parent}.")
@@ -49,8 +60,6 @@ def command(
         # Whoever says how to measure wants it measured.
         anew = again or any(option.is_given(context, name) for name in ("rounds", "source"))
         calibration, directory = calibrate(bench, rounds, anew)
-    from orchestrator.analysis.plots.calibration import draw_calibration  # --help should not wait for it
-
     files = draw_calibration(calibration, plot or directory / "calibration")
     if as_json:
         terminal.print_json(_as_json(calibration, files))
@@ -62,6 +71,8 @@ def command(
 
 
 def _print(terminal: Terminal, calibration: Calibration) -> None:
+    from rich.table import Table
+
     real, counted = calibration.processor, calibration.guest
     terminal.print(
         f"{calibration.cpu}, Linux {calibration.host_kernel}; {calibration.rounds} rounds, thread CPU time, load "

@@ -7,11 +7,8 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.analysis.changelog import changelog_text
-from orchestrator.analysis.comparison import compare
 from orchestrator.cli import option
 from orchestrator.cli.terminal import terminal_of
-from orchestrator.store.run import Run, find_run
 
 NAME = "changelog"
 EXAMPLE = "Example: orchestrate changelog latest --stage 5"
@@ -22,18 +19,29 @@ def command(
     run: option.Run,
     stage: Annotated[
         list[int] | None,
-        typer.Option("--stage", help="Only variants whose last stage is this one; repeatable."),
+        typer.Option(
+            "--stage", metavar="STAGE", help="Only variants whose last stage is this one; repeatable."
+        ),
     ] = None,
     workload: Annotated[
-        list[str] | None, typer.Option("--workload", "-w", help="Only this workload; repeatable.")
+        list[str] | None,
+        typer.Option("--workload", "-w", metavar="WORKLOAD", help="Only this workload; repeatable."),
     ] = None,
     metric: Annotated[
         list[str] | None,
-        typer.Option("--metric", "-m", help="This metric too, though it is not primary; repeatable."),
+        typer.Option(
+            "--metric", "-m", metavar="METRIC", help="This metric too, though it is not primary; repeatable."
+        ),
     ] = None,
 ) -> int:
     """Print what a run shows as text of at most 75 columns."""
+    from orchestrator.analysis.changelog import changelog_text
+    from orchestrator.analysis.comparison import compare
+    from orchestrator.store.run import Run, find_run
+
     terminal = terminal_of(context)
     opened = Run.open(find_run(terminal.project.results, run))
-    terminal.print(changelog_text(opened, compare(opened), stage or (), workload or (), metric or ()))
+    with terminal.events() as events, events.step("compare", opened.name):
+        text = changelog_text(opened, compare(opened), stage or (), workload or (), metric or ())
+    terminal.print(text)
     return 0

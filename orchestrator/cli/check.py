@@ -6,29 +6,18 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from orchestrator import defaults
 from orchestrator.cli import option
-from orchestrator.cli.attempt import attempt
 from orchestrator.cli.terminal import terminal_of
 from orchestrator.errors import InfrastructureError, UserError
-from orchestrator.execution.check_run import (
-    Check,
-    CheckSummary,
-    execute,
-    known_stages,
-    load_trace,
-    manifest_of,
-)
-from orchestrator.execution.differential import DEFAULT_TOPOLOGY
-from orchestrator.guest.ssh import GuestLost
-from orchestrator.machine.qemu import MachineFailure
-from orchestrator.machine.topology import Topology
-from orchestrator.model.generator import PROFILES, generate
-from orchestrator.model.trace import Trace
-from orchestrator.store.run import RunWriter
+
+if TYPE_CHECKING:
+    from orchestrator.execution.check_run import CheckSummary
+    from orchestrator.model.trace import Trace
 
 NAME = "check"
 EXAMPLE = "Example: orchestrate check --patchset core-only --seeds 1..20 --ops 1000"
@@ -41,34 +30,55 @@ def command(
     context: typer.Context,
     patchset: Annotated[
         str | None,
-        typer.Option("--patchset", "-p", help="What to check, also `baseline`; default: what a trace says."),
+        typer.Option(
+            "--patchset",
+            "-p",
+            metavar="NAME",
+            help="What to check, also `baseline`; default: what a trace says.",
+        ),
     ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Of one random trace.", min=0)] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", metavar="N", help="Of one random trace.", min=0)
+    ] = None,
     seeds: Annotated[
-        str | None, typer.Option("--seeds", help="FIRST..LAST: one random trace each, in one boot.")
+        str | None,
+        typer.Option(
+            "--seeds", metavar="FIRST..LAST", help="FIRST..LAST: one random trace each, in one boot."
+        ),
     ] = None,
-    ops: Annotated[int, typer.Option("--ops", help="Operations a random trace.", min=1)] = 1000,
+    ops: Annotated[int, typer.Option("--ops", metavar="N", help="Operations a random trace.", min=1)] = 1000,
     profile: Annotated[
-        str, typer.Option("--profile", help=f"What random traces do most: {', '.join(PROFILES)}.")
+        str,
+        typer.Option("--profile", metavar="NAME", help=f"What random traces do most: {option.PROFILES}."),
     ] = "mixed",
     trace: Annotated[
-        list[Path] | None, typer.Option("--trace", help="Replay a file instead; repeatable.")
+        list[Path] | None, typer.Option("--trace", metavar="FILE", help="Replay a file instead; repeatable.")
     ] = None,
     stages: Annotated[
         bool, typer.Option("--stages", help="Find the stage from which on a divergence is there.")
     ] = False,
     shrink: Annotated[bool, typer.Option(help="Make a short trace of what diverges.")] = True,
-    topology: option.Topology = DEFAULT_TOPOLOGY,
+    topology: option.Topology = defaults.CHECK_TOPOLOGY,
     accel: option.Accelerator = "auto",
     cmdline: option.Cmdline = None,
     flavour: option.Flavour = "measure",
     source: option.Source = None,
     series: option.SeriesDirectory = None,
     build_jobs: option.BuildJobs = None,
-    name: Annotated[str | None, typer.Option("--name", help="Part of the run directory's name.")] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", metavar="NAME", help="Part of the run directory's name.")
+    ] = None,
     as_json: option.Json = False,
 ) -> int:
     """Do random operations in a guest and in the reference model; report, shrink and keep what differs."""
+    from orchestrator.cli.attempt import attempt
+    from orchestrator.execution.check_run import Check, execute, known_stages, load_trace, manifest_of
+    from orchestrator.guest.ssh import GuestLost
+    from orchestrator.machine.qemu import MachineFailure
+    from orchestrator.machine.topology import Topology
+    from orchestrator.model.generator import PROFILES, generate
+    from orchestrator.store.run import RunWriter
+
     terminal = terminal_of(context)
     if profile not in PROFILES:
         raise UserError(f"--profile {profile}: choose {', '.join(PROFILES)}.")

@@ -7,10 +7,8 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.analysis.comparison import compare, compare_runs
 from orchestrator.cli import option
 from orchestrator.cli.terminal import terminal_of
-from orchestrator.store.run import Run, find_run
 
 NAME = "compare"
 EXAMPLE = "Example: orchestrate compare latest"
@@ -23,20 +21,27 @@ def command(
         str | None,
         typer.Argument(metavar="[RUN]", help="Compare this run's variants with the first run's baseline."),
     ] = None,
-    against: Annotated[str | None, typer.Option("--against", help="Another variant as the baseline.")] = None,
+    against: Annotated[
+        str | None, typer.Option("--against", metavar="NAME", help="Another variant as the baseline.")
+    ] = None,
     margin: Annotated[
-        float | None, typer.Option("--margin", help="Another equivalence margin, e.g. 0.01.")
+        float | None,
+        typer.Option("--margin", metavar="FRACTION", help="Another equivalence margin, e.g. 0.01."),
     ] = None,
     as_json: option.Json = False,
 ) -> int:
     """Print the comparison table of a run again, or of one run against another."""
+    from orchestrator.analysis.comparison import compare, compare_runs
+    from orchestrator.store.run import Run, find_run
+
     terminal = terminal_of(context)
     results = terminal.project.results
     first = Run.open(find_run(results, run))
-    if other is None:
-        comparison = compare(first, against, margin)
-    else:
-        comparison = compare_runs(first, Run.open(find_run(results, other)), against, margin)
+    with terminal.events() as events, events.step("compare", first.name):
+        if other is None:
+            comparison = compare(first, against, margin)
+        else:
+            comparison = compare_runs(first, Run.open(find_run(results, other)), against, margin)
     if as_json:
         terminal.print(comparison.to_json())
     else:

@@ -4,15 +4,11 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
-from orchestrator.analysis.changelog import changelog_text
-from orchestrator.analysis.comparison import compare
-from orchestrator.analysis.report import write_report
-from orchestrator.analysis.table import to_text
 from orchestrator.cli.terminal import Terminal
 from orchestrator.events import Events
-from orchestrator.store.run import Run
 
 
 def conclude(terminal: Terminal, events: Events, path: Path, as_json: bool) -> bool:
@@ -21,8 +17,14 @@ def conclude(terminal: Terminal, events: Events, path: Path, as_json: bool) -> b
     Returns:
         Whether something was found: a kernel bug, a failed cell, a regression past the margin.
     """
+    from orchestrator.analysis.changelog import changelog_text
+    from orchestrator.analysis.comparison import compare
     from orchestrator.analysis.plots import plot_run  # here, for --help should not wait for matplotlib
+    from orchestrator.analysis.report import write_report
+    from orchestrator.analysis.table import to_text
+    from orchestrator.store.run import Run
 
+    began = time.monotonic()
     with events.step("compare"):
         run = Run.open(path)
         comparison = compare(run)
@@ -33,6 +35,7 @@ def conclude(terminal: Terminal, events: Events, path: Path, as_json: bool) -> b
         plots = plot_run(run, path / "plots")
     with events.step("report"):
         write_report(run, comparison, plots, path / "report.html")
+    terminal.durations.remember("conclusion", time.monotonic() - began)
     if as_json:
         terminal.print_json({"run": str(path), **json.loads(comparison.to_json())})
     else:

@@ -8,10 +8,7 @@ from typing import Annotated
 import typer
 
 from orchestrator.cli import option
-from orchestrator.cli.guest_of import guest_of
 from orchestrator.cli.terminal import terminal_of
-from orchestrator.debugger.gdb import Gdb
-from orchestrator.guest.ssh import ssh_command
 
 NAME = "debug"
 EXAMPLE = "Example: orchestrate debug --patchset core-only --topology 2x1G --break thp_resv_alloc"
@@ -28,14 +25,24 @@ def command(
     source: option.Source = None,
     series: option.SeriesDirectory = None,
     breakpoints: Annotated[
-        list[str] | None, typer.Option("--break", "-b", help="Set a breakpoint at this symbol; repeatable.")
+        list[str] | None,
+        typer.Option("--break", "-b", metavar="SYMBOL", help="Set a breakpoint at this symbol; repeatable."),
     ] = None,
     batch: Annotated[
         list[str] | None,
-        typer.Option("--command", "-x", help="Run this gdb command, print its answer and go on; repeatable."),
+        typer.Option(
+            "--command",
+            "-x",
+            metavar="COMMAND",
+            help="Run this gdb command, print its answer and go on; repeatable.",
+        ),
     ] = None,
 ) -> int:
     """Boot a variant with debugging information and hand over gdb, attached, with the right vmlinux."""
+    from orchestrator.cli.guest_of import guest_of
+    from orchestrator.debugger.gdb import Gdb
+    from orchestrator.guest.ssh import ssh_command
+
     terminal = terminal_of(context)
     with guest_of(
         terminal, patchset, topology, accel, settings, cmdline, flavour, source, series, gdb=True, dwarf=True

@@ -4,11 +4,9 @@
 from __future__ import annotations
 
 import typer
-from rich.console import Console
 
 from orchestrator.cli import option
 from orchestrator.cli.terminal import terminal_of
-from orchestrator.execution.host import examine
 
 NAME = "doctor"
 EXAMPLE = "Example: orchestrate doctor --json"
@@ -16,6 +14,10 @@ EXAMPLE = "Example: orchestrate doctor --json"
 
 def command(context: typer.Context, as_json: option.Json = False) -> int:
     """Say what this host has and lacks, and how to get it; exit 1 where a run could not work."""
+    from rich.console import Console
+
+    from orchestrator.execution.host import examine
+
     terminal = terminal_of(context)
     with terminal.events() as events:
         findings = examine(terminal.project, terminal.cache, events)

@@ -4,16 +4,19 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from orchestrator.cli import option
-from orchestrator.cli.guest_of import guest_of
+from orchestrator.cli.help import ArgvCommand
 from orchestrator.cli.terminal import terminal_of
-from orchestrator.guest.ssh import CommandTimeout, Finished
+
+if TYPE_CHECKING:
+    from orchestrator.guest.ssh import CommandTimeout, Finished
 
 NAME = "exec"
+CLASS = ArgvCommand
 EXAMPLE = "Example: orchestrate exec --patchset baseline -- grep thp_ /proc/vmstat"
 
 
@@ -30,9 +33,14 @@ def command(
     flavour: option.Flavour = "measure",
     source: option.Source = None,
     series: option.SeriesDirectory = None,
-    timeout: Annotated[float, typer.Option("--timeout", help="Host seconds the command may take.")] = 600.0,
+    timeout: Annotated[
+        float, typer.Option("--timeout", metavar="SECONDS", help="Host seconds the command may take.")
+    ] = 600.0,
 ) -> int:
     """Boot a variant, run one command in it, and end with the command's exit status."""
+    from orchestrator.cli.guest_of import guest_of
+    from orchestrator.guest.ssh import CommandTimeout
+
     terminal = terminal_of(context)
     with guest_of(terminal, patchset, topology, accel, settings, cmdline, flavour, source, series) as up:
         end: Finished | CommandTimeout

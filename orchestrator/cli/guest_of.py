@@ -8,19 +8,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
 from orchestrator.cli.terminal import Terminal
 from orchestrator.errors import InfrastructureError, UserError
-from orchestrator.execution.bench import Bench, Booted
-from orchestrator.experiment.knob import parse_settings
-from orchestrator.experiment.variant import Role, Variant, check_variant
-from orchestrator.guest.image import GuestImage
-from orchestrator.guest.ssh import GuestLost
-from orchestrator.kernel.build import KernelBuild
-from orchestrator.machine.qemu import MachineFailure
-from orchestrator.machine.topology import Topology
+
+if TYPE_CHECKING:
+    from orchestrator.execution.bench import Bench, Booted
+    from orchestrator.guest.image import GuestImage
+    from orchestrator.kernel.build import KernelBuild
 
 
 @dataclass(frozen=True)
@@ -64,6 +62,12 @@ def guest_of(
         UserError: a flag is wrong, or a knob is given several values.
         InfrastructureError: the guest did not come up; the sentence names the console log.
     """
+    from orchestrator.experiment.knob import parse_settings
+    from orchestrator.experiment.variant import Role, Variant, check_variant
+    from orchestrator.guest.ssh import GuestLost
+    from orchestrator.machine.qemu import MachineFailure
+    from orchestrator.machine.topology import Topology
+
     asked = Topology.parse(topology)
     asked.check_host(1)
     with terminal.events() as events:

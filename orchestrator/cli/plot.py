@@ -10,7 +10,6 @@ import typer
 
 from orchestrator.cli import option
 from orchestrator.cli.terminal import terminal_of
-from orchestrator.store.run import Run, find_run
 
 NAME = "plot"
 EXAMPLE = "Example: orchestrate plot latest"
@@ -20,14 +19,18 @@ def command(
     context: typer.Context,
     run: option.Run,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Directory; default: the run's plots/.")
+        Path | None,
+        typer.Option("--output", "-o", metavar="DIR", help="Directory; default: the run's plots/."),
     ] = None,
 ) -> int:
     """Draw a run's plots as PNG and SVG."""
     from orchestrator.analysis.plots import plot_run  # here, for --help should not wait for matplotlib
+    from orchestrator.store.run import Run, find_run
 
     terminal = terminal_of(context)
     opened = Run.open(find_run(terminal.project.results, run))
-    for path in plot_run(opened, output or opened.path / "plots"):
+    with terminal.events() as events, events.step("plot", opened.name):
+        plots = plot_run(opened, output or opened.path / "plots")
+    for path in plots:
         terminal.print(str(path))
     return 0

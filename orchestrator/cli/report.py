@@ -7,20 +7,17 @@ import os
 import tempfile
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.analysis.comparison import Comparison, compare
-from orchestrator.analysis.export.check import checks_of
-from orchestrator.analysis.export.junit import to_junit
-from orchestrator.analysis.export.kcidb import to_kcidb
-from orchestrator.analysis.export.ktap import to_ktap
-from orchestrator.analysis.report import write_report
 from orchestrator.cli import option
 from orchestrator.cli.terminal import terminal_of
 from orchestrator.errors import UserError
-from orchestrator.store.run import Run, find_run
+
+if TYPE_CHECKING:
+    from orchestrator.analysis.comparison import Comparison
+    from orchestrator.store.run import Run
 
 NAME = "report"
 EXAMPLE = "Example: orchestrate report latest --format junit --output junit.xml"
@@ -49,28 +46,43 @@ def command(
     run: option.Run,
     form: Annotated[
         Format,
-        typer.Option("--format", "-f", help="A page for people, or a format for continuous integration."),
+        typer.Option(
+            "--format",
+            "-f",
+            metavar="html|junit|ktap|kcidb",
+            help="A page for people, or a format for continuous integration.",
+        ),
     ] = Format.HTML,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="File; default: beside the run's tables.")
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", help="File; default: beside the run's tables."),
     ] = None,
 ) -> int:
     """Write one self-contained HTML page, or an export for continuous integration, and print where it is."""
+    from orchestrator.analysis.comparison import compare
     from orchestrator.analysis.plots import plot_run  # here, for --help should not wait for matplotlib
+    from orchestrator.analysis.report import write_report
+    from orchestrator.store.run import Run, find_run
 
     terminal = terminal_of(context)
     opened = Run.open(find_run(terminal.project.results, run))
     path = output or opened.path / _FILE[form]
-    comparison = compare(opened)
-    if form is Format.HTML:
-        write_report(opened, comparison, plot_run(opened, opened.path / "plots"), path)
-    else:
-        _replace(path, _exported(form, opened, comparison))
+    with terminal.events() as events, events.step("report", opened.name):
+        comparison = compare(opened)
+        if form is Format.HTML:
+            write_report(opened, comparison, plot_run(opened, opened.path / "plots"), path)
+        else:
+            _replace(path, _exported(form, opened, comparison))
     terminal.print(str(path))
     return 3 if comparison.found_something else 0
 
 
 def _exported(form: Format, run: Run, comparison: Comparison) -> str:
+    from orchestrator.analysis.export.check import checks_of
+    from orchestrator.analysis.export.junit import to_junit
+    from orchestrator.analysis.export.kcidb import to_kcidb
+    from orchestrator.analysis.export.ktap import to_ktap
+
     checks = checks_of(run, comparison)
     if form is Format.JUNIT:
         return to_junit(run.name, checks)

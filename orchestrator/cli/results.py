@@ -5,20 +5,23 @@ from __future__ import annotations
 
 import re
 import time
-from typing import Annotated, Any, Final
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from orchestrator.analysis.comparison import compare
 from orchestrator.cli import option
 from orchestrator.cli.terminal import terminal_of
 from orchestrator.errors import OrchestrateError, UserError
-from orchestrator.store.run import Run, find_run
+
+if TYPE_CHECKING:
+    from orchestrator.store.run import Run
 
 app = typer.Typer(
     help="What was run, and clean-up of the cache.", no_args_is_help=True, rich_markup_mode=None
 )
 
+_TABLE: Final = "comparison.txt"
 #: What `check`, `test` and `bisect` have to say; no comparison says it.
 _TOLD: Final = ("check.txt", "correctness.txt", "bisection.log")
 
@@ -26,6 +29,8 @@ _TOLD: Final = ("check.txt", "correctness.txt", "bisection.log")
 @app.command("list", epilog="Example: orchestrate results list --json")
 def list_runs(context: typer.Context, as_json: option.Json = False) -> int:
     """List the run directories, newest last."""
+    from orchestrator.store.run import Run
+
     terminal = terminal_of(context)
     rows: list[dict[str, Any]] = []
     for path in terminal.project.results.glob("*/run.json"):
@@ -34,20 +39,23 @@ def list_runs(context: typer.Context, as_json: option.Json = False) -> int:
         except OrchestrateError as error:
             rows.append({"run": path.parent.name, "problem": str(error)})
             continue
-        outcomes = run.cells["outcome"].value_counts().to_dict()
         rows.append(
             {
                 "run": path.parent.name,
                 "created": str(run.manifest.get("created_utc", "")),
                 "topology": run.manifest["topology"]["text"],
                 "accelerator": run.manifest["accelerator"]["name"],
-                "outcomes": {str(key): int(value) for key, value in outcomes.items()},
+                "outcomes": run.outcomes(),
             }
         )
     rows.sort(key=lambda row: (row.get("created", ""), row["run"]))
     if as_json:
         terminal.print_json(rows)
         return 0
+    if not rows:
+        terminal.print(
+            f"there is no run in {terminal.project.results} yet; make one with: orchestrate run -p core-only"
+        )
     for row in rows:
         ends: dict[str, int] = row.get("outcomes", {})
         summary = (
@@ -62,24 +70,45 @@ def list_runs(context: typer.Context, as_json: option.Json = False) -> int:
 @app.command("show", epilog="Example: orchestrate results show latest")
 def show(context: typer.Context, run: option.Run) -> int:
     """Print what a run found, as the command did that made it, and where its files are."""
+    from orchestrator.store.run import Run, find_run
+
     terminal = terminal_of(context)
     opened = Run.open(find_run(terminal.project.results, run))
     told = next((opened.path / name for name in _TOLD if (opened.path / name).is_file()), None)
+    if told is None and _is_current(opened):
+        told = opened.path / _TABLE
     if told is None:
-        terminal.print_table(compare(opened))
+        from orchestrator.analysis.comparison import compare
+
+        with terminal.events() as events, events.step("compare", opened.name):
+            comparison = compare(opened)
+        terminal.print_table(comparison)
     else:
         terminal.print(told.read_text(encoding="utf-8").rstrip())
     terminal.print(f"run      {opened.path}")
     return 0
 
 
+def _is_current(run: Run) -> bool:
+    """Whether the table that was written is of all that was measured: it may have been finished since."""
+    ended = run.manifest.get("ended_utc")
+    table = run.path / _TABLE
+    return bool(
+        ended and table.is_file() and table.stat().st_mtime >= datetime.fromisoformat(ended).timestamp()
+    )
+
+
 @app.command("gc", epilog="Example: orchestrate results gc --older-than 30d --dry-run")
 def collect(
     context: typer.Context,
-    older_than: Annotated[str, typer.Option("--older-than", help="Age of last use, e.g. 12h, 30d.")] = "30d",
+    older_than: Annotated[
+        str, typer.Option("--older-than", metavar="AGE", help="Age of last use, e.g. 12h, 30d.")
+    ] = "30d",
     keep_gib: Annotated[
         float | None,
-        typer.Option("--keep-gib", help="Take the oldest until the cache is at most this large."),
+        typer.Option(
+            "--keep-gib", metavar="GIB", help="Take the oldest until the cache is at most this large."
+        ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go; take nothing.")] = False,
 ) -> int:

@@ -4,29 +4,24 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from orchestrator.analysis.comparison import DEFAULT_MARGIN
+from orchestrator import defaults
 from orchestrator.cli import option
-from orchestrator.cli.attempt import attempt
-from orchestrator.cli.conclusion import conclude
 from orchestrator.cli.terminal import Terminal, terminal_of
-from orchestrator.errors import UserError
+from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.events import Events
-from orchestrator.execution.bench import Bench
-from orchestrator.execution.experiment_run import execute, manifest_of
-from orchestrator.execution.place import Place, ThisHost
-from orchestrator.experiment.experiment import DEFAULT_REPEAT, DEFAULT_WORKLOADS, Experiment, load_experiment
-from orchestrator.experiment.knob import parse_settings
-from orchestrator.experiment.manifest import experiment_of_manifest
-from orchestrator.experiment.variant import variants_of
-from orchestrator.guest.workload import parse_workload_arguments
-from orchestrator.machine.topology import Topology
-from orchestrator.store.run import RunWriter, find_run
+
+if TYPE_CHECKING:
+    from orchestrator.execution.bench import Bench
+    from orchestrator.execution.place import Place
+    from orchestrator.experiment.experiment import Experiment
+    from orchestrator.store.run import RunWriter
 
 NAME = "run"
 EXAMPLE = "Example: orchestrate run --patchset core-only --set promotion_threshold=1,64,256 --repeat 5"
@@ -54,42 +49,60 @@ def command(
     ] = None,
     patchset: Annotated[
         list[str] | None,
-        typer.Option("--patchset", "-p", help="What to compare with the baseline; repeatable."),
+        typer.Option(
+            "--patchset", "-p", metavar="NAME", help="What to compare with the baseline; repeatable."
+        ),
     ] = None,
     against: Annotated[
-        str, typer.Option("--against", help="The patchset that is the baseline.")
+        str, typer.Option("--against", metavar="NAME", help="The patchset that is the baseline.")
     ] = "baseline",
     workload: Annotated[
         list[str] | None,
         typer.Option(
-            "--workload", "-w", help="NAME or NAME:KEY=VALUE,...; of a file's workloads, a NAME. Repeatable."
+            "--workload",
+            "-w",
+            metavar="WORKLOAD",
+            help="NAME or NAME:KEY=VALUE,...; of a file's workloads, a NAME. Repeatable.",
         ),
     ] = None,
     variant: Annotated[
         list[str] | None,
-        typer.Option("--variant", help="NAME of one of a file's variants; repeatable. Default: all."),
+        typer.Option(
+            "--variant", metavar="NAME", help="NAME of one of a file's variants; repeatable. Default: all."
+        ),
     ] = None,
     topology: option.Topology = option.DEFAULT_TOPOLOGY,
     accel: option.Accelerator = "auto",
     settings: option.Settings = None,
     cmdline: option.Cmdline = None,
     repeat: Annotated[
-        int, typer.Option("--repeat", "-n", help="Fresh boots a variant and workload.")
-    ] = DEFAULT_REPEAT,
-    jobs: Annotated[int, typer.Option("--jobs", "-j", help="Guests side by side.", min=1)] = 1,
+        int, typer.Option("--repeat", "-n", metavar="N", help="Fresh boots a variant and workload.")
+    ] = defaults.REPEAT,
+    jobs: Annotated[
+        str,
+        typer.Option(
+            "--jobs", "-j", metavar="N", help="Guests side by side, or auto: as many as this host takes."
+        ),
+    ] = "auto",
     executor: Annotated[
-        str, typer.Option("--executor", help="Where guests run: local, or dask://HOST:PORT.")
+        str, typer.Option("--executor", metavar="PLACE", help="Where guests run: local, or dask://HOST:PORT.")
     ] = "local",
     build_jobs: option.BuildJobs = None,
-    seed: Annotated[int, typer.Option("--seed", help="Of everything random.")] = 1,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of everything random.")] = 1,
     margin: Annotated[
-        float, typer.Option("--margin", help="Relative difference up to which a metric counts as unchanged.")
-    ] = DEFAULT_MARGIN,
+        float,
+        typer.Option(
+            "--margin",
+            metavar="FRACTION",
+            help="Relative difference up to which a metric counts as unchanged.",
+        ),
+    ] = defaults.MARGIN,
     flavour: option.Flavour = "measure",
     source: option.Source = None,
     series: option.SeriesDirectory = None,
     timeout: Annotated[
-        float | None, typer.Option("--timeout", help="Host seconds that one workload may take.")
+        float | None,
+        typer.Option("--timeout", metavar="SECONDS", help="Host seconds that one workload may take."),
     ] = None,
     resume: Annotated[
         str | None,
@@ -98,15 +111,27 @@ def command(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan and what is cached; do nothing.")
     ] = False,
-    name: Annotated[str | None, typer.Option("--name", help="Part of the run directory's name.")] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", metavar="NAME", help="Part of the run directory's name.")
+    ] = None,
     as_json: option.Json = False,
 ) -> int:
     """Build, boot, measure, compare with the baseline, plot; print the table and the run directory."""
+    from orchestrator.execution.admission import parse_jobs
+    from orchestrator.execution.experiment_run import manifest_of
+    from orchestrator.experiment.experiment import Experiment
+    from orchestrator.experiment.knob import parse_settings
+    from orchestrator.experiment.variant import variants_of
+    from orchestrator.guest.workload import parse_workload_arguments
+    from orchestrator.machine.topology import Topology
+    from orchestrator.store.run import RunWriter
+
     terminal = terminal_of(context)
     with terminal.events() as events:
         if resume is not None:
             option.refuse_beside_resume(context)
-            return _resume(terminal, events, resume, place_of(executor, jobs), build_jobs, as_json)
+            return _resume(terminal, events, resume, executor, parse_jobs(jobs), build_jobs, as_json)
+        guests = parse_jobs(jobs)
         bench = terminal.bench(events, source, accel, flavour, build_jobs, series)
         if experiment is not None:
             asked = _from_file(context, experiment, bench)
@@ -127,7 +152,7 @@ def command(
                     cmdline or (),
                     bench.series,
                 ),
-                workloads=parse_workload_arguments(workload or DEFAULT_WORKLOADS, bench.workloads),
+                workloads=parse_workload_arguments(workload or defaults.WORKLOADS, bench.workloads),
                 topology=Topology.parse(topology),
                 accelerator=accel,
                 repeat=repeat,
@@ -138,11 +163,11 @@ def command(
             )
         bench.configuration()  # an unknown flavour is said before anything is written
         if executor == LOCAL:
-            asked.topology.check_host(jobs)
+            asked.topology.check_host(guests or 1)
         if dry_run:
-            _print_plan(terminal, asked, bench, as_json)
+            _print_plan(terminal, asked, bench, executor, guests, as_json)
             return 0
-        place = place_of(executor, jobs)
+        place = place_of(executor, guests, asked, bench)
         writer = RunWriter.create(
             terminal.project.results, asked.name, manifest_of(asked, bench, ["orchestrate", *sys.argv[1:]])
         )
@@ -155,6 +180,13 @@ def _from_file(context: typer.Context, path: Path, bench: Bench) -> Experiment:
     Raises:
         UserError: the file is wrong, or an option says what its variants do.
     """
+    from orchestrator.experiment.experiment import load_experiment
+    from orchestrator.machine.topology import Topology
+
+    if not path.suffix and not path.exists():
+        raise UserError(
+            f"there is no file {path}; to run a patchset of the series, write: orchestrate run -p {path}"
+        )
     option.refuse(context, _OF_VARIANTS, "the experiment file names its variants")
     options = context.params
     whole = load_experiment(path, bench.series, bench.workloads)
@@ -169,30 +201,44 @@ def _from_file(context: typer.Context, path: Path, bench: Bench) -> Experiment:
 
 
 def _resume(
-    terminal: Terminal, events: Events, name: str, place: Place, build_jobs: int | None, as_json: bool
+    terminal: Terminal,
+    events: Events,
+    name: str,
+    executor: str,
+    guests: int | None,
+    build_jobs: int | None,
+    as_json: bool,
 ) -> int:
+    from orchestrator.execution.provenance import requested_source
+    from orchestrator.experiment.manifest import experiment_of_manifest
+    from orchestrator.store.run import RunWriter, find_run
+
     writer = RunWriter.reopen(find_run(terminal.project.results, name))
     asked = experiment_of_manifest(writer.manifest)
-    requested = writer.manifest["source"].get("requested")
     directory = writer.manifest["series"].get("directory")
     series = Path(directory) if directory else None
     bench = terminal.bench(events, None, asked.accelerator, asked.flavour, build_jobs, series)
-    bench.source = requested if requested != bench.series.package else None
+    bench.source = requested_source(writer.manifest, bench)
     check_same_series(writer, bench)
-    if isinstance(place, ThisHost):
-        asked.topology.check_host(place.slots)
+    place = place_of(executor, guests, asked, bench)
     return _measure(terminal, events, asked, bench, writer, place, as_json)
 
 
-def place_of(executor: str, jobs: int) -> Place:
+def place_of(executor: str, guests: int | None, asked: Experiment, bench: Bench) -> Place:
     """Where ``--executor`` says that guests run.
 
+    Args:
+        guests: side by side on this host; None for as many as it takes.
+
     Raises:
-        UserError: it is neither ``local`` nor ``dask://HOST:PORT``.
+        UserError: it is neither ``local`` nor ``dask://HOST:PORT``, or this host has too little memory.
         InfrastructureError: no scheduler answers there.
     """
+    from orchestrator.execution.admission import admit
+    from orchestrator.execution.place import ThisHost
+
     if executor == LOCAL:
-        return ThisHost(jobs)
+        return ThisHost(admit(guests, asked.topology, bench.accelerator, len(asked.cells)).guests)
     # Dask takes a second to import; only those who ask for it wait.
     from orchestrator.execution.cluster import Cluster
 
@@ -218,36 +264,59 @@ def _measure(
     place: Place,
     as_json: bool,
 ) -> int:
+    from orchestrator.cli.attempt import attempt
+    from orchestrator.cli.conclusion import conclude
+    from orchestrator.execution.experiment_run import execute
+
     with attempt(events, writer, "orchestrate run --resume"):
         summary = execute(asked, bench, writer, place)
         found = conclude(terminal, events, writer.path, as_json)
         return 3 if found or not summary.all_ok else 0
 
 
-def _print_plan(terminal: Terminal, asked: Experiment, bench: Bench, as_json: bool) -> None:
+def _print_plan(
+    terminal: Terminal, asked: Experiment, bench: Bench, executor: str, guests: int | None, as_json: bool
+) -> None:
+    from orchestrator.execution.provenance import base_of
+
     cached = {patchset: bench.has_kernel(patchset) for patchset in {v.patchset for v in asked.variants}}
-    plan = {
-        "topology": asked.topology.text,
-        "accelerator": asked.accelerator,
-        "repeat": asked.repeat,
-        "cells": [cell.id for cell in asked.cells],
-        "variants": [
-            {
-                "name": variant.name,
-                "role": variant.role.value,
-                "patchset": variant.patchset,
-                "knobs": dict(variant.knobs),
-                "kernel_cached": cached[variant.patchset],
-            }
-            for variant in asked.variants
-        ],
-        "workloads": {name: dict(parameters) for name, parameters in asked.workloads.items()},
-        "image_cached": all(bench.has_image(bench.workloads[name].layers) for name in asked.workloads),
-    }
+    image_cached = all(
+        bench.has_image(layers) for layers in {bench.workloads[name].layers for name in asked.workloads}
+    )
+    needs = _needs(asked, bench, executor, guests)
+    base = base_of(bench)
+    if base.imported:
+        base.remarks.extend(
+            dict.fromkeys(said for patchset in cached for said in bench.tree(patchset).remarks)
+        )
     if as_json:
-        terminal.print_json(plan)
+        terminal.print_json(
+            {
+                "base": vars(base),
+                "topology": asked.topology.text,
+                "accelerator": asked.accelerator,
+                "repeat": asked.repeat,
+                "cells": [cell.id for cell in asked.cells],
+                "variants": [
+                    {
+                        "name": variant.name,
+                        "role": variant.role.value,
+                        "patchset": variant.patchset,
+                        "knobs": dict(variant.knobs),
+                        "kernel_cached": cached[variant.patchset],
+                    }
+                    for variant in asked.variants
+                ],
+                "workloads": {name: dict(parameters) for name, parameters in asked.workloads.items()},
+                "image_cached": image_cached,
+                "needs": needs.facts,
+            }
+        )
         return
     terminal.print(f"{len(asked.cells)} cells on {asked.topology.text}, accelerator {asked.accelerator}:")
+    terminal.print(f"  base {base.sentence}")
+    for remark in base.remarks:
+        terminal.print(f"       {remark}")
     for variant in asked.variants:
         knobs = " ".join(f"{key}={value}" for key, value in variant.knobs.items())
         kernel = "kernel cached" if cached[variant.patchset] else "kernel to be built"
@@ -255,4 +324,52 @@ def _print_plan(terminal: Terminal, asked: Experiment, bench: Bench, as_json: bo
     for workload, parameters in asked.workloads.items():
         given = " ".join(f"{key}={value}" for key, value in parameters.items())
         terminal.print(f"  workload {workload} x {asked.repeat}  {given}".rstrip())
-    terminal.print(f"  guest image {'cached' if plan['image_cached'] else 'to be built'}")
+    terminal.print(f"  guest image {'cached' if image_cached else 'to be built'}")
+    for line in needs.lines:
+        terminal.print(line)
+
+
+@dataclass(frozen=True)
+class _Needs:
+    """What a run would take, for a person and for a machine."""
+
+    lines: Sequence[str]
+    facts: Mapping[str, object]
+
+
+def _needs(asked: Experiment, bench: Bench, executor: str, guests: int | None) -> _Needs:
+    from orchestrator.execution.admission import Admission, admit
+    from orchestrator.execution.durations import in_words
+    from orchestrator.execution.forecast import forecast, free_gib
+
+    try:
+        accelerator = bench.accelerator
+    except InfrastructureError as error:  # a plan is of use without QEMU too
+        return _Needs([f"accelerator  none: {error}"], {"accelerator": None, "reason": str(error)})
+    here = executor == LOCAL
+    admission = (
+        admit(guests, asked.topology, accelerator, len(asked.cells))
+        if here
+        else Admission(1, f"the workers of {executor} decide")
+    )
+    needed = forecast(asked, bench, asked.cells, admission.guests)
+    free = free_gib(bench.cache.root)
+    parts = [*needed.prepare, (f"{len(asked.cells)} cells", needed.cells), ("conclusion", needed.conclude)]
+    lines = [
+        f"accelerator  {accelerator.reason}",
+        f"guests       {admission.guests} side by side: {admission.reason}",
+        f"time         about {in_words(needed.seconds)}, {needed.basis}:",
+        *(f"               {name}: {in_words(each.seconds)}" for name, each in parts),
+        f"disk         about {needed.disk_gib:.1f} GiB, estimated; {free:.0f} GiB are free at {bench.cache.root}",
+    ]
+    facts = {
+        "accelerator": accelerator.name,
+        "reason": accelerator.reason,
+        "guests": admission.guests,
+        "seconds": round(needed.seconds),
+        "basis": needed.basis,
+        "parts": {name: {"seconds": round(e.seconds), "basis": e.basis} for name, e in parts},
+        "disk_gib": round(needed.disk_gib, 2),
+        "free_gib": round(free, 1),
+    }
+    return _Needs(lines, facts)

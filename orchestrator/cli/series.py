@@ -10,7 +10,6 @@ import typer
 from orchestrator.cli import option, series_export, series_verify
 from orchestrator.cli.terminal import terminal_of
 from orchestrator.errors import UserError
-from orchestrator.kernel.series import load_series
 
 app = typer.Typer(
     help="The staged series: groups, stages, patches.", no_args_is_help=True, rich_markup_mode=None
@@ -25,6 +24,8 @@ def list_stages(
     context: typer.Context, directory: option.SeriesDirectory = None, as_json: option.Json = False
 ) -> int:
     """List the stages in order, with group, knobs and counters."""
+    from orchestrator.kernel.series import load_series
+
     terminal = terminal_of(context)
     series = load_series(directory or terminal.project.kernel_patches)
     if as_json:
@@ -32,7 +33,9 @@ def list_stages(
             {
                 "name": series.name,
                 "title": series.title,
-                "base": series.base_version,
+                "base": series.bases.linux,
+                "package": series.bases.package,
+                "versions": list(series.bases.versions),
                 "groups": list(series.groups),
                 "stages": [
                     {
@@ -41,6 +44,7 @@ def list_stages(
                         "group": stage.group,
                         "title": stage.title,
                         "patch": str(stage.patch),
+                        "variants": {each.name: str(each.patch) for each in stage.variants},
                         "digest": stage.digest,
                         "knobs": list(stage.knobs),
                         "counters": list(stage.counters),
@@ -51,13 +55,15 @@ def list_stages(
             }
         )
         return 0
-    terminal.print(f"{series.title}, on {series.base_version}")
+    terminal.print(f"{series.title}, on Linux {series.bases.linux} ({series.bases})")
     for stage in series.stages:
         terminal.print(f"{stage.number:3}  {stage.group:<15} {stage.name:<15} {stage.title}")
         defaults = [f"{name} {value}" for name, value in stage.defaults.items()]
         for what, names in (("knobs", stage.knobs), ("counters", stage.counters), ("default", defaults)):
             if names:
                 terminal.print(f"{'':36}{what}: {', '.join(names)}")
+        if stage.variants:
+            terminal.print(f"{'':36}another patch for: {', '.join(each.name for each in stage.variants)}")
     return 0
 
 
@@ -68,6 +74,8 @@ def show(
     directory: option.SeriesDirectory = None,
 ) -> int:
     """Print one stage's patch."""
+    from orchestrator.kernel.series import load_series
+
     terminal = terminal_of(context)
     series = load_series(directory or terminal.project.kernel_patches)
     for each in series.stages:

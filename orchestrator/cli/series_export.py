@@ -12,11 +12,6 @@ import typer
 from orchestrator.cli import option
 from orchestrator.cli.terminal import terminal_of
 from orchestrator.errors import UserError
-from orchestrator.execution.cover_letter import cover_text
-from orchestrator.kernel.mailbox import Letter, Person, authors_without_sign_off, write_mailbox
-from orchestrator.kernel.outbox import Outbox
-from orchestrator.kernel.source import origin_commit
-from orchestrator.store.run import Run, find_run
 
 NAME = "export"
 EXAMPLE = "Example: orchestrate series export outgoing --patchset core-only --run latest"
@@ -28,7 +23,8 @@ def command(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where the patches go.")],
     patchset: option.Patchset = "full",
     version: Annotated[
-        int, typer.Option("--version", "-V", min=1, help="N of [PATCH vN n/m]; 1 is not written.")
+        int,
+        typer.Option("--version", "-V", min=1, metavar="N", help="N of [PATCH vN n/m]; 1 is not written."),
     ] = 1,
     run: Annotated[
         str | None, typer.Option("--run", metavar="RUN", help="Whose figures the cover letter shows.")
@@ -50,6 +46,12 @@ def command(
     as_json: option.Json = False,
 ) -> int:
     """Write a mailable series: a cover letter and a signed-off patch a stage, for git send-email."""
+    from orchestrator.execution.cover_letter import cover_text
+    from orchestrator.kernel.mailbox import Letter, Person, authors_without_sign_off, write_mailbox
+    from orchestrator.kernel.outbox import Outbox
+    from orchestrator.kernel.source import origin_commit
+    from orchestrator.store.run import Run, find_run
+
     terminal = terminal_of(context)
     outbox = Outbox(directory)
     outbox.check(force)

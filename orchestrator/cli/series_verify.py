@@ -4,21 +4,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from orchestrator.cli import option
 from orchestrator.cli.terminal import terminal_of
 from orchestrator.errors import UserError
-from orchestrator.execution.series_verification import (
-    CHECKS,
-    SeriesVerification,
-    StageReport,
-    State,
-)
-from orchestrator.kernel.series import Series, Stage
-from orchestrator.machine.topology import Topology
+
+if TYPE_CHECKING:
+    from orchestrator.execution.series_verification import StageReport
+    from orchestrator.kernel.series import Series, Stage
 
 NAME = "verify"
 EXAMPLE = "Example: orchestrate series verify --stage 5"
@@ -31,7 +27,7 @@ def command(
         list[str] | None, typer.Option("--stage", metavar="STAGE", help="Number or name; default: all.")
     ] = None,
     only: Annotated[
-        list[str] | None, typer.Option("--only", metavar="CHECK", help=f"One of {', '.join(CHECKS)}.")
+        list[str] | None, typer.Option("--only", metavar="CHECK", help=f"One of {option.CHECKS}.")
     ] = None,
     topology: option.Topology = DEFAULT_TOPOLOGY,
     accel: option.Accelerator = "auto",
@@ -42,6 +38,9 @@ def command(
     as_json: option.Json = False,
 ) -> int:
     """Check each stage by itself: applies, style, builds, sparse, boots, works, has what it should."""
+    from orchestrator.execution.series_verification import CHECKS, SeriesVerification
+    from orchestrator.machine.topology import Topology
+
     terminal = terminal_of(context)
     for check in only or ():
         if check not in CHECKS:
@@ -70,6 +69,8 @@ def command(
 
 def table(reports: Sequence[StageReport]) -> str:
     """A row a stage, a column a check, and below it what failed and why."""
+    from orchestrator.execution.series_verification import CHECKS, State
+
     width = max(len(f"{report.stage.number:2} {report.stage.name}") for report in reports)
     widths = {check: max(len(check), len(State.FAILED)) for check in CHECKS}
     lines = ["  ".join(["stage".ljust(width), *(check.ljust(widths[check]) for check in CHECKS)]).rstrip()]

@@ -6,10 +6,7 @@ from __future__ import annotations
 import typer
 
 from orchestrator.cli import option
-from orchestrator.cli.guest_of import guest_of
 from orchestrator.cli.terminal import terminal_of
-from orchestrator.guest.ssh import ssh_command
-from orchestrator.process import spawn
 
 NAME = "shell"
 EXAMPLE = "Example: orchestrate shell --patchset core-only --set promotion_threshold=64"
@@ -27,6 +24,10 @@ def command(
     series: option.SeriesDirectory = None,
 ) -> int:
     """Boot a variant and open an SSH shell in it; the guest ends with the shell."""
+    from orchestrator.cli.guest_of import guest_of
+    from orchestrator.guest.ssh import ssh_command
+    from orchestrator.process import spawn
+
     terminal = terminal_of(context)
     with guest_of(terminal, patchset, topology, accel, settings, cmdline, flavour, source, series) as up:
         # stdin, stdout and stderr are the person's own: ssh makes the terminal raw and restores it.

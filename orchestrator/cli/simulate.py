@@ -6,26 +6,17 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
-from orchestrator.analysis.chunk_measured import Point, measured_chunk
 from orchestrator.cli import option
 from orchestrator.cli.terminal import Terminal, terminal_of, text_of
 from orchestrator.errors import UserError
-from orchestrator.model.chunk_test import (
-    PATTERNS,
-    RANGE_KIB,
-    Distribution,
-    Machine,
-    Outcome,
-    Policy,
-    distribution,
-    simulate,
-)
-from orchestrator.store.run import Run, find_run
+
+if TYPE_CHECKING:
+    from orchestrator.analysis.chunk_measured import Point
+    from orchestrator.model.chunk_test import Distribution, Machine, Outcome
 
 NAME = "simulate"
 EXAMPLE = "Example: orchestrate simulate --memory 256G --chunk 16G"
@@ -39,30 +30,43 @@ _LEAST_MEMORY_KIB = 512 << 10
 
 def command(
     context: typer.Context,
-    memory: Annotated[str, typer.Option("--memory", help="Installed, e.g. 256G.")] = "256G",
-    nodes: Annotated[int, typer.Option("--nodes", help="NUMA nodes.", min=1, max=1024)] = 8,
+    memory: Annotated[str, typer.Option("--memory", metavar="SIZE", help="Installed, e.g. 256G.")] = "256G",
+    nodes: Annotated[int, typer.Option("--nodes", metavar="N", help="NUMA nodes.", min=1, max=1024)] = 8,
     chunk: Annotated[
-        str, typer.Option("--chunk", help="What a child maps: 16G, installed/16 or available/16.")
+        str,
+        typer.Option("--chunk", metavar="SIZE", help="What a child maps: 16G, installed/16 or available/16."),
     ] = "installed/16",
     pattern: Annotated[
-        str, typer.Option("--pattern", help=f"Pages touched of each range: {', '.join(PATTERNS)}.")
+        str,
+        typer.Option("--pattern", metavar="NAME", help=f"Pages touched of each range: {option.PATTERNS}."),
     ] = "mixed",
     pages: Annotated[
-        int, typer.Option("--pages", help="Most pages; with `fixed` all, with `geometric` the mean.")
+        int,
+        typer.Option("--pages", metavar="N", help="Most pages; with `fixed` all, with `geometric` the mean."),
     ] = 256,
     thresholds: Annotated[
-        str, typer.Option("--thresholds", help="Values of promotion_threshold; 1 is a huge page at once.")
+        str,
+        typer.Option(
+            "--thresholds", metavar="N,...", help="Values of promotion_threshold; 1 is a huge page at once."
+        ),
     ] = DEFAULT_THRESHOLDS,
     run: Annotated[
-        str | None, typer.Option("--run", help="Take machine and touches from a run, and show its figures.")
+        str | None,
+        typer.Option(
+            "--run", metavar="RUN", help="Take machine and touches from a run, and show its figures."
+        ),
     ] = None,
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="FILE", help="Draw it: FILE.png and FILE.svg.")
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Of the touches.", min=0)] = 1,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of the touches.", min=0)] = 1,
     as_json: option.Json = False,
 ) -> int:
     """Say how many children of the chunk test fit into a machine, without one."""
+    from orchestrator.analysis.chunk_measured import measured_chunk
+    from orchestrator.model.chunk_test import Machine, Policy, simulate
+    from orchestrator.store.run import Run, find_run
+
     terminal = terminal_of(context)
     values = _thresholds(thresholds)
     points: Sequence[Point] = ()
@@ -127,6 +131,8 @@ def _size(text: str, flag: str) -> int:
 
 
 def _chunk(text: str, machine: Machine) -> int:
+    from orchestrator.model.chunk_test import RANGE_KIB
+
     match = _SHARE.fullmatch(text)
     if match is not None and int(match[2]):
         whole = machine.memory_kib if match[1] == "installed" else machine.begin_kib
@@ -137,6 +143,8 @@ def _chunk(text: str, machine: Machine) -> int:
 
 
 def _distribution(pattern: str, pages: int) -> Distribution:
+    from orchestrator.model.chunk_test import distribution
+
     try:
         return distribution(pattern, pages)
     except ValueError as error:
@@ -155,6 +163,8 @@ def _print(
     every: Sequence[Outcome],
     points: Sequence[Point],
 ) -> None:
+    from rich.table import Table
+
     table = Table(box=None, pad_edge=False, header_style="")
     columns = (
         "threshold",

@@ -10,18 +10,21 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from orchestrator.analysis.comparison import Comparison
-from orchestrator.analysis.table import to_text
-from orchestrator.cache import Cache
-from orchestrator.cli.progress import PlainProgress, TerminalProgress
 from orchestrator.events import Events
-from orchestrator.execution.bench import Bench
-from orchestrator.project import Project, find_project
+
+# What a command does not use it does not import: --help takes no longer than it has to.
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from orchestrator.analysis.comparison import Comparison
+    from orchestrator.cache import Cache
+    from orchestrator.execution.bench import Bench
+    from orchestrator.execution.durations import Durations
+    from orchestrator.project import Project
 
 
 @dataclass
@@ -41,12 +44,23 @@ class Terminal:
     @cached_property
     def project(self) -> Project:
         """The checkout that is worked in."""
+        from orchestrator.project import find_project
+
         return find_project()
 
     @cached_property
     def cache(self) -> Cache:
         """This user's cache."""
+        from orchestrator.cache import Cache
+
         return Cache.default()
+
+    @cached_property
+    def durations(self) -> Durations:
+        """How long things take on this host."""
+        from orchestrator.execution.durations import Durations
+
+        return Durations(self.cache)
 
     @contextmanager
     def events(self) -> Iterator[Events]:
@@ -54,6 +68,8 @@ class Terminal:
         if self.quiet:
             yield Events()
             return
+        from orchestrator.cli.progress import PlainProgress, TerminalProgress
+
         live = sys.stderr.isatty() and not self.verbose
         with TerminalProgress() if live else PlainProgress(self.verbose) as progress:
             yield Events(progress)
@@ -68,7 +84,12 @@ class Terminal:
         series: Path | None = None,
     ) -> Bench:
         """A bench for this project, or for another series."""
-        return Bench(self.project, self.cache, events, source, accelerator, flavour, build_jobs, series)
+        from orchestrator.execution.bench import Bench
+
+        bench = Bench(self.project, self.cache, events, source, accelerator, flavour, build_jobs, series)
+        events.listen(bench.durations.heard)
+        events.expected = lambda like: bench.durations.expected(like).seconds if like else None
+        return bench
 
     @staticmethod
     def print(text: str) -> None:
@@ -78,6 +99,8 @@ class Terminal:
     @staticmethod
     def print_table(comparison: Comparison) -> None:
         """Print a comparison, in colour on a terminal."""
+        from orchestrator.analysis.table import to_text
+
         typer.echo(to_text(comparison, colour=sys.stdout.isatty()).rstrip("\n"))
 
     @staticmethod
@@ -92,6 +115,8 @@ def text_of(table: Table, width: int) -> str:
     Args:
         width: columns.
     """
+    from rich.console import Console
+
     console = Console(width=width, no_color=True, highlight=False)
     with console.capture() as captured:
         console.print(table)

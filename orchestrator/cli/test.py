@@ -4,27 +4,16 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 
+from orchestrator import defaults
 from orchestrator.cli import option
-from orchestrator.cli.attempt import attempt
 from orchestrator.cli.terminal import terminal_of, text_of
-from orchestrator.execution.correctness import SUITES, choose, having
-from orchestrator.execution.correctness_run import (
-    DEFAULT_TOPOLOGY,
-    CorrectnessSummary,
-    CorrectnessTest,
-    Trouble,
-    execute,
-    manifest_of,
-)
-from orchestrator.guest.ktap import Status
-from orchestrator.machine.topology import Topology
-from orchestrator.store.outcome import Outcome
-from orchestrator.store.run import RunWriter
+
+if TYPE_CHECKING:
+    from orchestrator.execution.correctness_run import CorrectnessSummary, Trouble
 
 NAME = "test"
 EXAMPLE = "Example: orchestrate test --patchset full --config debug-locks --suite reservations"
@@ -38,27 +27,40 @@ def command(
     context: typer.Context,
     patchset: option.Patchset = "full",
     flavour: Annotated[
-        str, typer.Option("--config", help="Kernel configuration: debug-vm, debug-locks or measure.")
+        str,
+        typer.Option(
+            "--config", metavar="NAME", help="Kernel configuration: debug-vm, debug-locks or measure."
+        ),
     ] = "debug-vm",
     suite: Annotated[
-        list[str] | None, typer.Option("--suite", help=f"Of {', '.join(SUITES)}; repeatable. Default: all.")
+        list[str] | None,
+        typer.Option("--suite", metavar="NAME", help=f"Of {option.SUITES}; repeatable. Default: all."),
     ] = None,
     only: Annotated[
-        list[str] | None, typer.Option("--only", help="Name of a test; repeatable. Default: all.")
+        list[str] | None,
+        typer.Option("--only", metavar="NAME", help="Name of a test; repeatable. Default: all."),
     ] = None,
     compare: Annotated[
         bool, typer.Option("--baseline/--no-baseline", help="Run the same on the baseline, as the yardstick.")
     ] = True,
-    topology: option.Topology = DEFAULT_TOPOLOGY,
+    topology: option.Topology = defaults.TEST_TOPOLOGY,
     accel: option.Accelerator = "tcg",
     cmdline: option.Cmdline = None,
     series: option.SeriesDirectory = None,
     source: option.Source = None,
     build_jobs: option.BuildJobs = None,
-    name: Annotated[str | None, typer.Option("--name", help="Part of the run directory's name.")] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", metavar="NAME", help="Part of the run directory's name.")
+    ] = None,
     as_json: option.Json = False,
 ) -> int:
     """Run the suites of correctness in guests; exit 3 where a test regressed or the kernel reported anything."""
+    from orchestrator.cli.attempt import attempt
+    from orchestrator.execution.correctness import choose, having
+    from orchestrator.execution.correctness_run import CorrectnessTest, execute, manifest_of
+    from orchestrator.machine.topology import Topology
+    from orchestrator.store.run import RunWriter
+
     terminal = terminal_of(context)
     with terminal.events() as events:
         bench = terminal.bench(events, source, accel, flavour, build_jobs, series)
@@ -92,6 +94,11 @@ def command(
 
 def as_text(summary: CorrectnessSummary) -> str:
     """A row a guest, then what is wrong, then what is worth knowing."""
+    from rich.table import Table
+
+    from orchestrator.guest.ktap import Status
+    from orchestrator.store.outcome import Outcome
+
     table = Table(box=None, pad_edge=False, header_style="")
     for column in ("kernel", "suite", "passed", "failed", "skipped", "reports", "leaks", "s", "outcome"):
         number = column in ("passed", "failed", "skipped", "reports", "leaks", "s")

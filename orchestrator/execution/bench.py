@@ -11,8 +11,9 @@ from functools import cached_property
 from pathlib import Path
 
 from orchestrator.cache import Cache
-from orchestrator.errors import UserError
+from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.events import Events
+from orchestrator.execution.durations import Durations
 from orchestrator.experiment.knob import knob_path
 from orchestrator.guest.image import GuestImage, build_image
 from orchestrator.guest.image import is_built as is_image_built
@@ -25,7 +26,7 @@ from orchestrator.kernel.build import KernelBuild, build_kernel, is_built
 from orchestrator.kernel.config import Configuration, configuration
 from orchestrator.kernel.elf import build_id_of_notes
 from orchestrator.kernel.series import BASELINE, Series, load_series
-from orchestrator.kernel.source import SourceTree, import_source, is_imported
+from orchestrator.kernel.source import Origin, SourceTree, find_origin, import_origin
 from orchestrator.kernel.tree import PatchedTree, apply_stages
 from orchestrator.machine.accelerator import Accelerator, choose_accelerator
 from orchestrator.machine.qemu import Machine, MachineFailure
@@ -51,7 +52,7 @@ class Bench:
     """What the cells of a run share; each part is made once, when first needed.
 
     Args:
-        source: ``--source``: a kernel git tree, directory or tarball; None for Debian's package.
+        source: ``--source``, see :func:`find_origin`; None for Debian's package.
         accelerator_request: see :func:`choose_accelerator`.
         flavour: kernel configuration.
         series_directory: of another series than the project's.
@@ -82,9 +83,36 @@ class Bench:
         return load_workloads(self.project.guest_workloads)
 
     @cached_property
+    def durations(self) -> Durations:
+        """How long things take on this host."""
+        return Durations(self.cache)
+
+    @cached_property
+    def origin(self) -> Origin:
+        """Where the kernel source comes from.
+
+        Raises:
+            UserError: there is no such source.
+            InfrastructureError: this host can get no version of the package.
+        """
+        bases = self.series.bases
+        return find_origin(self.source, bases.package, self.cache, bases.versions)
+
+    @property
+    def unchecked_base(self) -> str | None:
+        """What to say where the source is a package version that the series is not checked on."""
+        package, bases = self.origin.package, self.series.bases
+        if package is None or package.version in bases.versions:
+            return None
+        return f"the series is not checked on {package}, but on {bases}"
+
+    @cached_property
     def source_tree(self) -> SourceTree:
         """The unpatched kernel source, imported."""
-        return import_source(self.source, self.series.package, self.cache, self.events)
+        if self.unchecked_base:
+            with self.events.step("kernel source") as step:
+                step.note(self.unchecked_base)
+        return import_origin(self.origin, self.cache, self.events)
 
     @property
     def image(self) -> GuestImage:
@@ -122,21 +150,27 @@ class Bench:
 
     def has_kernel(self, patchset: str) -> bool:
         """Whether the kernel of `patchset` is in the cache; at most its stages are applied to find out."""
-        return is_imported(self.source, self.series.package, self.cache) and is_built(
-            self.tree(patchset), self.configuration(), self.cache
-        )
+        return self.has_source() and is_built(self.tree(patchset), self.configuration(), self.cache)
+
+    def has_source(self) -> bool:
+        """Whether the kernel source is in the cache."""
+        try:
+            return self.origin.is_imported(self.cache)
+        except InfrastructureError:  # no package lists yet: then it is not imported either
+            return False
 
     def has_image(self, layers: Sequence[str] = ()) -> bool:
         """Whether the guest image with these layers is in the cache."""
-        there = is_imported(self.source, self.series.package, self.cache) and are_selftests_built(
-            self.tree(BASELINE), self.selftest_plan, self.cache
-        )
-        return is_image_built(self.project, self.cache, layers, self._unpatched_selftests if there else None)
+        return is_image_built(self.project, self.cache, layers, self._selftests_in_cache)
 
     @cached_property
     def selftest_plan(self) -> SelftestPlan:
         """The kernel's own selftests that run."""
         return load_selftests(self.project.vm_images / "guest" / "selftests.toml")
+
+    def _selftests_in_cache(self) -> Selftests | None:
+        there = self.has_source() and are_selftests_built(self.tree(BASELINE), self.selftest_plan, self.cache)
+        return self._unpatched_selftests() if there else None
 
     def _unpatched_selftests(self) -> Selftests:
         """The kernel's own, of the unpatched source: one program for all variants."""

@@ -11,14 +11,12 @@ from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
-import psutil
-
-from orchestrator.analysis.calibration import DENSITIES, Calibration, Costs, Spread
+from orchestrator.analysis.calibration import DEFAULT_ROUNDS, DENSITIES, Calibration, Costs, Spread
 from orchestrator.cache import Cache
 from orchestrator.errors import InfrastructureError
 from orchestrator.events import Step
 from orchestrator.execution.bench import Bench
-from orchestrator.execution.host import processor_model
+from orchestrator.execution.processor import processor_model
 from orchestrator.guest.image import compile_workload
 from orchestrator.guest.ssh import CommandTimeout, GuestLost
 from orchestrator.guest.workload import (
@@ -34,8 +32,6 @@ from orchestrator.machine.topology import Topology
 from orchestrator.process import run
 
 WORKLOAD = "fault_latency"
-#: Native rounds that count. One more comes before: a virtual machine's host backs memory at its first touch only.
-DEFAULT_ROUNDS = 10
 #: Host seconds that the native program may take; it needs one.
 _NATIVE_TIMEOUT_S = 120.0
 _GUEST_TIMEOUT_S = 600.0
@@ -110,6 +106,8 @@ def _check_host() -> None:
         raise InfrastructureError(
             f"transparent huge pages are switched off on this host; `echo madvise > {_THP}` as root, then calibrate."
         )
+    import psutil  # --help should not wait for it
+
     free = psutil.virtual_memory().available >> 20
     if free < _NEEDED_MIB:
         raise InfrastructureError(
@@ -139,6 +137,7 @@ def _native(bench: Bench, rounds: int, step: Step) -> Costs:
             return {o.metric: o.value for o in observations_of(records, workload, "ns")}
 
         found: list[Costs] = []
+        # One more than count: a virtual machine's host backs memory at its first touch only.
         for number in range(rounds + 1):
             step.progress(number, rounds + 1, "rounds")
             found.append(_both("ns", lambda advice, seed=number: measure(advice, seed)))  # type: ignore[misc]

@@ -12,6 +12,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Final
 
+from orchestrator.defaults import TEST_TOPOLOGY
 from orchestrator.errors import InfrastructureError
 from orchestrator.execution.bench import Bench, Booted
 from orchestrator.execution.correctness import Found, Kind, Leak, Suite, SuiteRun
@@ -30,7 +31,7 @@ from orchestrator.store.outcome import Outcome
 from orchestrator.store.run import CellRow, RunWriter
 
 #: Two nodes, small enough to fill; a quarter of it movable, so that memory can be taken offline.
-DEFAULT_TOPOLOGY: Final = "2x1536M"
+DEFAULT_TOPOLOGY: Final = TEST_TOPOLOGY
 #: Guests of the baseline that are asked again for what fails with the series only: some tests fail at times.
 _MORE_YARDSTICKS: Final = 6
 #: For every guest; what a kernel's configuration does not have ignores its word.

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self
 
+from orchestrator.defaults import CHECK_TOPOLOGY
 from orchestrator.errors import InfrastructureError
 from orchestrator.execution.bench import Bench, Booted
 from orchestrator.guest.ssh import CommandTimeout, GuestLost
@@ -28,7 +29,7 @@ from orchestrator.machine.topology import Topology
 from orchestrator.model.trace import Exit, Operation, Trace, format_operation, format_trace
 
 #: One processor a node, and two nodes, so that there is something to bind to.
-DEFAULT_TOPOLOGY = "2x512M/1"
+DEFAULT_TOPOLOGY = CHECK_TOPOLOGY
 PROGRAM = "trace-exec"
 #: Host seconds for an operation: TCG on a loaded host takes some ten milliseconds.
 _TIMEOUT_S = 120.0

@@ -8,11 +8,14 @@ from collections.abc import Mapping, Sequence, Set
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
+from orchestrator.errors import UserError
 from orchestrator.execution.bench import Bench
 from orchestrator.execution.derived import DERIVED_METRICS
+from orchestrator.execution.durations import Expected, in_words
+from orchestrator.execution.forecast import Remaining
 from orchestrator.execution.measured_cell import CellResult, write_evidence
 from orchestrator.execution.place import Place
-from orchestrator.execution.provenance import keep_build_log, kernel_facts, provenance
+from orchestrator.execution.provenance import keep_build_log, kernel_facts, provenance, source_facts
 from orchestrator.experiment.cell import Cell
 from orchestrator.experiment.experiment import Experiment
 from orchestrator.experiment.variant import Role
@@ -141,6 +144,7 @@ Kernels = Mapping[str, KernelBuild | BuildFailed]
 
 def _prepare(experiment: Experiment, bench: Bench, writer: RunWriter, needed: Set[str]) -> Kernels:
     """Everything slow that cells share, and its facts in ``run.json``."""
+    _check_source(writer, bench)
     writer.update_manifest(accelerator=bench.accelerator.facts)
     kernels: dict[str, KernelBuild | BuildFailed] = {}
     facts = {variant["name"]: variant for variant in writer.manifest["variants"]}
@@ -160,8 +164,7 @@ def _prepare(experiment: Experiment, bench: Bench, writer: RunWriter, needed: Se
     writer.update_manifest(
         variants=list(facts.values()),
         source={
-            "requested": bench.source or bench.series.package,
-            "description": source.description,
+            **source_facts(bench),
             "version": source.version,
             "commit": source.commit,
         },
@@ -169,6 +172,16 @@ def _prepare(experiment: Experiment, bench: Bench, writer: RunWriter, needed: Se
     )
     (writer.path / "logs" / "kernel.config").write_text(bench.configuration().text, encoding="utf-8")
     return kernels
+
+
+def _check_source(writer: RunWriter, bench: Bench) -> None:
+    """A run is finished on the source it was begun with, or not at all."""
+    began = writer.manifest["source"].get("commit")
+    if began is not None and began != bench.source_tree.commit:
+        raise UserError(
+            f"{bench.source_tree.description} is not the source that {writer.path.name} began with "
+            f"({writer.manifest['source'].get('description')}); start a new run."
+        )
 
 
 def _measure_all(
@@ -189,10 +202,8 @@ def _measure_all(
         if isinstance(kernel, BuildFailed):
             result = CellResult(cell, Outcome.BUILD_FAILED, str(kernel))
         else:
-            with bench.events.step(f"cell {cell.id}") as step:
+            with bench.events.step(f"cell {cell.id}", part=True):
                 result = place.measure(cell, experiment, directory)
-                first = result.evidence.splitlines()[0] if result.evidence else ""
-                step.note(f"{result.outcome}{': ' + first if first else ''}")
         if stopping.is_set() and result.outcome is not Outcome.OK:
             return None  # we ended it ourselves; a resumed run measures it
         write_evidence(result, directory)
@@ -200,10 +211,13 @@ def _measure_all(
         return result
 
     unbooted = 0
+    remaining = Remaining(experiment, bench, todo, place.slots)
     with bench.events.step("measure") as step, ThreadPoolExecutor(place.slots, "cell") as pool:
         pending: set[Future[CellResult | None]] = {pool.submit(one, cell) for cell in todo}
         finished = 0
-        step.progress(0, len(todo), "cells")
+        expected = remaining.expected
+        step.progress(0, len(todo), "cells", left_s=expected.seconds)
+        step.note(f"{len(todo)} cells, about {in_words(expected.seconds)} ({_source_of(expected)})")
         try:
             while pending:
                 # A bounded wait, for Ctrl-C is only noticed between waits.
@@ -211,7 +225,9 @@ def _measure_all(
                 for future in ended:
                     result = future.result()
                     finished += 1
-                    step.progress(finished, len(todo), "cells")
+                    if result is not None:
+                        remaining.ended(result.cell, result.total_s if result.outcome is Outcome.OK else None)
+                        step.item(finished, len(todo), "cells", _told(result), remaining.expected.seconds)
                     unbooted = unbooted + 1 if result and result.outcome is Outcome.BOOT_FAILED else 0
                 if unbooted >= _GIVE_UP_AFTER and len(todo) > 2 * _GIVE_UP_AFTER:
                     step.note(f"{unbooted} guests in a row did not come up; the remaining cells are left out")
@@ -222,6 +238,18 @@ def _measure_all(
             if pending:  # the pool waits for its threads, and they for their guests
                 stopping.set()
                 place.abort()
+
+
+def _told(result: CellResult) -> str:
+    """How a cell ended, in a line: workload, variant, repetition, outcome, host seconds, the reason."""
+    cell = result.cell
+    first = result.evidence.splitlines()[0] if result.evidence else ""
+    took = f" {in_words(result.total_s)}" if result.total_s else ""
+    return f"{cell.workload} {cell.variant} #{cell.repetition} {result.outcome}{took}{': ' + first if first else ''}"
+
+
+def _source_of(expected: Expected) -> str:
+    return "a guess" if expected.basis == "a guess" else f"from {expected.basis}"
 
 
 def row_of(result: CellResult, role: Role) -> CellRow:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import platform
 import shutil
 import sys
 from dataclasses import dataclass
@@ -15,6 +14,8 @@ import psutil
 from orchestrator.cache import Cache
 from orchestrator.errors import OrchestrateError
 from orchestrator.events import Events
+from orchestrator.execution.bench import Bench
+from orchestrator.execution.provenance import base_of
 from orchestrator.machine.accelerator import choose_accelerator
 from orchestrator.process import PACKAGES, run
 from orchestrator.project import Project
@@ -22,8 +23,10 @@ from orchestrator.project import Project
 #: Programs without which the main job cannot work, and those without which something lesser is missing.
 REQUIRED = (
     "gcc", "ld", "make", "flex", "bison", "bc", "perl", "git", "tar", "xz",
-    "dpkg-deb", "apt-get", "setpriv", "ssh-keygen", "qemu-system-x86_64",
+    "setpriv", "ssh-keygen", "qemu-system-x86_64",
 )  # fmt: skip
+#: Where the kernel source and the parts of the guest image come from, on Debian and what descends from it.
+DEBIAN = ("apt-get", "apt-cache", "dpkg-query", "dpkg-deb")
 OPTIONAL = {
     "ccache": "kernels build again from scratch where ccache would have kept the objects",
     "gdb": "`orchestrate debug` needs it",
@@ -55,28 +58,37 @@ class HostFinding:
 def examine(project: Project, cache: Cache, events: Events) -> list[HostFinding]:
     """Look at everything a run needs; nothing is changed but the cached answer of the KVM probe."""
     found: list[HostFinding] = []
+    apt = shutil.which("apt-get") is not None
+    missing: list[str] = []
+
+    def look_for(
+        what: str, there: str | None, package: str, state: Literal["note", "lacks"], loss: str
+    ) -> None:
+        if there:
+            found.append(HostFinding(what, "ok", there))
+            return
+        missing.append(package)
+        advice = f"install the {'' if apt else 'equivalent of the '}Debian package {package}"
+        found.append(HostFinding(what, state, "; ".join(filter(None, ("missing", loss, advice)))))
+
     for program in REQUIRED:
-        path = shutil.which(program)
-        text = path or f"missing; install the Debian package {PACKAGES[program]}"
-        found.append(HostFinding(program, "ok" if path else "lacks", text))
+        look_for(program, shutil.which(program), PACKAGES[program], "lacks", "")
     for program, loss in OPTIONAL.items():
-        path = shutil.which(program)
-        text = path or f"missing; {loss}; install the Debian package {PACKAGES[program]}"
-        found.append(HostFinding(program, "ok" if path else "note", text))
-    if shutil.which("gcc"):
+        look_for(program, shutil.which(program), PACKAGES[program], "note", loss)
+    found.append(_debian(apt))
+    if shutil.which("gcc") and shutil.which("setpriv"):
         for header, package in HEADERS.items():
-            there = _compiles(header)
-            text = "found" if there else f"missing; install the Debian package {package}"
-            found.append(HostFinding(header, "ok" if there else "lacks", text))
+            look_for(header, "found" if _compiles(header) else None, package, "lacks", "")
         linked = run(
             ["gcc", "-static", "-x", "c", "-", "-o", "/dev/null"],
             input_text="int main(void){return 0;}",
             check=False,
         )
-        state: Literal["ok", "lacks"] = "ok" if linked.returncode == 0 else "lacks"
-        text = "works" if state == "ok" else "fails; install the Debian package libc6-dev"
-        found.append(HostFinding("static linking", state, text))
-    found.append(_disk(cache))
+        look_for("static linking", "works" if linked.returncode == 0 else None, "libc6-dev", "lacks", "")
+    if missing and apt:
+        packages = " ".join(dict.fromkeys(missing))
+        found.append(HostFinding("to get them", "note", f"as root: apt-get install {packages}"))
+    found += [_base(project, cache, events), _disk(cache)]
     memory = psutil.virtual_memory().available / 2**30
     found.append(
         HostFinding(
@@ -87,13 +99,35 @@ def examine(project: Project, cache: Cache, events: Events) -> list[HostFinding]
         )
     )
     found.append(HostFinding("Python", "ok", sys.version.split()[0]))
-    if shutil.which("qemu-system-x86_64"):
+    if shutil.which("qemu-system-x86_64") and shutil.which("setpriv"):
         try:
             chosen = choose_accelerator("auto", cache, events)
             found.append(HostFinding("accelerator", "ok" if chosen.name == "kvm" else "note", chosen.reason))
         except OrchestrateError as error:
             found.append(HostFinding("accelerator", "lacks", str(error)))
     return found
+
+
+def _debian(apt: bool) -> HostFinding:
+    missing = [program for program in DEBIAN if shutil.which(program) is None]
+    if not missing:
+        return HostFinding("Debian packages", "ok", "apt and dpkg are there")
+    if apt:
+        return HostFinding("Debian packages", "lacks", f"{', '.join(missing)} missing; install apt and dpkg")
+    return HostFinding(
+        "Debian packages",
+        "lacks",
+        "this host has no apt: name the kernel with --source (a git tree, a directory or a tarball), and `build` "
+        "and `series` work; the guest image is made of Debian packages, so what boots a guest (`run`, `test`, "
+        "`boot`) needs Debian or Ubuntu, in a container too",
+    )
+
+
+def _base(project: Project, cache: Cache, events: Events) -> HostFinding:
+    """The kernel source that a run would be based on; without one, --source still works."""
+    base = base_of(Bench(project, cache, events))
+    text = "; ".join([base.sentence, *base.remarks] if base.description else base.remarks)
+    return HostFinding("kernel source", "note" if base.remarks else "ok", text)
 
 
 def _compiles(header: str) -> bool:
@@ -113,11 +147,3 @@ def _disk(cache: Cache) -> HostFinding:
         "lacks",
         f"{free:.1f} GiB free at {place}, a run needs {_DISK_GIB:.0f}; set ORCHESTRATE_CACHE elsewhere",
     )
-
-
-def processor_model() -> str:
-    """What ``/proc/cpuinfo`` calls this host's processor."""
-    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()

@@ -6,20 +6,21 @@ from __future__ import annotations
 import os
 import platform
 import shutil
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
-
-import psutil
+from typing import Any
 
 from orchestrator import __version__
 from orchestrator.cache import Cache
+from orchestrator.errors import InfrastructureError
 from orchestrator.execution.bench import Bench
 from orchestrator.execution.calibration import last_calibration
-from orchestrator.execution.host import processor_model
+from orchestrator.execution.processor import processor_model
 from orchestrator.kernel.build import BuildFailed, KernelBuild
 from orchestrator.machine.topology import Topology
-from orchestrator.process import run
+from orchestrator.process import version_of
 
 _VERSION_OF = {
     "qemu": "qemu-system-x86_64",
@@ -48,11 +49,11 @@ def provenance(bench: Bench, topology: Topology, command: Sequence[str]) -> dict
             "reason": "requested; not yet chosen",
         },
         "flavour": bench.flavour,
-        "source": {"requested": bench.source or series.package},
+        "source": source_facts(bench),
         "series": {
             "name": series.name,
             "title": series.title,
-            "base": series.base_version,
+            "base": series.bases.linux,
             **({"directory": str(bench.series_directory.resolve())} if bench.series_directory else {}),
         },
         "host": host_facts(),
@@ -61,10 +62,86 @@ def provenance(bench: Bench, topology: Topology, command: Sequence[str]) -> dict
     }
 
 
+def source_facts(bench: Bench) -> dict[str, object]:
+    """What ``run.json`` says of the kernel source before it is imported.
+
+    Raises:
+        UserError: there is no such source.
+        InfrastructureError: this host can get no version of the package.
+    """
+    package = bench.origin.package
+    return {
+        "requested": bench.source or bench.series.bases.package,
+        "description": bench.origin.description,
+        **(
+            {
+                "package": package.package,
+                "package_version": package.version,
+                "version": package.linux,
+                "checked": bench.unchecked_base is None,
+            }
+            if package is not None
+            else {}
+        ),
+    }
+
+
+@dataclass(frozen=True)
+class Base:
+    """The kernel source of a bench, for a person.
+
+    Args:
+        description: the source; None where there is none.
+        imported: whether it is in the cache.
+        remarks: sentences on what is not as usual.
+    """
+
+    description: str | None
+    imported: bool
+    remarks: list[str]
+
+    @property
+    def sentence(self) -> str:
+        """The source, and whether it is in the cache."""
+        if self.description is None:
+            return "none"
+        return f"{self.description}, {'imported' if self.imported else 'to be imported'}"
+
+
+def base_of(bench: Bench) -> Base:
+    """The kernel source of a bench; nothing is imported.
+
+    Raises:
+        UserError: there is no such source.
+    """
+    try:
+        origin, unchecked = bench.origin, bench.unchecked_base
+    except InfrastructureError as error:
+        return Base(None, False, [str(error)])
+    return Base(origin.description, origin.is_imported(bench.cache), [unchecked] if unchecked else [])
+
+
+def requested_source(manifest: Mapping[str, Any], bench: Bench) -> str | None:
+    """The ``--source`` with which a run is finished: on the base it began with."""
+    source = manifest["source"]
+    if "package_version" in source:
+        return f"{source['package']}={source['package_version']}"
+    requested: str | None = source.get("requested")
+    if requested != bench.series.bases.package:
+        return requested
+    # Older runs have the version in their description only.
+    package, _, version = source.get("description", "").partition(" ")
+    return f"{package}={version}" if package == requested and version else None
+
+
 def kernel_facts(patchset: str, kernel: KernelBuild, bench: Bench) -> dict[str, object]:
     """What ``run.json`` says of a variant once its kernel is built."""
+    tree = bench.tree(patchset)
     return {
-        "tree": bench.tree(patchset).tree,
+        "tree": tree.tree,
+        "base": {"description": tree.source.description, "commit": tree.source.commit},
+        "patch_variants": {str(number): name for number, name in tree.variants.items()},
+        "merged": list(tree.merged),
         "kernel": {
             "release": kernel.release,
             "build_id": kernel.build_id,
@@ -84,6 +161,8 @@ def keep_build_log(run: Path, patchset: str, kernel: KernelBuild | BuildFailed) 
 
 def host_facts() -> dict[str, object]:
     """Processor, memory and kernel of this host; nothing that names it or its owner."""
+    import psutil
+
     return {
         "cpu": processor_model(),
         "cpus": os.cpu_count(),
@@ -104,6 +183,6 @@ def tool_facts() -> dict[str, str]:
     facts = {"orchestrate": __version__, "python": platform.python_version()}
     for name, program in _VERSION_OF.items():
         if shutil.which(program):
-            lines = run([program, "--version"], check=False, timeout_s=20).stdout.splitlines()
-            facts[name] = lines[0].strip() if lines else "prints no version"
+            with suppress(InfrastructureError):  # a tool that is there but does not start says nothing
+                facts[name] = version_of(program)
     return facts

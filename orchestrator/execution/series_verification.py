@@ -206,7 +206,7 @@ class SeriesVerification:
             apart = checking(self._bench.configuration())
             with self._bench.events.step("checkpatch") as step, Workshop(apart, cache, step) as workshop:
                 workshop.lay_out(tree)
-                said = review(stage.patch, workshop.source)
+                said = review(tree.patch_of(stage), workshop.source)
             (directory / "checkpatch.log").write_text(said.text, encoding="utf-8")
             facts = {"clean": said.is_clean, "findings": list(said.findings)}
             (directory / "checkpatch.json").write_text(json.dumps(facts), encoding="utf-8")

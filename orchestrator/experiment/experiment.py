@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from orchestrator.analysis.comparison import DEFAULT_MARGIN
+from orchestrator import defaults
 from orchestrator.errors import UserError
 from orchestrator.experiment.cell import Cell, cells_of
 from orchestrator.experiment.variant import Role, Variant, check_variant, with_control
@@ -20,10 +20,7 @@ from orchestrator.kernel.series import Series
 from orchestrator.machine.topology import Topology
 
 #: Workloads of `orchestrate run` where none is named.
-DEFAULT_WORKLOADS = ("chunk", "fault_latency")
 T = TypeVar("T")
-#: Fresh boots a variant and workload: the fewest with which the statistics can decide over the primary metrics.
-DEFAULT_REPEAT = 5
 #: Metrics that a table [tradeoff] has: two axes and a colour.
 TRADEOFF_AXES = 3
 ACCELERATORS = ("auto", "icount", "tcg", "kvm")
@@ -53,10 +50,10 @@ class Experiment:
     workloads: Mapping[str, Mapping[str, str]]
     topology: Topology
     accelerator: str = "auto"
-    repeat: int = DEFAULT_REPEAT
+    repeat: int = defaults.REPEAT
     seed: int = 1
     flavour: str = "measure"
-    margin: float = DEFAULT_MARGIN
+    margin: float = defaults.MARGIN
     timeout_s: float | None = None
     tradeoff: Mapping[str, str] = field(default_factory=dict)
     cells: tuple[Cell, ...] = field(init=False)
@@ -181,7 +178,7 @@ def _experiment(
         variants[0] = Variant(
             variants[0].name, Role.BASELINE, variants[0].patchset, variants[0].knobs, variants[0].cmdline
         )
-    named = table.get("workload") or {name: {} for name in DEFAULT_WORKLOADS}
+    named = table.get("workload") or {name: {} for name in defaults.WORKLOADS}
     workloads: dict[str, Mapping[str, str]] = {}
     for name, parameters in named.items():
         if not isinstance(parameters, dict):
@@ -204,10 +201,10 @@ def _experiment(
                 ),
             ),
             accelerator=table.get("accel", "auto"),
-            repeat=table.get("repeat", DEFAULT_REPEAT),
+            repeat=table.get("repeat", defaults.REPEAT),
             seed=table.get("seed", 1),
             flavour=table.get("flavour", "measure"),
-            margin=table.get("margin", DEFAULT_MARGIN),
+            margin=table.get("margin", defaults.MARGIN),
             timeout_s=table.get("timeout_s"),
             tradeoff=tradeoff,
         ),

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from orchestrator import defaults
 from orchestrator.errors import UserError
 from orchestrator.experiment.cell import Cell, cells_of
 from orchestrator.experiment.experiment import Experiment
@@ -16,12 +17,8 @@ from orchestrator.experiment.question import MetricQuestion, OutcomeQuestion, Qu
 from orchestrator.experiment.variant import Role, Variant
 from orchestrator.kernel.series import Series, Stage
 
+
 #: Boots of a bad stage that show it, at least, where nobody says otherwise.
-DEFAULT_RATE = 0.3
-DEFAULT_CONFIDENCE = 0.99
-DEFAULT_MAX_BOOTS = 200
-
-
 @dataclass(frozen=True)
 class StagedSearch:
     """A bisection as it was asked for.
@@ -38,9 +35,9 @@ class StagedSearch:
     experiment: Experiment
     stages: tuple[Stage, ...]
     question: Question
-    confidence: float = DEFAULT_CONFIDENCE
-    rate: float = DEFAULT_RATE
-    max_boots: int = DEFAULT_MAX_BOOTS
+    confidence: float = defaults.CONFIDENCE
+    rate: float = defaults.RATE
+    max_boots: int = defaults.MAX_BOOTS
 
     def __post_init__(self) -> None:
         if not 0.5 < self.confidence <= 0.999999:

@@ -19,23 +19,18 @@ import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import cached_property, reduce
+from functools import cached_property, lru_cache, reduce
 from pathlib import Path
 from typing import Any, cast
-
-from elftools.common.exceptions import ELFError
-from elftools.elf.dynamic import DynamicSegment
-from elftools.elf.elffile import ELFFile
-from elftools.elf.segments import InterpSegment
 
 from orchestrator.cache import Cache, file_digest
 from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.events import Events
 from orchestrator.guest.archive import Entry, archive
 from orchestrator.guest.keys import Keys, existing_keys, obtain_keys
-from orchestrator.guest.packages import Package, find_package, root_of
+from orchestrator.guest.packages import Package, find_packages, root_of
 from orchestrator.guest.selftests import Selftests
-from orchestrator.process import require, run
+from orchestrator.process import require, run, version_of
 from orchestrator.project import Project
 
 #: Raise it when the way an image is put together changes.
@@ -241,12 +236,13 @@ def is_built(
     project: Project,
     cache: Cache,
     layers: Sequence[str] = (),
-    selftests: Callable[[], Selftests] | None = None,
+    selftests: Callable[[], Selftests | None] | None = None,
 ) -> bool:
     """Whether the guest image of `project` as it is now lies in the cache.
 
     Args:
-        selftests: None where the kernel's own are not built, and hence no image that has some of them.
+        selftests: finds the kernel's own, for layers that have some of them; None where they are not built, and
+            hence no image with them.
     """
     keys = existing_keys(cache)
     if keys is None:
@@ -307,7 +303,7 @@ class _Image:
         events: Events,
         keys: Keys,
         layers: Sequence[str],
-        selftests: Callable[[], Selftests] | None,
+        selftests: Callable[[], Selftests | None] | None,
     ) -> None:
         self._workloads = project.guest_workloads
         self._cache = cache
@@ -319,7 +315,9 @@ class _Image:
     @property
     def is_possible(self) -> bool:
         """Whether the kernel's selftests are at hand, if it has some of them."""
-        return self._build_selftests is not None or not self._recipe.selftests
+        return not self._recipe.selftests or (
+            self._build_selftests is not None and self._selftests is not None
+        )
 
     @cached_property
     def _selftests(self) -> Selftests | None:
@@ -331,8 +329,8 @@ class _Image:
         return self._build_selftests()
 
     @cached_property
-    def _packages(self) -> dict[str, Package]:
-        return {name: find_package(name) for name in (*self._recipe.packages, *self._recipe.libraries)}
+    def _packages(self) -> Mapping[str, Package]:
+        return find_packages((*self._recipe.packages, *self._recipe.libraries), self._cache)
 
     @cached_property
     def key(self) -> dict[str, Any]:
@@ -344,8 +342,7 @@ class _Image:
             inputs += sorted((self._workloads / name).glob("*.[ch]"))
         for directory in recipe.programs.values():
             inputs += sorted(directory.glob("*.[ch]"))
-        require("gcc")
-        library = Path(run([*_COMPILER, "-print-file-name=libc.a"]).stdout.strip())
+        library = _static_libc()
         if not library.is_absolute():
             raise InfrastructureError(
                 "there is no static C library on this host; install the Debian package libc6-dev."
@@ -354,7 +351,7 @@ class _Image:
             "generation": _GENERATION,
             "inputs": {f"{path.parent.name}/{path.name}": _digest_of_input(path) for path in inputs},
             "packages": {name: package.version for name, package in self._packages.items()},
-            "compiler": [run(["gcc", "--version"]).stdout.splitlines()[0], *_COMPILER],
+            "compiler": [version_of("gcc"), *_COMPILER],
             "libc": file_digest(library),
             "keys": self._keys.fingerprint,
             # Named by what they are made of, as everything in the cache.
@@ -366,7 +363,7 @@ class _Image:
         if self._cache.has("image", self.key):
             return GuestImage(self._cache.obtain("image", self.key, self._make), directory.name)
         named = "".join(f" with {layer.stem}" for layer in self._recipe.layers)
-        with self._events.step(f"guest image{named}"):
+        with self._events.step(f"guest image{named}", like="image"):
             return GuestImage(self._cache.obtain("image", self.key, self._make), directory.name)
 
     def _make(self, directory: Path) -> None:
@@ -426,8 +423,8 @@ class _Image:
         for name, paths in self._recipe.packages.items():
             root = root_of(self._packages[name], self._cache)
             for path in paths:
-                source = root / path.lstrip("/")
-                if not source.is_file():
+                source = next((each for each in _places(root, path) if each.is_file()), None)
+                if source is None:
                     raise InfrastructureError(
                         f"the package {name} {self._packages[name].version} has no {path}, which "
                         f"{self._recipe.directory / 'recipe.toml'} wants from it."
@@ -491,12 +488,24 @@ class _Image:
             return dict(pool.map(compiled, jobs.items()))
 
 
+@lru_cache(maxsize=1)
+def _static_libc() -> Path:
+    """What the compiler would link as the C library; not absolute where there is none."""
+    require("gcc")
+    return Path(run([*_COMPILER, "-print-file-name=libc.a"]).stdout.strip())
+
+
 def needed_libraries(program: Path) -> tuple[str | None, tuple[str, ...]]:
     """The loader (PT_INTERP) and the shared libraries (DT_NEEDED) of an ELF file; None and () where static.
 
     Raises:
         InfrastructureError: it is no ELF file.
     """
+    from elftools.common.exceptions import ELFError
+    from elftools.elf.dynamic import DynamicSegment
+    from elftools.elf.elffile import ELFFile
+    from elftools.elf.segments import InterpSegment
+
     try:
         elf = ELFFile(io.BytesIO(program.read_bytes()))
         interpreter = None
@@ -509,6 +518,12 @@ def needed_libraries(program: Path) -> tuple[str | None, tuple[str, ...]]:
     except ELFError as error:
         raise InfrastructureError(f"{program} is no ELF program ({error}).") from error
     return interpreter, tuple(needed)
+
+
+def _places(root: Path, path: str) -> list[Path]:
+    """Where a package may have a file: Debian moves them from ``/bin`` to ``/usr/bin``, package by package."""
+    below = path.removeprefix("/usr").lstrip("/")
+    return [root / path.lstrip("/"), root / "usr" / below, root / below]
 
 
 def find_library(name: str, roots: Sequence[Path]) -> Path:

@@ -7,17 +7,13 @@ import hashlib
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    PublicFormat,
-    load_ssh_private_key,
-)
+from typing import TYPE_CHECKING
 
 from orchestrator.cache import Cache
+
+# cryptography is imported where a key is made or read: the questions about an image that is there need neither.
+if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 _TYPE = b"ssh-ed25519"
 _KEY = {"type": "ed25519", "use": "guests"}
@@ -51,6 +47,13 @@ class Keys:
     @property
     def host_dropbear(self) -> bytes:
         """The guests' private key as dropbear stores it (its signkey.c, buf_put_priv_key)."""
+        from cryptography.hazmat.primitives.serialization import (
+            Encoding,
+            NoEncryption,
+            PrivateFormat,
+            PublicFormat,
+        )
+
         key = _load(self.directory / "host")
         private = key.private_bytes(Encoding.Raw, PrivateFormat.Raw, NoEncryption())
         public = key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
@@ -73,6 +76,9 @@ def existing_keys(cache: Cache) -> Keys | None:
 
 
 def _make(directory: Path) -> None:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+
     for name in ("host", "client"):
         path = directory / name
         path.touch(mode=0o600)
@@ -82,12 +88,17 @@ def _make(directory: Path) -> None:
 
 
 def _load(path: Path) -> Ed25519PrivateKey:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.serialization import load_ssh_private_key
+
     key = load_ssh_private_key(path.read_bytes(), password=None)
     assert isinstance(key, Ed25519PrivateKey), f"{path} was made by us as ed25519"
     return key
 
 
 def _public_line(key: Ed25519PrivateKey) -> str:
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
     return key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode()
 
 

@@ -3,13 +3,26 @@
 
 from __future__ import annotations
 
+import json
 import re
-from dataclasses import dataclass
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from orchestrator.cache import Cache
 from orchestrator.errors import InfrastructureError
 from orchestrator.process import run
+
+#: What changes when a package is installed or removed, and when apt learns of another version.
+_STAMPS = (
+    "/var/lib/dpkg/status",
+    "/var/lib/apt/lists",
+    "/etc/apt/sources.list",
+    "/etc/apt/sources.list.d",
+    "/etc/apt/preferences",
+    "/etc/apt/preferences.d",
+)
 
 
 @dataclass(frozen=True)
@@ -25,23 +38,65 @@ class Package:
     installed: bool
 
 
-def find_package(name: str) -> Package:
-    """The installed version of `name`, else the one apt would install.
+def find_packages(names: Sequence[str], cache: Cache) -> Mapping[str, Package]:
+    """The installed version of each package, else the one apt would install.
+
+    The answer is kept in `cache` until dpkg or apt knows something else: to ask apt takes half a second.
 
     Raises:
-        InfrastructureError: apt does not know it.
+        InfrastructureError: apt does not know one of them, or this host has no apt.
     """
-    status = run(["dpkg-query", "-W", "-f", "${db:Status-Status} ${Version}", name], check=False)
-    state, _, version = status.stdout.strip().partition(" ")
-    if status.returncode == 0 and state == "installed":
-        return Package(name, version, installed=True)
-    shown = run(["apt-cache", "show", "--no-all-versions", name], check=False)
-    found = re.search(r"^Version: (\S+)$", shown.stdout, re.MULTILINE)
-    if found is None:
+    wanted = list(dict.fromkeys(names))
+    if not wanted:
+        return {}
+
+    def make(directory: Path) -> None:
+        found = [asdict(package) for package in _ask(wanted)]
+        (directory / "packages.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+
+    key = {"packages": wanted, "host": {path: _stamp(Path(path)) for path in _STAMPS}}
+    answer = cache.obtain("package-versions", key, make) / "packages.json"
+    found = [Package(**each) for each in json.loads(answer.read_text(encoding="utf-8"))]
+    return {package.name: package for package in found}
+
+
+def _ask(names: Sequence[str]) -> list[Package]:
+    for tool in ("dpkg-query", "apt-cache"):
+        if shutil.which(tool) is None:
+            raise InfrastructureError(
+                f"{tool} is missing on this host: the guest image is made of the Debian packages "
+                f"{', '.join(names)}, which need dpkg and apt."
+            )
+    listed = run(
+        ["dpkg-query", "-W", "-f", "${Package} ${db:Status-Status} ${Version}\\n", *names], check=False
+    ).stdout
+    versions = {
+        fields[0]: Package(fields[0], fields[2], installed=True)
+        for fields in (line.split() for line in listed.splitlines())
+        if len(fields) == 3 and fields[1] == "installed"
+    }
+    missing = [name for name in names if name not in versions]
+    if missing:
+        shown = run(["apt-cache", "show", "--no-all-versions", *missing], check=False).stdout
+        for paragraph in shown.split("\n\n"):
+            package = re.search(r"^Package: (\S+)$", paragraph, re.MULTILINE)
+            version = re.search(r"^Version: (\S+)$", paragraph, re.MULTILINE)
+            if package and version:
+                versions.setdefault(package[1], Package(package[1], version[1], installed=False))
+    unknown = next((name for name in missing if name not in versions), None)
+    if unknown is not None:
         raise InfrastructureError(
-            f"apt knows no package {name}, which the guest image is made of; run apt-get update."
+            f"apt knows no package {unknown}, which the guest image is made of; run apt-get update."
         )
-    return Package(name, found[1], installed=False)
+    return [versions[name] for name in names]
+
+
+def _stamp(path: Path) -> list[int]:
+    try:
+        status = path.stat()
+    except OSError:
+        return []
+    return [status.st_mtime_ns, status.st_size]
 
 
 def root_of(package: Package, cache: Cache) -> Path:

@@ -9,13 +9,14 @@ import tarfile
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from orchestrator.cache import Cache
 from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.events import Events
-from orchestrator.guest.packages import find_package, root_of
+from orchestrator.guest.packages import find_packages, root_of
 from orchestrator.kernel.repository import Repository
 from orchestrator.kernel.tree import PatchedTree
 from orchestrator.kernel.workshop import tool_versions
@@ -116,12 +117,12 @@ def build_selftests(tree: PatchedTree, plan: SelftestPlan, cache: Cache, events:
         InfrastructureError: a tool or a package is missing, or not a single program was built.
     """
     repository = Repository(tree.repository)
-    key = _key(tree, plan)
+    key = _key(tree, plan, cache)
 
     def make(directory: Path) -> None:
-        with events.step("selftests") as step:
+        with events.step("selftests", like="selftests") as step:
             require("make")
-            roots = [root_of(find_package(name), cache) for name in plan.packages]
+            roots = [root_of(package, cache) for package in find_packages(plan.packages, cache).values()]
             source, out = directory / "source", directory / "out"
             source.mkdir()
             out.mkdir()
@@ -150,23 +151,29 @@ def build_selftests(tree: PatchedTree, plan: SelftestPlan, cache: Cache, events:
 
 def are_built(tree: PatchedTree, plan: SelftestPlan, cache: Cache) -> bool:
     """Whether the programs of a tree are in the cache; nothing slow is done to find out."""
-    return cache.has(_KIND, _key(tree, plan))
+    return cache.has(_KIND, _key(tree, plan, cache))
 
 
-def _key(tree: PatchedTree, plan: SelftestPlan) -> dict[str, Any]:
+def _key(tree: PatchedTree, plan: SelftestPlan, cache: Cache) -> dict[str, Any]:
     """All that they are made of."""
-    repository = Repository(tree.repository)
-    objects = {
-        path: repository.git("rev-parse", "--verify", "--quiet", f"{tree.commit}:{path}", check=False).stdout
-        for path in _PATHS
-    }
     return {
         "generation": _GENERATION,
-        "sources": {path: name.strip() for path, name in objects.items()},
-        "packages": {name: find_package(name).version for name in plan.packages},
+        "sources": dict(_objects(tree.repository, tree.commit)),
+        "packages": {name: package.version for name, package in find_packages(plan.packages, cache).items()},
         "flags": list(plan.flags),
         "tools": list(tool_versions()),
     }
+
+
+@lru_cache
+def _objects(repository: Path, commit: str) -> tuple[tuple[str, str], ...]:
+    """Path -> its object in a commit, empty where it is not there; git is asked once, for an answer cannot change."""
+    asked = "".join(f"{commit}:{path}\n" for path in _PATHS)
+    lines = Repository(repository).git("cat-file", "--batch-check=%(objectname)", input_text=asked).stdout
+    return tuple(
+        (path, "" if line.endswith(" missing") else line)
+        for path, line in zip(_PATHS, lines.splitlines(), strict=True)
+    )
 
 
 def _selftests_in(directory: Path) -> Selftests:

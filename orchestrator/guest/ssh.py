@@ -23,12 +23,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Self
-
-import paramiko
+from typing import IO, TYPE_CHECKING, Self
 
 from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.guest.image import HOST_ALIAS, GuestImage
+
+if TYPE_CHECKING:
+    import paramiko
 
 _ADDRESS = "127.0.0.1"
 _USER = "root"
@@ -170,6 +171,8 @@ class Guest:
             GuestLost: no connection within the time.
             InfrastructureError: something else than our guest answers there.
         """
+        import paramiko  # here, for most commands connect to no guest, and it takes a while to import
+
         host_key = paramiko.Ed25519Key(data=base64.b64decode(image.host_key_public.read_text().split()[1]))
         client_key = paramiko.Ed25519Key.from_private_key_file(str(image.client_key))
         deadline = time.monotonic() + timeout_s
@@ -183,7 +186,7 @@ class Guest:
                 raise InfrastructureError(
                     f"the guest refuses the key of its own image ({error}); build the image again."
                 ) from error
-            except (paramiko.SSHException, EOFError, OSError) as error:
+            except _connection_errors() as error:
                 if time.monotonic() >= deadline:
                     raise GuestLost(f"no SSH connection to the guest in {timeout_s:g} s: {error}") from error
             time.sleep(_RETRY_S)
@@ -334,10 +337,12 @@ class Guest:
     @contextmanager
     def _sftp(self, what: str, source: str, target: str) -> Iterator[paramiko.SFTPClient]:
         """A file transfer; its server leaves the guest's memory afterwards."""
+        import paramiko
+
         began = time.monotonic()
         try:
             client = paramiko.SFTPClient.from_transport(self._transport)
-        except (paramiko.SSHException, EOFError, OSError) as error:
+        except _connection_errors() as error:
             raise self.lost() from error
         assert client is not None
         try:
@@ -382,7 +387,7 @@ class Guest:
             text: str = channel.makefile("rb").read().decode(errors="replace").strip()
             _end_of_input(channel)
             return text
-        except (paramiko.SSHException, EOFError, OSError) as error:
+        except _connection_errors() as error:
             raise self.lost() from error
         finally:
             channel.close()
@@ -390,7 +395,7 @@ class Guest:
     def _channel(self) -> paramiko.Channel:
         try:
             return self._transport.open_session()
-        except (paramiko.SSHException, EOFError, OSError) as error:
+        except _connection_errors() as error:
             raise self.lost() from error
 
     def _start(
@@ -413,7 +418,7 @@ class Guest:
         try:
             _request(channel, f"exec {_PROGRAM} {token} {payload}")
             channel.event.clear()  # from now on it means that the channel is closed
-        except (paramiko.SSHException, EOFError, OSError) as error:
+        except _connection_errors() as error:
             raise self.lost() from error
         data = stdin.encode() if isinstance(stdin, str) else stdin
         return Remote(self, channel, token, tuple(argv), data, stdout, stderr, on_line, lines)
@@ -552,7 +557,7 @@ class Remote:
     def _guarded(self, work: Callable[..., None], *arguments: object) -> None:
         try:
             work(*arguments)
-        except (paramiko.SSHException, EOFError, OSError):
+        except _connection_errors():
             pass  # the connection broke; whoever waits sees that there is no status
         except BaseException as error:
             self._failure = error
@@ -609,9 +614,18 @@ class Remote:
         )
 
 
+def _connection_errors() -> tuple[type[Exception], ...]:
+    """What a connection that breaks raises."""
+    import paramiko
+
+    return paramiko.SSHException, EOFError, OSError
+
+
 def _transport(
     port: int, host_key: paramiko.PKey, client_key: paramiko.PKey, timeout_s: float
 ) -> paramiko.Transport:
+    import paramiko
+
     connection = socket.create_connection((_ADDRESS, port), timeout=timeout_s)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     transport = paramiko.Transport(connection)
@@ -659,7 +673,7 @@ def _end_of_input(channel: paramiko.Channel | None) -> None:
         channel.event.clear()
         channel.shutdown_write()
         _await_close(channel)
-    except (paramiko.SSHException, EOFError, OSError):
+    except _connection_errors():
         pass  # the connection broke, which the next command will say
 
 

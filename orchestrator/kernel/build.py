@@ -17,7 +17,14 @@ from orchestrator.events import Events
 from orchestrator.kernel.config import Configuration
 from orchestrator.kernel.elf import build_id
 from orchestrator.kernel.tree import PatchedTree
-from orchestrator.kernel.workshop import ARCHITECTURE, DoesNotCompileError, Workshop, pinned, tool_versions
+from orchestrator.kernel.workshop import (
+    ARCHITECTURE,
+    DoesNotCompileError,
+    Workshop,
+    has_objects,
+    pinned,
+    tool_versions,
+)
 from orchestrator.process import require, run
 
 _KIND = "kernel"
@@ -106,8 +113,10 @@ def build_kernel(
 
     def make(directory: Path) -> None:
         _check_host()
+        # How long it takes depends above all on whether objects of another stage are there.
+        like = f"kernel-{'next' if has_objects(configuration, cache) else 'first'} {configuration.flavour}"
         with (
-            events.step(f"build {label_of(tree)}", _flavour(configuration)) as step,
+            events.step(f"build {label_of(tree)}", _flavour(configuration), like=like) as step,
             Workshop(configuration, cache, step) as workshop,
         ):
             began = time.monotonic()

@@ -8,12 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-
-from elftools.common.exceptions import ELFError
-from elftools.elf.elffile import ELFFile
-from elftools.elf.sections import SymbolTableSection
+from typing import TYPE_CHECKING
 
 from orchestrator.errors import UserError
+
+# elftools is imported where a file is read: a kernel from the cache is not.
+if TYPE_CHECKING:
+    from elftools.elf.elffile import ELFFile
+    from elftools.elf.sections import SymbolTableSection
 
 # Constants of elf(5).
 _NT_GNU_BUILD_ID = 3
@@ -51,6 +53,9 @@ class Parameter:
 
 @contextmanager
 def _opened(vmlinux: Path) -> Iterator[ELFFile]:
+    from elftools.common.exceptions import ELFError
+    from elftools.elf.elffile import ELFFile
+
     try:
         with vmlinux.open("rb") as stream:
             yield ELFFile(stream)
@@ -104,6 +109,8 @@ def symbol(vmlinux: Path, name: str) -> Symbol:
     Raises:
         UserError: there is no such symbol.
     """
+    from elftools.elf.sections import SymbolTableSection
+
     with _opened(vmlinux) as elf:
         table = elf.get_section_by_name(".symtab")
         if isinstance(table, SymbolTableSection):

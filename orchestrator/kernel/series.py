@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -16,19 +17,57 @@ from orchestrator.errors import UserError
 
 BASELINE = "baseline"
 FULL = "full"
-_SCHEMA = 1
+_SCHEMA = 2
 _TYPES = {int: "a whole number", str: "a text", list: "a list", dict: "a table"}
-_NAMES = ("groups", "knobs", "counters")
+_NAMES = ("groups", "knobs", "counters", "variants")
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
-_TOP = {"schema": int, "name": str, "title": str, "groups": list, "base": dict, "stage": list, "knob": list}
-_BASE = {"version": str, "package": str, "directory": str}
+_TOP = {
+    "schema": int, "name": str, "title": str, "groups": list, "linux": str, "package": str, "directory": str,
+    "reference": str, "base": list, "stage": list, "knob": list,
+}  # fmt: skip
+_BASE = {"version": str}
 _STAGE = {
     "number": int, "name": str, "group": str, "patch": str, "title": str, "knobs": list, "counters": list,
-    "defaults": dict,
+    "defaults": dict, "variants": list,
 }  # fmt: skip
 _KNOB = {
     "name": str, "path": str, "kind": str, "minimum": int, "maximum": int, "default": int, "help": str,
 }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Bases:
+    """The kernel sources that a series is for.
+
+    Args:
+        linux: the kernel version, e.g. ``6.12``.
+        package: Debian's package of that source.
+        versions: of the package, the newest first: those on which the series is checked.
+        reference: archive of the files that the patches were made against, for a three-way merge; see
+            :mod:`orchestrator.kernel.reference`.
+    """
+
+    linux: str
+    package: str
+    versions: tuple[str, ...]
+    reference: Path | None = None
+
+    def __str__(self) -> str:
+        """The versions, for a sentence."""
+        return f"{self.package} {' and '.join(self.versions)}"
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A patch once more, for point releases that the first one does not apply to.
+
+    Args:
+        name: the point release that it was made on, e.g. ``6.12.118``.
+        patch: the file, in mailbox format.
+    """
+
+    name: str
+    patch: Path
 
 
 @dataclass(frozen=True)
@@ -42,8 +81,10 @@ class Stage:
         patch: the file, in mailbox format.
         title: subject of the patch, without its tag.
         knobs, counters: names of what a guest has from this stage on: sysfs knobs, /proc/vmstat counters.
-        digest: SHA-256 of the patch.
+        digest: SHA-256 of the patch, and of its variants where it has any.
+        bases: what the series is for.
         defaults: knob -> the default it has from this stage on, where it changes.
+        variants: of the patch, the newest first.
     """
 
     number: int
@@ -54,7 +95,9 @@ class Stage:
     knobs: tuple[str, ...]
     counters: tuple[str, ...]
     digest: str
+    bases: Bases
     defaults: Mapping[str, int] = field(default_factory=dict)
+    variants: tuple[Variant, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -84,15 +127,13 @@ class Series:
 
     Args:
         groups: in order; a group means every stage up to its last one.
-        base_version: the kernel version that the patches were made for.
-        package: Debian's package of that source.
+        bases: the kernel sources that the patches are for.
     """
 
     name: str
     title: str
     groups: tuple[str, ...]
-    base_version: str
-    package: str
+    bases: Bases
     stages: tuple[Stage, ...]
     knobs: tuple[Knob, ...]
 
@@ -155,18 +196,32 @@ def load_series(directory: Path) -> Series:
         raise UserError(f"{path}: not valid TOML: {error}.") from error
     if table.get("schema", _SCHEMA) != _SCHEMA:  # first: another schema has other keys
         raise UserError(f"{path}: schema {table['schema']} is not understood; this version reads {_SCHEMA}.")
-    _check(path, "the series", table, _TOP, optional=("knob",))
-    base = table["base"]
-    _check(path, "[base]", base, _BASE)
+    _check(path, "the series", table, _TOP, optional=("knob", "reference"))
+    bases = _bases(path, table)
     groups = _groups(path, table["groups"])
     stages = tuple(
-        _stage(path, entry, number, groups, directory / base["directory"])
+        _stage(path, entry, number, groups, bases, directory / table["directory"])
         for number, entry in enumerate(table["stage"], 1)
     )
     _check_stages(path, stages, groups)
     knobs = tuple(_knob(path, entry, stages) for entry in table.get("knob", []))
     _check_knobs(path, stages, knobs)
-    return Series(table["name"], table["title"], groups, base["version"], base["package"], stages, knobs)
+    return Series(table["name"], table["title"], groups, bases, stages, knobs)
+
+
+def _bases(path: Path, table: Mapping[str, Any]) -> Bases:
+    versions: list[str] = []
+    for entry in table["base"]:
+        _check(path, "a [[base]]", entry, _BASE)
+        if entry["version"] in versions:
+            raise UserError(f"{path}: two [[base]]s have the version {entry['version']}; remove one.")
+        versions.append(entry["version"])
+    if not versions:
+        raise UserError(f"{path}: there is no [[base]]; name a version of {table['package']}.")
+    reference = path.parent / table["directory"] / table["reference"] if "reference" in table else None
+    if reference is not None and not reference.is_file():
+        raise UserError(f"{path}: there is no reference {reference}.")
+    return Bases(table["linux"], table["package"], tuple(versions), reference)
 
 
 def _groups(path: Path, names: Sequence[str]) -> tuple[str, ...]:
@@ -183,10 +238,10 @@ def _groups(path: Path, names: Sequence[str]) -> tuple[str, ...]:
 
 
 def _stage(
-    path: Path, entry: Mapping[str, Any], number: int, groups: tuple[str, ...], patches: Path
+    path: Path, entry: Mapping[str, Any], number: int, groups: tuple[str, ...], bases: Bases, patches: Path
 ) -> Stage:
     where = f"stage {number}"
-    _check(path, where, entry, _STAGE, optional=("defaults",))
+    _check(path, where, entry, _STAGE, optional=("defaults", "variants"))
     if entry["number"] != number:
         raise UserError(
             f"{path}: {where} says number {entry['number']}; stages stand in order, without gaps."
@@ -198,6 +253,10 @@ def _stage(
     patch = patches / entry["patch"]
     if not patch.is_file():
         raise UserError(f"{path}: {where}: there is no patch {patch}.")
+    variants = tuple(Variant(name, patches / name / entry["patch"]) for name in entry.get("variants", []))
+    for variant in variants:
+        if not variant.patch.is_file():
+            raise UserError(f"{path}: {where}: variant {variant.name}: there is no patch {variant.patch}.")
     return Stage(
         number,
         entry["name"],
@@ -206,9 +265,19 @@ def _stage(
         entry["title"],
         tuple(entry["knobs"]),
         tuple(entry["counters"]),
-        file_digest(patch),
+        _digest(patch, variants),
+        bases,
         dict(entry.get("defaults", {})),
+        variants,
     )
+
+
+def _digest(patch: Path, variants: Sequence[Variant]) -> str:
+    """The patch's own digest where it has no variant: it is what earlier runs recorded."""
+    if not variants:
+        return file_digest(patch)
+    names = [(variant.name, file_digest(variant.patch)) for variant in variants]
+    return hashlib.sha256(repr((file_digest(patch), names)).encode()).hexdigest()
 
 
 def _check_stages(path: Path, stages: tuple[Stage, ...], groups: tuple[str, ...]) -> None:

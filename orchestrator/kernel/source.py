@@ -9,12 +9,11 @@ import json
 import lzma
 import os
 import re
-import shutil
 import stat
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import IO, cast
 from orchestrator.cache import Cache, file_digest
 from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.events import Events, Step
+from orchestrator.kernel.package import PackageVersion, choose_version, download
 from orchestrator.kernel.repository import Repository, git_command
 from orchestrator.process import kill_group, run
 
@@ -46,6 +46,7 @@ class SourceTree:
         tree: its tree id.
         version: what the Makefile says, e.g. ``6.12.117``.
         description: where it came from, for a person.
+        package: the package version that it is; None for another source.
     """
 
     repository: Path
@@ -53,32 +54,73 @@ class SourceTree:
     tree: str
     version: str
     description: str
+    package: PackageVersion | None = None
 
 
 @dataclass(frozen=True)
-class _Origin:
-    """A source before it is imported: what it is known by, and how its files come into a repository."""
+class Origin:
+    """A source before it is imported; made by :func:`find_origin`.
+
+    Args:
+        key: what it is known by in the cache.
+        description: where it comes from, for a person.
+        take: brings its files into a repository, and returns their tree.
+        package: the package version that it is; None for another source.
+    """
 
     key: Mapping[str, str]
     description: str
     take: Callable[[Repository, Step], str]
+    package: PackageVersion | None = None
+
+    def is_imported(self, cache: Cache) -> bool:
+        """Whether it is in the cache."""
+        return cache.has(_KIND, self.key)
 
 
-def import_source(source: str | None, package: str, cache: Cache, events: Events) -> SourceTree:
-    """Import a kernel source, or find it in the cache.
+def find_origin(source: str | None, package: str, cache: Cache, known: Sequence[str] = ()) -> Origin:
+    """Find a kernel source; nothing is imported or downloaded.
 
     Args:
-        source: a git tree (``PATH`` or ``PATH#REF``), a directory, a tarball; None for `package`.
-        package: Debian's source package, e.g. ``linux-source-6.12``: the installed one, else it is downloaded.
+        source: a git tree (``PATH`` or ``PATH#REF``), a directory, a tarball, or ``PACKAGE=VERSION`` for that
+            version of `package`; None for the version that :func:`choose_version` takes.
+        package: Debian's source package, e.g. ``linux-source-6.12``.
+        known: versions of `package` that the series is checked on, the newest first.
 
     Raises:
         UserError: there is no such source, or it is no kernel tree.
+        InfrastructureError: this host can get no version of the package.
+    """
+    if source is None:
+        return _package(package, known, cache)
+    path, _, reference = source.partition("#")
+    place = Path(path).expanduser()
+    if not place.exists():
+        if source.startswith(f"{package}="):
+            return _package(package, known, cache, source.removeprefix(f"{package}="))
+        raise UserError(
+            f"--source {source}: there is no {place}; name a kernel git tree, a directory, a tarball, "
+            f"or {package}=VERSION."
+        )
+    place = place.resolve()
+    git_directory = next((each for each in (place / ".git", place) if _is_git(each)), None)
+    if git_directory is not None:
+        return _git_tree(place, git_directory, reference, source)
+    if reference:
+        raise UserError(f"--source {source}: {place} is no git tree, so it has no {reference}.")
+    return _directory(place, source) if place.is_dir() else _tarball(place, source)
+
+
+def import_origin(origin: Origin, cache: Cache, events: Events) -> SourceTree:
+    """Import a kernel source, or find it in the cache.
+
+    Raises:
+        UserError: it is no kernel tree.
         InfrastructureError: the package cannot be downloaded.
     """
-    origin = _origin(source, package, cache)
 
     def make(directory: Path) -> None:
-        with events.step("import source", origin.description) as step:
+        with events.step("import source", origin.description, like="source") as step:
             repository = Repository.create(directory / "repository.git")
             tree = origin.take(repository, step)
             version = _version(repository, tree, origin.description)
@@ -90,20 +132,20 @@ def import_source(source: str | None, package: str, cache: Cache, events: Events
     directory = cache.obtain(_KIND, origin.key, make)
     facts = json.loads((directory / "source.json").read_text(encoding="utf-8"))
     return SourceTree(
-        directory / "repository.git", facts["commit"], facts["tree"], facts["version"], facts["description"]
+        directory / "repository.git",
+        facts["commit"],
+        facts["tree"],
+        facts["version"],
+        facts["description"],
+        origin.package,
     )
 
 
-def is_imported(source: str | None, package: str, cache: Cache) -> bool:
-    """Whether :func:`import_source` would find it in the cache.
-
-    Raises:
-        UserError: there is no such source.
-    """
-    try:
-        return cache.has(_KIND, _origin(source, package, cache).key)
-    except InfrastructureError:  # no package lists yet: then it is not imported either
-        return False
+def import_source(
+    source: str | None, package: str, cache: Cache, events: Events, known: Sequence[str] = ()
+) -> SourceTree:
+    """Find a kernel source and import it; see :func:`find_origin` and :func:`import_origin`."""
+    return import_origin(find_origin(source, package, cache, known), cache, events)
 
 
 def origin_commit(source: str | None, tree: str) -> str | None:
@@ -125,24 +167,6 @@ def origin_commit(source: str | None, tree: str) -> str | None:
     return ids[0] if ids[1] == tree else None
 
 
-def _origin(source: str | None, package: str, cache: Cache) -> _Origin:
-    if source is None:
-        return _package(package, cache)
-    path, _, reference = source.partition("#")
-    place = Path(path).expanduser()
-    if not place.exists():
-        raise UserError(
-            f"--source {source}: there is no {place}; name a kernel git tree, a directory or a tarball."
-        )
-    place = place.resolve()
-    git_directory = next((each for each in (place / ".git", place) if _is_git(each)), None)
-    if git_directory is not None:
-        return _git_tree(place, git_directory, reference, source)
-    if reference:
-        raise UserError(f"--source {source}: {place} is no git tree, so it has no {reference}.")
-    return _directory(place, source) if place.is_dir() else _tarball(place, source)
-
-
 def _is_git(path: Path) -> bool:
     # A work tree's .git is a directory or a file that says where it is; a bare repository is one itself.
     return (path.name == ".git" and path.is_file()) or (
@@ -150,87 +174,44 @@ def _is_git(path: Path) -> bool:
     )
 
 
-def _package(package: str, cache: Cache) -> _Origin:
-    for tool in ("dpkg-query", "apt-cache"):
-        if shutil.which(tool) is None:
-            raise InfrastructureError(
-                f"{tool} is missing, so {package} cannot come from Debian's archive; name a kernel git tree, "
-                "a directory or a tarball with --source."
-            )
-    installed = run(["dpkg-query", "-W", "-f=${Status}\t${Version}", package], check=False)
-    state, _, version = installed.stdout.partition("\t")
-    archive = Path(f"/usr/src/{package}.tar.xz")
-    if state.endswith(" installed") and archive.is_file():
-        return _Origin(
-            {"package": package, "version": version},
-            f"{package} {version}",
-            lambda repository, step: _unpack(archive, repository, step),
-        )
-    policy = run(["apt-cache", "policy", package], check=False, env={"LC_ALL": "C"}).stdout
-    match = re.search(r"^\s*Candidate: (\S+)$", policy, re.MULTILINE)
-    candidate = match[1] if match and match[1] != "(none)" else _imported_version(package, cache)
-    if candidate is None:
-        raise InfrastructureError(
-            f"no package {package} is known on this host; run `apt-get update`, or name a source with --source."
-        )
+def _package(package: str, known: Sequence[str], cache: Cache, exact: str | None = None) -> Origin:
+    chosen = choose_version(package, known, _imported_versions(package, cache), exact)
 
     def take(repository: Repository, step: Step) -> str:
+        if chosen.archive is not None:
+            return _unpack(chosen.archive, repository, step)
         with tempfile.TemporaryDirectory(prefix="orchestrate-source-") as directory:
             step.note("downloading")
-            _download(f"{package}={candidate}", Path(directory))
-            (deb,) = Path(directory).glob("*.deb")
-            run(["dpkg-deb", "-x", str(deb), directory])
-            deb.unlink()
-            return _unpack(Path(directory) / archive.relative_to("/"), repository, step)
+            return _unpack(download(chosen, Path(directory)), repository, step)
 
-    return _Origin({"package": package, "version": candidate}, f"{package} {candidate}", take)
+    return Origin({"package": package, "version": chosen.version}, str(chosen), take, chosen)
 
 
-def _download(package: str, directory: Path) -> None:
-    """Download a Debian package without installing it, and without being root.
-
-    Args:
-        package: ``name`` or ``name=version``.
-
-    Raises:
-        InfrastructureError: apt-get(8) cannot; mostly because its package lists are old or empty.
-    """
-    # apt refuses to drop privileges for a directory that its own user cannot enter.
-    argv = ["apt-get", "download", "-qq", "-o", "APT::Sandbox::User=root", package]
-    done = run(argv, cwd=directory, check=False, env={"LC_ALL": "C"})
-    if done.returncode != 0:
-        reasons = [line for line in done.stderr.splitlines() if line.startswith("E: ")]
-        reason = reasons[-1].removeprefix("E: ") if reasons else f"status {done.returncode}"
-        raise InfrastructureError(
-            f"apt-get cannot download {package} ({reason.rstrip('.')}); run `apt-get update` and try again, "
-            "or name a source with --source."
-        )
-
-
-def _imported_version(package: str, cache: Cache) -> str | None:
-    """The version of a package that was imported when apt still knew it, the last one used."""
-    newest: tuple[float, str] | None = None
+def _imported_versions(package: str, cache: Cache) -> list[str]:
+    """The versions of a package that are in the cache, the one used last first."""
+    found: list[tuple[float, str]] = []
     for path in (cache.root / _KIND).glob("*/key.json"):
         key = json.loads(path.read_text(encoding="utf-8"))
-        if key.get("package") == package:
-            newest = max(newest or (0.0, ""), (path.stat().st_mtime, key["version"]))
-    return newest[1] if newest else None
+        # By another generation of the cache's layout it would not be found.
+        if key.get("package") == package and path.parent == cache.path(_KIND, key):
+            found.append((path.stat().st_mtime, key["version"]))
+    return [version for _, version in sorted(found, reverse=True)]
 
 
-def _tarball(path: Path, asked: str) -> _Origin:
+def _tarball(path: Path, asked: str) -> Origin:
     if not tarfile.is_tarfile(path):
         raise UserError(
             f"--source {asked}: this file is no tarball, plain or compressed with gzip, bzip2 or xz."
         )
     digest = file_digest(path)
-    return _Origin(
+    return Origin(
         {"tarball": digest},
         f"{path.name} (sha256 {digest[:12]})",
         lambda repository, step: _unpack(path, repository, step),
     )
 
 
-def _directory(path: Path, asked: str) -> _Origin:
+def _directory(path: Path, asked: str) -> Origin:
     missing = next((name for name in ("Makefile", *_LANDMARKS) if not (path / name).is_file()), None)
     if missing:
         raise UserError(f"{asked} is no kernel tree: it has no {missing}; name the top of a kernel source.")
@@ -240,14 +221,14 @@ def _directory(path: Path, asked: str) -> _Origin:
     seen = hashlib.sha256()
     for name, status in _entries(path):
         seen.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\0{status.st_mode}\n".encode())
-    return _Origin(
+    return Origin(
         {"directory": str(path), "fingerprint": seen.hexdigest()},
         f"directory {path.name}",
         lambda repository, step: _add(path, repository, step),
     )
 
 
-def _git_tree(place: Path, git_directory: Path, reference: str, asked: str) -> _Origin:
+def _git_tree(place: Path, git_directory: Path, reference: str, asked: str) -> Origin:
     def git(*arguments: str, may_fail: bool = False) -> str:
         work_tree = [f"--work-tree={place}"] if git_directory != place else []
         argv = git_command(f"--git-dir={git_directory}", *work_tree, *arguments)
@@ -277,11 +258,26 @@ def _git_tree(place: Path, git_directory: Path, reference: str, asked: str) -> _
         )  # fmt: skip
         return tree
 
-    return _Origin({"tree": tree}, f"git {place.name} {reference or commit[:12]}", take)
+    return Origin({"tree": tree}, f"git {place.name} {reference or commit[:12]}", take)
 
 
 def _unpack(archive: Path, repository: Repository, step: Step) -> str:
-    """The tree of a tarball's files; they go straight into a pack and are never laid out on the disk."""
+    """The tree of a tarball's files, without a directory that has everything else below it."""
+    tree = read_archive(archive, repository, step)
+    # Most tarballs have everything below one directory, whose name is no part of the source.
+    while True:
+        top = repository.git("ls-tree", tree).stdout.splitlines()
+        if len(top) != 1 or " tree " not in top[0]:
+            return tree
+        tree = top[0].split()[2]
+
+
+def read_archive(archive: Path, repository: Repository, step: Step) -> str:
+    """The tree of a tarball's files; they go straight into a pack and are never laid out on the disk.
+
+    Raises:
+        UserError: it cannot be read.
+    """
 
     def files() -> Iterator[_File]:
         with tarfile.open(archive, "r|*") as tar:
@@ -296,15 +292,9 @@ def _unpack(archive: Path, repository: Repository, step: Step) -> str:
                     yield _File(member.name, 0, member.linkname.encode())
 
     try:
-        tree = _import(files(), repository, step)
+        return _import(files(), repository, step)
     except (tarfile.TarError, EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
         raise UserError(f"{archive.name} cannot be unpacked: {error}.") from error
-    # Most tarballs have everything below one directory, whose name is no part of the source.
-    while True:
-        top = repository.git("ls-tree", tree).stdout.splitlines()
-        if len(top) != 1 or " tree " not in top[0]:
-            return tree
-        tree = top[0].split()[2]
 
 
 def _add(directory: Path, repository: Repository, step: Step) -> str:

@@ -6,18 +6,34 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from orchestrator.cache import Cache
 from orchestrator.errors import UserError
 from orchestrator.events import Events
+from orchestrator.kernel.reference import reference_sources
 from orchestrator.kernel.repository import Repository
 from orchestrator.kernel.series import Stage
 from orchestrator.kernel.source import SourceTree
 
 _KIND = "tree"
+
+
+class DoesNotApplyError(UserError):
+    """A stage does not apply.
+
+    Args:
+        stage: which one.
+        files: with a conflict, where git names them.
+    """
+
+    def __init__(self, message: str, stage: Stage, files: Sequence[str]) -> None:
+        super().__init__(message)
+        self.stage = stage
+        self.files = tuple(files)
 
 
 @dataclass(frozen=True)
@@ -29,6 +45,8 @@ class PatchedTree:
         commit: the last stage, or the source itself where there is none.
         tree: its tree id: equal ids are equal sources.
         source, stages: what it was made of.
+        variants: number of a stage -> the variant of its patch that was applied.
+        merged: numbers of the stages that were merged three-way.
     """
 
     repository: Path
@@ -36,13 +54,37 @@ class PatchedTree:
     tree: str
     source: SourceTree
     stages: tuple[Stage, ...]
+    variants: Mapping[int, str] = field(default_factory=dict)
+    merged: tuple[int, ...] = ()
+
+    @property
+    def remarks(self) -> list[str]:
+        """Sentences on the stages whose patch was not applied as it is."""
+        return _remarks(self.stages, self.variants, self.merged)
+
+    def patch_of(self, stage: Stage) -> Path:
+        """The file that was applied for a stage: its patch or a variant of it."""
+        name = self.variants.get(stage.number)
+        return next((each.patch for each in stage.variants if each.name == name), stage.patch)
+
+
+@dataclass(frozen=True)
+class _Applied:
+    """How stages were applied; see :class:`PatchedTree`."""
+
+    variants: dict[int, str] = field(default_factory=dict)
+    merged: list[int] = field(default_factory=list)
 
 
 def apply_stages(source: SourceTree, stages: Sequence[Stage], cache: Cache, events: Events) -> PatchedTree:
-    """Apply stages with ``git am -3``, or find the result in the cache.
+    """Apply stages with git-am(1), or find the result in the cache.
+
+    Of a stage, its patch is tried first, then the variants of it, and only then both again with a three-way merge:
+    what applies as it is was made for such a source.
 
     Raises:
-        UserError: a stage does not apply; the sentence names it and the conflicting files.
+        DoesNotApplyError: a stage does not apply; the sentence names it and the conflicting files.
+        UserError: a stage is no patch.
     """
     if not stages:
         return PatchedTree(source.repository, source.commit, source.tree, source, ())
@@ -50,13 +92,15 @@ def apply_stages(source: SourceTree, stages: Sequence[Stage], cache: Cache, even
     def make(directory: Path) -> None:
         with events.step("apply stages") as step:
             repository = Repository.create(directory / "repository.git", borrow_from=source.repository)
-            start, todo = _start(source, stages, cache, repository)
+            start, todo, how = _start(source, stages, cache, repository)
             work_tree = directory / "work"
             work_tree.mkdir()
             # Only the files that the patches touch are laid out: the tree has 85,000 others.
             _check_out_touched(repository, start, todo, work_tree)
             for done, stage in enumerate(todo, len(stages) - len(todo) + 1):
-                _apply(repository, stage, work_tree, source)
+                _apply(repository, stages[: done - 1], stage, work_tree, source, cache, how)
+                for remark in _remarks([stage], how.variants, how.merged):
+                    step.note(remark)
                 step.progress(done, len(stages), "stages", stage.name)
             commit = repository.git("rev-parse", "HEAD").stdout.strip()
             tree = repository.git("rev-parse", "HEAD^{tree}").stdout.strip()
@@ -65,44 +109,67 @@ def apply_stages(source: SourceTree, stages: Sequence[Stage], cache: Cache, even
             (repository.path / "index").unlink(
                 missing_ok=True
             )  # larger than everything else, and not needed any more
-            facts = {"commit": commit, "tree": tree}
+            facts = {
+                "commit": commit,
+                "tree": tree,
+                "variants": {str(number): name for number, name in how.variants.items()},
+                "merged": how.merged,
+            }
             (directory / "tree.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
 
     directory = cache.obtain(_KIND, tree_key(source, stages), make)
+    commit, tree, how = _facts(directory)
+    return PatchedTree(
+        directory / "repository.git", commit, tree, source, tuple(stages), how.variants, tuple(how.merged)
+    )
+
+
+def _facts(directory: Path) -> tuple[str, str, _Applied]:
     facts = json.loads((directory / "tree.json").read_text(encoding="utf-8"))
-    return PatchedTree(directory / "repository.git", facts["commit"], facts["tree"], source, tuple(stages))
+    variants = {int(number): name for number, name in facts["variants"].items()}
+    return facts["commit"], facts["tree"], _Applied(variants, list(facts["merged"]))
+
+
+def _remarks(stages: Sequence[Stage], variants: Mapping[int, str], merged: Sequence[int]) -> list[str]:
+    by_variant: dict[str, list[Stage]] = {}
+    for stage in stages:
+        if stage.number in variants:
+            by_variant.setdefault(variants[stage.number], []).append(stage)
+    found = [f"{_named(some)} applied with the patch for {name}" for name, some in by_variant.items()]
+    some = [stage for stage in stages if stage.number in merged]
+    return [*found, f"{_named(some)} merged three-way"] if some else found
+
+
+def _named(stages: Sequence[Stage]) -> str:
+    """Stages as the subject of a sentence in the past."""
+    if len(stages) == 1:
+        return f"stage {stages[0].number} ({stages[0].name}) was"
+    return f"stages {', '.join(str(stage.number) for stage in stages)} were"
 
 
 def tree_key(source: SourceTree, stages: Sequence[Stage]) -> dict[str, object]:
     """What an applied series is known by in the cache."""
-    return {"source": source.commit, "stages": [stage.digest for stage in stages]}
+    # A tree that another order of attempts made does not say how.
+    return {"source": source.commit, "stages": [stage.digest for stage in stages], "attempts": 2}
 
 
 def _start(
     source: SourceTree, stages: Sequence[Stage], cache: Cache, repository: Repository
-) -> tuple[str, Sequence[Stage]]:
-    """The commit to start from, with its objects in `repository`, and the stages that are still to be applied.
-
-    The objects of a cached shorter series are copied, not borrowed: they are few, and its cache entry may go.
-    """
+) -> tuple[str, Sequence[Stage], _Applied]:
+    """The commit to start from, with its objects in `repository`; the stages to be applied; how the others were."""
     for length in range(len(stages) - 1, 0, -1):
         key = tree_key(source, stages[:length])
         if cache.has(_KIND, key):
             shorter = cache.path(_KIND, key)
-            ours = repository.path / "objects"
-            shutil.copytree(
-                shorter / "repository.git" / "objects",
-                ours,
-                ignore=shutil.ignore_patterns("info"),
-                dirs_exist_ok=True,
-            )
-            facts = json.loads((shorter / "tree.json").read_text(encoding="utf-8"))
-            return facts["commit"], stages[length:]
-    return source.commit, stages
+            _copy_objects(shorter / "repository.git", repository)
+            commit, _, how = _facts(shorter)
+            return commit, stages[length:], how
+    return source.commit, stages, _Applied()
 
 
 def _check_out_touched(repository: Repository, commit: str, stages: Sequence[Stage], work_tree: Path) -> None:
-    patterns = sorted({f"/{path}" for stage in stages for path in _touched(repository, stage)})
+    patches = [(stage, patch) for stage in stages for _, patch in _patches(stage)]
+    patterns = sorted({f"/{path}" for stage, patch in patches for path in _touched(repository, stage, patch)})
     repository.git("config", "core.sparseCheckout", "true")
     info = repository.path / "info"
     info.mkdir(exist_ok=True)
@@ -111,39 +178,112 @@ def _check_out_touched(repository: Repository, commit: str, stages: Sequence[Sta
     repository.git("read-tree", "-mu", "HEAD", work_tree=work_tree)
 
 
-def _touched(repository: Repository, stage: Stage) -> list[str]:
-    stat = repository.git("apply", "--numstat", "-z", str(stage.patch.resolve()), check=False)
+def _touched(repository: Repository, stage: Stage, patch: Path) -> list[str]:
+    stat = repository.git("apply", "--numstat", "-z", str(patch.resolve()), check=False)
     if stat.returncode != 0:
-        raise UserError(
-            f"stage {stage.number} ({stage.name}): {stage.patch} is no patch: {_last(stat.stderr)}."
-        )
+        raise UserError(f"stage {stage.number} ({stage.name}): {patch} is no patch: {_last(stat.stderr)}.")
     # Of a rename it names both paths, after an empty one.
     return [name for name in (record.split("\t")[-1] for record in stat.stdout.split("\0")) if name]
 
 
-def _apply(repository: Repository, stage: Stage, work_tree: Path, source: SourceTree) -> None:
+def _patches(stage: Stage) -> list[tuple[str | None, Path]]:
+    """What there is for a stage, in the order in which it is tried: its patch, and its variants by name."""
+    return [(None, stage.patch), *((variant.name, variant.patch) for variant in stage.variants)]
+
+
+def _apply(
+    repository: Repository,
+    before: Sequence[Stage],
+    stage: Stage,
+    work_tree: Path,
+    source: SourceTree,
+    cache: Cache,
+    how: _Applied,
+) -> None:
+    first: _Refused | None = None
+    for three_way in (False, True):
+        if three_way:
+            _add_reference(repository, before, stage, cache)
+        for variant, patch in _patches(stage):
+            refused = _am(repository, patch, work_tree, three_way)
+            if refused is None:
+                if variant is not None:
+                    how.variants[stage.number] = variant
+                if three_way:
+                    how.merged.append(stage.number)
+                return
+            # A merge names the files in conflict; of several attempts, that of the stage's own patch.
+            if three_way and first is None:
+                first = refused
+    assert first is not None
+    raise DoesNotApplyError(_does_not_apply(stage, source, first), stage, first.files)
+
+
+def _add_reference(repository: Repository, before: Sequence[Stage], stage: Stage, cache: Cache) -> None:
+    """Give a repository the blobs that the patches of a stage were made against, where the series has them."""
+    if stage.bases.reference is None:
+        return
+    without = replace(stage.bases, reference=None)
+    for source in reference_sources(stage.bases.reference, cache):
+        _copy_objects(source.repository, repository)
+        # Where the stages do not even apply to what they were made on, the series is being changed.
+        with suppress(UserError):
+            made = apply_stages(source, [replace(each, bases=without) for each in before], cache, Events())
+            _copy_objects(made.repository, repository)
+
+
+def _copy_objects(source: Path, repository: Repository) -> None:
+    """Copied, not borrowed: they are few, and the cache entry they come from may go."""
+    ours = repository.path / "objects"
+    shutil.copytree(source / "objects", ours, ignore=shutil.ignore_patterns("info"), dirs_exist_ok=True)
+
+
+@dataclass(frozen=True)
+class _Refused:
+    """Why a patch was not applied.
+
+    Args:
+        files: with a conflict, where git names them.
+        reason: what git said last.
+    """
+
+    files: tuple[str, ...]
+    reason: str
+
+
+def _am(repository: Repository, patch: Path, work_tree: Path, three_way: bool) -> _Refused | None:
+    """Apply a patch, or leave everything as it was."""
     # --committer-date-is-author-date: the id depends on patch and source, not on the time of day.
     done = repository.git(
-        "am", "-3", "--quiet", "--committer-date-is-author-date", "--no-gpg-sign", "--keep-non-patch",
-        str(stage.patch.resolve()),
+        "am", "--3way" if three_way else "--no-3way", "--quiet", "--committer-date-is-author-date",
+        "--no-gpg-sign", "--keep-non-patch", str(patch.resolve()),
         work_tree=work_tree,
         config=("advice.mergeConflict=false",),
         check=False,
     )  # fmt: skip
     if done.returncode == 0:
-        return
+        return None
     unmerged = repository.git("diff", "--name-only", "--diff-filter=U", work_tree=work_tree, check=False)
-    files = sorted(set(unmerged.stdout.split())) or _rejected(repository, stage)
-    where = f"; the conflict is in {', '.join(files)}" if files else f": {_last(done.stderr)}"
-    raise UserError(
-        f"stage {stage.number} ({stage.name}) does not apply to {source.description}{where}; "
-        f"rebase {stage.patch.name} onto Linux {source.version}."
+    files = sorted(set(unmerged.stdout.split())) or _rejected(repository, patch)
+    repository.git("am", "--abort", work_tree=work_tree, check=False)
+    return _Refused(tuple(files), _last(done.stderr))
+
+
+def _does_not_apply(stage: Stage, source: SourceTree, refused: _Refused) -> str:
+    conflict = f"the conflict is in {', '.join(refused.files)}" if refused.files else refused.reason
+    head = f"stage {stage.number} ({stage.name}) does not apply to {source.description}: {conflict}; "
+    if source.package is not None and source.package.version in stage.bases.versions:
+        return f"{head}the series is to apply there, so {stage.patch.name} needs to be corrected."
+    works = f"{stage.bases.package}={stage.bases.versions[0]}"
+    return (
+        f"{head}the series is known to apply to {stage.bases}: name one of these with --source {works}, "
+        "or a git tree, a directory or a tarball of it with --source PATH."
     )
 
 
-def _rejected(repository: Repository, stage: Stage) -> list[str]:
+def _rejected(repository: Repository, patch: Path) -> list[str]:
     """Files that a patch does not fit, where the blobs for a three-way merge are not known here."""
-    said = repository.git("apply", "--check", "--cached", str(stage.patch.resolve()), check=False).stderr
+    said = repository.git("apply", "--check", "--cached", str(patch.resolve()), check=False).stderr
     fits = r"^error: (?:patch failed: (?P<failed>\S+):\d+|(?P<gone>\S+): (?:does not|already) exist)"
     return sorted({match["failed"] or match["gone"] for match in re.finditer(fits, said, re.MULTILINE)})
 

@@ -19,7 +19,6 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
-import psutil
 from filelock import Timeout
 
 from orchestrator.cache import Cache, digest, file_digest
@@ -29,7 +28,7 @@ from orchestrator.kernel.build_log import blames_source, compiled, error_of, hos
 from orchestrator.kernel.config import Configuration, check_survived
 from orchestrator.kernel.repository import Repository
 from orchestrator.kernel.tree import PatchedTree
-from orchestrator.process import Completed, require, run, tied
+from orchestrator.process import Completed, run, tied, version_of
 
 #: As make and the kernel name it.
 ARCHITECTURE = "x86_64"
@@ -101,7 +100,7 @@ def tool_versions() -> tuple[str, ...]:
     Raises:
         InfrastructureError: one of them is not installed.
     """
-    return tuple(run([require(tool), "--version"]).stdout.splitlines()[0] for tool in ("gcc", "ld"))
+    return tuple(map(version_of, ("gcc", "ld")))
 
 
 @dataclass(frozen=True)
@@ -119,14 +118,26 @@ class _State:
     granted: str = ""
 
 
+def has_objects(configuration: Configuration, cache: Cache) -> bool:
+    """Whether a kernel of this configuration was built before, so that the next one compiles only what differs."""
+    return (cache.root / "workspace" / _name_of(configuration) / "objects" / "vmlinux").is_file()
+
+
+def _flavour_of(configuration: Configuration) -> str:
+    return f"{configuration.flavour}{'-dwarf' if configuration.dwarf else ''}"
+
+
+def _name_of(configuration: Configuration) -> str:
+    # Neither the source nor the configuration is part of the name: files and options are switched like those of a
+    # stage, and kbuild compiles what depends on them.
+    return f"build-{_flavour_of(configuration)}-{digest({'tools': list(tool_versions())})[:8]}"
+
+
 class Workshop:
     """The work tree and object directory of one flavour and compiler, locked while in use."""
 
     def __init__(self, configuration: Configuration, cache: Cache, step: Step) -> None:
-        # Neither the source nor the configuration is part of the name: files and options are switched like those
-        # of a stage, and kbuild compiles what depends on them.
-        flavour = f"{configuration.flavour}{'-dwarf' if configuration.dwarf else ''}"
-        name = f"build-{flavour}-{digest({'tools': list(tool_versions())})[:8]}"
+        name = _name_of(configuration)
         self._configuration = configuration
         self._step = step
         self._place = cache.workspace(name)
@@ -137,7 +148,7 @@ class Workshop:
         self.log = self._place / "build.log"
         self._state_file = self._place / "state.json"
         self._warnings_file = self._place / "warnings.json"
-        self._count = cache.workspace("build-counts") / f"{flavour}.json"
+        self._count = cache.workspace("build-counts") / f"{_flavour_of(configuration)}.json"
 
     def __enter__(self) -> Workshop:
         try:
@@ -479,6 +490,8 @@ class Workshop:
 
 def _is_used(directory: Path) -> bool:
     """Whether a process works in `directory` or below."""
+    import psutil
+
     for process in psutil.process_iter(["cwd"]):
         place = process.info["cwd"]
         if place and Path(place).is_relative_to(directory):

@@ -215,14 +215,9 @@ def qemu_version() -> str:
     Raises:
         InfrastructureError: QEMU is not installed.
     """
-    line = _version_line()
+    line = process.version_of(QEMU)
     found = re.search(r"\d+(\.\d+)+", line)
     return found.group() if found else line
-
-
-def _version_line() -> str:
-    process.require(QEMU)
-    return (process.run([QEMU, "--version"], timeout_s=30).stdout.splitlines() or [""])[0]
 
 
 class _GivenUpError(Exception):
@@ -243,7 +238,7 @@ def _kvm_obstacle() -> str | None:
 def _cached_probe(cache: Cache, events: Events) -> ProbeAnswer:
     key = {
         "boot_id": Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip(),
-        "qemu": _version_line(),
+        "qemu": process.version_of(QEMU),
         "kernel": _PROBE,
     }
 

@@ -303,7 +303,7 @@ class Machine:
                 guest was asked where its CPUs are and which tasks are blocked, and its answer is in the log.
         """
         deadline = self._began + timeout_s
-        with self._events.step(f"boot {self.log_dir.name}"):
+        with self._events.step(f"boot {self.log_dir.name}", part=True):
             with self._changed:
                 self._changed.wait_for(
                     lambda: self._failure is not None or self._closing or self.console.ready,

@@ -14,9 +14,6 @@ from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from qemu.qmp import QMPClient
-from qemu.qmp import QMPError as LibraryError
-
 T = TypeVar("T")
 EventHandler = Callable[[str, Mapping[str, Any]], None]
 
@@ -34,6 +31,9 @@ class Qmp:
     """
 
     def __init__(self, socket: Path, on_event: EventHandler | None = None) -> None:
+        # Here, for most commands start no machine, and the library takes a while to import.
+        from qemu.qmp import QMPClient
+
         self._on_event = on_event
         self._client = QMPClient("orchestrate")
         # The library logs each disconnection as an error; that QEMU is gone is for the machine to judge.
@@ -59,7 +59,7 @@ class Qmp:
             self._accepting.result(timeout_s)
         except TimeoutError:
             return False
-        except LibraryError as error:
+        except _library_error() as error:
             raise QmpError(str(error)) from error
         return True
 
@@ -122,5 +122,12 @@ class Qmp:
         except TimeoutError as error:
             future.cancel()
             raise QmpError(f"QEMU did not answer within {timeout_s:g} s") from error
-        except LibraryError as error:
+        except _library_error() as error:
             raise QmpError(str(error)) from error
+
+
+def _library_error() -> type[Exception]:
+    from qemu.qmp import QMPError
+
+    error: type[Exception] = QMPError
+    return error

@@ -13,8 +13,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import psutil
-
 from orchestrator.errors import UserError
 
 #: CPUs of a node where the text does not say.
@@ -178,17 +176,17 @@ class Topology:
                     arguments += ["-numa", f"dist,src={source},dst={target},val={value}"]
         return arguments
 
-    def check_host(self, jobs: int = 1, available_mib: int | None = None) -> None:
+    def check_host(self, jobs: int = 1, memory_mib: int | None = None) -> None:
         """Refuse what does not fit this host: a host that swaps or kills QEMU measures nothing.
 
         Args:
             jobs: how many such guests run at once.
-            available_mib: MiB of host memory to be had; asked of the host where None.
+            memory_mib: MiB of host memory to be had; asked of the host where None.
 
         Raises:
             UserError: the sum does not fit; the sentence names the figures.
         """
-        available = _available_mib() if available_mib is None else available_mib
+        available = memory_mib if memory_mib is not None else available_mib()
         needed = jobs * (self.memory_mib + OVERHEAD_MIB)
         if needed <= available:
             return
@@ -288,5 +286,8 @@ def _is_matrix(value: object) -> bool:
     )
 
 
-def _available_mib() -> int:
+def available_mib() -> int:
+    """MiB of memory that this host can give away without swapping."""
+    import psutil
+
     return int(psutil.virtual_memory().available) // (1024 * 1024)

@@ -15,23 +15,25 @@ import shlex
 import shutil
 import tempfile
 import threading
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-import pandas as pd
-import pyarrow as pa
-import pyarrow.dataset as ds
-import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 
 from orchestrator import __version__
 from orchestrator.errors import UserError
 from orchestrator.store.outcome import Outcome
-from orchestrator.store.schema import CELLS, METRICS, SAMPLES, SCHEMA_VERSION, TABLES
+from orchestrator.store.version import SCHEMA_VERSION
+
+# pandas and pyarrow take half a second to import, which commands that read no table should not wait for: what needs
+# them is in orchestrator.store.tables, and imported where it is used.
+if TYPE_CHECKING:
+    import pandas as pd
 
 MANIFEST = "run.json"
 _PARTS = "parts"
@@ -221,11 +223,13 @@ class RunWriter:
                 raise ValueError(
                     f"cell {row.cell}: {key} is {getattr(row, key)!r}, planned was {planned[key]!r}"
                 )
+        from orchestrator.store import tables
+
         parts = self.path / _PARTS
         working = Path(tempfile.mkdtemp(prefix=f".{row.cell}-", dir=parts))
         try:
-            _write(_metrics_table(row, observations), working / "metrics.parquet")
-            _write(_samples_table(row.cell, samples), working / "samples.parquet")
+            tables.write(tables.metrics_table(row, observations), working / "metrics.parquet")
+            tables.write(tables.samples_table(row.cell, samples), working / "samples.parquet")
             _replace_json(working / "cell.json", {**asdict(row), "outcome": row.outcome.value})
             working.chmod(0o755)
             with self._mutex:
@@ -254,9 +258,14 @@ class RunWriter:
 
         For a run that was interrupted too: a planned cell without an end is a row with the outcome ``lost``.
         """
-        _write(_cells_table(self.path, self._planned.values()), self.path / "cells.parquet")
+        from orchestrator.store import tables
+
+        rows = _cell_rows(self.path, self._planned.values())
+        tables.write(tables.cells_table(rows), self.path / "cells.parquet")
         for name in ("metrics", "samples"):
-            _concatenate(self.path, name, self._planned)
+            tables.concatenate(
+                _part_files(self.path, name, self._planned), name, self.path / f"{name}.parquet"
+            )
         self.update_manifest(ended_utc=datetime.now(UTC).isoformat(timespec="seconds"))
         self._lock.release()
 
@@ -308,17 +317,29 @@ class Run:
     @cached_property
     def cells(self) -> pd.DataFrame:
         """One row a planned cell, in the order of the plan; columns as :data:`schema.CELLS`."""
-        table = self._whole("cells")
-        if table is None:
-            table = _cells_table(self.path, self.manifest["cells"])
-        frame: pd.DataFrame = table.to_pandas()
+        from orchestrator.store import tables
+
+        whole = self._whole_cells()
+        if whole is not None:
+            return tables.read([whole], "cells")
+        frame: pd.DataFrame = tables.cells_table(_cell_rows(self.path, self.manifest["cells"])).to_pandas()
         return frame
+
+    def outcomes(self) -> dict[str, int]:
+        """How many of the planned cells ended how, the most frequent first; quick, for a list of runs."""
+        whole = self._whole_cells()
+        if whole is None:
+            ends = [row["outcome"] for row in _cell_rows(self.path, self.manifest["cells"])]
+        else:
+            from orchestrator.store import tables
+
+            ends = tables.read_column(whole, "outcome")
+        return dict(Counter(ends).most_common())
 
     @cached_property
     def metrics(self) -> pd.DataFrame:
         """One row an observation; columns as :data:`schema.METRICS`."""
-        frame: pd.DataFrame = self._table("metrics").to_pandas()
-        return frame
+        return self._table("metrics")
 
     @cached_property
     def samples(self) -> pd.DataFrame:
@@ -333,13 +354,7 @@ class Run:
         counters: Collection[str] | None = None,
     ) -> pd.DataFrame:
         """The samples of these cells, phases and counters; None stands for all of them."""
-        condition: ds.Expression | None = None
-        for column, wanted in (("cell", cells), ("phase", phases), ("counter", counters)):
-            if wanted is not None:
-                # The type is named for the sake of an empty collection, which selects nothing.
-                one = ds.field(column).isin(pa.array(sorted(wanted), pa.string()))
-                condition = one if condition is None else condition & one
-        frame: pd.DataFrame = self._table("samples", condition).to_pandas()
+        frame = self._table("samples", {"cell": cells, "phase": phases, "counter": counters})
         # Arrow's nullable integer would arrive as float, and node 1 would be printed as 1.0.
         frame["node"] = frame["node"].astype("Int32")
         return frame
@@ -362,25 +377,19 @@ class Run:
             if isinstance(record, dict):
                 yield record
 
-    def _whole(self, name: str) -> pa.Table | None:
+    def _whole_cells(self) -> Path | None:
         """The consolidated table, where there are no parts (the truth) to read instead."""
-        if (self.path / _PARTS).is_dir():
-            return None
-        whole = self.path / f"{name}.parquet"
-        return pq.read_table(whole) if whole.is_file() else None
+        whole = self.path / "cells.parquet"
+        return whole if not (self.path / _PARTS).is_dir() and whole.is_file() else None
 
-    def _table(self, name: str, condition: ds.Expression | None = None) -> pa.Table:
-        schema = TABLES[name]
+    def _table(self, name: str, selected: Mapping[str, Collection[str] | None] | None = None) -> pd.DataFrame:
+        from orchestrator.store import tables
+
         if (self.path / _PARTS).is_dir():
             files = _part_files(self.path, name, [str(entry["cell"]) for entry in self.manifest["cells"]])
         else:
             files = [path for path in [self.path / f"{name}.parquet"] if path.is_file()]
-        if not files:
-            return schema.empty_table()
-        # A file list keeps the order of the plan, so what is computed from the rows is the same every time.
-        return ds.dataset([str(path) for path in files], schema=schema, format="parquet").to_table(
-            filter=condition
-        )
+        return tables.read(files, name, selected)
 
 
 def find_run(results: Path, name: str | Path) -> Path:
@@ -488,39 +497,6 @@ def _replace_json(path: Path, content: Mapping[str, Any]) -> None:
         raise
 
 
-def _write(table: pa.Table, path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.new")
-    pq.write_table(table, temporary, compression="zstd")
-    temporary.replace(path)
-
-
-def _metrics_table(row: CellRow, observations: Iterable[ObservationLike]) -> pa.Table:
-    rows = [
-        {
-            "cell": row.cell,
-            "variant": row.variant,
-            "workload": row.workload,
-            "repetition": row.repetition,
-            "metric": each.metric,
-            "unit": each.unit,
-            "value": float(each.value),
-        }
-        for each in observations
-    ]
-    return pa.Table.from_pylist(rows, schema=METRICS)
-
-
-def _samples_table(cell: str, samples: Iterable[SampleLike]) -> pa.Table:
-    # By column: a cell has some hundred thousand samples, and a dict for each would take seconds.
-    kept = list(samples)
-    columns: dict[str, list[Any]] = {"cell": [cell] * len(kept)}
-    for name in SAMPLES.names[1:]:
-        columns[name] = [getattr(each, name) for each in kept]
-    # The kernel prints a counter that fell below zero as an unsigned number.
-    columns["value"] = [value - 2**64 if value >= 2**63 else value for value in columns["value"]]
-    return pa.table(columns, schema=SAMPLES)
-
-
 def _ends(path: Path, planned: Iterable[str]) -> Iterator[CellRow]:
     """The recorded ends, in the order of the plan."""
     for cell in planned:
@@ -532,7 +508,8 @@ def _ends(path: Path, planned: Iterable[str]) -> Iterator[CellRow]:
         yield CellRow(**{**content, "outcome": Outcome(content["outcome"])})
 
 
-def _cells_table(path: Path, planned: Iterable[Mapping[str, Any]]) -> pa.Table:
+def _cell_rows(path: Path, planned: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One row per planned cell, whether it has ended or not."""
     plan = list(planned)
     ends = {row.cell: row for row in _ends(path, [str(entry["cell"]) for entry in plan])}
     rows = []
@@ -541,19 +518,9 @@ def _cells_table(path: Path, planned: Iterable[Mapping[str, Any]]) -> pa.Table:
             **{key: entry[key] for key in _PLANNED_KEYS}, outcome=Outcome.LOST, evidence=_NO_END
         )
         rows.append({**asdict(row), "outcome": row.outcome.value})
-    return pa.Table.from_pylist(rows, schema=CELLS)
+    return rows
 
 
 def _part_files(path: Path, name: str, planned: Iterable[str]) -> list[Path]:
     files = (path / _PARTS / cell / f"{name}.parquet" for cell in planned)
     return [file for file in files if file.is_file()]
-
-
-def _concatenate(path: Path, name: str, planned: Iterable[str]) -> None:
-    """One table of all parts, cell by cell: the samples of a whole run need not fit in memory."""
-    final = path / f"{name}.parquet"
-    temporary = final.with_name(f".{final.name}.new")
-    with pq.ParquetWriter(temporary, TABLES[name], compression="zstd") as writer:
-        for file in _part_files(path, name, planned):
-            writer.write_table(pq.read_table(file, schema=TABLES[name]))
-    temporary.replace(final)

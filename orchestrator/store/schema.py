@@ -11,8 +11,7 @@ from typing import Final
 
 import pyarrow as pa
 
-#: Of ``run.json`` and of the tables. Raised when a reader of the earlier version would misread what is written.
-SCHEMA_VERSION: Final = 1
+from orchestrator.store.version import SCHEMA_VERSION
 
 _VERSION_KEY = b"orchestrate.schema"
 

@@ -117,7 +117,7 @@ def main() -> None:
     asked = parser.parse_args()
     shared, events = Cache.default(), Events()
     series = load_series(ROOT / "kernel_patches")
-    source = import_source(None, series.package, shared, events)
+    source = import_source(None, series.bases.package, shared, events, series.bases.versions)
     wanted = configuration(ROOT / "vm_images", "measure")
     last = len(series.stages)
     # Between these two only files of mm/ differ, as they do for somebody who works on a stage.

@@ -123,15 +123,16 @@ def git(directory: Path, *arguments: str) -> str:
 
 
 SERIES = """\
-schema = 1
+schema = 2
 name = "fake"
 title = "mm: a fake series"
 groups = ["core-only", "docs"]
-
-[base]
-version = "6.12"
+linux = "6.12"
 package = "linux-source-6.12"
 directory = "6.12"
+
+[[base]]
+version = "6.12.117-1"
 
 [[stage]]
 number = 1

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import psutil
 import pytest
 from guest_data import FAULT_LATENCY, ROOT
 from hypothesis import given
@@ -216,7 +217,7 @@ def test_other_hosts_that_cannot_be_calibrated(bench: Bench, monkeypatch: pytest
     Native(monkeypatch, end='{"end": "error", "reason": "cannot map 16 regions"}')
     with pytest.raises(InfrastructureError, match="fault_latency on this host: cannot map 16 regions"):
         calibrate(bench)
-    monkeypatch.setattr(calibration.psutil, "virtual_memory", lambda: SimpleNamespace(available=7 << 20))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=7 << 20))
     with pytest.raises(InfrastructureError, match="has 7 MiB of memory left"):
         calibrate(bench)
     monkeypatch.setattr(calibration.platform, "machine", lambda: "aarch64")

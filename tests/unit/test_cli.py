@@ -171,3 +171,36 @@ def test_runs_are_listed_by_age_and_shown_as_they_were_told(
     assert capsys.readouterr().out == f"kernel  suite\nfull    stress\nrun      {tested}\n"
     assert status_of(["results", "show", "reference"]) == 0
     assert "survivors.total" in capsys.readouterr().out
+
+
+def test_a_table_that_is_current_is_shown_as_it_was_written(
+    own_results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = Synthetic(repeat=1, histograms=False).write(own_results, "compared").path
+    manifest = json.loads((path / "run.json").read_text())
+    (path / "comparison.txt").write_text("the table\n")
+    for ended, said in (
+        ("2026-01-01T00:00:00+00:00", "the table"),
+        ("2999-01-01T00:00:00+00:00", "survivors"),
+    ):
+        (path / "run.json").write_text(json.dumps({**manifest, "ended_utc": ended}))
+        assert status_of(["--quiet", "results", "show", path.name]) == 0
+        assert said in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["run", "core-only"], "to run a patchset of the series, write: orchestrate run -p core-only"),
+        (["run", "-p", "core-only", "--jobs", "many"], "a number of guests from 1 on, or auto"),
+        (["run", "-p", "core-only", "--jobs", "0"], "a number of guests from 1 on, or auto"),
+        (["run", "-p", "core-only", "--jobs", "9999"], "run at most"),
+    ],
+)
+def test_a_mistake_says_what_to_write(
+    arguments: list[str], sentence: str, own_results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert status_of(["--quiet", *arguments]) == 2
+    said = capsys.readouterr().err
+    assert sentence in said and len(said.splitlines()) == 1
+    assert not own_results.exists()

@@ -6,6 +6,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from fake_tree import write_tree
 
 from orchestrator.cache import Cache
 from orchestrator.errors import UserError
@@ -244,7 +245,8 @@ def test_a_part_that_is_not_there_is_refused(series: Series, workloads: dict[str
 
 
 def test_a_run_directory_knows_all_of_its_experiment(tmp_path: Path) -> None:
-    bench = Bench(Project(ROOT), Cache(tmp_path), Events(), "/usr/src/linux", "icount", "debug-vm")
+    source = str(write_tree(tmp_path / "linux"))
+    bench = Bench(Project(ROOT), Cache(tmp_path / "cache"), Events(), source, "icount", "debug-vm")
     experiment = Experiment(
         name="all",
         variants=variants_of(

@@ -30,7 +30,7 @@ from orchestrator.guest.image import (
     with_layer,
 )
 from orchestrator.guest.keys import existing_keys, obtain_keys
-from orchestrator.guest.packages import Package, find_package, root_of
+from orchestrator.guest.packages import Package, find_packages, root_of
 from orchestrator.guest.workload import Workload, load_workloads
 from orchestrator.process import Completed
 from orchestrator.project import Project
@@ -193,9 +193,9 @@ class FakeDebian:
         self.ran.append(argv)
         out, status = "", 0
         if argv[0] == "dpkg-query":
-            out, status = ("installed 1.0", 0) if argv[-1] == "here" else ("", 1)
+            out, status = ("here installed 1.0\ngone config-files 0.9\n", 1) if "here" in argv else ("", 1)
         elif argv[0] == "apt-cache":
-            out = "Package: other\nVersion: 2:3.1-4\nSize: 5\n" if argv[-1] == "other" else ""
+            out = "Package: other\nVersion: 2:3.1-4\nSize: 5\n\n" if "other" in argv else ""
         elif argv[:2] == ["apt-get", "download"]:
             assert cwd
             (cwd / "other.deb").write_text("a package")
@@ -211,14 +211,49 @@ def test_a_package_that_is_not_installed_is_downloaded_once(
     debian = FakeDebian()
     monkeypatch.setattr("orchestrator.guest.packages.run", debian)
     cache = Cache(tmp_path)
-    here, other = find_package("here"), find_package("other")
+    here, other = (find_packages(["here", "other"], cache)[name] for name in ("here", "other"))
     assert root_of(here, cache) == Path("/")
     assert other == Package("other", "2:3.1-4", installed=False)
     for _ in range(2):
         assert (root_of(other, cache) / "bin" / "tool").read_text() == "a tool"
     assert [argv for argv in debian.ran if argv[0] == "apt-get"] == [["apt-get", "download", "other=2:3.1-4"]]
     with pytest.raises(InfrastructureError, match=r"apt knows no package nowhere.*apt-get update"):
-        find_package("nowhere")
+        find_packages(["here", "nowhere"], cache)
+
+
+def test_debian_is_asked_once_for_all_packages_until_it_knows_something_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    debian = FakeDebian()
+    monkeypatch.setattr("orchestrator.guest.packages.run", debian)
+    status = tmp_path / "status"
+    status.write_text("here 1.0")
+    monkeypatch.setattr("orchestrator.guest.packages._STAMPS", (str(status), str(tmp_path / "gone")))
+    cache = Cache(tmp_path / "cache")
+    for _ in range(3):
+        assert find_packages(["here", "other"], cache)["here"] == Package("here", "1.0", installed=True)
+    assert [argv[0] for argv in debian.ran] == ["dpkg-query", "apt-cache"]
+    status.write_text("here 1.1 now")
+    find_packages(["here", "other"], cache)
+    assert len(debian.ran) == 4
+
+
+def test_a_host_without_apt_is_told_what_the_image_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(
+        InfrastructureError, match=r"dpkg-query is missing.*toybox, toyc, which need dpkg and apt"
+    ):
+        find_packages(["toybox", "toyc"], Cache(tmp_path))
+
+
+def install(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    """Pretend that this host has every package in `version`."""
+    monkeypatch.setattr(
+        "orchestrator.guest.image.find_packages",
+        lambda names, cache: {name: Package(name, version, installed=True) for name in names},
+    )
 
 
 @pytest.fixture
@@ -242,7 +277,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
         input=b'#include <stdio.h>\nint main(void) { return puts("bin/ls\\nbin/sh") < 0; }\n',
         check=True,
     )
-    monkeypatch.setattr("orchestrator.guest.image.find_package", lambda name: Package(name, "1.0", True))
+    install(monkeypatch, "1.0")
     monkeypatch.setattr("orchestrator.guest.image.root_of", lambda package, cache: packages)
     return Project(tmp_path / "project")
 
@@ -354,7 +389,7 @@ def test_a_new_version_of_a_package_makes_a_new_image(
 ) -> None:
     cache = Cache(tmp_path / "cache")
     build_image(project, cache, Events())
-    monkeypatch.setattr("orchestrator.guest.image.find_package", lambda name: Package(name, "1.1", True))
+    install(monkeypatch, "1.1")
     assert not is_built(project, cache)
 
 
@@ -363,6 +398,15 @@ def test_a_program_that_does_not_compile_is_the_users_fault(project: Project, tm
     with pytest.raises(UserError, match=r"guest program toy does not compile: .*unused"):
         build_image(project, Cache(tmp_path / "cache"), Events())
     assert not is_built(project, Cache(tmp_path / "cache"))
+
+
+def test_a_package_may_have_moved_its_files_below_usr(project: Project, tmp_path: Path) -> None:
+    """Debian 13's busybox-static has /usr/bin/busybox, where Debian 12's has /bin/busybox."""
+    packages = tmp_path / "packages"
+    (packages / "usr/bin").mkdir(parents=True, exist_ok=True)
+    (packages / "bin/busybox").rename(packages / "usr/bin/busybox")
+    built = build_image(project, Cache(tmp_path / "cache"), Events())
+    assert "bin/busybox" in unpack(built.initramfs.read_bytes())
 
 
 def test_a_file_that_its_package_lacks_is_said(project: Project, tmp_path: Path) -> None:

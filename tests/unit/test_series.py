@@ -67,8 +67,8 @@ def test_the_digest_is_of_the_patch(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "sentence"),
     [
-        ("schema = 1", "schema = 2", "schema 2"),
-        ("schema = 1", "schema = ", "not valid TOML"),
+        ("schema = 2", "schema = 1", "schema 1"),
+        ("schema = 2", "schema = ", "not valid TOML"),
         ('name = "second"', 'name = "first"', "two stages have the name first"),
         ("number = 2", "number = 3", "without gaps"),
         ('patch = "0002.patch"', 'patch = "0009.patch"', "no patch"),
@@ -96,7 +96,7 @@ def test_a_broken_file_is_refused(tmp_path: Path, old: str, new: str, sentence: 
     ("text", "sentence"),
     [
         ("", "schema is missing"),
-        ("schema = 1\nstage = 1", "stage is to be a list"),
+        ("schema = 2\nstage = 1", "stage is to be a list"),
         (SERIES.replace('groups = ["core-only", "docs"]', "groups = []"), "groups is empty"),
         (
             SERIES.replace('groups = ["core-only", "docs"]', 'groups = ["core-only", "full"]'),
@@ -109,6 +109,14 @@ def test_a_broken_file_is_refused(tmp_path: Path, old: str, new: str, sentence: 
         (SERIES.replace('groups = ["core-only", "docs"]', 'groups = "docs"'), "groups is to be a list"),
         ('stage = ["first"]\n' + SERIES.partition("[[stage]]")[0], "stage 1 is to be a table"),
         (SERIES.replace("number = 1", "number = true"), "number is to be a whole number"),
+        (
+            SERIES.replace("[[base]]", '[[base]]\nversion = "6.12.117-1"\n\n[[base]]'),
+            "two .*base.* the version",
+        ),
+        (SERIES.replace('[[base]]\nversion = "6.12.117-1"\n', "base = []"), "no .*base"),
+        (SERIES.replace("[[base]]", "[base]"), "base is to be a list"),
+        (SERIES.replace("[[base]]", 'reference = "none.tar.xz"\n\n[[base]]'), "no reference"),
+        (SERIES.replace("knobs = []", "variants = [1]\nknobs = []", 1), "variants is to be a list of names"),
         (SERIES + SERIES[SERIES.index("[[knob]]") :], "two .*knob.* have the name"),
         (SERIES.replace("minimum = 1", 'minimum = "1"'), "minimum is to be a whole number"),
         (SERIES.replace("counters =", "counter ="), "did you mean counters"),

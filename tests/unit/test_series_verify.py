@@ -102,15 +102,16 @@ _GOOD: Sequence[Mapping[str, str]] = (
     {"mm/memory.c": _HARMLESS.replace("return 1;", "return 3;")},
 )
 _SERIES = """\
-schema = 1
+schema = 2
 name = "fake"
 title = "mm: a fake series"
 groups = ["core-only", "threshold"]
-
-[base]
-version = "6.12"
+linux = "6.12"
 package = "linux-source-6.12"
 directory = "6.12"
+
+[[base]]
+version = "6.12.117-1"
 
 [[stage]]
 number = 1
@@ -487,7 +488,7 @@ def test_findings_are_compared_by_text_and_count() -> None:
 def shell(laboratory: Laboratory, monkeypatch: pytest.MonkeyPatch) -> Laboratory:
     monkeypatch.setenv("ORCHESTRATE_ROOT", str(laboratory.root))
     monkeypatch.setenv("ORCHESTRATE_CACHE", str(laboratory.root / "cache"))
-    monkeypatch.setattr("orchestrator.cli.terminal.Bench", _Bench)
+    monkeypatch.setattr("orchestrator.execution.bench.Bench", _Bench)
 
     def boot(bench: Bench, kernel: KernelBuild, *_: object) -> Inventory:
         numbers = {

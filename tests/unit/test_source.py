@@ -6,13 +6,14 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from fake_debian import Debian
 from fake_tree import git, write_tree
 
 from orchestrator.cache import Cache
 from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.events import Events
 from orchestrator.kernel.repository import Repository
-from orchestrator.kernel.source import SourceTree, import_source, is_imported
+from orchestrator.kernel.source import SourceTree, find_origin, import_source
 
 
 def taken(source: str, cache: Cache) -> SourceTree:
@@ -52,9 +53,9 @@ def test_directory_tarball_and_git_tree_are_one_source(tmp_path: Path, tree: Pat
 
 
 def test_it_is_imported_once(tree: Path, cache: Cache) -> None:
-    assert not is_imported(str(tree), "linux-source-6.12", cache)
+    assert not find_origin(str(tree), "linux-source-6.12", cache).is_imported(cache)
     first = taken(str(tree), cache)
-    assert is_imported(str(tree), "linux-source-6.12", cache)
+    assert find_origin(str(tree), "linux-source-6.12", cache).is_imported(cache)
     assert taken(str(tree), cache) == first
     (tree / "mm" / "memory.c").write_text("int changed;\n")
     assert taken(str(tree), cache).tree != first.tree
@@ -190,71 +191,26 @@ def test_a_tree_in_which_a_kernel_was_built_is_refused(
     assert not list(cache.root.glob("source/*"))
 
 
-class Debian:
-    """A host whose package tools say what a test wants."""
-
-    def __init__(self, directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.directory = directory
-        directory.mkdir()
-        self.says("dpkg-query", "exit 1")
-        self.says("apt-cache", "echo '  Candidate: 6.12.117-1'")
-        monkeypatch.setenv("PATH", f"{directory}:{os.environ['PATH']}")
-
-    def says(self, program: str, script: str) -> None:
-        (self.directory / program).write_text(f"#!/bin/sh\n{script}\n")
-        (self.directory / program).chmod(0o755)
-
-
 @pytest.fixture
 def debian(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Debian:
     return Debian(tmp_path / "bin", monkeypatch)
 
 
-def package(directory: Path, tree: Path) -> Path:
-    """A Debian package with the tree's tarball in it."""
-    (directory / "deb/DEBIAN").mkdir(parents=True)
-    (directory / "deb/usr/src").mkdir(parents=True)
-    (directory / "deb/DEBIAN/control").write_text(
-        "Package: linux-source-6.12\nVersion: 6.12.117-1\nArchitecture: all\n"
-        "Maintainer: A Developer <developer@localhost>\nDescription: the source\n"
-    )
-    archive = directory / "deb/usr/src/linux-source-6.12.tar.xz"
-    subprocess.run(["tar", "-C", str(tree.parent), "-cJf", str(archive), tree.name], check=True)
-    made = directory / "linux-source-6.12.deb"
-    subprocess.run(["dpkg-deb", "-b", str(directory / "deb"), str(made)], check=True, capture_output=True)
-    return made
-
-
 def test_a_package_is_downloaded_once(tmp_path: Path, tree: Path, cache: Cache, debian: Debian) -> None:
     plain = taken(str(tree), cache)
-    debian.says("apt-get", f"cp {package(tmp_path, tree)} .")
+    debian.publish("6.12.117-1", tree)
+    debian.offers("6.12.117-1")
     first = import_source(None, "linux-source-6.12", cache, Events())
     assert first.commit == plain.commit and first.description == "linux-source-6.12 6.12.117-1"
     debian.says("apt-get", "exit 1")
     assert import_source(None, "linux-source-6.12", cache, Events()) == first
     debian.says("apt-cache", "true")  # the lists are gone, the import is not
     assert import_source(None, "linux-source-6.12", cache, Events()) == first
-    assert is_imported(None, "linux-source-6.12", cache)
-
-
-def test_an_unknown_package_asks_for_apt_get_update(cache: Cache, debian: Debian) -> None:
-    debian.says("apt-cache", "true")
-    with pytest.raises(InfrastructureError, match="run `apt-get update`"):
-        import_source(None, "linux-source-6.12", cache, Events())
-    assert not is_imported(None, "linux-source-6.12", cache)
 
 
 def test_a_failed_download_says_why_and_leaves_nothing(cache: Cache, debian: Debian) -> None:
+    debian.offers("6.12.117-1")
     debian.says("apt-get", "echo 'E: Failed to fetch it  404  Not Found' >&2; exit 100")
     with pytest.raises(InfrastructureError, match=r"404 .* run `apt-get update`"):
         import_source(None, "linux-source-6.12", cache, Events())
     assert not list(cache.root.glob("source/*"))
-
-
-def test_a_host_without_apt_is_told_of_source(
-    tmp_path: Path, cache: Cache, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "empty").mkdir()
-    monkeypatch.setenv("PATH", str(tmp_path / "empty"))
-    with pytest.raises(InfrastructureError, match="--source"):
-        import_source(None, "linux-source-6.12", cache, Events())

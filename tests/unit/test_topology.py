@@ -167,11 +167,11 @@ def test_bad_table_is_refused(text: str, complaint: str) -> None:
 
 def test_the_host_must_hold_all_guests() -> None:
     topology = Topology.parse("2x1G")
-    topology.check_host(2, available_mib=2 * (2048 + OVERHEAD_MIB))
+    topology.check_host(2, memory_mib=2 * (2048 + OVERHEAD_MIB))
     with pytest.raises(UserError, match=r"3 guests of 2048 MiB .* run at most 2 at once"):
-        topology.check_host(3, available_mib=2 * (2048 + OVERHEAD_MIB))
+        topology.check_host(3, memory_mib=2 * (2048 + OVERHEAD_MIB))
     with pytest.raises(UserError, match=r"has 100 MiB available; give the nodes less memory"):
-        topology.check_host(1, available_mib=100)
+        topology.check_host(1, memory_mib=100)
 
 
 def test_the_host_is_asked_for_its_memory() -> None:

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The three tables of a run directory as Parquet files; everything that needs pyarrow."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from orchestrator.store.schema import CELLS, METRICS, SAMPLES, TABLES
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from orchestrator.store.run import CellRow, ObservationLike, SampleLike
+
+
+def write(table: pa.Table, path: Path) -> None:
+    """Write a table; a reader sees the old file or the new one."""
+    temporary = path.with_name(f".{path.name}.new")
+    pq.write_table(table, temporary, compression="zstd")
+    temporary.replace(path)
+
+
+def cells_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """One row per cell; columns as :data:`schema.CELLS`."""
+    return pa.Table.from_pylist(list(rows), schema=CELLS)
+
+
+def metrics_table(row: CellRow, observations: Iterable[ObservationLike]) -> pa.Table:
+    """The observations of one cell; columns as :data:`schema.METRICS`."""
+    rows = [
+        {
+            "cell": row.cell,
+            "variant": row.variant,
+            "workload": row.workload,
+            "repetition": row.repetition,
+            "metric": each.metric,
+            "unit": each.unit,
+            "value": float(each.value),
+        }
+        for each in observations
+    ]
+    return pa.Table.from_pylist(rows, schema=METRICS)
+
+
+def samples_table(cell: str, samples: Iterable[SampleLike]) -> pa.Table:
+    """The samples of one cell; columns as :data:`schema.SAMPLES`."""
+    # By column: a cell has some hundred thousand samples, and a dict for each would take seconds.
+    kept = list(samples)
+    columns: dict[str, list[Any]] = {"cell": [cell] * len(kept)}
+    for name in SAMPLES.names[1:]:
+        columns[name] = [getattr(each, name) for each in kept]
+    # The kernel prints a counter that fell below zero as an unsigned number.
+    columns["value"] = [value - 2**64 if value >= 2**63 else value for value in columns["value"]]
+    return pa.table(columns, schema=SAMPLES)
+
+
+def concatenate(files: Iterable[Path], name: str, final: Path) -> None:
+    """Write one table of many files, one after the other: the samples of a whole run need not fit in memory.
+
+    Args:
+        name: of the table, a key of :data:`schema.TABLES`.
+    """
+    temporary = final.with_name(f".{final.name}.new")
+    with pq.ParquetWriter(temporary, TABLES[name], compression="zstd") as writer:
+        for file in files:
+            writer.write_table(pq.read_table(file, schema=TABLES[name]))
+    temporary.replace(final)
+
+
+def read(
+    files: Sequence[Path], name: str, selected: Mapping[str, Collection[str] | None] | None = None
+) -> pd.DataFrame:
+    """Read one table that is in several files, in the order of the files.
+
+    Args:
+        name: of the table, a key of :data:`schema.TABLES`.
+        selected: column -> the values that its rows may have; None stands for all of them.
+    """
+    import pyarrow.dataset as ds  # here, for it imports pandas
+
+    schema = TABLES[name]
+    if not files:
+        nothing: pd.DataFrame = schema.empty_table().to_pandas()
+        return nothing
+    condition: ds.Expression | None = None
+    for column, wanted in (selected or {}).items():
+        if wanted is not None:
+            # The type is named for the sake of an empty collection, which selects nothing.
+            one = ds.field(column).isin(pa.array(sorted(wanted), pa.string()))
+            condition = one if condition is None else condition & one
+    # A file list keeps the order of the plan, so what is computed from the rows is the same every time.
+    dataset = ds.dataset([str(path) for path in files], schema=schema, format="parquet")
+    found: pd.DataFrame = dataset.to_table(filter=condition).to_pandas()
+    return found
+
+
+def read_column(file: Path, column: str) -> list[Any]:
+    """The values of one column of a file."""
+    # Not pq.read_table(), which imports pandas.
+    values: list[Any] = pq.ParquetFile(file).read(columns=[column]).column(column).to_pylist()
+    return values

@@ -1,0 +1,386 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Set-up on hosts that lack something: scripts/setup and the launcher, with fakes of the programs they start."""
+
+from __future__ import annotations
+
+import shutil
+import stat
+import subprocess
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+ROOT = Path(__file__).resolve().parents[2]
+#: Programs of the host that the scripts need; everything else of it is out of their sight.
+REAL = (
+    "basename", "cat", "cut", "dirname", "env", "find", "flock", "grep", "head", "id", "kill", "ls", "mkdir", "mktemp",
+    "mv", "readlink", "rm", "sed", "sh", "sha256sum", "sleep", "tail", "touch",
+)  # fmt: skip
+
+PYTHON = """
+case "$*" in
+"-c import ensurepip") ;;
+"-m venv "*)
+	mkdir -p "$3/bin"
+	printf '#!/bin/sh\\ncp {uv} "$(dirname "$0")/uv"\\n' >"$3/bin/pip"
+	chmod +x "$3/bin/pip" ;;
+esac
+"""
+
+UV = """
+case "$*" in
+"venv "*)
+	for last in "$@"; do :; done
+	mkdir -p "$last/bin" "$last/lib/python3.11/site-packages"
+	cp {launched} "$last/bin/python" ;;
+"pip sync "*)
+	[ ! -e {broken_index} ] || exit 1
+	touch "$(dirname "$5")/../lib/python3.11/site-packages/rich" ;;
+"pip install "*) touch "$(dirname "$6")/../lib/python3.11/site-packages/orchestrate.pth" ;;
+esac
+"""
+
+
+@dataclass
+class Host:
+    """A clone of the project on a host that has just what a test gives it."""
+
+    place: Path
+    clone: Path
+
+    @property
+    def programs(self) -> Path:
+        return self.place / "bin"
+
+    @property
+    def log(self) -> list[str]:
+        log = self.place / "log"
+        return log.read_text().splitlines() if log.exists() else []
+
+    def has(self, name: str, body: str = "") -> Path:
+        """A program that logs how it was called, then does what `body` says."""
+        path = self.programs / name
+        return self.write(path, f'echo "{name} $*" >>{self.place / "log"}\n{body}')
+
+    def write(self, path: Path, body: str) -> Path:
+        path.unlink(missing_ok=True)
+        path.write_text(f"#!/bin/sh\n{body}\n")
+        path.chmod(0o755)
+        return path
+
+    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
+        (self.place / "log").unlink(missing_ok=True)
+        surroundings = {
+            "PATH": str(self.programs),
+            "HOME": str(self.place / "home"),
+            "TMPDIR": str(self.place),
+        }
+        command = [str(self.clone / words[0]), *words[1:]]
+        return subprocess.run(command, env=surroundings, text=True, capture_output=True, check=False)
+
+    def started(self, name: str) -> bool:
+        return any(line.startswith(f"{name} ") for line in self.log)
+
+    @property
+    def made_environment(self) -> bool:
+        return any(line.startswith("uv pip sync") for line in self.log)
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    host = Host(tmp_path, tmp_path / "clone")
+    host.programs.mkdir()
+    (tmp_path / "home").mkdir()
+    for name in ("scripts", "requirements"):
+        shutil.copytree(ROOT / name, host.clone / name)
+    for name in ("orchestrate", "pyproject.toml"):
+        shutil.copy2(ROOT / name, host.clone / name)
+    for name in (*REAL, "cp", "chmod", "printf"):
+        real = shutil.which(name)
+        assert real, name
+        (host.programs / name).symlink_to(real)
+    launched = host.write(tmp_path / "python-of-environment", f'echo "launched $*" >>{tmp_path / "log"}')
+    uv = host.write(
+        tmp_path / "uv",
+        f'echo "uv $*" >>{tmp_path / "log"}\n'
+        + UV.format(launched=launched, broken_index=tmp_path / "index-is-broken"),
+    )
+    host.write(tmp_path / "real-python", f'echo "python3 $*" >>{tmp_path / "log"}\n' + PYTHON.format(uv=uv))
+    (host.programs / "python3").symlink_to(tmp_path / "real-python")
+    return host
+
+
+@pytest.fixture
+def debian(host: Host) -> Host:
+    """Root on a Debian host that has every package."""
+    host.has("dpkg-query", 'shift 2; for each in "$@"; do echo "installed $each "; done')
+    host.has("apt-get")
+    (host.programs / "id").unlink()
+    host.has("id", "echo 0")
+    return host
+
+
+def lacks(host: Host, package: str) -> None:
+    host.has(
+        "dpkg-query",
+        f'shift 2; for each in "$@"; do [ "$each" = {package} ] || echo "installed $each "; done',
+    )
+
+
+def is_not_root(host: Host) -> None:
+    (host.programs / "id").unlink()
+    host.has("id", "echo 1000")
+
+
+def test_the_second_call_changes_nothing(debian: Host) -> None:
+    assert debian.run("scripts/setup").returncode == 0
+    assert debian.made_environment
+    again = debian.run("scripts/setup")
+    assert (again.returncode, again.stdout, again.stderr) == (0, "", "")
+    assert not debian.made_environment
+    assert not debian.started("apt-get")
+
+
+def test_every_package_is_installed_with_its_hash(debian: Host) -> None:
+    debian.run("scripts/setup")
+    (sync,) = [line for line in debian.log if line.startswith("uv pip sync")]
+    assert "--require-hashes" in sync
+    (project,) = [line for line in debian.log if line.startswith("uv pip install")]
+    assert "--offline" in project
+    assert "--no-deps" in project
+
+
+@pytest.mark.parametrize("damage", ["package", "moved", "python", "lock", "interpreter", "stamp"])
+def test_what_is_broken_is_made_again(debian: Host, damage: str) -> None:
+    debian.run("scripts/setup")
+    match damage:
+        case "package":
+            (debian.clone / ".venv/lib/python3.11/site-packages/rich").unlink()
+        case "moved":
+            debian.clone = debian.clone.rename(debian.place / "elsewhere")
+        case "python":
+            shutil.copy2(debian.place / "real-python", debian.place / "newer-python")
+            (debian.programs / "python3").unlink()
+            (debian.programs / "python3").symlink_to(debian.place / "newer-python")
+        case "lock":
+            with (debian.clone / "requirements/run.txt").open("a") as lock:
+                lock.write("# changed\n")
+        case "interpreter":
+            (debian.clone / ".venv/bin/python").unlink()
+        case "stamp":
+            (debian.clone / ".venv/.stamp").unlink()
+    done = debian.run("orchestrate", "--version")
+    assert done.returncode == 0, done.stderr
+    assert debian.made_environment
+    assert "launched -m orchestrator --version" in debian.log
+    debian.run("orchestrate", "--version")
+    assert not debian.made_environment
+
+
+def test_an_environment_for_the_tests_serves_a_run(debian: Host) -> None:
+    debian.run("scripts/setup", "--dev")
+    debian.run("scripts/setup")
+    assert not debian.made_environment
+    debian.run("scripts/setup", "--cluster")
+    assert not debian.made_environment
+
+
+def test_one_for_a_run_does_not_serve_the_tests(debian: Host) -> None:
+    debian.run("scripts/setup")
+    debian.run("scripts/setup", "--dev")
+    assert debian.made_environment
+
+
+def test_a_failure_leaves_the_old_environment_and_no_half_of_a_new_one(debian: Host) -> None:
+    debian.run("scripts/setup")
+    (debian.place / "index-is-broken").touch()
+    failed = debian.run("scripts/setup", "--force")
+    assert failed.returncode == 1
+    assert "is the Python package index reachable" in failed.stderr
+    assert (debian.clone / ".venv/bin/python").exists()
+    (debian.place / "index-is-broken").unlink()
+    assert debian.run("scripts/setup").returncode == 0
+    assert not debian.made_environment
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("--help",), ("doctor",), ("results", "list"), ("compare", "latest"), ("run", "-p", "x", "--dry-run"),
+     ("bisect", "--help"), ("series", "list"), ("exec", "--help"), ()],
+)  # fmt: skip
+def test_commands_that_only_read_ask_for_no_package(debian: Host, words: tuple[str, ...]) -> None:
+    lacks(debian, "qemu-system-x86")
+    is_not_root(debian)
+    done = debian.run("orchestrate", *words)
+    assert done.returncode == 0, done.stderr
+    assert not debian.started("dpkg-query")
+    assert not debian.started("apt-get")
+    assert any(line.startswith("launched") for line in debian.log)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("run", "-p", "x"), ("-q", "boot"), ("exec", "-p", "x", "--", "ls", "--help"), ("series", "verify")],
+)
+def test_commands_that_build_or_boot_install_what_is_missing(debian: Host, words: tuple[str, ...]) -> None:
+    lacks(debian, "qemu-system-x86")
+    done = debian.run("orchestrate", *words)
+    assert done.returncode == 0, done.stderr
+    assert "setup: installing qemu-system-x86\n" in done.stderr
+    assert any(line.startswith("apt-get install") and "qemu-system-x86" in line for line in debian.log)
+
+
+def test_installing_is_said_only_where_it_may(debian: Host) -> None:
+    lacks(debian, "flex")
+    is_not_root(debian)
+    done = debian.run("orchestrate", "run", "-p", "core-only")
+    assert done.returncode == 1
+    assert done.stderr == (
+        "setup: these packages are missing, and only root may install them; run: apt-get install flex\n"
+    )
+    assert not debian.started("apt-get")
+
+
+def test_sudo_is_used_where_it_asks_nothing(debian: Host) -> None:
+    lacks(debian, "flex")
+    is_not_root(debian)
+    debian.has("sudo", '[ "$1" != -n ] || shift; exec "$@"')
+    debian.has("true")
+    assert debian.run("scripts/setup").returncode == 0
+    assert any(
+        line.startswith("sudo env DEBIAN_FRONTEND=noninteractive sh -c exec apt-get") for line in debian.log
+    )
+    assert any(line.startswith("apt-get install") and line.endswith(" flex") for line in debian.log)
+
+
+def test_package_lists_are_updated_only_where_there_are_none(debian: Host) -> None:
+    lacks(debian, "flex")
+    (debian.programs / "find").unlink()
+    debian.has(
+        "find",
+        f'[ "$1" = /var/lib/apt/lists ] && {{ echo a_Packages; exit; }}; exec {shutil.which("find")} "$@"',
+    )
+    debian.run("scripts/setup")
+    assert not any(line.startswith("apt-get update") for line in debian.log)
+    debian.has("find", f'[ "$1" = /var/lib/apt/lists ] && exit; exec {shutil.which("find")} "$@"')
+    debian.run("scripts/setup")
+    assert any(line.startswith("apt-get update") for line in debian.log)
+
+
+def test_a_failed_installation_says_why_and_what_to_do(debian: Host) -> None:
+    lacks(debian, "flex")
+    debian.has(
+        "apt-get", 'case "$1" in install) echo "E: Unable to locate package flex" >&2; exit 100 ;; esac'
+    )
+    done = debian.run("scripts/setup")
+    assert done.returncode == 1
+    assert "E: Unable to locate package flex" in done.stderr
+    assert done.stderr.splitlines()[-1] == (
+        "setup: apt-get could not install the packages; run: apt-get update && apt-get install flex"
+    )
+
+
+def test_apt_says_how_far_it_is(debian: Host) -> None:
+    lacks(debian, "flex")
+    debian.has("apt-get", 'case "$1" in install) echo pmstatus:flex:42.5:Unpacking flex >&3; sleep 5 ;; esac')
+    assert "setup:   42 % of the installation: Unpacking flex" in debian.run("scripts/setup").stderr
+
+
+def test_a_host_without_apt_is_told_which_programs_it_lacks(host: Host) -> None:
+    for name in (
+        "gcc",
+        "make",
+        "flex",
+        "bison",
+        "bc",
+        "perl",
+        "git",
+        "xz",
+        "ld",
+        "cpio",
+        "depmod",
+        "gdb",
+        "ssh",
+    ):
+        host.has(name)
+    host.has("setpriv")
+    done = host.run("orchestrate", "run", "-p", "core-only")
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("setup: this host has no apt; install with its own package manager what provides:")
+    assert "qemu-system-x86_64" in line
+    assert " gcc" not in line
+    assert host.run("orchestrate", "results", "list").returncode == 0
+
+
+def test_an_unknown_option_is_refused(debian: Host) -> None:
+    done = debian.run("scripts/setup", "--fast")
+    assert done.returncode == 2
+    assert "unknown option --fast" in done.stderr
+    assert not debian.log
+
+
+def test_the_launcher_needs_no_bit_of_the_caller(debian: Host) -> None:
+    """It works from another directory, through a symbolic link's target and with nothing in the environment."""
+    done = subprocess.run(
+        [str(debian.clone / "orchestrate"), "--version"],
+        env={"PATH": str(debian.programs), "ORCHESTRATE_CACHE": str(debian.place / "cache")},
+        cwd="/",
+        text=True,
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+LOCKS = {"run": (), "cluster": ("cluster",), "dev": ("cluster", "dev")}
+
+
+def locked(name: str) -> dict[str, Version]:
+    versions = {}
+    for line in (ROOT / "requirements" / f"{name}.txt").read_text().splitlines():
+        if line and line[0].isalnum():
+            requirement, _, _ = line.rstrip(" \\").partition(" ; ")
+            package, _, version = requirement.partition("==")
+            versions[package.lower().replace("_", "-").replace(".", "-")] = Version(version)
+    return versions
+
+
+@pytest.mark.parametrize("name", LOCKS)
+def test_the_lock_holds_what_the_project_declares(name: str) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = [*project["dependencies"]]
+    for extra in LOCKS[name]:
+        declared += project["optional-dependencies"][extra]
+    versions = locked(name)
+    for text in declared:
+        requirement = Requirement(text)
+        if requirement.name == project["name"]:
+            continue
+        package = requirement.name.lower().replace("_", "-").replace(".", "-")
+        assert package in versions, f"{package}: run scripts/lock"
+        assert requirement.specifier.contains(versions[package]), f"{package}: run scripts/lock"
+
+
+@pytest.mark.parametrize("name", ["run", "cluster"])
+def test_what_a_user_gets_is_what_the_tests_saw(name: str) -> None:
+    tested = locked("dev")
+    assert {package: tested[package] for package in locked(name)} == locked(name)
+
+
+@pytest.mark.parametrize("name", ["run", "cluster", "dev", "uv"])
+def test_every_locked_package_has_hashes_and_no_address(name: str) -> None:
+    text = (ROOT / "requirements" / f"{name}.txt").read_text()
+    assert "://" not in text
+    for block in text.replace(" \\\n", " ").splitlines():
+        if block and block[0].isalnum():
+            assert "--hash=sha256:" in block, block
+
+
+def test_the_scripts_are_executable() -> None:
+    for name in ("orchestrate", "scripts/setup", "scripts/lock", "tests/run"):
+        assert (ROOT / name).stat().st_mode & stat.S_IXUSR, name

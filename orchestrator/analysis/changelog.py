@@ -28,6 +28,7 @@ from orchestrator.analysis.notation import (
 from orchestrator.analysis.statistics import Verdict
 from orchestrator.analysis.table import control_line
 from orchestrator.errors import UserError
+from orchestrator.spelling import hint
 from orchestrator.store.run import Run
 
 WIDTH: Final = 75
@@ -40,6 +41,42 @@ _GROUPS: Final = (
     ("Successful promotions", ("promotions.", "promoted_", "promotion_", "collapses_", "huge_regions.")),
 )
 _OTHERS: Final = "Other metrics"
+
+
+def check_choice(
+    run: Run, stages: Sequence[int] = (), workloads: Sequence[str] = (), metrics: Sequence[str] = ()
+) -> None:
+    """Look whether a run has what :func:`changelog_text` is asked for, before anything is computed.
+
+    Raises:
+        UserError: no variant ends at one of the stages, or the run has no such workload or metric.
+    """
+    ends = set(_ends(run).values())
+    for stage in stages:
+        if stage not in ends:
+            there = ", ".join(map(str, sorted(ends))) or "none"
+            raise UserError(f"--stage {stage}: no variant of this run ends at it; there are {there}.")
+    known = list(run.manifest["workloads"])
+    for workload in workloads:
+        if workload not in known:
+            there = ", ".join(known) or "none"
+            raise UserError(f"--workload {workload}: this run did not measure it; it measured {there}.")
+    if not metrics:
+        return
+    values = run.metrics
+    measured = values[values["workload"].isin(workloads or known)]["metric"].unique().tolist()
+    for metric in metrics:
+        if metric not in measured:
+            raise UserError(f"--metric {metric}: this run did not measure it there; {hint(metric, measured)}")
+
+
+def _ends(run: Run) -> dict[str, int]:
+    """Patched variant -> number of its last stage."""
+    return {
+        str(variant["name"]): int(variant["stages"][-1]["number"])
+        for variant in run.manifest["variants"]
+        if variant["role"] == "patched" and variant.get("stages")
+    }
 
 
 def changelog_text(
@@ -60,28 +97,15 @@ def changelog_text(
     Raises:
         UserError: no variant ends at one of the stages, or the run has no such workload or metric.
     """
+    check_choice(run, stages, workloads, metrics)
     variants = [variant.name for variant in comparison.compared]
     if stages:
-        ends = {v.name: v.stages[-1] for v in comparison.compared if v.stages}
-        for stage in stages:
-            if stage not in ends.values():
-                there = ", ".join(map(str, sorted(set(ends.values())))) or "none"
-                raise UserError(f"no variant of this run ends at stage {stage}; there are: {there}.")
+        ends = _ends(run)
         variants = [name for name in variants if ends.get(name) in stages]
-    measured = list(dict.fromkeys(row.workload for row in comparison.rows))
-    for workload in workloads:
-        if workload not in measured:
-            there = ", ".join(measured) or "none"
-            raise UserError(f"this run did not measure the workload {workload}; there are: {there}.")
     if workloads:
         comparison = replace(
             comparison, rows=tuple(row for row in comparison.rows if row.workload in workloads)
         )
-    for metric in metrics:
-        if metric not in (row.metric for row in comparison.rows):
-            raise UserError(
-                f"this run has no metric {metric} there; its table names them: orchestrate compare."
-            )
     rows = [
         row for row in comparison.rows if (row.primary or row.metric in metrics) and row.variant in variants
     ]

@@ -21,6 +21,23 @@ MARKS: Final = {
     Verdict.NO_TEST: ".",
 }
 
+
+def meanings(margin: str) -> dict[str, str]:
+    """Each mark and what it means, in the words of the legend and of ``docs/first-steps.md``.
+
+    Args:
+        margin: the equivalence margin, as text.
+    """
+    return {
+        "+": "improved",
+        "-": "regressed",
+        "=": f"within {margin}",
+        "!": "differs",
+        "?": "inconclusive",
+        ".": "not tested",
+    }
+
+
 CLOCKS: Final = {"insns": "guest instructions", "ns": "guest nanoseconds", None: "not yet chosen"}
 
 
@@ -119,13 +136,18 @@ def floor(row: Row, scale: Scale) -> str:
 def folded(name: str, width: int = 20) -> str:
     """A variant's name on several lines where it is longer than `width`, broken where knobs begin.
 
+    The name of another run, behind it in brackets, is broken at its hyphens where it must be.
+
     >>> folded("full@thp_enabled=always,promotion_threshold=512").splitlines()
     ['full@', 'thp_enabled=always,', 'promotion_threshold=512']
     """
     if len(name) <= width:
         return name
     lines = [""]
-    for piece in re.split(r"(?<=[@,+ ])", name):
+    pieces = re.split(r"(?<=[@,+ ])", name)
+    if any(piece.startswith("(") and len(piece) > 2 * width for piece in pieces):
+        pieces = re.split(r"(?<=[@,+ -])", name)
+    for piece in pieces:
         if lines[-1] and len(lines[-1]) + len(piece) > width:
             lines.append("")
         lines[-1] += piece

@@ -1,38 +1,42 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The comparison as a table, in the shape that mmtests' compare-kernels made familiar: baseline left, one row
-a metric, each variant with its change in per cent.
+per metric, each variant with its change in per cent.
 
-One renderer serves terminal and file: colour is the only difference.
+Where the variants do not fit beside each other, they stand below each other under each metric's name. One renderer
+serves terminal and file: colour and width are the only differences.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, RenderableType
 from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.analysis.comparison import ComparedVariant, Comparison, Failure, Row, first_line
+from orchestrator.analysis.comparison import Comparison, Failure, Row, first_line
 from orchestrator.analysis.conclusion import conclusion
+from orchestrator.analysis.layout import NO_BREAK, WIDTH, wrapped, wrapped_below
 from orchestrator.analysis.notation import (
     CLOCKS,
     MARKS,
+    Scale,
     change,
     direction,
     floor,
     folded,
     instructions,
     interval,
+    meanings,
     percent,
     scale_of,
 )
 from orchestrator.analysis.statistics import CONFIDENCE, Verdict
 
-WIDTH: Final = 100
 _STYLES: Final = {
     Verdict.IMPROVED: "green",
     Verdict.REGRESSED: "bold red",
@@ -41,6 +45,7 @@ _STYLES: Final = {
     Verdict.INCONCLUSIVE: "dim",
     Verdict.NO_TEST: "dim",
 }
+_OTHERS: Final = "other metrics"
 #: Failed cells that get a line each; the others are counted.
 _SHOWN_FAILURES: Final = 12
 
@@ -50,48 +55,63 @@ def to_text(comparison: Comparison, *, colour: bool = False, width: int = WIDTH)
 
     Args:
         colour: with the escape sequences of a terminal.
-        width: columns; variants that do not fit beside each other follow in another block.
+        width: columns; variants that do not fit beside each other stand below each other.
     """
     stream = io.StringIO()
+    # All that rich would otherwise take from the caller's TERM, COLUMNS and NO_COLOR. Without a height, a width is
+    # ignored where TERM is dumb.
     console = Console(
         file=stream,
         width=width,
+        height=25,
         force_terminal=colour,
+        no_color=not colour,
         color_system="standard" if colour else None,
         highlight=False,
         emoji=False,
         markup=False,
         legacy_windows=False,
     )
-    console.print(Group(*_parts(comparison, console)))
+    for part in _parts(comparison, console):
+        console.print(part, crop=False, overflow="ignore", no_wrap=isinstance(part, Text))
     lines = stream.getvalue().splitlines()
     return "\n".join(lines if colour else [line.rstrip() for line in lines]) + "\n"
 
 
 def _parts(comparison: Comparison, console: Console) -> list[RenderableType]:
+    def prose(text: str, style: str = "") -> Text:
+        return Text("\n".join(wrapped(text, console.width)), style)
+
     notes = _footnotes(comparison)
     parts: list[RenderableType] = [
-        Text(f"CAUTION: {caution}", style="bold red") for caution in comparison.cautions
+        prose(f"CAUTION: {caution}", "bold red") for caution in comparison.cautions
     ]
     for workload, title in comparison.workloads.items():
-        head = Text(f"{workload}: {title}" if title != workload else workload, style="bold")
-        parts += [head, Text(_repetitions(comparison, workload, notes))]
+        head = f"{workload}: {title}" if title != workload else workload
+        parts += [prose(head, "bold"), prose(_repetitions(comparison, workload, notes))]
         rows = comparison.rows_of(workload=workload)
         zero, empty = _without_content(rows)
         shown = [row for row in rows if row.metric not in zero and row.metric not in empty]
         if shown:
-            for block in _blocks(comparison, shown, console):
-                parts += [Text(), block]
+            parts += [Text(), _rows(comparison, shown, console)]
         else:
-            parts.append(Text("no cell of this workload ended ok with a value; there is nothing to compare."))
+            parts.append(
+                prose("no cell of this workload ended ok with a value; there is nothing to compare.")
+            )
         if zero:
-            parts += [Text(), Text("0 in every cell: " + ", ".join(zero))]
+            parts += [Text(), prose("0 in every cell: " + ", ".join(zero))]
         if empty:
-            parts += [Text(), Text("in cells of the A/A control only: " + ", ".join(empty))]
+            parts += [Text(), prose("in cells of the A/A control only: " + ", ".join(empty))]
         parts.append(Text())
-    parts += _findings(comparison, notes)
-    parts += [Text(conclusion(comparison, variant.name)) for variant in comparison.compared]
-    parts += [Text(), _legend(comparison)]
+    findings = _findings(comparison, notes)
+    parts += [prose(text, style) for text, style in findings] + ([Text()] if findings else [])
+    parts += [prose(conclusion(comparison, variant.name)) for variant in comparison.compared]
+    parts.append(Text())
+    legend = _legend(comparison)
+    indent = " " * (max(len(name) for name, _ in legend) + 2)
+    for name, text in legend:
+        lines = wrapped_below(name.ljust(len(indent)), text, console.width, indent)
+        parts.append(Text("\n".join(lines), "dim"))
     return parts
 
 
@@ -123,92 +143,190 @@ def _repetitions(comparison: Comparison, workload: str, notes: dict[tuple[str, s
         planned = comparison.planned[variant.name][workload]
         failed = sum(f.variant == variant.name and f.workload == workload for f in comparison.failures)
         note = f" [{notes[variant.name, workload]}]" if failed else ""
-        counts.append(f"{variant.name} {f'{planned - failed} of {planned}' if failed else planned}{note}")
+        said = f"{variant.name} {f'{planned - failed} of {planned}' if failed else planned}{note}"
+        counts.append(said.replace(" ", NO_BREAK))
     return "fresh boots: " + ", ".join(counts)
 
 
-def _blocks(comparison: Comparison, rows: Sequence[Row], console: Console) -> list[Table]:
-    """As many variants beside each other as fit, and as evenly as that allows."""
+@dataclass(frozen=True)
+class _Metric:
+    """What the table says of one metric.
+
+    Args:
+        explained: unit and better direction.
+        secondary: whether it is the first that is not primary.
+    """
+
+    name: str
+    explained: str
+    secondary: bool
+    baseline: str
+    floor: str
+    figures: Mapping[str, _Figures]
+
+
+@dataclass(frozen=True)
+class _Figures:
+    """What the table says of one metric of one variant; each is empty where there is nothing to say."""
+
+    value: str
+    change: str
+    mark: str
+    style: str
+    below: tuple[str, ...]
+
+
+def _rows(comparison: Comparison, rows: Sequence[Row], console: Console) -> RenderableType:
+    """The variants beside each other where all of them fit, else below each other."""
+    metrics = _metrics(rows)
+    beside = _beside(comparison, metrics)
+    # Asked of a console of unlimited width: what the table would take if it could.
+    wanted = Measurement.get(console, console.options.update(width=10_000), beside).maximum
+    return beside if wanted <= console.width else _below(comparison, metrics, console.width)
+
+
+def _metrics(rows: Sequence[Row]) -> list[_Metric]:
+    metrics = []
+    seen_other = False
+    for name in _names(rows):
+        own = {row.variant: row for row in rows if row.metric == name}
+        any_row = next(iter(own.values()))
+        # One scale per metric, whatever the layout.
+        scale = scale_of(
+            any_row.unit, [any_row.baseline.median, *(row.compared.median for row in own.values())]
+        )
+        noise = floor(any_row, scale)
+        metrics.append(
+            _Metric(
+                name,
+                ", ".join(part for part in (scale.unit, direction(any_row)) if part),
+                not any_row.primary and not seen_other,
+                scale.text(any_row.baseline.median),
+                f"A/A {noise}" if noise else "",
+                {variant: _figures(row, scale) for variant, row in own.items()},
+            )
+        )
+        seen_other = seen_other or not any_row.primary
+    return metrics
+
+
+def _figures(row: Row, scale: Scale) -> _Figures:
+    changed = change(row, scale)
+    return _Figures(
+        scale.text(row.compared.median),
+        f"({changed})" if changed else "",
+        MARKS[row.verdict] if row.difference is not None else "",
+        _STYLES[row.verdict],
+        tuple(line for line in (interval(row, scale), instructions(row)) if line),
+    )
+
+
+def _beside(comparison: Comparison, metrics: Sequence[_Metric]) -> Table:
+    """A row per metric, a column per variant."""
     variants = comparison.compared
-    for number in range(1, len(variants) + 1):
-        size = -(-len(variants) // number)
-        groups = [variants[start : start + size] for start in range(0, len(variants), size)]
-        tables = [_table(comparison, group, rows) for group in groups]
-        # A console of unlimited width, for the question is what a table would take if it could.
-        wanted = [
-            Measurement.get(console, console.options.update(width=10_000), table).maximum for table in tables
-        ]
-        if max(wanted) <= console.width or size == 1:
-            return tables
-    return []
-
-
-def _table(comparison: Comparison, variants: Sequence[ComparedVariant], rows: Sequence[Row]) -> Table:
     table = Table(box=None, padding=(0, 0, 0, 2), pad_edge=False, show_header=True, header_style="bold")
     table.add_column("", no_wrap=True)
     table.add_column(Text(folded(comparison.baseline), justify="right"), justify="right", no_wrap=True)
     for variant in variants:
         table.add_column(Text(folded(variant.name), justify="right"), justify="right", no_wrap=True)
-    seen_other = False
-    for name in _names(rows):
-        own = {row.variant: row for row in rows if row.metric == name}
-        any_row = next(iter(own.values()))
-        if not any_row.primary and not seen_other:
-            seen_other = True
-            table.add_row(Text("other metrics", style="italic"))
-        # One scale a metric, also across blocks.
-        scale = scale_of(
-            any_row.unit, [any_row.baseline.median, *(row.compared.median for row in own.values())]
-        )
-        noise = floor(any_row, scale)
-        explained = ", ".join(part for part in (scale.unit, direction(any_row)) if part)
-        cells: list[Text] = [
-            Text.assemble(name, "\n", (f"  {explained}", "dim")),
-            Text.assemble(
-                scale.text(any_row.baseline.median),
-                "\n",
-                (f"A/A {noise}" if noise else "", "dim"),
-                justify="right",
-            ),
+    for metric in metrics:
+        if metric.secondary:
+            table.add_row(Text(_OTHERS, style="italic"))
+        cells = [
+            Text.assemble(metric.name, "\n", (f"  {metric.explained}", "dim")),
+            Text.assemble(metric.baseline, "\n", (metric.floor, "dim"), justify="right"),
         ]
         for variant in variants:
-            row = own[variant.name]
-            changed = change(row, scale)
-            mark = MARKS[row.verdict] if row.difference is not None else " "
-            first = (
-                f"{scale.text(row.compared.median)} ({changed})"
-                if changed
-                else scale.text(row.compared.median)
-            )
-            below = [interval(row, scale), instructions(row)]
-            under = "".join(f"\n{line}  " for line in below if line)
-            cells.append(
-                Text.assemble((f"{first} {mark}", _STYLES[row.verdict]), (under, "dim"), justify="right")
-            )
+            said = metric.figures[variant.name]
+            first = " ".join(part for part in (said.value, said.change, said.mark or " ") if part)
+            under = "".join(f"\n{line}  " for line in said.below)
+            cells.append(Text.assemble((first, said.style), (under, "dim"), justify="right"))
         table.add_row(*cells)
     return table
 
 
-def _findings(comparison: Comparison, notes: dict[tuple[str, str], int]) -> list[RenderableType]:
-    parts: list[RenderableType] = []
+def _below(comparison: Comparison, metrics: Sequence[_Metric], width: int) -> Text:
+    """A line for each variant below each metric's name; interval and instructions beside it where they fit."""
+    names = {name: folded(name).splitlines() for name in [comparison.baseline, *_variants(metrics)]}
+    every = [said for metric in metrics for said in metric.figures.values()]
+    name_width = max(len(line) for lines in names.values() for line in lines)
+    values = max(*(len(said.value) for said in every), *(len(metric.baseline) for metric in metrics))
+    changes = max(len(said.change) for said in every)
+    details = [max((len(said.below[n]) for said in every if len(said.below) > n), default=0) for n in (0, 1)]
+    left = 2 + name_width + 2
+    own_line = left + values + 1 + changes + 2 > width  # the name alone
+    if own_line:
+        left = 4
+    figures = left + values + 1 + changes + 2
+    # How many of the details stand beside the figures; the others follow below.
+    beside = (
+        2
+        if figures + 2 + details[0] + 2 + details[1] <= width
+        else 1
+        if figures + 2 + details[0] <= width
+        else 0
+    )
+
+    def block(name: str, value: str, changed: str, mark: str, style: str, below: Sequence[str]) -> None:
+        first, *rest = names[name]
+        if own_line:
+            for line in names[name]:
+                text.append(f"  {line}\n")
+            head, rest = " " * left, []
+        else:
+            head = f"  {first:<{name_width}}  "
+        text.append(head)
+        text.append(f"{value:>{values}} {changed:>{changes}} {mark or ' '}", style)
+        for number, detail in enumerate(below[:beside]):
+            text.append(f"  {detail:<{details[number]}}", "dim")
+        text.append("\n")
+        more = list(below[beside:])
+        for number in range(max(len(rest), len(more))):
+            part = f"  {rest[number]}" if number < len(rest) else ""
+            detail = more[number] if number < len(more) else ""
+            column = figures + 2 if beside else max(figures - len(detail), len(part) + 1)
+            text.append(part)
+            text.append(" " * (column - len(part)) + detail if detail else "", "dim")
+            text.append("\n")
+
+    text = Text()
+    for metric in metrics:
+        if metric.secondary:
+            text.append(f"{_OTHERS}\n", "italic")
+        heading = wrapped(f"{metric.name} ({metric.explained})", width, "  ")
+        text.append(metric.name, "bold")
+        text.append("\n".join(heading).removeprefix(metric.name) + "\n", "dim")
+        block(comparison.baseline, metric.baseline, "", "", "", [metric.floor] if metric.floor else [])
+        for variant in comparison.compared:
+            said = metric.figures[variant.name]
+            block(variant.name, said.value, said.change, said.mark, said.style, said.below)
+    text.rstrip()
+    return text
+
+
+def _variants(metrics: Sequence[_Metric]) -> list[str]:
+    return list(dict.fromkeys(name for metric in metrics for name in metric.figures))
+
+
+def _findings(comparison: Comparison, notes: dict[tuple[str, str], int]) -> list[tuple[str, str]]:
+    """What stands out, each with its style."""
+    said: list[tuple[str, str]] = []
     failures = sorted(comparison.failures, key=lambda f: notes[f.variant, f.workload])
     planned = sum(sum(each.values()) for each in comparison.planned.values())
     if planned and len(failures) == planned:
-        parts.append(Text(f"All {planned} cells failed; nothing was measured.", style="bold red"))
-    for failure in failures[:_SHOWN_FAILURES]:
-        parts.append(Text(_failure(failure, notes), style="red"))
+        said.append((f"All {planned} cells failed; nothing was measured.", "bold red"))
+    said += [(_failure(failure, notes), "red") for failure in failures[:_SHOWN_FAILURES]]
     if len(failures) > _SHOWN_FAILURES:
         rest = failures[_SHOWN_FAILURES:]
         kinds = [
             f"{sum(f.outcome is kind for f in rest)} {kind}"
             for kind in dict.fromkeys(f.outcome for f in rest)
         ]
-        parts.append(Text(f"and {len(rest)} more failed cells: {', '.join(kinds)}", style="red"))
+        said.append((f"and {len(rest)} more failed cells: {', '.join(kinds)}", "red"))
     for finding in comparison.findings:
         if finding.kind == "counters":
-            parts.append(Text(f"{finding.where}: {finding.text}", style="bold red"))
-    parts += [Text(f"note: {note}") for note in comparison.notes]
-    return [*parts, Text()] if parts else []
+            said.append((f"{finding.where}: {finding.text}", "bold red"))
+    return said + [(f"note: {note}", "") for note in comparison.notes]
 
 
 def _failure(failure: Failure, notes: dict[tuple[str, str], int]) -> str:
@@ -216,12 +334,10 @@ def _failure(failure: Failure, notes: dict[tuple[str, str], int]) -> str:
     return f"[{number}] {failure.cell}: {failure.outcome}: {first_line(failure.evidence)}"
 
 
-def _legend(comparison: Comparison) -> Table:
+def _legend(comparison: Comparison) -> list[tuple[str, str]]:
+    """What the table means, and under which conditions it was measured."""
     conditions = comparison.conditions
     margin = percent(comparison.margin, signed=False)
-    table = Table.grid(padding=(0, 0, 0, 2))
-    table.add_column(style="dim", no_wrap=True)
-    table.add_column(style="dim")
     planned = sum(sum(each.values()) for each in comparison.planned.values())
     rule = (
         f"a difference: permutation test on ranks, p <= {comparison.alpha:g} after Holm over the primary metrics of a "
@@ -241,7 +357,7 @@ def _legend(comparison: Comparison) -> Table:
             "shown",
             f"median (change) mark, {CONFIDENCE:.0%} bootstrap interval; under the baseline the A/A noise floor",
         ),
-        ("marks", f"+ improved, - regressed, = within {margin}, ! differs, ? inconclusive, . not tested"),
+        ("marks", ", ".join(f"{mark}{NO_BREAK}{meaning}" for mark, meaning in meanings(margin).items())),
         ("rule", rule),
     ]
     if comparison.counters_checked:
@@ -253,9 +369,7 @@ def _legend(comparison: Comparison) -> Table:
                 f"reservation identities held in {held} of {comparison.counters_checked} patched cells",
             )
         )
-    for name, text in lines:
-        table.add_row(name, text)
-    return table
+    return lines
 
 
 def _clock(comparison: Comparison) -> str:

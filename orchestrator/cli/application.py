@@ -42,6 +42,9 @@ class _Commands(LazyGroup):
         "simulate": Listed(
             "orchestrator.cli.simulate", _RUN, "The chunk test in the model, for a machine of any size."
         ),
+        "list": Listed(
+            "orchestrator.cli.list_", _RUN, "Workloads, knobs, patchsets and configurations, by name."
+        ),
         "results": Listed("orchestrator.cli.results", _LOOK, "List and show runs; clean up the cache."),
         "compare": Listed(
             "orchestrator.cli.compare", _LOOK, "The comparison table of a run, or of one run with another."

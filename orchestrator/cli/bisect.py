@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from orchestrator import defaults
-from orchestrator.cli import option
-from orchestrator.cli.terminal import Terminal, terminal_of, text_of
+from orchestrator.analysis.layout import WIDTH, listing, text_of, wrapped
+from orchestrator.cli import completion, option
+from orchestrator.cli.terminal import Terminal, terminal_of
 from orchestrator.errors import UserError
 from orchestrator.events import Events
+from orchestrator.spelling import hint
 
 if TYPE_CHECKING:
     from orchestrator.execution.bench import Bench
@@ -33,16 +35,28 @@ if TYPE_CHECKING:
 NAME = "bisect"
 EXAMPLE = "Example: orchestrate bisect --patchset full --workload touch --until kernel-bug"
 DEFAULT_TOPOLOGY = "2x512M"
-_TABLE_WIDTH = 110
 
 
 def command(
     context: typer.Context,
     patchset: Annotated[
-        str | None, typer.Option("--patchset", "-p", metavar="NAME", help="The last stages to look at.")
+        str | None,
+        typer.Option(
+            "--patchset",
+            "-p",
+            metavar="NAME",
+            help="The last stages to look at.",
+            autocompletion=completion.patchsets,
+        ),
     ] = None,
     against: Annotated[
-        str, typer.Option("--against", metavar="NAME", help="What the stages are applied to.")
+        str,
+        typer.Option(
+            "--against",
+            metavar="NAME",
+            help="What the stages are applied to.",
+            autocompletion=completion.patchsets,
+        ),
     ] = "baseline",
     workload: Annotated[
         str | None,
@@ -51,6 +65,7 @@ def command(
             "-w",
             metavar="WORKLOAD",
             help="NAME or NAME:KEY=VALUE,...: what shows it.",
+            autocompletion=completion.workloads,
         ),
     ] = None,
     metric: Annotated[
@@ -119,7 +134,15 @@ def command(
         float | None,
         typer.Option("--timeout", metavar="SECONDS", help="Host seconds that one workload may take."),
     ] = None,
-    resume: Annotated[str | None, typer.Option("--resume", metavar="RUN", help="Finish a bisection.")] = None,
+    resume: Annotated[
+        str | None,
+        typer.Option(
+            "--resume",
+            metavar="RUN",
+            help="Finish a bisection.",
+            autocompletion=completion.runs,
+        ),
+    ] = None,
     name: Annotated[
         str | None, typer.Option("--name", metavar="NAME", help="Part of the run directory's name.")
     ] = None,
@@ -154,7 +177,7 @@ def command(
             if workload not in (None, CHECK):
                 raise UserError(f"--until diverges runs traces, not the workload {workload}; leave it out.")
             if profile not in PROFILES:
-                raise UserError(f"--profile {profile}: choose {', '.join(PROFILES)}.")
+                raise UserError(f"--profile {profile}: unknown profile; {hint(profile, PROFILES)}")
             chosen = {CHECK: {}}
             names = known_stages(bench.series.select(patchset))
             traces = {path.stem: load_trace(path) for path in trace or ()} or {
@@ -182,7 +205,6 @@ def command(
             timeout_s=timeout,
         )
         search = StagedSearch(experiment, stages, asked, confidence, rate, max_boots)
-        bench.configuration()  # an unknown flavour is said before anything is written
         experiment.topology.check_host(1)
         check_clock(asked, _metrics_of(bench, search.workload), bench.accelerator.clock)
         described = replace(experiment, workloads={}) if diverges else experiment
@@ -290,7 +312,7 @@ def _search(
     if as_json:
         terminal.print_json(_as_json(verdict, writer.manifest, writer.path))
     else:
-        terminal.print(_as_text(verdict))
+        terminal.print(_as_text(verdict, terminal.width))
         terminal.print(f"log      {writer.path / LOG}")
         terminal.print(f"run      {writer.path}")
     return {
@@ -319,24 +341,26 @@ def _as_json(verdict: Verdict, manifest: Mapping[str, Any], path: Path) -> dict[
     }
 
 
-def _as_text(verdict: Verdict) -> str:
-    """A row a stage, and the sentence."""
-    from rich.table import Table
+def _as_text(verdict: Verdict, width: int = WIDTH) -> str:
+    """A row per stage, and the sentence.
 
+    Args:
+        width: columns.
+    """
     from orchestrator.analysis.bisection import Conclusion
     from orchestrator.execution.staged_bisection import sentence, titled
 
     search = verdict.search
-    table = Table(box=None, pad_edge=False, header_style="")
-    for column in ("", "stage", "good", "bad", "what was seen"):
-        table.add_column(column, justify="right" if column in ("good", "bad") else "left", overflow="fold")
+    rows = []
     for position in range(len(search.experiment.variants)):
         good, bad = verdict.counts(position)
         first = position in verdict.answer.candidates and verdict.answer.conclusion is Conclusion.FOUND
         seen = _seen(verdict, position)
         label = titled(search, position)
-        table.add_row("→" if first else "", label, str(good or ""), str(bad or ""), seen)
-    return "\n".join([text_of(table, _TABLE_WIDTH), "", sentence(verdict)])
+        rows.append((f"{'→' if first else ' '} {label}", str(good or ""), str(bad or ""), seen))
+    titles = ("  stage", "good", "bad", "what was seen")
+    table = text_of(listing(rows, width, titles, right=(1, 2)))
+    return "\n".join([table, "", *wrapped(sentence(verdict), width)])
 
 
 def _seen(verdict: Verdict, stage: int) -> str:

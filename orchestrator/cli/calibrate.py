@@ -6,17 +6,15 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from orchestrator.analysis.calibration import DEFAULT_ROUNDS, DENSITIES, Calibration, Costs, Spread
+from orchestrator.analysis.layout import listing, text_of
 from orchestrator.cli import option
-from orchestrator.cli.terminal import Terminal, terminal_of, text_of
+from orchestrator.cli.terminal import Terminal, terminal_of
 from orchestrator.errors import UserError
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 NAME = "calibrate"
 EXAMPLE = "Example: orchestrate calibrate --again"
@@ -71,8 +69,6 @@ def command(
 
 
 def _print(terminal: Terminal, calibration: Calibration) -> None:
-    from rich.table import Table
-
     real, counted = calibration.processor, calibration.guest
     terminal.print(
         f"{calibration.cpu}, Linux {calibration.host_kernel}; {calibration.rounds} rounds, thread CPU time, load "
@@ -81,27 +77,25 @@ def _print(terminal: Terminal, calibration: Calibration) -> None:
     terminal.print(
         f"guest: Linux {calibration.kernel}, QEMU {calibration.qemu}, icount, -cpu {calibration.guest_cpu}\n"
     )
-    table = Table(box=None, pad_edge=False, header_style="")
-    for number, column in enumerate(("", "processor, p10", "processor, p50", "instructions, p50")):
-        table.add_column(column, justify="right" if number else "left")
+    columns = ("", "processor, p10", "processor, p50", "instructions, p50")
+    rows: list[list[str]] = []
     for title, one, other in (
         ("base fault", real.base_fault, counted.base_fault),
         ("huge fault", real.huge_fault, counted.huge_fault),
     ):
-        table.add_row(title, f"{one.p10 / 1000:.3g} us", f"{one.p50 / 1000:.3g} us", f"{other.p50:,.0f}")
-    _row(table, "huge fault / base fault", real.faults_per_huge_fault, counted.faults_per_huge_fault, ".0f")
-    _row(table, "break-even, pages of 512", real.break_even, counted.break_even, ".0f")
-    table.add_section()
+        rows.append([title, f"{one.p10 / 1000:.3g} us", f"{one.p50 / 1000:.3g} us", f"{other.p50:,.0f}"])
+    _row(rows, "huge fault / base fault", real.faults_per_huge_fault, counted.faults_per_huge_fault, ".0f")
+    _row(rows, "break-even, pages of 512", real.break_even, counted.break_even, ".0f")
     for pages in DENSITIES:
         title = f"base / huge, {pages} of 512 pages"
-        _row(table, title, real.base_over_huge(pages), counted.base_over_huge(pages), ".2f")
-    terminal.print(text_of(table, 110))
+        _row(rows, title, real.base_over_huge(pages), counted.base_over_huge(pages), ".2f")
+    terminal.print(text_of(listing(rows, terminal.width, columns, right=(1, 2, 3))))
     terminal.print("")
 
 
-def _row(table: Table, title: str, real: Spread, counted: Spread, form: str) -> None:
+def _row(rows: list[list[str]], title: str, real: Spread, counted: Spread, form: str) -> None:
     values = (real.p10, real.p50, counted.p50)
-    table.add_row(title, *("none" if math.isnan(value) else format(value, form) for value in values))
+    rows.append([title, *("none" if math.isnan(value) else format(value, form) for value in values)])
 
 
 def _as_json(calibration: Calibration, files: list[Path]) -> dict[str, object]:

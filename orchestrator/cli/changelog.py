@@ -35,13 +35,15 @@ def command(
     ] = None,
 ) -> int:
     """Print what a run shows as text of at most 75 columns."""
-    from orchestrator.analysis.changelog import changelog_text
+    from orchestrator.analysis.changelog import changelog_text, check_choice
     from orchestrator.analysis.comparison import compare
     from orchestrator.store.run import Run, find_run
 
     terminal = terminal_of(context)
     opened = Run.open(find_run(terminal.project.results, run))
+    chosen = stage or (), workload or (), metric or ()
+    check_choice(opened, *chosen)
     with terminal.events() as events, events.step("compare", opened.name):
-        text = changelog_text(opened, compare(opened), stage or (), workload or (), metric or ())
+        text = changelog_text(opened, compare(opened), *chosen)
     terminal.print(text)
     return 0

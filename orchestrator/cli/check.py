@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrator import defaults
-from orchestrator.cli import option
+from orchestrator.analysis.layout import WIDTH, fitted
+from orchestrator.cli import completion, option
 from orchestrator.cli.terminal import terminal_of
 from orchestrator.errors import InfrastructureError, UserError
+from orchestrator.spelling import hint
 
 if TYPE_CHECKING:
     from orchestrator.execution.check_run import CheckSummary
@@ -35,6 +37,7 @@ def command(
             "-p",
             metavar="NAME",
             help="What to check, also `baseline`; default: what a trace says.",
+            autocompletion=completion.patchsets,
         ),
     ] = None,
     seed: Annotated[
@@ -81,11 +84,13 @@ def command(
 
     terminal = terminal_of(context)
     if profile not in PROFILES:
-        raise UserError(f"--profile {profile}: choose {', '.join(PROFILES)}.")
+        raise UserError(f"--profile {profile}: unknown profile; {hint(profile, PROFILES)}")
     if trace and (seed is not None or seeds is not None):
         raise UserError("give --trace or seeds, not both; a trace file is what its seed made.")
     with terminal.events() as events:
         bench = terminal.bench(events, source, accel, flavour, build_jobs, series)
+        machine = Topology.parse(topology)
+        machine.check_host(1)
         loaded = {path.stem: load_trace(path) for path in trace or ()}
         if len(loaded) < len(trace or ()):
             raise UserError("two of the --trace files have the same name; their results would, too.")
@@ -95,13 +100,11 @@ def command(
             patchset,
             loaded
             or {f"seed-{each}": generate(each, ops, profile, names) for each in parse_seeds(seed, seeds)},
-            Topology.parse(topology),
+            machine,
             tuple(cmdline or ()),
             shrink,
             stages,
         )
-        asked.topology.check_host(1)
-        bench.configuration()  # an unknown flavour is said before anything is written
         writer = RunWriter.create(
             terminal.project.results,
             name or f"check-{patchset}",
@@ -113,11 +116,11 @@ def command(
             except (MachineFailure, GuestLost) as error:
                 raise InfrastructureError(f"{patchset} did not come up: {error}") from error
     text = as_text(patchset, summary)
-    (writer.path / "check.txt").write_text(text + "\n", encoding="utf-8")
+    (writer.path / "check.txt").write_text(fitted(text, WIDTH) + "\n", encoding="utf-8")
     if as_json:
         terminal.print_json({"run": str(writer.path), "patchset": patchset, **summary.to_json()})
     else:
-        terminal.print(text)
+        terminal.print(fitted(text, terminal.width))
         terminal.print(str(writer.path))
     return 3 if summary.found else 0
 

@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli import option
+from orchestrator.cli import completion, option
 from orchestrator.cli.terminal import terminal_of
+from orchestrator.errors import UserError
 
 NAME = "compare"
 EXAMPLE = "Example: orchestrate compare latest"
@@ -19,7 +20,11 @@ def command(
     run: option.Run,
     other: Annotated[
         str | None,
-        typer.Argument(metavar="[RUN]", help="Compare this run's variants with the first run's baseline."),
+        typer.Argument(
+            metavar="[RUN]",
+            help="Compare this run's variants with the first run's baseline.",
+            autocompletion=completion.runs,
+        ),
     ] = None,
     against: Annotated[
         str | None, typer.Option("--against", metavar="NAME", help="Another variant as the baseline.")
@@ -36,12 +41,19 @@ def command(
 
     terminal = terminal_of(context)
     results = terminal.project.results
+    if margin is not None and not 0 < margin < 1:
+        raise UserError(f"--margin {margin:g}: give a fraction between 0 and 1, e.g. 0.01 for 1%.")
     first = Run.open(find_run(results, run))
+    second = find_run(results, other) if other is not None else None
+    if second is not None and second.resolve() == first.path.resolve():
+        raise UserError(
+            f"{run} and {other} are the same run, {first.name}; name another one, or leave out the second."
+        )
     with terminal.events() as events, events.step("compare", first.name):
-        if other is None:
+        if second is None:
             comparison = compare(first, against, margin)
         else:
-            comparison = compare_runs(first, Run.open(find_run(results, other)), against, margin)
+            comparison = compare_runs(first, Run.open(second), against, margin)
     if as_json:
         terminal.print(comparison.to_json())
     else:

@@ -45,7 +45,18 @@ def command(
 
     terminal = terminal_of(context)
     with guest_of(
-        terminal, patchset, topology, accel, settings, cmdline, flavour, source, series, gdb=True, dwarf=True
+        terminal,
+        patchset,
+        topology,
+        accel,
+        settings,
+        cmdline,
+        flavour,
+        source,
+        series,
+        gdb=True,
+        dwarf=True,
+        breakpoints=breakpoints or (),
     ) as up:
         machine = up.booted.machine
         assert machine.gdb_socket is not None

@@ -5,17 +5,17 @@ from __future__ import annotations
 
 import typer
 
+from orchestrator.analysis.layout import listing
 from orchestrator.cli import option
 from orchestrator.cli.terminal import terminal_of
 
 NAME = "doctor"
+_MARKS = {"ok": ("ok", "green"), "note": ("note", "yellow"), "lacks": ("LACK", "red")}
 EXAMPLE = "Example: orchestrate doctor --json"
 
 
 def command(context: typer.Context, as_json: option.Json = False) -> int:
     """Say what this host has and lacks, and how to get it; exit 1 where a run could not work."""
-    from rich.console import Console
-
     from orchestrator.execution.host import examine
 
     terminal = terminal_of(context)
@@ -24,11 +24,13 @@ def command(context: typer.Context, as_json: option.Json = False) -> int:
     if as_json:
         terminal.print_json([vars(finding) for finding in findings])
     else:
-        console = Console(highlight=False)
-        for finding in findings:
-            mark, style = {"ok": ("ok  ", "green"), "note": ("note", "yellow"), "lacks": ("LACK", "red")}[
-                finding.state
-            ]
-            console.print(f"[{style}]{mark}[/] {finding.what:<22} ", end="", soft_wrap=True)
-            console.print(finding.text, markup=False, soft_wrap=True)
+        rows = [(f"{_MARKS[finding.state][0]:<4} {finding.what}", finding.text) for finding in findings]
+        label = max(len(head) for head, _ in rows)
+        for finding, row in zip(findings, rows, strict=True):
+            mark, colour = _MARKS[finding.state]
+            # A command is left on one line, to be copied.
+            width = sum(map(len, row)) + label if "apt-get install" in finding.text else terminal.width
+            ((first, *more),) = listing([(row[0].ljust(label), row[1])], width)
+            # Without a terminal, the colour is left out.
+            terminal.print("\n".join([typer.style(mark, fg=colour) + first.removeprefix(mark), *more]))
     return 1 if any(finding.state == "lacks" for finding in findings) else 0

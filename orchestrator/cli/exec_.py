@@ -34,7 +34,7 @@ def command(
     source: option.Source = None,
     series: option.SeriesDirectory = None,
     timeout: Annotated[
-        float, typer.Option("--timeout", metavar="SECONDS", help="Host seconds the command may take.")
+        float, typer.Option("--timeout", metavar="SECONDS", help="Host seconds the command may take.", min=1)
     ] = 600.0,
 ) -> int:
     """Boot a variant, run one command in it, and end with the command's exit status."""

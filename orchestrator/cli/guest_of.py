@@ -55,11 +55,12 @@ def guest_of(
     *,
     gdb: bool = False,
     dwarf: bool = False,
+    breakpoints: Sequence[str] = (),
 ) -> Iterator[Up]:
     """Boot a variant named by the flags; progress is shown until it is up, then the screen is the caller's.
 
     Raises:
-        UserError: a flag is wrong, or a knob is given several values.
+        UserError: a flag is wrong, a knob is given several values, or the kernel has no such breakpoint.
         InfrastructureError: the guest did not come up; the sentence names the console log.
     """
     from orchestrator.experiment.knob import parse_settings
@@ -79,6 +80,10 @@ def guest_of(
             knobs[key] = values[0]
         check_variant(Variant(patchset, Role.PATCHED, patchset, knobs), bench.series)
         kernel = bench.kernel(patchset, dwarf)
+        if breakpoints:
+            from orchestrator.debugger.gdb import check_places
+
+            check_places(kernel.vmlinux, breakpoints)
         image = bench.image
         logs = Path(tempfile.mkdtemp(prefix="orchestrate-logs-"))
         with events.step("boot", patchset) as step:

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from orchestrator.cli import completion
 from orchestrator.errors import UserError
 
 #: Besides what a run says itself, these may be said when it is finished.
@@ -53,6 +54,7 @@ Patchset = Annotated[
         "-p",
         metavar="NAME",
         help="Group or stage of the series, e.g. core-only, core-only:5, baseline.",
+        autocompletion=completion.patchsets,
     ),
 ]
 Source = Annotated[
@@ -76,12 +78,21 @@ Topology = Annotated[
 Accelerator = Annotated[str, typer.Option("--accel", "-a", metavar="NAME", help="auto, icount, tcg or kvm.")]
 Flavour = Annotated[
     str,
-    typer.Option("--config", metavar="NAME", help="Kernel configuration: measure, debug-vm or debug-locks."),
+    typer.Option(
+        "--config",
+        metavar="NAME",
+        help="Kernel configuration: measure, debug-vm or debug-locks.",
+        autocompletion=completion.configurations,
+    ),
 ]
 Settings = Annotated[
     list[str] | None,
     typer.Option(
-        "--set", "-s", metavar="KEY=VALUE,...", help="KEY=VALUE[,VALUE...]: a sysfs knob; a list is a sweep."
+        "--set",
+        "-s",
+        metavar="KEY=VALUE,...",
+        help="KEY=VALUE[,VALUE...]: a sysfs knob; a list is a sweep.",
+        autocompletion=completion.settings,
     ),
 ]
 Cmdline = Annotated[
@@ -92,7 +103,14 @@ BuildJobs = Annotated[
     int | None,
     typer.Option("--build-jobs", metavar="N", help="Parallel jobs of make; default: all CPUs.", min=1),
 ]
-Run = Annotated[str, typer.Argument(metavar="RUN", help="A run directory, its name, or `latest`.")]
+Run = Annotated[
+    str,
+    typer.Argument(
+        metavar="RUN",
+        help="A run directory, its name, or `latest`.",
+        autocompletion=completion.runs,
+    ),
+]
 
 DEFAULT_TOPOLOGY = "4x2G"
 

@@ -10,6 +10,7 @@ import typer
 
 from orchestrator.cli import option
 from orchestrator.cli.terminal import terminal_of
+from orchestrator.errors import UserError
 
 NAME = "plot"
 EXAMPLE = "Example: orchestrate plot latest"
@@ -29,6 +30,8 @@ def command(
 
     terminal = terminal_of(context)
     opened = Run.open(find_run(terminal.project.results, run))
+    if output is not None and output.exists() and not output.is_dir():
+        raise UserError(f"--output {output}: this is a file; name a directory.")
     with terminal.events() as events, events.step("plot", opened.name):
         plots = plot_run(opened, output or opened.path / "plots")
     for path in plots:

@@ -67,6 +67,10 @@ def command(
     terminal = terminal_of(context)
     opened = Run.open(find_run(terminal.project.results, run))
     path = output or opened.path / _FILE[form]
+    if path.is_dir():
+        raise UserError(f"--output {path}: this is a directory; name a file.")
+    if not path.absolute().parent.is_dir():
+        raise UserError(f"--output {path}: there is no directory {path.parent}; make it first.")
     with terminal.events() as events, events.step("report", opened.name):
         comparison = compare(opened)
         if form is Format.HTML:
@@ -92,8 +96,6 @@ def _exported(form: Format, run: Run, comparison: Comparison) -> str:
 
 
 def _replace(path: Path, text: str) -> None:
-    if not path.parent.is_dir():
-        raise UserError(f"There is no directory {path.parent} to write {path.name} to; make it first.")
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         file.write(text)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from datetime import datetime
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
+from orchestrator.analysis.layout import WIDTH, fitted, listing, text_of
 from orchestrator.cli import option
 from orchestrator.cli.terminal import terminal_of
 from orchestrator.errors import OrchestrateError, UserError
@@ -56,15 +58,15 @@ def list_runs(context: typer.Context, as_json: option.Json = False) -> int:
         terminal.print(
             f"there is no run in {terminal.project.results} yet; make one with: orchestrate run -p core-only"
         )
-    for row in rows:
-        ends: dict[str, int] = row.get("outcomes", {})
-        summary = (
-            ", ".join(f"{count} {name}" for name, count in ends.items()) if ends else row.get("problem", "")
-        )
-        terminal.print(
-            f"{row['run']:<44} {row.get('topology', ''):<8} {row.get('accelerator', ''):<7} {summary}"
-        )
+    table = [[row["run"], row.get("topology", ""), row.get("accelerator", ""), _ends_of(row)] for row in rows]
+    if table:
+        terminal.print(text_of(listing(table, terminal.width)))
     return 0
+
+
+def _ends_of(row: dict[str, Any]) -> str:
+    outcomes: dict[str, int] = row.get("outcomes", {})
+    return ", ".join(f"{count} {name}" for name, count in outcomes.items()) or row.get("problem", "")
 
 
 @app.command("show", epilog="Example: orchestrate results show latest")
@@ -74,8 +76,16 @@ def show(context: typer.Context, run: option.Run) -> int:
 
     terminal = terminal_of(context)
     opened = Run.open(find_run(terminal.project.results, run))
+    tested = opened.path / "correctness.json"
+    if tested.is_file():
+        from orchestrator.cli.test import text_of_summary
+
+        summary = json.loads(tested.read_text(encoding="utf-8"))
+        terminal.print(text_of_summary(summary, terminal.width))
+        terminal.print(f"run      {opened.path}")
+        return 0
     told = next((opened.path / name for name in _TOLD if (opened.path / name).is_file()), None)
-    if told is None and _is_current(opened):
+    if told is None and terminal.width >= WIDTH and _is_current(opened):
         told = opened.path / _TABLE
     if told is None:
         from orchestrator.analysis.comparison import compare
@@ -84,7 +94,7 @@ def show(context: typer.Context, run: option.Run) -> int:
             comparison = compare(opened)
         terminal.print_table(comparison)
     else:
-        terminal.print(told.read_text(encoding="utf-8").rstrip())
+        terminal.print(fitted(told.read_text(encoding="utf-8").rstrip(), terminal.width))
     terminal.print(f"run      {opened.path}")
     return 0
 
@@ -107,7 +117,7 @@ def collect(
     keep_gib: Annotated[
         float | None,
         typer.Option(
-            "--keep-gib", metavar="GIB", help="Take the oldest until the cache is at most this large."
+            "--keep-gib", metavar="GIB", help="Take the oldest until the cache is at most this large.", min=0
         ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go; take nothing.")] = False,

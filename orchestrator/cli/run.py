@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from orchestrator import defaults
-from orchestrator.cli import option
+from orchestrator.cli import completion, option
 from orchestrator.cli.terminal import Terminal, terminal_of
 from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.events import Events
@@ -50,11 +50,21 @@ def command(
     patchset: Annotated[
         list[str] | None,
         typer.Option(
-            "--patchset", "-p", metavar="NAME", help="What to compare with the baseline; repeatable."
+            "--patchset",
+            "-p",
+            metavar="NAME",
+            help="What to compare with the baseline; repeatable.",
+            autocompletion=completion.patchsets,
         ),
     ] = None,
     against: Annotated[
-        str, typer.Option("--against", metavar="NAME", help="The patchset that is the baseline.")
+        str,
+        typer.Option(
+            "--against",
+            metavar="NAME",
+            help="The patchset that is the baseline.",
+            autocompletion=completion.patchsets,
+        ),
     ] = "baseline",
     workload: Annotated[
         list[str] | None,
@@ -63,6 +73,7 @@ def command(
             "-w",
             metavar="WORKLOAD",
             help="NAME or NAME:KEY=VALUE,...; of a file's workloads, a NAME. Repeatable.",
+            autocompletion=completion.workloads,
         ),
     ] = None,
     variant: Annotated[
@@ -106,7 +117,12 @@ def command(
     ] = None,
     resume: Annotated[
         str | None,
-        typer.Option("--resume", metavar="RUN", help="Finish a run: measure just what is missing."),
+        typer.Option(
+            "--resume",
+            metavar="RUN",
+            help="Finish a run: measure just what is missing.",
+            autocompletion=completion.runs,
+        ),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan and what is cached; do nothing.")

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from orchestrator.analysis.layout import listing, wrapped, wrapped_below
 from orchestrator.cli import option, series_export, series_verify
 from orchestrator.cli.terminal import terminal_of
 from orchestrator.errors import UserError
@@ -55,15 +56,21 @@ def list_stages(
             }
         )
         return 0
-    terminal.print(f"{series.title}, on Linux {series.bases.linux} ({series.bases})")
-    for stage in series.stages:
-        terminal.print(f"{stage.number:3}  {stage.group:<15} {stage.name:<15} {stage.title}")
+    lines = wrapped(f"{series.title}, on Linux {series.bases.linux} ({series.bases})", terminal.width)
+    rows = [(f"{stage.number:3}", stage.group, stage.name, stage.title) for stage in series.stages]
+    for stage, block in zip(series.stages, listing(rows, terminal.width), strict=True):
+        lines += block
         defaults = [f"{name} {value}" for name, value in stage.defaults.items()]
-        for what, names in (("knobs", stage.knobs), ("counters", stage.counters), ("default", defaults)):
+        variants = [each.name for each in stage.variants]
+        for what, names in (
+            ("knobs", stage.knobs),
+            ("counters", stage.counters),
+            ("default", defaults),
+            ("another patch for", variants),
+        ):
             if names:
-                terminal.print(f"{'':36}{what}: {', '.join(names)}")
-        if stage.variants:
-            terminal.print(f"{'':36}another patch for: {', '.join(each.name for each in stage.variants)}")
+                lines += wrapped_below(" " * 8, f"{what}: {', '.join(names)}", terminal.width, " " * 10)
+    terminal.print("\n".join(lines))
     return 0
 
 

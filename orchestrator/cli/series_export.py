@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli import option
+from orchestrator.cli import completion, option
 from orchestrator.cli.terminal import terminal_of
 from orchestrator.errors import UserError
 
@@ -27,7 +27,13 @@ def command(
         typer.Option("--version", "-V", min=1, metavar="N", help="N of [PATCH vN n/m]; 1 is not written."),
     ] = 1,
     run: Annotated[
-        str | None, typer.Option("--run", metavar="RUN", help="Whose figures the cover letter shows.")
+        str | None,
+        typer.Option(
+            "--run",
+            metavar="RUN",
+            help="Whose figures the cover letter shows.",
+            autocompletion=completion.runs,
+        ),
     ] = None,
     notes: Annotated[
         Path | None, typer.Option("--notes", metavar="FILE", help="What changed since the last version.")
@@ -58,6 +64,8 @@ def command(
     person = Person.parse(sender) if sender else Person.configured()
     if base is not None and not _COMMIT.fullmatch(base):
         raise UserError(f"--base {base}: give the commit id in full, as git rev-parse prints it.")
+    if notes is not None and not notes.is_file():
+        raise UserError(f"--notes {notes}: there is no such file.")
     with terminal.events() as events:
         bench = terminal.bench(events, source, series=series)
         stages = bench.series.select(patchset)

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from orchestrator.analysis.layout import WIDTH, listing, text_of
 from orchestrator.cli import option
 from orchestrator.cli.terminal import terminal_of
 from orchestrator.errors import UserError
+from orchestrator.spelling import hint
 
 if TYPE_CHECKING:
     from orchestrator.execution.series_verification import StageReport
@@ -44,40 +46,44 @@ def command(
     terminal = terminal_of(context)
     for check in only or ():
         if check not in CHECKS:
-            raise UserError(f"--only {check}: there is no such check; there are {', '.join(CHECKS)}.")
+            raise UserError(f"--only {check}: there is no such check; {hint(check, CHECKS)}")
     reports = []
     with terminal.events() as events:
         bench = terminal.bench(events, source, accel, flavour, build_jobs, series)
         stages = _stages(bench.series, stage)
         machine = Topology.parse(topology)
         machine.check_host(1)
-        bench.configuration()  # an unknown flavour is said before anything slow starts
         verification = SeriesVerification(bench, only or CHECKS, machine)
         try:
             for each in stages:
                 reports.append(verification.verify(each))
         except KeyboardInterrupt:
             if reports and not as_json:
-                terminal.print(table(reports))
+                terminal.print(table(reports, terminal.width))
             raise
     if as_json:
         terminal.print_json({"ok": not _failed(reports), "stages": [_as_json(report) for report in reports]})
     else:
-        terminal.print(table(reports))
+        terminal.print(table(reports, terminal.width))
     return 3 if _failed(reports) else 0
 
 
-def table(reports: Sequence[StageReport]) -> str:
-    """A row a stage, a column a check, and below it what failed and why."""
+def table(reports: Sequence[StageReport], width: int = WIDTH) -> str:
+    """A row per stage, a column per check, and below it what failed and why.
+
+    Args:
+        width: columns of the table; what a check printed stays as it is.
+    """
     from orchestrator.execution.series_verification import CHECKS, State
 
-    width = max(len(f"{report.stage.number:2} {report.stage.name}") for report in reports)
-    widths = {check: max(len(check), len(State.FAILED)) for check in CHECKS}
-    lines = ["  ".join(["stage".ljust(width), *(check.ljust(widths[check]) for check in CHECKS)]).rstrip()]
-    for report in reports:
-        cells = [report.answers[check].state.ljust(widths[check]) for check in CHECKS]
-        label = f"{report.stage.number:2} {report.stage.name}".ljust(width)
-        lines.append("  ".join([label, *cells]).rstrip())
+    rows = [
+        (
+            f"{report.stage.number:2} {report.stage.name}",
+            *(str(report.answers[check].state) for check in CHECKS),
+        )
+        for report in reports
+    ]
+    lines = [text_of(listing(rows, width, ("stage", *CHECKS)))]
     for report in reports:
         for check, answer in report.answers.items():
             if answer.state is State.FAILED:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli import option
-from orchestrator.cli.terminal import Terminal, terminal_of, text_of
+from orchestrator.analysis.layout import listing, text_of, wrapped
+from orchestrator.cli import completion, option
+from orchestrator.cli.terminal import Terminal, terminal_of
 from orchestrator.errors import UserError
 
 if TYPE_CHECKING:
@@ -53,7 +54,10 @@ def command(
     run: Annotated[
         str | None,
         typer.Option(
-            "--run", metavar="RUN", help="Take machine and touches from a run, and show its figures."
+            "--run",
+            metavar="RUN",
+            help="Take machine and touches from a run, and show its figures.",
+            autocompletion=completion.runs,
         ),
     ] = None,
     plot: Annotated[
@@ -69,6 +73,8 @@ def command(
 
     terminal = terminal_of(context)
     values = _thresholds(thresholds)
+    if plot is not None and not plot.absolute().parent.is_dir():
+        raise UserError(f"--plot {plot}: there is no directory {plot.parent}.")
     points: Sequence[Point] = ()
     if run is not None:
         measured = measured_chunk(Run.open(find_run(terminal.project.results, run)))
@@ -99,8 +105,6 @@ def command(
     )
     files: list[Path] = []
     if plot is not None:
-        if not plot.absolute().parent.is_dir():
-            raise UserError(f"--plot {plot}: there is no directory {plot.parent}.")
         from orchestrator.analysis.plots.simulation import draw_simulation  # --help should not wait for it
 
         files = draw_simulation(values, none, every, points, under, plot)
@@ -163,9 +167,6 @@ def _print(
     every: Sequence[Outcome],
     points: Sequence[Point],
 ) -> None:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="")
     columns = (
         "threshold",
         "promoted",
@@ -175,26 +176,29 @@ def _print(
         "at the threshold",
         "used",
     )
-    for column in columns:
-        table.add_column(column, justify="left" if column == "promoted" else "right")
+    rows = []
     for threshold, least, most in zip(thresholds, none, every, strict=True):
         for label, outcome in (("none", least), ("all", most)) if threshold > 1 else (("at once", least),):
-            table.add_row(
-                str(threshold),
-                label,
-                str(outcome.survivors),
-                str(outcome.survivors_oom),
-                f"{outcome.survivors + 1} or {outcome.survivors_oom + 1}",
-                str(outcome.promotions),
-                _human(outcome.used_kib),
+            rows.append(
+                (
+                    str(threshold),
+                    label,
+                    str(outcome.survivors),
+                    str(outcome.survivors_oom),
+                    f"{outcome.survivors + 1} or {outcome.survivors_oom + 1}",
+                    str(outcome.promotions),
+                    _human(outcome.used_kib),
+                )
             )
-    terminal.print(under)
-    terminal.print(text_of(table, 110))
+    lines = wrapped(under, terminal.width)
+    lines.append(text_of(listing(rows, terminal.width, columns, right=(0, 2, 3, 4, 5, 6))))
     for point in points:
-        terminal.print(
+        measured = (
             f"measured: {point.variant}: {point.survivors:g} fit, {point.survivors_oom:g} until OOM, "
             f"{point.promotions:g} promotions"
         )
+        lines += wrapped(measured, terminal.width, "  ")
+    terminal.print("\n".join(lines))
 
 
 def _as_json(

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,12 +15,11 @@ from typing import TYPE_CHECKING
 
 import typer
 
+from orchestrator.analysis.layout import NARROWEST, WIDEST, WIDTH
 from orchestrator.events import Events
 
 # What a command does not use it does not import: --help takes no longer than it has to.
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from orchestrator.analysis.comparison import Comparison
     from orchestrator.cache import Cache
     from orchestrator.execution.bench import Bench
@@ -55,6 +55,13 @@ class Terminal:
 
         return Cache.default()
 
+    @property
+    def width(self) -> int:
+        """Columns that a table may take: the terminal's, or those of a stored file where there is none."""
+        if not sys.stdout.isatty():
+            return WIDTH
+        return min(max(shutil.get_terminal_size((WIDTH, 24)).columns, NARROWEST), WIDEST)
+
     @cached_property
     def durations(self) -> Durations:
         """How long things take on this host."""
@@ -83,10 +90,15 @@ class Terminal:
         build_jobs: int | None = None,
         series: Path | None = None,
     ) -> Bench:
-        """A bench for this project, or for another series."""
+        """A bench for this project, or for another series.
+
+        Raises:
+            UserError: no such accelerator or kernel configuration.
+        """
         from orchestrator.execution.bench import Bench
 
         bench = Bench(self.project, self.cache, events, source, accelerator, flavour, build_jobs, series)
+        bench.check()
         events.listen(bench.durations.heard)
         events.expected = lambda like: bench.durations.expected(like).seconds if like else None
         return bench
@@ -96,31 +108,16 @@ class Terminal:
         """Print a result."""
         typer.echo(text)
 
-    @staticmethod
-    def print_table(comparison: Comparison) -> None:
-        """Print a comparison, in colour on a terminal."""
+    def print_table(self, comparison: Comparison) -> None:
+        """Print a comparison, in colour and as wide as it is on a terminal."""
         from orchestrator.analysis.table import to_text
 
-        typer.echo(to_text(comparison, colour=sys.stdout.isatty()).rstrip("\n"))
+        typer.echo(to_text(comparison, colour=sys.stdout.isatty(), width=self.width).rstrip("\n"))
 
     @staticmethod
     def print_json(value: object) -> None:
         """Print a result for a machine."""
         typer.echo(json.dumps(value, indent=2, sort_keys=True, default=str))
-
-
-def text_of(table: Table, width: int) -> str:
-    """A table as plain lines, the same on a terminal and elsewhere.
-
-    Args:
-        width: columns.
-    """
-    from rich.console import Console
-
-    console = Console(width=width, no_color=True, highlight=False)
-    with console.capture() as captured:
-        console.print(table)
-    return "\n".join(line.rstrip() for line in captured.get().splitlines())
 
 
 def terminal_of(context: typer.Context) -> Terminal:

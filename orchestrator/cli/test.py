@@ -4,21 +4,22 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from orchestrator import defaults
-from orchestrator.cli import option
-from orchestrator.cli.terminal import terminal_of, text_of
+from orchestrator.analysis.layout import WIDTH, listing, text_of, wrapped, wrapped_below
+from orchestrator.cli import completion, option
+from orchestrator.cli.terminal import terminal_of
 
 if TYPE_CHECKING:
-    from orchestrator.execution.correctness_run import CorrectnessSummary, Trouble
+    from orchestrator.execution.correctness_run import CorrectnessSummary
 
 NAME = "test"
 EXAMPLE = "Example: orchestrate test --patchset full --config debug-locks --suite reservations"
 
-_WIDTH = 100
 #: Lines of a test's or the kernel's own words that are printed; all of them are in the run directory.
 _SHOWN_LINES = 6
 
@@ -29,7 +30,10 @@ def command(
     flavour: Annotated[
         str,
         typer.Option(
-            "--config", metavar="NAME", help="Kernel configuration: debug-vm, debug-locks or measure."
+            "--config",
+            metavar="NAME",
+            help="Kernel configuration: debug-vm, debug-locks or measure.",
+            autocompletion=completion.configurations,
         ),
     ] = "debug-vm",
     suite: Annotated[
@@ -56,7 +60,7 @@ def command(
 ) -> int:
     """Run the suites of correctness in guests; exit 3 where a test regressed or the kernel reported anything."""
     from orchestrator.cli.attempt import attempt
-    from orchestrator.execution.correctness import choose, having
+    from orchestrator.execution.correctness import choose, having, reservation_tests
     from orchestrator.execution.correctness_run import CorrectnessTest, execute, manifest_of
     from orchestrator.machine.topology import Topology
     from orchestrator.store.run import RunWriter
@@ -65,10 +69,14 @@ def command(
     with terminal.events() as events:
         bench = terminal.bench(events, source, accel, flavour, build_jobs, series)
         bench.series.select(patchset)
-        bench.configuration()  # an unknown flavour is said before anything is written
         asked = CorrectnessTest(
             patchset,
-            having(choose(suite or ()), only or (), [test.name for test in bench.selftest_plan.tests]),
+            having(
+                choose(suite or ()),
+                only or (),
+                [test.name for test in bench.selftest_plan.tests],
+                reservation_tests(terminal.project.vm_images / "guest" / "tests"),
+            ),
             Topology.parse(topology),
             tuple(only or ()),
             tuple(cmdline or ()),
@@ -82,51 +90,54 @@ def command(
         )
         with attempt(events, writer):
             summary = execute(asked, bench, writer)
-    text = as_text(summary)
-    (writer.path / "correctness.txt").write_text(text + "\n", encoding="utf-8")
+    (writer.path / "correctness.txt").write_text(as_text(summary) + "\n", encoding="utf-8")
     if as_json:
         terminal.print_json({"run": str(writer.path), **summary.to_json()})
     else:
-        terminal.print(text)
+        terminal.print(as_text(summary, terminal.width))
         terminal.print(str(writer.path))
     return 3 if summary.troubles else 0
 
 
-def as_text(summary: CorrectnessSummary) -> str:
-    """A row a guest, then what is wrong, then what is worth knowing."""
-    from rich.table import Table
+def as_text(summary: CorrectnessSummary, width: int = WIDTH) -> str:
+    """As :func:`text_of_summary`."""
+    return text_of_summary(summary.to_json(), width)
 
+
+def text_of_summary(summary: Mapping[str, Any], width: int) -> str:
+    """A row per guest, then what is wrong, then what is worth knowing.
+
+    Args:
+        summary: what ``correctness.json`` holds.
+        width: columns of the table and of each title; what a test or the kernel printed stays as it is.
+    """
     from orchestrator.guest.ktap import Status
     from orchestrator.store.outcome import Outcome
 
-    table = Table(box=None, pad_edge=False, header_style="")
-    for column in ("kernel", "suite", "passed", "failed", "skipped", "reports", "leaks", "s", "outcome"):
-        number = column in ("passed", "failed", "skipped", "reports", "leaks", "s")
-        table.add_column(column, justify="right" if number else "left", overflow="fold")
-    for result in summary.results:
-        table.add_row(
-            result.patchset,
-            result.suite.name,
-            *(str(result.found.count(status)) for status in (Status.PASSED, Status.FAILED, Status.SKIPPED)),
-            str(len(result.findings)),
-            str(sum(leak.count for leak in result.found.leaks)),
-            f"{result.run_s:.0f}" if result.run_s is not None else "",
-            "" if result.outcome is Outcome.OK else result.outcome.value,
-        )
-    lines = [text_of(table, _WIDTH)]
-    for title, troubles in (("wrong", summary.troubles), ("worth knowing", summary.notes)):
+    titles = ("kernel", "suite", "passed", "failed", "skipped", "reports", "leaks", "s", "outcome")
+    rows = []
+    for suite in summary["suites"]:
+        statuses = [test["status"] for test in suite["tests"]]
+        counts = [statuses.count(status) for status in (Status.PASSED, Status.FAILED, Status.SKIPPED)]
+        counts += [len(suite["reports"]), sum(leak["count"] for leak in suite["leaks"])]
+        run_s = f"{suite['run_s']:.0f}" if suite["run_s"] is not None else ""
+        outcome = "" if suite["outcome"] == Outcome.OK else suite["outcome"]
+        rows.append([suite["patchset"], suite["suite"], *map(str, counts), run_s, outcome])
+    lines = [text_of(listing(rows, width, titles, right=range(2, 8)))]
+    for title, troubles in (("wrong", summary["troubles"]), ("worth knowing", summary["notes"])):
         if troubles:
             lines += ["", f"{title}:"]
             for trouble in troubles:
-                lines += _lines_of(trouble)
-    if not summary.troubles:
-        lines += ["", "no regression, and no report of the kernel that the baseline does not have"]
+                lines += _lines_of(trouble, width)
+    if not summary["troubles"]:
+        none = "no regression, and no report of the kernel that the baseline does not have"
+        lines += ["", *wrapped(none, width)]
     return "\n".join(lines)
 
 
-def _lines_of(trouble: Trouble) -> list[str]:
-    said = trouble.text.splitlines()
+def _lines_of(trouble: Mapping[str, str], width: int) -> list[str]:
+    said = trouble["text"].splitlines()
     shown = [f"      {line}" for line in said[:_SHOWN_LINES]]
     if len(said) > _SHOWN_LINES:
         shown.append(f"      and {len(said) - _SHOWN_LINES} more lines")
-    return [f"  {trouble.where}: {trouble.what}", *shown]
+    return [*wrapped_below("  ", f"{trouble['where']}: {trouble['what']}", width, "    "), *shown]

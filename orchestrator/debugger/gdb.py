@@ -83,6 +83,29 @@ class Stop:
     reason: str
 
 
+def check_places(vmlinux: Path, places: Sequence[str]) -> None:
+    """Ask gdb whether breakpoints can be set, without a guest.
+
+    Args:
+        places: as :meth:`Gdb.break_at` takes them.
+
+    Raises:
+        UserError: there is no such place in this kernel.
+        InfrastructureError: gdb is not installed.
+    """
+    for place in places:
+        if "\n" in place:
+            raise UserError(
+                f"--break {place!r}: a place is one line, e.g. do_anonymous_page or mm/memory.c:100."
+            )
+    commands = [word for place in places for word in ("-ex", "echo \\n#place\\n", "-ex", f"break {place}")]
+    argv = ["gdb", "--nx", "--quiet", "--batch", *commands, str(vmlinux)]
+    said = process.run(argv, check=False).stdout.split("#place\n")[1:]
+    for place, answer in zip(places, said, strict=True):
+        if not answer.startswith("Breakpoint "):
+            raise UserError(f"--break {place}: this kernel has no such function or line.")
+
+
 class Gdb:
     """A gdb that is attached to a guest; a context manager that lets the guest go on.
 

@@ -14,6 +14,7 @@ from orchestrator.cache import Cache
 from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.events import Events
 from orchestrator.execution.durations import Durations
+from orchestrator.experiment.experiment import ACCELERATORS
 from orchestrator.experiment.knob import knob_path
 from orchestrator.guest.image import GuestImage, build_image
 from orchestrator.guest.image import is_built as is_image_built
@@ -32,6 +33,7 @@ from orchestrator.machine.accelerator import Accelerator, choose_accelerator
 from orchestrator.machine.qemu import Machine, MachineFailure
 from orchestrator.machine.topology import Topology
 from orchestrator.project import Project
+from orchestrator.spelling import hint
 from orchestrator.store.outcome import Outcome
 
 #: Host seconds from QEMU's start to SSH. TCG on a loaded host needs many; debugging kernels more.
@@ -133,6 +135,17 @@ class Bench:
     def accelerator(self) -> Accelerator:
         """How the guest's instructions are executed, and why."""
         return choose_accelerator(self.accelerator_request, self.cache, self.events)
+
+    def check(self) -> None:
+        """Look at what was asked for, before anything slow starts.
+
+        Raises:
+            UserError: no such accelerator or kernel configuration.
+        """
+        if self.accelerator_request not in ACCELERATORS:
+            wanted = self.accelerator_request
+            raise UserError(f"--accel {wanted}: unknown accelerator; {hint(wanted, ACCELERATORS, 'choose')}")
+        self.configuration()
 
     def configuration(self, dwarf: bool = False) -> Configuration:
         """The kernel configuration of this bench's flavour."""

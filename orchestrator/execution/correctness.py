@@ -17,6 +17,7 @@ from orchestrator.execution.bench import Booted
 from orchestrator.guest.ktap import Status, TestResult, parse_khugepaged, parse_ktap
 from orchestrator.guest.selftests import Selftest, Selftests
 from orchestrator.guest.ssh import CommandTimeout, Guest
+from orchestrator.spelling import hint
 
 RESERVATIONS: Final = "/usr/lib/tests/reservations"
 _KSELFTESTS: Final = "/tmp/selftests"
@@ -35,6 +36,9 @@ _ANSWER_S: Final = 120.0
 #: stress-ng(1), "EXIT STATUS": not enough resources, not implemented.
 _STRESS_SKIPS: Final = {3: "not enough resources", 4: "not implemented on this kernel"}
 _STRESS_S: Final = 4
+#: A table of our own tests in C, and a row of it: see vm_images/guest/tests/tests.h.
+_TEST_TABLE: Final = re.compile(r"^const struct test \w+\[\] = \{\n(.*?)^\};", re.MULTILINE | re.DOTALL)
+_TEST_ROW: Final = re.compile(r'\{ "(?P<name>\w+)", \w+,\s+"[^"]*",\s+(?P<flags>[\w |]+),')
 
 
 class Kind(StrEnum):
@@ -338,26 +342,53 @@ def choose(names: Sequence[str]) -> tuple[Suite, ...]:
     """
     for name in names:
         if name not in SUITES:
-            raise UserError(f"there is no suite {name!r}; there are {', '.join(SUITES)}.")
+            raise UserError(f"--suite {name}: there is no such suite; {hint(name, SUITES)}")
     return tuple(suite for name, suite in SUITES.items() if not names or name in names)
 
 
-def having(suites: Sequence[Suite], only: Sequence[str], selftests: Sequence[str]) -> tuple[Suite, ...]:
-    """Those of the suites that may have one of these tests; all where none is named.
+def reservation_tests(directory: Path) -> dict[str, bool]:
+    """Our own tests, as the tables in their sources name them.
 
-    What the program with our own tests has, it says itself, in the guest.
+    Args:
+        directory: ``vm_images/guest/tests``.
+
+    Returns:
+        Name -> whether ``--matrix`` runs it; what the program says to ``--list``, without a program.
+    """
+    return {
+        match["name"]: "MATRIX" in match["flags"].split(" | ")
+        for path in sorted(directory.glob("*.c"))
+        for table in _TEST_TABLE.findall(path.read_text(encoding="utf-8"))
+        for match in _TEST_ROW.finditer(table)
+    }
+
+
+def having(
+    suites: Sequence[Suite], only: Sequence[str], selftests: Sequence[str], ours: Mapping[str, bool]
+) -> tuple[Suite, ...]:
+    """Those of the suites that have one of these tests; all where none is named.
+
+    Args:
+        only: names of tests.
+        selftests: names of the kernel's own.
+        ours: as :func:`reservation_tests` returns them.
 
     Raises:
-        UserError: none of them can have one.
+        UserError: none of the suites has one of the tests.
     """
-    known: dict[Kind, set[str]] = {Kind.SELFTESTS: set(selftests), Kind.STRESS: set(STRESSORS)}
-    left = tuple(
-        suite for suite in suites if not only or suite.kind not in known or known[suite.kind] & set(only)
-    )
-    if not left:
-        names = ", ".join(sorted(set().union(*(known[suite.kind] for suite in suites))))
-        raise UserError(f"--only {' '.join(only)}: there is no such test in these suites; there are {names}.")
-    return left
+
+    def has(suite: Suite) -> set[str]:
+        if suite.kind is Kind.SELFTESTS:
+            return set(selftests)
+        if suite.kind is Kind.STRESS:
+            return set(STRESSORS)
+        return {name for name, in_matrix in ours.items() if in_matrix or "--matrix" not in suite.arguments}
+
+    known = sorted(set().union(*map(has, suites)))
+    for name in only:
+        if name not in known:
+            raise UserError(f"--only {name}: there is no such test in these suites; {hint(name, known)}")
+    return tuple(suite for suite in suites if not only or has(suite) & set(only))
 
 
 def results_of_selftest(test: Selftest, lines: Sequence[str], fault: str) -> list[TestResult]:

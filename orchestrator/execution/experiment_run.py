@@ -144,7 +144,7 @@ Kernels = Mapping[str, KernelBuild | BuildFailed]
 
 def _prepare(experiment: Experiment, bench: Bench, writer: RunWriter, needed: Set[str]) -> Kernels:
     """Everything slow that cells share, and its facts in ``run.json``."""
-    _check_source(writer, bench)
+    check_same_source(writer, bench)
     writer.update_manifest(accelerator=bench.accelerator.facts)
     kernels: dict[str, KernelBuild | BuildFailed] = {}
     facts = {variant["name"]: variant for variant in writer.manifest["variants"]}
@@ -174,8 +174,12 @@ def _prepare(experiment: Experiment, bench: Bench, writer: RunWriter, needed: Se
     return kernels
 
 
-def _check_source(writer: RunWriter, bench: Bench) -> None:
-    """A run is finished on the source it was begun with, or not at all."""
+def check_same_source(writer: RunWriter, bench: Bench) -> None:
+    """A run is finished on the source it was begun with, or not at all.
+
+    Raises:
+        UserError: the source has changed.
+    """
     began = writer.manifest["source"].get("commit")
     if began is not None and began != bench.source_tree.commit:
         raise UserError(

@@ -65,6 +65,8 @@ class Experiment:
             raise UserError(f"repeat is {self.repeat}; choose 1 to 1000.")
         if not 0 < self.margin < 1:
             raise UserError(f"margin is {self.margin:g}; it is a fraction, e.g. 0.005 for half a per cent.")
+        if self.timeout_s is not None and not self.timeout_s > 0:
+            raise UserError(f"timeout is {self.timeout_s:g} s; give more than 0.")
         names = [variant.name for variant in self.variants]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:

@@ -7,13 +7,13 @@ introduces come from its ``series.toml``.
 
 from __future__ import annotations
 
-import difflib
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from orchestrator.errors import UserError
 from orchestrator.kernel.series import Knob, Series
+from orchestrator.spelling import hint
 
 _THP = "/sys/kernel/mm/transparent_hugepage"
 
@@ -24,29 +24,75 @@ class StockKnob:
 
     Args:
         path: its file in the guest.
+        default: after boot, with the configuration of ``vm_images/kernel/base.config``.
+        help: one line; see Documentation/admin-guide/mm/transhuge.rst.
         choices: what it accepts; an empty tuple means an integer from `minimum` to `maximum`.
+        unit: of an integer.
     """
 
     path: str
+    default: str
+    help: str
     choices: tuple[str, ...] = ()
     minimum: int = 0
     maximum: int = 2**32 - 1
+    unit: str = ""
+
+
+def _switch(path: str, default: str, text: str) -> StockKnob:
+    return StockKnob(f"{_THP}/{path}", default, text, maximum=1)
+
+
+def _choice(path: str, default: str, text: str, *choices: str) -> StockKnob:
+    return StockKnob(f"{_THP}/{path}", default, text, choices)
+
+
+def _number(
+    path: str, default: int, unit: str, text: str, *, minimum: int = 0, maximum: int = 2**32 - 1
+) -> StockKnob:
+    return StockKnob(f"{_THP}/{path}", str(default), text, minimum=minimum, maximum=maximum, unit=unit)
 
 
 STOCK_KNOBS: Mapping[str, StockKnob] = {
-    "enabled": StockKnob(f"{_THP}/enabled", ("always", "madvise", "never")),
-    "defrag": StockKnob(f"{_THP}/defrag", ("always", "defer", "defer+madvise", "madvise", "never")),
-    "use_zero_page": StockKnob(f"{_THP}/use_zero_page", maximum=1),
-    "shrink_underused": StockKnob(f"{_THP}/shrink_underused", maximum=1),
-    "khugepaged/defrag": StockKnob(f"{_THP}/khugepaged/defrag", maximum=1),
-    "khugepaged/max_ptes_none": StockKnob(f"{_THP}/khugepaged/max_ptes_none", maximum=511),
-    "khugepaged/max_ptes_swap": StockKnob(f"{_THP}/khugepaged/max_ptes_swap", maximum=511),
-    "khugepaged/max_ptes_shared": StockKnob(f"{_THP}/khugepaged/max_ptes_shared", maximum=511),
-    "khugepaged/pages_to_scan": StockKnob(f"{_THP}/khugepaged/pages_to_scan", minimum=1),
-    "khugepaged/scan_sleep_millisecs": StockKnob(f"{_THP}/khugepaged/scan_sleep_millisecs"),
-    "khugepaged/alloc_sleep_millisecs": StockKnob(f"{_THP}/khugepaged/alloc_sleep_millisecs"),
-    "hugepages-64kB/enabled": StockKnob(
-        f"{_THP}/hugepages-64kB/enabled", ("always", "inherit", "madvise", "never")
+    "enabled": _choice(
+        "enabled", "always", "Where anonymous memory may be huge.", "always", "madvise", "never"
+    ),
+    "defrag": _choice(
+        "defrag",
+        "madvise",
+        "Whether a fault that finds no huge page reclaims and compacts memory.",
+        *("always", "defer", "defer+madvise", "madvise", "never"),
+    ),
+    "use_zero_page": _switch("use_zero_page", "1", "Map the huge zero page at a read fault."),
+    "shrink_underused": _switch(
+        "shrink_underused", "1", "Split huge pages that are mostly zero under memory pressure."
+    ),
+    "khugepaged/defrag": _switch(
+        "khugepaged/defrag", "1", "Whether khugepaged reclaims and compacts memory."
+    ),
+    "khugepaged/max_ptes_none": _number(
+        "khugepaged/max_ptes_none", 511, "pages", "Unmapped pages that a collapse may add.", maximum=511
+    ),
+    "khugepaged/max_ptes_swap": _number(
+        "khugepaged/max_ptes_swap", 64, "pages", "Swapped pages that a collapse may bring in.", maximum=511
+    ),
+    "khugepaged/max_ptes_shared": _number(
+        "khugepaged/max_ptes_shared", 256, "pages", "Shared pages that a collapse may copy.", maximum=511
+    ),
+    "khugepaged/pages_to_scan": _number(
+        "khugepaged/pages_to_scan", 4096, "pages", "Pages that khugepaged scans per pass.", minimum=1
+    ),
+    "khugepaged/scan_sleep_millisecs": _number(
+        "khugepaged/scan_sleep_millisecs", 10000, "ms", "Sleep of khugepaged between passes."
+    ),
+    "khugepaged/alloc_sleep_millisecs": _number(
+        "khugepaged/alloc_sleep_millisecs", 60000, "ms", "Sleep of khugepaged after a failed allocation."
+    ),
+    "hugepages-64kB/enabled": _choice(
+        "hugepages-64kB/enabled",
+        "never",
+        "Where anonymous memory may have folios of 64 KiB.",
+        *("always", "inherit", "madvise", "never"),
     ),
 }
 
@@ -88,9 +134,7 @@ def check_value(key: str, value: str, series: Series) -> None:
         choices, minimum, maximum = stock.choices, stock.minimum, stock.maximum
     else:
         known = [*(each.name for each in series.knobs), *STOCK_KNOBS]
-        near = difflib.get_close_matches(key, known, 1)
-        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}."
-        raise UserError(f"unknown knob {key!r}; {hint}")
+        raise UserError(f"unknown knob {key!r}; {hint(key, known, 'known are')}")
     if choices:
         if value not in choices:
             raise UserError(f"knob {key} takes one of {', '.join(choices)}, not {value!r}.")

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Literal
 from orchestrator.analysis.bisection import Mark
 from orchestrator.errors import UserError
 from orchestrator.guest.workload import CLOCK, CLOCKS, Metric
+from orchestrator.spelling import hint
 from orchestrator.store.outcome import Outcome
 
 #: What `--until` accepts, with the outcomes that are it and, beside ``ok``, those that exclude it. Every other
@@ -171,11 +171,8 @@ def parse_until(text: str, matching: str | None = None) -> OutcomeQuestion | Div
         return DivergenceQuestion()
     if text not in OUTCOMES:
         known = [*OUTCOMES, DIVERGES]
-        near = difflib.get_close_matches(text, known, 1)
         why = " a stage that does not build is skipped;" if text == Outcome.BUILD_FAILED else ""
-        raise UserError(
-            f"--until {text}:{why} {f'did you mean {near[0]}?' if near else 'choose ' + ', '.join(known) + '.'}"
-        )
+        raise UserError(f"--until {text}:{why} {hint(text, known, 'choose')}")
     try:
         return OutcomeQuestion(text, re.compile(matching) if matching is not None else None)
     except re.error as error:
@@ -204,9 +201,9 @@ def parse_metric(text: str, known: Iterable[Metric]) -> MetricQuestion:
     names = sorted(name for metric in known for name in _names(metric))
     name = match["metric"]
     if name not in names:
-        near = difflib.get_close_matches(name, names, 3)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"it has {', '.join(names)}."
-        raise UserError(f"--metric {text!r}: the workload has no metric {name}; {hint}")
+        raise UserError(
+            f"--metric {text!r}: the workload has no metric {name}; {hint(name, names, 'it has')}"
+        )
     value = float(match["number"])
     relation: Relation = "percent" if match["percent"] else "difference" if match["sign"] else "absolute"
     operator: Operator = match["operator"]  # type: ignore[assignment]  # the pattern has no other

@@ -7,7 +7,6 @@ stops without it has failed, whatever its exit status.
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import re
@@ -20,6 +19,7 @@ from typing import Any, Literal
 from orchestrator.errors import UserError
 from orchestrator.guest.image import WORKLOADS
 from orchestrator.guest.ssh import Finished, Guest
+from orchestrator.spelling import meant
 
 Better = Literal["lower", "higher"] | None
 Kind = Literal["integer", "choice", "size"]
@@ -547,5 +547,5 @@ def _alternatives(names: Sequence[str]) -> str:
 
 
 def _suggestion(name: str, there: Mapping[str, Any] | set[str]) -> str:
-    close = difflib.get_close_matches(name, list(there), 1)
-    return f", did you mean {close[0]}" if close else ""
+    near = meant(name, there)
+    return f", did you mean {near}" if near else ""

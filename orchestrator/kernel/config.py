@@ -3,14 +3,15 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
+import itertools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from orchestrator.errors import UserError
+from orchestrator.spelling import meant
 
 _DIRECTORY = "kernel"
 _BASE = "base"
@@ -44,6 +45,22 @@ def flavours(vm_images: Path) -> tuple[str, ...]:
     return tuple(name for name in found if name not in (_BASE, _DWARF))
 
 
+def summary(vm_images: Path, flavour: str) -> str:
+    """The first sentence of the comment at the top of a flavour's fragment.
+
+    Raises:
+        UserError: the fragment cannot be read.
+    """
+    path = vm_images / _DIRECTORY / f"{flavour}.config"
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise UserError(f"cannot read the configuration fragment {path}: {error.strerror}.") from error
+    comment = itertools.takewhile(lambda line: line.startswith("#"), lines)
+    text = " ".join(line.lstrip("# ") for line in comment if "SPDX" not in line).strip()
+    return re.split(r"(?<=\.)\s", text)[0]
+
+
 def configuration(
     vm_images: Path, flavour: str, dwarf: bool = False, extra: Mapping[str, str] | None = None
 ) -> Configuration:
@@ -60,8 +77,8 @@ def configuration(
     """
     known = flavours(vm_images)
     if flavour not in known:
-        near = difflib.get_close_matches(flavour, known, 1)
-        hint = f"did you mean {near[0]}? There are" if near else "there are"
+        near = meant(flavour, known)
+        hint = f"did you mean {near}? There are" if near else "there are"
         raise UserError(f"unknown kernel configuration {flavour!r}; {hint} {', '.join(known) or 'none'}.")
     paths = [
         vm_images / _DIRECTORY / f"{name}.config" for name in (_BASE, flavour, *([_DWARF] if dwarf else []))

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import re
 import tomllib
@@ -14,6 +13,7 @@ from typing import Any
 
 from orchestrator.cache import file_digest
 from orchestrator.errors import UserError
+from orchestrator.spelling import hint, meant
 
 BASELINE = "baseline"
 FULL = "full"
@@ -170,10 +170,10 @@ class Series:
                     f"patchset {patchset!r}: there is no stage {number}; choose 1 to {len(stages)}."
                 )
             return stages[:number]
-        near = difflib.get_close_matches(patchset.partition(":")[0], known, 1)
-        hint = f"did you mean {near[0]}? There are" if near else "there are"
+        near = meant(patchset.partition(":")[0], known)
+        start = f"did you mean {near}? There are" if near else "there are"
         raise UserError(
-            f"unknown patchset {patchset!r}; {hint} {', '.join(known)}, "
+            f"unknown patchset {patchset!r}; {start} {', '.join(known)}, "
             f"and {self.groups[0]}:N or stage-N for the first N stages."
         )
 
@@ -341,9 +341,7 @@ def _check(
         raise UserError(f"{path}: {where} is to be a table with {', '.join(keys)}.")
     for key, value in entry.items():
         if key not in keys:
-            near = difflib.get_close_matches(key, keys, 1)
-            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(keys)}."
-            raise UserError(f"{path}: {where}: unknown key {key!r}; {hint}")
+            raise UserError(f"{path}: {where}: unknown key {key!r}; {hint(key, keys, 'known are')}")
         if not isinstance(value, keys[key]) or isinstance(value, bool):
             raise UserError(f"{path}: {where}: {key} is to be {_TYPES[keys[key]]}, not {value!r}.")
         if key in _NAMES and isinstance(value, list) and not all(isinstance(each, str) for each in value):

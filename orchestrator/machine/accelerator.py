@@ -55,11 +55,10 @@ _CLOCKS: dict[Name, Clock] = {"icount": "insns", "tcg": "ns", "kvm": "ns"}
 
 # probe.S beside this file, assembled; a unit test holds the two together.
 _PROBE = (
-    "c-muN7zHB=Fd}n8SG~6LNGS?tVM3J`AlkTJf6@#O^qlCsk#_I_OB!ndP$+HjB!)D8MzIMD{0awn82ObBq`d+e$-&TD2G{rhKaiMp"
-    "9zsuo(zDhx$dASlT|wFo0fxRCeFyq3>|tO~VAu~L3=iyN;9+3+y!tpRh|4UXzyM?cNoEC*3Lvqg8K`w912ENevV+w$ALn@Vg<s(T"
-    "uL2tb1HaOP9Uwt|r5igN7#I%l8}WjY6~6&6Jv2Y~%nQ`k08ACHnt+Ky0%#lmqUIm$MRGgXfrc8M<X^<U>oG?${|-<}Jo2dW`+?>k"
-    "Or>UN{ACBy`0H6z85)4r*{JdWssE+&I~g8+W&MA$^p8icsSwCf(jZUm`oa7;Zv(@#FJE5&%`ZyMNG&cYN-RmWQYa|OPfArNN=*cc"
-    "rEme$BLL$IZ?O"
+    "c-muN7zHB=Fd}n8SG~6LNGS?tVM3J`AlkTJf6@#O^qlCsk#_I_OB!ndP$+HjB!)D8MzIMD{0awn82ObBq`d+e$$_lz|9>Dc>pX;>1f^%"
+    "KXOJI_A-aOJ9Rdt}H~J3rUD(6Gpun&nL>L~}$-u+F@OkxdRuGq2K!E|s0+P%MAQeDjM>A0CP6lAA>0}41X+F;J=nKEX16~C-1_pkm2Rl"
+    "H5{7N@=HZU+8;5Xt0B`badV0vhN@R=8=tpS)SUNr#|g#^$x{zc6{*o)+LumcS>JjuU^f7fG<V*VYVlz8M(<@W>4KbT6*()h~`r196Ys4"
+    "_GFt+P?(0aE`<<##eX{L1?OWa%G|UQ;2EqohHe+Vz9^bKVAqXJ5X&{+nNvoRL~wQj}PdYNb$6l%JHUP?VYo6ieX(Dg^*W7j3H"
 )
 
 

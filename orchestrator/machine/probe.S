@@ -44,7 +44,7 @@ real:
 	movl	%eax, %cr0
 	ljmpl	$0x08, $CODE32
 
-	.balign	8
+	.balign	8, 0			# a fill that no assembler chooses
 gdt:
 	.quad	0
 	.quad	0x00cf9a000000ffff	# 0x08: 32-bit code
@@ -127,4 +127,4 @@ stop:
 token:
 	.ascii	"orchestrate: probe reached\n"
 token_end:
-	.balign	16
+	.balign	16, 0

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -59,6 +60,10 @@ def test_the_probes_kernel_is_its_source_assembled(tmp_path: Path) -> None:
         ["ld", "-m", "elf_i386", "-Ttext", "0", "--oformat", "binary", assembled, "-o", linked], check=True
     )
     assert linked.read_bytes() == probe_kernel()
+    # Each assembler has its own no-ops to fill a gap with, unless it is told what to use.
+    for line in SOURCE.read_text(encoding="utf-8").splitlines():
+        if ".balign" in line:
+            assert re.search(r"\.balign\t\d+, 0\b", line), line
 
 
 def test_the_probes_kernel_has_a_boot_header() -> None:

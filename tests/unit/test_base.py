@@ -4,17 +4,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from fake_debian import PACKAGE, Debian
 from fake_tree import SERIES, write_series, write_tree
 
 from orchestrator.cache import Cache
-from orchestrator.errors import InfrastructureError
+from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.events import Event, Events
 from orchestrator.execution.bench import Bench
+from orchestrator.execution.experiment_run import check_same_source
 from orchestrator.execution.provenance import base_of, requested_source, source_facts
 from orchestrator.project import Project
+from orchestrator.store.run import RunWriter
 
 ROOT = Path(__file__).resolve().parents[2]
 #: What a series says that is checked on two versions.
@@ -119,3 +123,14 @@ def test_a_host_without_apt_has_no_base_and_says_what_to_do(
     assert not benches.new().has_kernel("full")
     with pytest.raises(InfrastructureError, match="--source"):
         source_facts(benches.new())
+
+
+def test_a_run_is_not_finished_on_a_source_that_has_changed(tmp_path: Path, benches: Benches) -> None:
+    tree = write_tree(tmp_path / "linux")
+    begun = benches.new(str(tree)).source_tree
+    manifest = {"source": {"description": begun.description, "commit": begun.commit}}
+    writer = cast("RunWriter", SimpleNamespace(manifest=manifest, path=Path("the-run")))
+    check_same_source(writer, benches.new(str(tree)))
+    (tree / "mm" / "memory.c").write_text("int changed;\n")
+    with pytest.raises(UserError, match=r"not the source that the-run began with .*start a new run"):
+        check_same_source(writer, benches.new(str(tree)))

@@ -124,7 +124,7 @@ def test_a_run_without_values(tmp_path: Path) -> None:
 
 def test_one_stage_only(run: Run, compared: Comparison) -> None:
     assert "core-only@256" in changelog_text(run, compared, stages=[9])
-    with pytest.raises(UserError, match="no variant of this run ends at stage 5; there are: 9"):
+    with pytest.raises(UserError, match="--stage 5: no variant of this run ends at it; there are 9"):
         changelog_text(run, compared, stages=[5])
 
 
@@ -145,7 +145,7 @@ def test_one_workload_only(run: Run, compared: Comparison) -> None:
     text = changelog_text(run, compared, workloads=["chunk"])
     assert "survivors.total" in text and "fault_latency" not in text
     assert "first_fault_insns" in changelog_text(run, compared)
-    with pytest.raises(UserError, match="did not measure the workload churn; there are: "):
+    with pytest.raises(UserError, match="--workload churn: this run did not measure it; it measured "):
         changelog_text(run, compared, workloads=["churn"])
 
 
@@ -153,5 +153,5 @@ def test_a_metric_that_is_not_primary(run: Run, compared: Comparison, text: str)
     other = next(row.metric for row in compared.rows if not row.primary)
     assert other not in text
     assert other in changelog_text(run, compared, metrics=[other])
-    with pytest.raises(UserError, match="has no metric happiness there"):
+    with pytest.raises(UserError, match="--metric happiness: this run did not measure it there"):
         changelog_text(run, compared, metrics=["happiness"])

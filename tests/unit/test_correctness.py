@@ -21,6 +21,7 @@ from orchestrator.execution.correctness import (
     choose,
     having,
     parse_leaks,
+    reservation_tests,
     result_of_stressor,
     results_of_selftest,
     scan_for_leaks,
@@ -192,14 +193,44 @@ def test_a_test_that_no_suite_has_is_a_trouble() -> None:
 
 def test_suites_that_cannot_have_a_test_are_left_out() -> None:
     def names(*only: str) -> list[str]:
-        return [suite.name for suite in having(tuple(SUITES.values()), only, ["cow", "ksm_tests"])]
+        return [suite.name for suite in having(tuple(SUITES.values()), only, ["cow", "ksm_tests"], ours)]
 
-    ours = [name for name, suite in SUITES.items() if suite.kind is Kind.RESERVATIONS]
+    ours = {"fork_twice": True, "vmstat_names": False}
     assert names() == list(SUITES)
-    assert names("cow") == [*ours, "selftests-1", "selftests"]
-    assert names("vm") == [*ours, "stress", "stress-classic-swap"]
-    with pytest.raises(UserError, match="--only cwo: there is no such test in these suites; there are cow"):
-        having(choose(["selftests"]), ["cwo"], ["cow"])
+    assert names("cow") == ["selftests-1", "selftests"]
+    assert names("vm") == ["stress", "stress-classic-swap"]
+    assert names("vmstat_names") == ["reservations"]
+    assert names("fork_twice") == [n for n, suite in SUITES.items() if suite.kind is Kind.RESERVATIONS]
+
+
+@pytest.mark.parametrize(
+    ("suite", "only", "sentence"),
+    [
+        ("selftests", ["nonsense"], "--only nonsense: there is no such test in these suites; there are cow."),
+        ("reservations", ["vmstat_name"], "--only vmstat_name: .*; did you mean vmstat_names?"),
+        ("reservations-swap", ["vmstat_names"], "--only vmstat_names: .*; there are fork_twice."),
+        ("reservations", ["fork_twice", "foo"], "--only foo: .*; there are fork_twice, vmstat_names."),
+    ],
+)
+def test_a_test_that_no_suite_has_is_refused(suite: str, only: list[str], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        having(choose([suite]), only, ["cow"], {"fork_twice": True, "vmstat_names": False})
+
+
+def test_our_own_tests_are_known_without_a_guest(tmp_path: Path) -> None:
+    """What the sources are read for is what the program itself lists."""
+    program, common = tmp_path / "reservations", ROOT / "guest_workloads" / "common"
+    sources = [*(ROOT / "vm_images" / "guest" / "tests").glob("*.c"), *common.glob("*.c")]
+    flags = ["-std=gnu11", "-pthread", f"-I{common}", "-o", str(program)]
+    subprocess.run(["gcc", *flags, *map(str, sources), "-lm"], check=True)
+
+    def listed(*options: str) -> set[str]:
+        done = subprocess.run([program, "--list", *options], capture_output=True, text=True, check=True)
+        return {line.split("\t")[0] for line in done.stdout.splitlines()}
+
+    known = reservation_tests(ROOT / "vm_images" / "guest" / "tests")
+    assert set(known) == listed()
+    assert {name for name, in_matrix in known.items() if in_matrix} == listed("--matrix")
 
 
 class Leaking:
@@ -251,8 +282,8 @@ def test_the_baseline_runs_each_yardstick_once_and_first() -> None:
 
 
 def test_an_unknown_suite_is_said_with_those_that_there_are() -> None:
-    with pytest.raises(UserError, match="no suite 'stres'; there are reservations, "):
-        choose(["stres"])
+    with pytest.raises(UserError, match="--suite nonsense: there is no such suite; there are reservations, "):
+        choose(["nonsense"])
 
 
 def test_a_selftest_is_its_tests_and_itself() -> None:

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import struct
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.debugger import gdb as gdb_module
-from orchestrator.debugger.gdb import Frame, Gdb, GdbError, StopTimeout, parse_result
+from orchestrator.debugger.gdb import Frame, Gdb, GdbError, StopTimeout, check_places, parse_result
 from orchestrator.errors import InfrastructureError, UserError
 
 VMLINUX_ID = bytes(range(20))
@@ -24,6 +26,20 @@ VMLINUX_ID = bytes(range(20))
 def notes(build_id: bytes) -> bytes:
     """What ``/sys/kernel/notes`` holds: an ELF note of type NT_GNU_BUILD_ID."""
     return struct.pack("<III", 4, len(build_id), 3) + b"GNU\0" + build_id
+
+
+def test_breakpoints_are_looked_up_before_a_guest_boots(tmp_path: Path) -> None:
+    if not (shutil.which("gcc") and shutil.which("gdb")):
+        pytest.skip("gcc or gdb is not installed")
+    source, program = tmp_path / "a.c", tmp_path / "a"
+    source.write_text("int first(int a) { return a; }\nint main(void) { return first(0); }\n")
+    subprocess.run(["gcc", "-g", "-O0", str(source), "-o", str(program)], check=True)
+    check_places(program, ["first", "main", "a.c:2"])
+    with pytest.raises(UserError, match="--break frist: this kernel has no such function or line"):
+        check_places(program, ["first", "frist", "main"])
+    with pytest.raises(UserError, match="--break"):
+        check_places(program, ["first\nshell touch left-behind"])
+    assert not Path("left-behind").exists()
 
 
 # --- the machine interface -------------------------------------------------------------------------------------------

@@ -52,7 +52,7 @@ def test_a_command_that_needs_a_program_says_which_package_has_it(
 
 def test_doctor_names_every_program_and_package(capsys: pytest.CaptureFixture[str]) -> None:
     assert status_of(["--quiet", "doctor"]) == 1
-    said = capsys.readouterr().out
+    said = " ".join(capsys.readouterr().out.split())
     for program in REQUIRED:
         assert f"LACK {program}" in said and PACKAGES[program] in said
     assert "this host has no apt: name the kernel with --source" in said

@@ -28,6 +28,8 @@ from orchestrator.experiment.staged_search import StagedSearch, stage_variants
 from orchestrator.guest.workload import Metric, Observation
 from orchestrator.kernel.build import BuildFailed, KernelBuild
 from orchestrator.kernel.series import Series, load_series
+from orchestrator.kernel.source import SourceTree
+from orchestrator.kernel.tree import PatchedTree
 from orchestrator.machine.topology import Topology
 from orchestrator.store.outcome import Outcome
 from orchestrator.store.run import Run, RunWriter
@@ -71,8 +73,10 @@ class FakeBench:
         build_id = f"id-{self.same.get(number, number)}"
         return KernelBuild(Path(f"/{patchset}"), "6.12", build_id, "gcc", (), 1.0, False, f"digest-{number}")
 
-    def tree(self, patchset: str) -> Any:
-        return SimpleNamespace(tree=f"tree-{patchset}")
+    def tree(self, patchset: str) -> PatchedTree:
+        source = SourceTree(Path("/source.git"), "base", "base", "6.12", "a source")
+        stages = self.series.select(patchset)
+        return PatchedTree(Path("/tree.git"), patchset, f"tree-{patchset}", source, stages)
 
     def configuration(self) -> Any:
         return SimpleNamespace(digest="config")

@@ -61,7 +61,8 @@ def test_help_imports_nothing_that_takes_long() -> None:
 def test_the_version_imports_no_command() -> None:
     assert {name for name in imported_by("--version") if name.startswith("orchestrator.")} <= {
         "orchestrator.cli", "orchestrator.cli.application", "orchestrator.cli.help", "orchestrator.cli.terminal",
-        "orchestrator.errors", "orchestrator.events", "orchestrator.spelling",
+        "orchestrator.errors", "orchestrator.events", "orchestrator.spelling", "orchestrator.analysis",
+        "orchestrator.analysis.layout",
     }  # fmt: skip
 
 

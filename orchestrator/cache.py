@@ -21,7 +21,7 @@ import platformdirs
 from filelock import FileLock, Timeout
 
 # A new SSH key would shut the door on guests that run; the others are small.
-_KEPT = ("ssh-keys", "probe", "packages")
+_KEPT = ("ssh-keys", "probe", "packages", "calibration")
 #: Part of every key: raise it when the layout of what is stored changes.
 GENERATION = 1
 

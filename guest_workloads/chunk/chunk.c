@@ -34,6 +34,7 @@ struct report {
 	uint64_t touched_pages;
 	uint64_t ticks;
 	uint64_t faults;
+	uint64_t zeroed;	/* bytes */
 };
 
 static size_t chunk_bytes;
@@ -90,9 +91,11 @@ static _Noreturn void child(int number, uint64_t seed, const struct node *node, 
 	if (!chunk)
 		_exit(2);
 	advise(chunk, chunk_bytes, advice);
+	report.zeroed = -zeroed_bytes();
 	began = ticks();
 	touch_chunk(chunk, random_of(seed, number), &report);
 	report.ticks = ticks() - began;
+	report.zeroed += zeroed_bytes();
 	getrusage(RUSAGE_SELF, &usage);
 	report.faults = usage.ru_minflt;
 	if (write(to_parent, &report, sizeof(report)) != sizeof(report))
@@ -147,6 +150,10 @@ static void report_survivors(const pid_t *pids, int count, const struct report *
 	metric("survivors.total", "children", count);
 	metric_clock("elapsed_%s.total", elapsed * clock_scale());
 	metric_clock("touch_%s.mean", total->touched_pages ? total->ticks * clock_scale() / total->touched_pages : 0);
+	metric("zeroed_kib.sum", "KiB", total->zeroed / KIB);
+	if (clock_counts_instructions() && total->touched_pages)
+		metric("touch_without_zeroing_insns.mean", "insns",
+		       (total->ticks - zeroing_insns(total->zeroed)) / total->touched_pages);
 	metric("touched_kib.sum", "KiB", total->touched_pages * (PAGE / KIB));
 	metric("faults.total", "faults", total->faults);
 	metric("rss_kib.sum", "KiB", rss);
@@ -236,6 +243,7 @@ int main(int argc, char **argv)
 		total.touched_pages += report.touched_pages;
 		total.ticks += report.ticks;
 		total.faults += report.faults;
+		total.zeroed += report.zeroed;
 		event("child",
 		      "\"child\": %d, \"node\": %d, \"touched_pages\": %llu, \"%s\": %.0f, \"available_kib\": %lu, "
 		      "\"free_kib\": %lu, \"reserved_pages\": %ld",

@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -208,6 +209,11 @@ const char *clock_name(void)
 	return clock_kind == INSNS ? "insns" : "ns";
 }
 
+bool clock_counts_instructions(void)
+{
+	return clock_kind == INSNS;
+}
+
 double clock_scale(void)
 {
 	return scale;
@@ -333,6 +339,73 @@ struct rollup smaps_rollup(int pid)
 	value = number_after(text, "AnonHugePages:");
 	rollup.anon_huge_kib = value > 0 ? value : 0;
 	return rollup;
+}
+
+/* Faults that mapped pages larger than a base page so far, on the whole machine, and the bytes of those pages. */
+static void large_faults(uint64_t *count, uint64_t *bytes)
+{
+	const char *const counters = "/sys/kernel/mm/transparent_hugepage/hugepages-*kB/stats/anon_fault_alloc";
+	glob_t found;
+	long huge;
+
+	*count = *bytes = 0;
+	/* Since Linux 6.10 each size has a counter. */
+	if (!glob(counters, 0, NULL, &found)) {
+		for (size_t i = 0; i < found.gl_pathc; i++) {
+			FILE *file = fopen(found.gl_pathv[i], "r");
+			unsigned long faults = 0, kib = 0;
+
+			if (!file || fscanf(file, "%lu", &faults) != 1 ||
+			    sscanf(strstr(found.gl_pathv[i], "hugepages-"), "hugepages-%lukB", &kib) != 1)
+				workload_fail("cannot read %s", found.gl_pathv[i]);
+			fclose(file);
+			*count += faults;
+			*bytes += faults * kib * KIB;
+		}
+		globfree(&found);
+		return;
+	}
+	huge = vmstat("thp_fault_alloc");
+	if (huge > 0) {
+		*count = huge;
+		*bytes = huge * REGION;
+	}
+}
+
+uint64_t zeroed_bytes(void)
+{
+	struct rusage usage;
+	uint64_t count, bytes;
+
+	large_faults(&count, &bytes);
+	getrusage(RUSAGE_SELF, &usage);
+	return (usage.ru_minflt - count) * PAGE + bytes;
+}
+
+double zeroing_insns(uint64_t bytes)
+{
+	/* Function of the kernel: instructions beside the loop, and those of the loop. */
+	enum { ERMS = 3 + 4096, REP_GOOD = 3 + 512, ORIG = 4 + 64 * 11 };
+	FILE *file = fopen("/proc/cpuinfo", "r");
+	char *line = NULL;
+	size_t size = 0;
+	int per_page = ORIG;
+
+	if (!file)
+		workload_fail("cannot read /proc/cpuinfo");
+	while (getline(&line, &size, file) > 0) {
+		if (strncmp(line, "flags", 5))
+			continue;
+		line[strcspn(line, "\n")] = ' ';
+		if (strstr(line, " erms "))
+			per_page = ERMS;
+		else if (strstr(line, " rep_good "))
+			per_page = REP_GOOD;
+		break;
+	}
+	free(line);
+	fclose(file);
+	return (double)bytes / PAGE * per_page;
 }
 
 bool write_text(const char *path, const char *text)

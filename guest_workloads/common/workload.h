@@ -61,6 +61,7 @@ void event(const char *name, const char *format, ...) __attribute__((format(prin
 void clock_begin(void);
 /* Name of the unit: "insns" or "ns". */
 const char *clock_name(void);
+bool clock_counts_instructions(void);
 /* What one tick is in that unit. */
 double clock_scale(void);
 uint64_t monotonic_ns(void);
@@ -140,6 +141,20 @@ struct rollup {
 };
 
 struct rollup smaps_rollup(int pid);
+/*
+ * Bytes that page faults of this process have zeroed, to be subtracted: its
+ * minor faults by the size of what each mapped. Exact where all of them are
+ * first writes to anonymous memory, and where no other process faults in
+ * pages larger than a base page meanwhile, for those are counted in the
+ * kernel as a whole.
+ */
+uint64_t zeroed_bytes(void);
+/*
+ * Instructions that zeroing so much takes under icount: those of the function
+ * that Linux 6.12 clears a base page with (arch/x86/lib/clear_page_64.S),
+ * chosen by the CPU's features; QEMU counts each iteration of rep.
+ */
+double zeroing_insns(uint64_t bytes);
 /* Write a short text into a file, e.g. of /proc; false where that fails. */
 bool write_text(const char *path, const char *text);
 /* An anonymous private mapping of `size` bytes that begins at a region's boundary; NULL where refused. */

@@ -12,6 +12,10 @@
  * kernel may allocate, and zero, a huge page or a reservation. What using the
  * memory costs as a whole, wherever a kernel puts that cost, is the mean over
  * all touches.
+ *
+ * A sweep then touches fresh regions sparsely and densely: what a region
+ * costs as a whole, for 1 to 512 of its pages. That is where huge pages lose
+ * and where they win.
  */
 #include "workload.h"
 
@@ -22,6 +26,7 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <time.h>
 
 enum order { IN_ORDER, AT_RANDOM };
 static const char *const orders[] = { "sequential", "random", NULL };
@@ -32,7 +37,11 @@ static const char *const shares[] = { "nothing", "region", NULL };
 /* A touch is a fault from this fraction of a base page's fault on: even one that zeroes nothing is beyond it. */
 #define FAULT_FRACTION 6
 
-static long regions, pages_per_region, thread_count;
+/* Pages of a region that the sweep touches; the manifest names a metric for each. */
+static const uint32_t densities[] = { 1, 16, 64, 96, 256, 512 };
+#define DENSITIES ((int)(sizeof(densities) / sizeof(densities[0])))
+
+static long regions, pages_per_region, thread_count, sweep_regions;
 static enum order order;
 static enum share share;
 static uint64_t seed;
@@ -51,6 +60,7 @@ struct worker {
 	size_t first_count, later_count;
 	uint64_t threshold;	/* ticks from which on a touch was a fault */
 	long faults;		/* by the kernel's count */
+	uint64_t zeroed;	/* bytes, by all workers; of the first one only */
 };
 
 /* Touch this worker's share of a region, and keep what it cost. */
@@ -126,11 +136,16 @@ static void *work(void *argument)
 	worker->random = random_of(seed, stream);
 	worker->first_count = worker->later_count = 0;
 	pthread_barrier_wait(&barrier);
+	if (!worker->number)
+		worker->zeroed = -zeroed_bytes();
+	pthread_barrier_wait(&barrier);
 	worker->faults = -faults();
 	for (long region = worker->begin; region < worker->end; region++)
 		touch_region(worker, worker->memory + region * REGION);
 	worker->faults += faults();
 	pthread_barrier_wait(&barrier);
+	if (!worker->number)
+		worker->zeroed += zeroed_bytes();
 	return NULL;
 }
 
@@ -141,6 +156,71 @@ static size_t gather(uint64_t *into, size_t at, const uint64_t *from, size_t cou
 		if (from[i] >= limit)
 			into[at++] = from[i];
 	return at;
+}
+
+/*
+ * The clock of the sweep, in its unit. In time it is this thread's CPU time: a
+ * region takes long enough for a scheduler of a busy machine to come between.
+ */
+static uint64_t sweep_clock(void)
+{
+	struct timespec now;
+
+	if (clock_counts_instructions())
+		return ticks();
+	clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+	return now.tv_sec * NS_PER_S + now.tv_nsec;
+}
+
+/*
+ * Touch fresh regions, each at one density, in rounds over all densities so
+ * that whatever drifts meets them alike.
+ */
+static void sweep(void)
+{
+	size_t size = sweep_regions * DENSITIES * REGION;
+	uint64_t overhead = UINT64_MAX, *costs[DENSITIES];
+	struct random random = random_of(seed, thread_count);
+	uint16_t pages[PAGES_PER_REGION];
+	char *region, *memory = map_regions(size);
+	struct deck deck;
+
+	if (!memory)
+		workload_fail("cannot map %ld regions to sweep: %s", sweep_regions * DENSITIES, strerror(errno));
+	advise(memory, size, advice);
+	deck_begin(&deck);
+	for (int at = 0; at < DENSITIES; at++)
+		costs[at] = values_of(sweep_regions);
+	for (int n = 0; n < 1000; n++) {
+		uint64_t before = sweep_clock(), after = sweep_clock();
+
+		overhead = after - before < overhead ? after - before : overhead;
+	}
+	region = memory;
+	for (long round = 0; round < sweep_regions; round++) {
+		for (int at = 0; at < DENSITIES; at++, region += REGION) {
+			uint64_t cost;
+
+			for (uint32_t n = 0; n < densities[at]; n++)
+				pages[n] = order == IN_ORDER ? n : deck_draw(&deck, &random, n);
+			cost = sweep_clock();
+			for (uint32_t n = 0; n < densities[at]; n++)
+				*(volatile char *)(region + pages[n] * PAGE) = 1;
+			cost = sweep_clock() - cost;
+			costs[at][round] = cost > overhead ? cost - overhead : 0;
+		}
+	}
+	munmap(memory, size);
+	for (int at = 0; at < DENSITIES; at++) {
+		char name[64];
+
+		sort_values(costs[at], sweep_regions);
+		/* Instructions repeat; on a busy host, what was disturbed least says more than the median. */
+		for (int percent = clock_counts_instructions() ? 50 : 10; percent <= 50; percent += 40) {
+			snprintf(name, sizeof(name), "region_%u_%s.p%d", densities[at], clock_name(), percent);
+			metric(name, clock_name(), percentile(costs[at], sweep_regions, percent / 100.0));
+		}
+	}
 }
 
 int main(int argc, char **argv)
@@ -161,6 +241,7 @@ int main(int argc, char **argv)
 	regions = option_integer("regions");
 	pages_per_region = option_integer("pages_per_region");
 	thread_count = option_integer("threads");
+	sweep_regions = option_integer("sweep_regions");
 	order = option_choice("order", orders);
 	share = option_choice("share", shares);
 	advice = option_choice("advice", advice_names);
@@ -236,11 +317,17 @@ int main(int argc, char **argv)
 	metric_clock("first_fault_%s.p50", percentile(first, first_count, 0.50) * scale);
 	metric_clock("first_fault_%s.p99", percentile(first, first_count, 0.99) * scale);
 	metric_clock("touch_%s.mean", sum / touches * scale);
+	metric("zeroed_kib.sum", "KiB", workers[0].zeroed / KIB);
+	if (clock_counts_instructions())
+		metric("touch_without_zeroing_insns.mean", "insns", (sum - zeroing_insns(workers[0].zeroed)) / touches);
 	metric("faults.total", "faults", fault_total);
 	metric("rss_kib.max", "KiB", rollup.rss_kib > rss_before ? rollup.rss_kib - rss_before : 0);
 	metric("anon_huge_kib.max", "KiB", rollup.anon_huge_kib);
 	metric("touched_kib.sum", "KiB", touches * (PAGE / KIB));
 	histogram("fault_%s", faulted, fault_count);
 	histogram("first_fault_%s", first, first_count);
+	munmap(memory, regions * REGION);
+	if (sweep_regions)
+		sweep();
 	workload_end();
 }

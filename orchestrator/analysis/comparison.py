@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 
 from orchestrator.analysis.base import base_differences, notes_on_bases
+from orchestrator.analysis.calibration import calibration_line
 from orchestrator.analysis.clock import clock_differences
 from orchestrator.analysis.invariants import check_counters
 from orchestrator.analysis.statistics import (
@@ -174,6 +175,7 @@ class Conditions:
     Args:
         clock: ``insns`` (guest instructions), ``ns`` (nanoseconds) or None before anything was measured.
         repeat: planned fresh boots a variant and workload.
+        calibration: what the host's processor said beside the clock; empty where the clock is not instructions.
     """
 
     clock: str | None
@@ -183,6 +185,7 @@ class Conditions:
     flavour: str
     kernel: str
     repeat: int
+    calibration: str = ""
 
 
 @dataclass(frozen=True)
@@ -543,6 +546,7 @@ def _conditions(manifest: Mapping[str, Any]) -> Conditions:
         flavour=str(manifest.get("flavour", "")),
         kernel=str(source.get("description") or source.get("requested") or ""),
         repeat=int(manifest.get("repeat", 0)),
+        calibration=calibration_line(manifest),
     )
 
 

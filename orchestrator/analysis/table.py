@@ -343,6 +343,7 @@ def _legend(comparison: Comparison) -> list[tuple[str, str]]:
     planned = sum(sum(each.values()) for each in comparison.planned.values())
     lines = [
         ("clock", ": ".join(part for part in (_clock(comparison), conditions.accelerator_reason) if part)),
+        *([("host CPU", conditions.calibration)] if conditions.calibration else []),
         ("machine", f"{conditions.topology}, {conditions.kernel}, configuration {conditions.flavour}"),
         (
             "cells",

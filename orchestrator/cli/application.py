@@ -61,6 +61,9 @@ class _Commands(LazyGroup):
         "doctor": Listed(
             "orchestrator.cli.doctor", _HOST, "What this host has and lacks, and how to get it."
         ),
+        "calibrate": Listed(
+            "orchestrator.cli.calibrate", _HOST, "Time page faults here, beside a guest's instructions."
+        ),
     }
 
 

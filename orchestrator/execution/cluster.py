@@ -150,7 +150,9 @@ def measure_shipped(cell: Cell, experiment: Experiment, shipment: Shipment, stop
     bench = Bench(Project(home), Cache(home / "cache"), Events(), flavour=shipment.flavour)
     # What a bench would build, it is given.
     bench.__dict__.update(
-        series=shipment.series, workloads=shipment.workloads, accelerator=shipment.accelerator
+        series=shipment.series,
+        workloads=shipment.workloads,
+        accelerator=_same_accelerator(shipment.accelerator),
     )
     bench.images.update(
         {
@@ -176,6 +178,21 @@ def measure_shipped(cell: Cell, experiment: Experiment, shipment: Shipment, stop
         finally:
             finished.set()
         return Returned(result, _files(Path(logs)))
+
+
+def _same_accelerator(asked: Accelerator) -> Accelerator:
+    """The accelerator of this worker, which must count as the one that the run records.
+
+    Raises:
+        InfrastructureError: it does not.
+    """
+    own = Accelerator.named(asked.name, asked.reason)
+    if (own.cpu, own.qemu) != (asked.cpu, asked.qemu):
+        raise InfrastructureError(
+            f"a worker has QEMU {own.qemu} with CPU model {own.cpu}, and the run QEMU {asked.qemu} with {asked.cpu}: "
+            "install the same QEMU on all hosts of the cluster."
+        )
+    return own
 
 
 _unpack_lock = threading.Lock()

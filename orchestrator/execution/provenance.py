@@ -13,8 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator import __version__
+from orchestrator.cache import Cache
 from orchestrator.errors import InfrastructureError
 from orchestrator.execution.bench import Bench
+from orchestrator.execution.calibration import last_calibration
+from orchestrator.execution.processor import processor_model
 from orchestrator.kernel.build import BuildFailed, KernelBuild
 from orchestrator.machine.topology import Topology
 from orchestrator.process import version_of
@@ -54,6 +57,7 @@ def provenance(bench: Bench, topology: Topology, command: Sequence[str]) -> dict
             **({"directory": str(bench.series_directory.resolve())} if bench.series_directory else {}),
         },
         "host": host_facts(),
+        "calibration": calibration_facts(bench.cache),
         "tools": tool_facts(),
     }
 
@@ -160,12 +164,18 @@ def host_facts() -> dict[str, object]:
     import psutil
 
     return {
-        "cpu": _cpu_model(),
+        "cpu": processor_model(),
         "cpus": os.cpu_count(),
         "memory_mib": psutil.virtual_memory().total // 2**20,
         "kernel": platform.release(),
         "load": [round(figure, 2) for figure in os.getloadavg()],
     }
+
+
+def calibration_facts(cache: Cache) -> dict[str, object] | None:
+    """The last calibration since this host was booted, with the sentence that reports show; None without one."""
+    last = last_calibration(cache)
+    return {"sentence": last.sentence, **asdict(last)} if last is not None else None
 
 
 def tool_facts() -> dict[str, str]:
@@ -176,10 +186,3 @@ def tool_facts() -> dict[str, str]:
             with suppress(InfrastructureError):  # a tool that is there but does not start says nothing
                 facts[name] = version_of(program)
     return facts
-
-
-def _cpu_model() -> str:
-    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()

@@ -251,6 +251,35 @@ def is_built(
     return image.is_possible and cache.has("image", image.key)
 
 
+def compile_workload(workloads: Path, name: str, program: Path) -> None:
+    """Compile one workload's program as the guest's is compiled.
+
+    Args:
+        workloads: ``guest_workloads``.
+        name: of the workload.
+        program: the file to write.
+
+    Raises:
+        UserError: it does not compile.
+        InfrastructureError: there is no compiler.
+    """
+    require("gcc")
+    _compile(program, _with_common(workloads / name, workloads / "common"))
+
+
+def _with_common(directory: Path, common: Path) -> list[str]:
+    """The compiler's arguments for a program and what all programs share."""
+    sources = [*sorted(directory.glob("*.c")), *sorted(common.glob("*.c"))]
+    return [*map(str, sources), f"-I{common}", "-lm"]
+
+
+def _compile(program: Path, arguments: Sequence[str]) -> None:
+    done = run([*_COMPILER, *arguments, "-o", str(program)], check=False)
+    if done.returncode != 0:
+        first = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr)
+        raise UserError(f"the guest program {program.name} does not compile: {first.strip()}")
+
+
 def workload_sources(workloads: Path) -> dict[str, Path]:
     """Program name -> directory of its C sources, of every workload that has any.
 
@@ -442,24 +471,17 @@ class _Image:
         """Compile the guest's programs, side by side."""
         scratch.mkdir()
         common = self._workloads / "common"
-        shared = [str(path) for path in sorted(common.glob("*.c"))]
         jobs = {
-            f"{WORKLOADS}/{name}": [*map(str, sorted(directory.glob("*.c"))), *shared, f"-I{common}", "-lm"]
+            f"{WORKLOADS}/{name}": _with_common(directory, common)
             for name, directory in workload_sources(self._workloads).items()
         }
-        jobs |= {
-            place: [*map(str, sorted(directory.glob("*.c"))), *shared, f"-I{common}", "-lm"]
-            for place, directory in self._recipe.programs.items()
-        }
+        jobs |= {place: _with_common(directory, common) for place, directory in self._recipe.programs.items()}
         jobs |= {f"{TOOLS}/{name}": [str(source)] for name, source in self._recipe.tools.items()}
 
         def compiled(job: tuple[str, list[str]]) -> tuple[str, Entry]:
             place, arguments = job
             program = scratch / posixpath.basename(place)
-            done = run([*_COMPILER, *arguments, "-o", str(program)], check=False)
-            if done.returncode != 0:
-                first = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr)
-                raise UserError(f"the guest program {program.name} does not compile: {first.strip()}")
+            _compile(program, arguments)
             return place, Entry.file(program.read_bytes(), 0o755)
 
         with ThreadPoolExecutor() as pool:

@@ -14,6 +14,7 @@ import pytest
 from orchestrator.cache import Cache
 from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.events import Event, Events
+from orchestrator.execution.cluster import _same_accelerator
 from orchestrator.machine import accelerator
 from orchestrator.machine.accelerator import choose_accelerator, probe, probe_kernel
 
@@ -181,3 +182,12 @@ def test_unknown_names_and_a_missing_qemu(
     monkeypatch.setenv("PATH", str(tmp_path / "empty"))
     with pytest.raises(InfrastructureError, match="qemu-system-x86"):
         choose_accelerator("auto", cache, Events())
+
+
+def test_a_worker_with_another_qemu_is_refused(cache: Cache, fake_qemu: Fake) -> None:
+    fake_qemu("", version="7.2.22")
+    here = choose_accelerator("icount", cache, Events())
+    assert _same_accelerator(here) == here
+    fake_qemu("", version="10.0.13", flags="erms fsrm fsrs")
+    with pytest.raises(InfrastructureError, match=r"a worker has QEMU 10.0.13 .* and the run QEMU 7.2.22"):
+        _same_accelerator(here)

@@ -44,6 +44,7 @@ def own_results(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         (["run", "-p", "core-only", "--config", "fast"], "measure"),
         (["run", "-p", "core-only", "--source", "/nonexistent"], "/nonexistent"),
         (["run", "--resume", "never-ran"], "no run"),
+        (["calibrate", "--plot", "/no/such/place/plot"], "there is no directory /no/such/place"),
         (["run", "nosuch.toml"], "nosuch.toml"),
         (
             ["run", "--resume", "latest", "--repeat", "5"],
@@ -97,6 +98,12 @@ def test_an_unknown_option_is_status_2(capsys: pytest.CaptureFixture[str]) -> No
     assert "--frobnicate" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("arguments", [["--rounds", "0"], ["--rounds", "ten"], ["now"]])
+def test_a_wrong_calibration_is_status_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert status_of(["calibrate", *arguments]) == 2
+    assert arguments[0] in capsys.readouterr().err
+
+
 def test_the_traceback_is_there_when_asked_for() -> None:
     with pytest.raises(Exception, match="core-only"):
         status_of(["--debug", "run", "-p", "core-onyl"])
@@ -104,7 +111,20 @@ def test_the_traceback_is_there_when_asked_for() -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["run", "build", "boot", "shell", "exec", "compare", "plot", "changelog", "report", "debug", "doctor"],
+    [
+        "run",
+        "build",
+        "boot",
+        "shell",
+        "exec",
+        "compare",
+        "plot",
+        "changelog",
+        "report",
+        "debug",
+        "doctor",
+        "calibrate",
+    ],
 )
 def test_every_command_explains_itself_with_an_example(
     command: str, capsys: pytest.CaptureFixture[str]

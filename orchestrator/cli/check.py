@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import re
 import sys
+import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -49,7 +51,9 @@ def command(
             "--seeds", metavar="FIRST..LAST", help="FIRST..LAST: one random trace each, in one boot."
         ),
     ] = None,
-    ops: Annotated[int, typer.Option("--ops", metavar="N", help="Operations a random trace.", min=1)] = 1000,
+    ops: Annotated[
+        int, typer.Option("--ops", metavar="N", help="Operations per random trace.", min=1)
+    ] = 1000,
     profile: Annotated[
         str,
         typer.Option("--profile", metavar="NAME", help=f"What random traces do most: {option.PROFILES}."),
@@ -75,7 +79,14 @@ def command(
 ) -> int:
     """Do random operations in a guest and in the reference model; report, shrink and keep what differs."""
     from orchestrator.cli.attempt import attempt
-    from orchestrator.execution.check_run import Check, execute, known_stages, load_trace, manifest_of
+    from orchestrator.execution.check_run import (
+        Check,
+        execute,
+        known_stages,
+        load_trace,
+        manifest_of,
+        memory_nodes,
+    )
     from orchestrator.guest.ssh import GuestLost
     from orchestrator.machine.qemu import MachineFailure
     from orchestrator.machine.topology import Topology
@@ -99,7 +110,10 @@ def command(
         asked = Check(
             patchset,
             loaded
-            or {f"seed-{each}": generate(each, ops, profile, names) for each in parse_seeds(seed, seeds)},
+            or {
+                f"seed-{each}": generate(each, ops, profile, names, nodes=memory_nodes(machine))
+                for each in parse_seeds(seed, seeds)
+            },
             machine,
             tuple(cmdline or ()),
             shrink,
@@ -160,16 +174,25 @@ def _patchset_of(traces: dict[str, Trace]) -> str:
     raise UserError("name what to check: --patchset core-only, or --patchset baseline.")
 
 
+def _wrapped(label: str, names: Sequence[str]) -> list[str]:
+    """A list of names after its label, on as many lines as it takes."""
+    return textwrap.wrap(label + ", ".join(names), 110, subsequent_indent="    ", break_on_hyphens=False)
+
+
 def as_text(patchset: str, summary: CheckSummary) -> str:
     """How much was compared, then what differs."""
     compared, uncompared = sum(summary.compared.values()), sum(summary.uncompared.values())
     speed = summary.steps / summary.run_s if summary.run_s else 0
     lines = [
-        (
-            f"{patchset}: {summary.traces} traces, {summary.steps} operations compared ({speed:.0f} a second), "
-            f"{compared} fields; {uncompared} fields not compared"
-        )
+        f"{patchset}: {summary.traces} traces, {summary.steps} operations compared ({speed:.0f} per second)",
+        f"{compared} fields compared, {summary.moved_share:.0%} of them of kinds that change in these traces",
     ]
+    constant = sorted(set(summary.compared) - summary.moved)
+    if constant:
+        lines += _wrapped(f"never changed ({len(constant)} kinds): ", constant)
+    if uncompared:
+        names = sorted(summary.uncompared)
+        lines += _wrapped(f"{uncompared} fields not compared, as the model does not have them: ", names)
     for found in summary.found:
         lines.append(f"{found.name}: diverges at {found.divergence}")
         more = len(found.divergence.differences) - 1

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A check as a run: traces against a kernel, each divergence shrunk, everything kept in a run directory."""
+"""A check as a run: compare traces with a kernel, shrink each divergence, keep it all in a run directory."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from orchestrator.model.trace import Operation, Trace, TraceError, format_trace,
 from orchestrator.store.outcome import Outcome
 from orchestrator.store.run import CellRow, RunWriter
 
-#: What stands where other runs name a workload.
+#: The workload's name in the tables of this kind of run.
 WORKLOAD = "check"
 _METRICS = {
     "steps.total": {
@@ -50,7 +50,7 @@ _METRICS = {
         "unit": "fields",
         "better": None,
         "primary": False,
-        "help": "Answers of which the kernel has none, or the model expects none.",
+        "help": "Counters that the kernel reported and the model does not have.",
     },
 }
 
@@ -75,7 +75,7 @@ class Check:
 
 @dataclass
 class FoundDivergence:
-    """A divergence, and what became of it.
+    """A divergence, and the short trace that was made of it.
 
     Args:
         minimal: the shortest trace found; the whole one where it was not shrunk.
@@ -92,7 +92,7 @@ class FoundDivergence:
 
     @property
     def first_stage(self) -> str | None:
-        """From which stage on it is there: all later ones diverge as well. None where not even the last does."""
+        """The stage from which on all diverge; None if the last one does not."""
         first = None
         for stage, divergence in reversed(self.stages.items()):
             if divergence is None:
@@ -106,7 +106,8 @@ class CheckSummary:
     """How a check went.
 
     Args:
-        compared, uncompared: number of comparisons a kind of field.
+        compared, uncompared: number of comparisons per kind of field.
+        moved: the kinds of fields that were expected to have another value than their first one at some step.
         run_s: host seconds from the first trace on, shrinking left out.
     """
 
@@ -115,7 +116,14 @@ class CheckSummary:
     run_s: float = 0.0
     compared: Counter[str] = field(default_factory=Counter)
     uncompared: Counter[str] = field(default_factory=Counter)
+    moved: set[str] = field(default_factory=set)
     found: list[FoundDivergence] = field(default_factory=list)
+
+    @property
+    def moved_share(self) -> float:
+        """Share of the comparisons that were of a field which moved; 0 where nothing was compared."""
+        total = sum(self.compared.values())
+        return sum(self.compared[kind] for kind in self.moved) / total if total else 0.0
 
     def to_json(self) -> dict[str, object]:
         """For ``--json`` and ``check.json``."""
@@ -125,6 +133,8 @@ class CheckSummary:
             "run_s": round(self.run_s, 3),
             "compared": dict(sorted(self.compared.items())),
             "uncompared": dict(sorted(self.uncompared.items())),
+            "moved": sorted(self.moved),
+            "moved_share": round(self.moved_share, 4),
             "divergences": [
                 {
                     "name": each.name,
@@ -164,17 +174,22 @@ def load_trace(path: Path) -> Trace:
 
 
 def known_stages(stages: Sequence[Stage]) -> list[str]:
-    """Names of the stages that the model knows of; any other one is expected to change nothing that can be seen."""
+    """Names of the stages that the model has; any other stage is expected to change nothing that is compared."""
     return [stage.name for stage in stages if stage.name in STAGES]
+
+
+def memory_nodes(topology: Topology) -> int:
+    """Number of NUMA nodes that memory can be bound to."""
+    return sum(node.memory_mib > 0 for node in topology.nodes)
 
 
 def model_of(patchset: str, series: Series, topology: Topology) -> ModelFor:
     """Makes models of a patchset's kernel in guests of this topology.
 
-    A knob that the kernel does not have yet is left out of what a trace starts from, as the guest does.
+    A knob that the kernel does not have yet is left out of the settings at the head of a trace, as the guest does.
     """
     stages = series.select(patchset)
-    nodes = sum(node.memory_mib > 0 for node in topology.nodes)
+    nodes = memory_nodes(topology)
     absent = {knob.name for knob in series.knobs} - {knob for stage in stages for knob in stage.knobs}
     names = known_stages(stages)
 
@@ -188,7 +203,7 @@ def model_of(patchset: str, series: Series, topology: Topology) -> ModelFor:
 def pinned(trace: Trace, model_for: ModelFor) -> Trace:
     """The same trace with every knob set to what this model's kernel starts from.
 
-    On another stage's kernel, a default that differs there is then not taken for what is looked for.
+    So a default that differs on another stage's kernel is not mistaken for the divergence.
     """
     return replace(trace, settings=model_for(trace).settings)
 
@@ -256,7 +271,7 @@ def execute(check: Check, bench: Bench, writer: RunWriter) -> CheckSummary:
             for name, checked in diverged:
                 divergence = checked.divergence
                 assert divergence is not None
-                # One trace for each kind of divergence: the others most likely are the same one again.
+                # Shrink one trace per kind of divergence: the others most likely have the same cause.
                 kind = (divergence.first.kind, type_of(divergence.operation))
                 found = _keep(check, name, checked, writer)
                 summary.found.append(found)
@@ -295,6 +310,7 @@ def _run(
             summary.steps += checked.comparison.steps
             summary.compared.update(checked.comparison.compared)
             summary.uncompared.update(checked.comparison.uncompared)
+            summary.moved |= checked.comparison.moved
             summary.run_s = now - began
             if checked.divergence is not None:
                 diverged.append((name, checked))
@@ -378,7 +394,7 @@ def _shrink(
         _write(check, found)
         step.progress(len(whole.operations) - len(trace.operations), len(whole.operations), "operations gone")
 
-    # A trace that diverges only as a part of a longer run is kept as it is.
+    # A trace that diverges only after others have run is kept as it is.
     if first_failing([found.minimal]) is not None:
         found.divergence = latest[found.minimal.operations]
         shrink(found.minimal, first_failing, adopt)

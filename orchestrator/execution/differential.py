@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The same trace in a real kernel and in the reference model, compared answer by answer.
 
-The guest's ``trace-exec`` does one operation at a time on one processor and says after each what became of the
-memory; the model says what it expects of the same operation. What either of them does not have (a counter of a
-later stage, a figure that the model cannot foretell) is counted as not compared, never guessed.
+The guest's ``trace-exec`` does one operation at a time on one processor and reports after each what became of the
+memory; the model says what it expects of the same operation. Everything that the model expects has to be in the
+answer: a counter, process, block or field that is missing is a divergence, and so is a value of the wrong type. A
+counter that only the guest has is counted as not compared, by name.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +27,19 @@ from orchestrator.kernel.build import KernelBuild
 from orchestrator.machine.oops import Finding
 from orchestrator.machine.qemu import MachineFailure
 from orchestrator.machine.topology import Topology
-from orchestrator.model.trace import Exit, Operation, Trace, format_operation, format_trace
+from orchestrator.model.trace import (
+    PAGES_PER_BLOCK,
+    Dump,
+    Exit,
+    Fork,
+    Khugepaged,
+    Operation,
+    Remap,
+    Set,
+    Trace,
+    format_operation,
+    format_trace,
+)
 
 #: One processor a node, and two nodes, so that there is something to bind to.
 DEFAULT_TOPOLOGY = CHECK_TOPOLOGY
@@ -36,6 +49,10 @@ _TIMEOUT_S = 120.0
 _TIMEOUT_A_STEP_S = 0.5
 #: Operations that are handed to the guest at once: progress is shown, and a panic loses, that many.
 _BATCH_STEPS = 4000
+#: Each so many steps `trace-exec` looks at every block of every process (CHECK_STEPS there), and after the last one.
+CHECK_STEPS = 50
+#: Stands for what an answer lacks.
+MISSING = "missing"
 _NUMBERS = re.compile(r"\bp?\d+\b\.?")
 
 
@@ -102,7 +119,7 @@ class Divergence:
     """The first step after which kernel and model differ.
 
     Args:
-        step: from 0; the number of operations where it is the end of all processes that differs.
+        step: from 0; the number of operations if the difference is at the end of all processes.
         operation: its line.
         differences: at least one, the most telling first.
     """
@@ -137,10 +154,10 @@ class Answers:
     """What a guest answered to one trace.
 
     Args:
-        steps: one a step that was finished, as printed.
-        over: the counters once all processes are gone; None where it did not come to that.
-        reason: why not, for a person.
-        lines: everything of this trace as the guest printed it.
+        steps: one per finished step, as printed.
+        over: the counters once all processes are gone; None if the trace did not get there.
+        reason: why not, as a sentence.
+        lines: of this trace, as the guest printed them.
     """
 
     begin: Mapping[str, Any] = field(default_factory=dict)
@@ -152,17 +169,20 @@ class Answers:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A trace compared.
+    """The result of comparing one trace.
 
     Args:
-        compared: number of comparisons a kind of field.
-        uncompared: fields that the kernel gave and the model did not expect anything of, or the other way round.
+        compared: number of comparisons per kind of field.
+        uncompared: fields that the guest reported and the model has not, by kind; never the other way round.
+        moved: the kinds of fields whose expected value was not its first one at some step. Of the others the
+            comparison says only that nothing happened that should not.
     """
 
     divergence: Divergence | None
     steps: int
     compared: Mapping[str, int]
     uncompared: Mapping[str, int]
+    moved: frozenset[str] = frozenset()
 
 
 def parse_answers(text: str) -> tuple[list[Answers], str | None]:
@@ -173,124 +193,236 @@ def parse_answers(text: str) -> tuple[list[Answers], str | None]:
         cut off, as it is when a guest dies.
     """
     traces: list[Answers] = []
-    for line in text.splitlines():
+    lines = text.splitlines()
+    for number, line in enumerate(lines):
         try:
             record = json.loads(line)
         except ValueError:
             return traces, "its output ends in the middle of a line"
+        if not isinstance(record, dict):
+            return traces, f"it printed {line[:80]}, which is not an object"
         if "trace" in record:
+            if traces and not _same(traces[-1].begin["trace"] + 1, record["trace"]):
+                return traces, f"trace {record['trace']} follows trace {traces[-1].begin['trace']}"
+            if type(record["trace"]) is not int:
+                return traces, f"a trace's number is {record['trace']}"
             traces.append(Answers(record, reason="it ended in the middle of the trace"))
         elif "end" in record:
+            if number + 1 < len(lines):
+                return traces, "it printed more after its end"
             return traces, None if record["end"] == "ok" else str(record.get("reason", "it failed"))
         if not traces:
             return traces, f"it begins with {line[:80]}"
-        traces[-1].lines.append(line)
-        if "step" in record and "errno" in record:
-            traces[-1].steps.append(record)
-        elif "abandoned" in record:
-            traces[-1].reason = record["reason"]
+        last = traces[-1]
+        last.lines.append(line)
+        if "trace" in record:
+            continue
+        if last.over is not None:
+            return traces, f"it printed {line[:80]} after the end of a trace"
+        if "abandoned" in record:
+            last.reason = str(record.get("reason", "no reason given"))
         elif "over" in record:
-            traces[-1].over = record
+            last.over = record
+        elif "step" in record:
+            last.steps.append(record)
+        else:
+            return traces, f"it printed {line[:80]}, which is no answer"
     return traces, "it stopped without saying how it ended"
 
 
 def compare(trace: Trace, answers: Answers, model: ReferenceModel) -> Comparison:
     """Compare the answers of a guest with those of a fresh model, up to the first difference."""
-    compared: Counter[str] = Counter()
-    uncompared: Counter[str] = Counter()
-    vmstat = dict(answers.begin.get("vmstat", {}))
-
-    def ended(step: int, operation: str, differences: Sequence[Difference]) -> Comparison:
-        divergence = Divergence(step, operation, tuple(differences))
-        return Comparison(divergence, step, compared, uncompared)
-
-    for number, operation in enumerate(trace.operations):
-        line = format_operation(operation)
-        if number == len(answers.steps):
-            return ended(number, line, [Difference("process", "alive", answers.reason)])
-        answer = answers.steps[number]
-        vmstat |= answer["vmstat"]
-        expectation = model.step(operation)
-        differences = list(_differences(answer, vmstat, expectation, model, compared, uncompared))
-        if differences:
-            return ended(number, line, differences)
-    end = len(trace.operations)
-    if answers.over is None:
-        return ended(end, "end of all processes", [Difference("process", "gone", answers.reason)])
-    vmstat |= answers.over["vmstat"]
-    last: Expectation | None = None
-    for process in list(model.alive):
-        last = model.step(Exit(process))
-    if last is not None:
-        differences = list(_counter_differences(vmstat, last.vmstat, compared, uncompared))
-        if differences:
-            return ended(end, "end of all processes", differences)
-    return Comparison(None, end, compared, uncompared)
+    return _Comparing(trace, answers, model).run()
 
 
-def _differences(
-    answer: Mapping[str, Any],
-    vmstat: Mapping[str, int],
-    expectation: Expectation,
-    model: ReferenceModel,
-    compared: Counter[str],
-    uncompared: Counter[str],
-) -> Iterable[Difference]:
-    """Everything in which one answer differs; what is wrong with contents first."""
-    compared["errno"] += 1
-    if answer["errno"] != expectation.errno:
-        yield Difference("errno", expectation.errno, answer["errno"])
-    compared["torn"] += 1
-    if answer.get("torn"):
-        yield Difference("torn", [], answer["torn"])
-    alive = model.alive
-    for process, told in answer["processes"].items():
-        if process not in alive:
-            yield Difference(f"{process}.alive", False, True)
-            continue
-        blocks = {int(number): block for number, block in told["blocks"].items()}
-        for number in sorted({*blocks, *told.get("empty", ())}):
-            block = blocks.get(number, _EMPTY)
-            want = model.block(process, number).as_dict()
-            for name in _BLOCK_FIELDS:
-                compared[f"blocks.{name}"] += 1
-                if block[name] != want[name]:
-                    yield Difference(f"{process}.blocks.{number}.{name}", want[name], block[name])
-        if "rss" in told:
-            compared["rss"] += 1
-            rss = model.rss(process)
-            if told["rss"] != rss:
-                yield Difference(f"{process}.rss", rss, told["rss"])
-    yield from _counter_differences(vmstat, expectation.vmstat, compared, uncompared)
+def expected_views(trace: Trace, step: int, alive: Sequence[str]) -> tuple[Mapping[str, Sequence[int]], bool]:
+    """What ``trace-exec`` has to report after a step.
+
+    Args:
+        alive: the processes after that step.
+
+    Returns:
+        The blocks by process, and whether the anonymous memory of each process is reported, too.
+    """
+    operation = trace.operations[step]
+    everything = range(trace.blocks)
+    thorough = (step + 1) % CHECK_STEPS == 0 or step + 1 == len(trace.operations)
+    if thorough or isinstance(operation, Khugepaged | Dump):
+        return dict.fromkeys(alive, everything), thorough
+    if isinstance(operation, Set | Exit):
+        return {}, False
+    if isinstance(operation, Fork):
+        return {operation.process: everything, operation.child: everything}, False
+    touched = _blocks_of(operation.start, operation.count)
+    if isinstance(operation, Remap):
+        touched |= _blocks_of(operation.new_start, operation.new_count)
+    return {operation.process: sorted(touched)}, False
 
 
-#: In the order of what says most: wrong contents outrank how they are mapped.
-_BLOCK_FIELDS = ("hash", "huge", "present", "zero", "swapped")
+def _blocks_of(start: int, count: int) -> set[int]:
+    return set(range(start // PAGES_PER_BLOCK, (start + count - 1) // PAGES_PER_BLOCK + 1))
+
+
+def _same(expected: object, observed: object) -> bool:
+    """Whether they are equal and of one type: JSON's `false` is no 0, and 1.0 is no number of pages."""
+    if isinstance(expected, list):
+        return (
+            isinstance(observed, list)
+            and len(expected) == len(observed)
+            and all(map(_same, expected, observed))
+        )
+    return type(expected) is type(observed) and expected == observed
 
 
 def _empty_hash() -> str:
     value = 0xCBF29CE484222325
-    for _ in range(512):
+    for _ in range(PAGES_PER_BLOCK):
         value = value * 0x100000001B3 % 2**64
     return f"{value:016x}"
 
 
-_EMPTY: Mapping[str, Any] = {"hash": _empty_hash(), "huge": False, "present": 0, "zero": 0, "swapped": 0}
+#: In the order of what says most: wrong contents outrank how they are mapped.
+_EMPTY: Mapping[str, Any] = {
+    "hash": _empty_hash(),
+    "huge": False,
+    "present": 0,
+    "zero": 0,
+    "swapped": 0,
+    "nodes": [],
+}
 
 
-def _counter_differences(
-    observed: Mapping[str, int],
-    expected: Mapping[str, int],
-    compared: Counter[str],
-    uncompared: Counter[str],
-) -> Iterable[Difference]:
-    for name in sorted({*observed, *expected}):
-        if name not in observed or name not in expected:
-            uncompared[f"vmstat.{name}"] += 1
-            continue
-        compared[f"vmstat.{name}"] += 1
-        if observed[name] != expected[name]:
-            yield Difference(f"vmstat.{name}", expected[name], observed[name])
+class _Comparing:
+    """One trace being compared."""
+
+    def __init__(self, trace: Trace, answers: Answers, model: ReferenceModel) -> None:
+        self._trace = trace
+        self._answers = answers
+        self._model = model
+        self._compared: Counter[str] = Counter()
+        self._uncompared: Counter[str] = Counter()
+        self._moved: set[str] = set()
+        self._vmstat: dict[str, object] = {}
+
+    def run(self) -> Comparison:
+        """Step by step, up to the first difference."""
+        answers, model = self._answers, self._model
+        differences = list(self._update_counters(answers.begin))
+        last: Expectation | None = None
+        for number, operation in enumerate(self._trace.operations):
+            if number == len(answers.steps):
+                differences.append(Difference("process", "alive", answers.reason))
+            if differences:
+                return self._ended(number, differences)
+            last = model.step(operation)
+            differences += self._step(number, answers.steps[number], last)
+            if differences:
+                return self._ended(number, differences)
+        end = len(self._trace.operations)
+        if len(answers.steps) > end:
+            differences.append(Difference("steps", end, len(answers.steps)))
+        if answers.over is None:
+            differences.append(Difference("process", "gone", answers.reason))
+        else:
+            differences += self._update_counters(answers.over)
+        for process in list(model.alive):
+            last = model.step(Exit(process))
+        if last is not None and not differences:
+            differences += self._counters(last.vmstat)
+        return self._ended(end, differences)
+
+    def _ended(self, step: int, differences: Sequence[Difference]) -> Comparison:
+        operations = self._trace.operations
+        divergence = None
+        if differences:
+            line = format_operation(operations[step]) if step < len(operations) else "end of all processes"
+            divergence = Divergence(step, line, tuple(differences))
+        return Comparison(divergence, step, self._compared, self._uncompared, frozenset(self._moved))
+
+    def _check(
+        self, kind: str, field: str, first: object, expected: object, observed: object
+    ) -> Iterator[Difference]:
+        """Compare one field; `first` is its value when a trace begins."""
+        self._compared[kind] += 1
+        if expected != first:
+            self._moved.add(kind)
+        if not _same(expected, observed):
+            yield Difference(field, expected, observed)
+
+    def _step(self, number: int, answer: Mapping[str, Any], expectation: Expectation) -> Iterator[Difference]:
+        """Everything in which one answer differs; what is wrong with contents first."""
+        if not _same(number, answer["step"]):
+            yield Difference("step", number, answer["step"])
+        yield from self._check("errno", "errno", 0, expectation.errno, answer.get("errno", MISSING))
+        # Not printed if there are none; then the hashes say that no page was.
+        yield from self._check("torn", "torn", [], [], answer.get("torn", []))
+        views, with_rss = expected_views(self._trace, number, self._model.alive)
+        processes = answer.get("processes", MISSING)
+        if not isinstance(processes, dict):
+            yield Difference("processes", "an object", processes)
+            processes = {}
+        for process in [*views, *(each for each in processes if each not in views)]:
+            if process not in self._model.alive:
+                yield Difference(f"{process}.alive", False, True)
+            elif not isinstance(processes.get(process, MISSING), dict):
+                yield Difference(process, "an answer", processes.get(process, MISSING))
+            else:
+                yield from self._process(process, processes[process], views.get(process, ()), with_rss)
+        yield from self._update_counters(answer)
+        yield from self._counters(expectation.vmstat)
+
+    def _process(
+        self, process: str, told: Mapping[str, Any], numbers: Sequence[int], with_rss: bool
+    ) -> Iterator[Difference]:
+        used, empty = told.get("blocks", MISSING), told.get("empty", [])
+        if not isinstance(used, dict) or not all(each.isdecimal() for each in used):
+            yield Difference(f"{process}.blocks", "an object of blocks by number", used)
+            return
+        if not isinstance(empty, list) or not all(type(each) is int for each in empty):
+            yield Difference(f"{process}.empty", "a list of blocks", empty)
+            return
+        blocks = {**{int(number): block for number, block in used.items()}, **dict.fromkeys(empty, _EMPTY)}
+        if len(blocks) < len(used) + len(empty):
+            yield Difference(f"{process}.empty", "each block once", empty)
+        for number in sorted({*blocks, *numbers}):
+            field = f"{process}.blocks.{number}"
+            block = blocks.get(number, MISSING)
+            if not isinstance(block, Mapping):
+                yield Difference(field, "an answer", block)
+                continue
+            want = self._model.block(process, number).as_dict()
+            for name in sorted({*want, *block}, key=_rank):
+                if name not in want:
+                    self._uncompared[f"blocks.{name}"] += 1
+                    continue
+                observed = block.get(name, MISSING)
+                yield from self._check(
+                    f"blocks.{name}", f"{field}.{name}", _EMPTY.get(name), want[name], observed
+                )
+        if with_rss or "rss" in told:
+            expected = self._model.rss(process)
+            yield from self._check("rss", f"{process}.rss", 0, expected, told.get("rss", MISSING))
+
+    def _update_counters(self, answer: Mapping[str, Any]) -> Iterator[Difference]:
+        """Take over the counters that an answer reports: those that have changed."""
+        told = answer.get("vmstat", MISSING)
+        if isinstance(told, dict):
+            self._vmstat |= told
+        else:
+            yield Difference("vmstat", "an object", told)
+
+    def _counters(self, expected: Mapping[str, int]) -> Iterator[Difference]:
+        for name in sorted({*self._vmstat, *expected}):
+            kind = f"vmstat.{name}"
+            if name in expected:
+                observed = self._vmstat.get(name, MISSING)
+                yield from self._check(kind, kind, 0, expected[name], observed)
+            else:
+                self._uncompared[kind] += 1
+
+
+def _rank(name: str) -> int:
+    return list(_EMPTY).index(name) if name in _EMPTY else len(_EMPTY)
 
 
 class TraceGuest:
@@ -368,6 +500,8 @@ class TraceGuest:
         self._findings_seen += len(findings)
         if lost is not None and answers and answers[-1].over is None:
             answers[-1].reason = str(lost)
+        if wrong is None and len(answers) != len(traces):
+            wrong = f"it answered {len(answers)} traces of {len(traces)}"
         if wrong is not None and lost is None and not findings:
             raise InfrastructureError(f"{PROGRAM} in the guest: {wrong}.")
         if lost is not None or findings:
@@ -440,7 +574,11 @@ def _complained(
     operation = format_operation(trace.operations[step]) if step < len(trace.operations) else "some step"
     told = Difference("console", "nothing", findings[0].title)
     return Comparison(
-        Divergence(step, operation, (told,)), comparison.steps, comparison.compared, comparison.uncompared
+        Divergence(step, operation, (told,)),
+        comparison.steps,
+        comparison.compared,
+        comparison.uncompared,
+        comparison.moved,
     )
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A long trace that shows something, made as short as it still shows it.
+"""Make a trace shorter that still shows a divergence.
 
 Delta debugging (Zeller and Hildebrandt, Simplifying and isolating failure-inducing input, IEEE TSE 28(2), 2002)
-over the operations, then over their arguments. Candidates are tried many at a time: a guest that is up runs dozens
-in the time that it takes to boot one.
+over the operations, then over their arguments. Candidates are tried in batches: a running guest tries dozens in the
+time that it takes to boot one.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from orchestrator.model.trace import (
     Trace,
 )
 
-#: Position of the first of some traces that still shows it; None where none does.
+#: Index of the first of some traces that still shows the divergence; None if none does.
 FirstFailing = Callable[[Sequence[Trace]], int | None]
-#: Operations tried in one go: enough to hide the way into the guest, not so many that most are in vain.
+#: Operations per batch: enough that the round trip to the guest does not matter, few enough that little is wasted.
 _BATCH_STEPS = 2000
 
 
 def shrink(trace: Trace, first_failing: FirstFailing, on_progress: Callable[[Trace], None]) -> Trace:
-    """The shortest trace found that still shows what `trace` does.
+    """The shortest trace found that still shows the divergence of `trace`.
 
-    No operation of it can be left out, and no range be made a single page, by itself.
+    No single operation can be left out of it, and no single range be reduced to one page.
 
     Args:
-        trace: shows it, with its last operation.
+        trace: diverges at its last operation.
         first_failing: runs traces in fresh processes.
         on_progress: called with each shorter trace.
     """
@@ -77,7 +77,7 @@ def _drop_operations(trace: Trace, adopt: Adopt) -> Trace:
         size = max(len(trace.operations) // pieces, 1)
         found = adopt(_without_pieces(trace, size))
         if found is not None:
-            # What is left is cut into pieces of the same size, as the next one may be superfluous as well.
+            # Go on with pieces of the same size: the next one may not be needed either.
             trace = found
             pieces = max(min(pieces - 1, len(trace.operations)), 2)
         elif size == 1:
@@ -88,7 +88,7 @@ def _drop_operations(trace: Trace, adopt: Adopt) -> Trace:
 
 
 def _without_pieces(trace: Trace, size: int) -> Iterator[Trace]:
-    # From the end: what is late depends on what was early, and not the other way round.
+    # From the end: later operations depend on earlier ones, not the other way round.
     for start in reversed(range(0, len(trace.operations), size)):
         kept = trace.operations[:start] + trace.operations[start + size :]
         candidate = replace(trace, operations=valid(kept))
@@ -126,7 +126,7 @@ def _simpler_operations(operation: Operation) -> Iterator[Operation]:
 
 
 def valid(operations: Sequence[Operation]) -> tuple[Operation, ...]:
-    """`operations` without those of processes that are not there."""
+    """`operations` without those of processes that do not exist."""
     alive = used = frozenset({"p0"})
     kept: list[Operation] = []
     for operation in operations:

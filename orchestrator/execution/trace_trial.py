@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""One boot of one stage for ``bisect --until diverges``: is its kernel as the reference model says?"""
+"""One boot of one stage for ``bisect --until diverges``: does its kernel agree with the reference model?"""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ METRIC = "divergences.total"
 
 @dataclass(frozen=True)
 class TraceTrial:
-    """Runs traces in a guest of a stage, each of which has a model of its own.
+    """Runs traces in a guest of a stage. Each stage has its own model.
 
     Args:
         traces: by name.
@@ -40,7 +40,7 @@ class TraceTrial:
     traces: Mapping[str, Trace]
 
     def __call__(self, cell: Cell, kernel: KernelBuild, log_directory: Path) -> Trial:
-        """Try one stage once; it ends at the first trace that diverges."""
+        """Try one stage once, up to the first trace that diverges."""
         series, topology = self.bench.series, self.experiment.topology
         variant = self.experiment.variant(cell.variant)
         model_for = model_of(variant.patchset, series, topology)
@@ -65,10 +65,10 @@ class TraceTrial:
         return Trial(result, self.judge(result))
 
     def judge(self, result: CellResult) -> Judgement:
-        """What a cell says; a guest that did not come up says nothing."""
+        """The judgement of a cell; unclear if the guest did not come up."""
         first = result.evidence.splitlines()[0] if result.evidence else ""
         if result.outcome is not Outcome.OK:
             return Judgement(Mark.UNCLEAR, f"{result.outcome.value}: {first}")
         if first:
             return Judgement(Mark.BAD, first)
-        return Judgement(Mark.GOOD, "as its model")
+        return Judgement(Mark.GOOD, "agrees with its model")

@@ -148,20 +148,14 @@ class AddressSpace:
         vmas: sorted.
         tables: by block; a block without has a PMD that is none.
         reservations: by block.
-        registered: whether khugepaged knows of it (MMF_VM_HUGEPAGE).
         on_boundary: called with a page's number where a VMA begins to end inside of a block.
-        on_merge: called with a VMA that was extended (khugepaged_enter_vma()).
     """
 
-    def __init__(
-        self, on_boundary: Callable[[AddressSpace, int], None], on_merge: Callable[[AddressSpace, Vma], None]
-    ) -> None:
+    def __init__(self, on_boundary: Callable[[AddressSpace, int], None]) -> None:
         self.vmas: list[Vma] = []
         self.tables: dict[int, Table] = {}
         self.reservations: dict[int, Reservation] = {}
-        self.registered = False
         self._on_boundary = on_boundary
-        self._on_merge = on_merge
         self._last: Vma | None = None
 
     def find(self, page: int) -> Vma | None:
@@ -330,7 +324,6 @@ class AddressSpace:
         for page in (start, end):
             if self.find(page) is not self.find(page - 1):
                 self._on_boundary(self, page)
-        self._on_merge(self, result)
         return result
 
     def merge_new(
@@ -352,5 +345,4 @@ class AddressSpace:
             result = after
         else:
             return None
-        self._on_merge(self, result)
         return result

@@ -5,8 +5,8 @@ Children are added until memory is full; each touches some pages of every 2 MiB 
 pages that were touched and a page table, or 512 pages once it is huge; unused pages of reservations cost nothing,
 since they are given back when memory is short. `orchestrator.model.memory` says the same range by range, and slower.
 
-What is not foretold is which of the ranges at the threshold khugepaged reaches in time: that depends on its pace and on
-how the free memory is fragmented. The two ends are: none of them, and all.
+Which of the ranges at the threshold khugepaged reaches in time is not predicted: that depends on its pace and on how
+the free memory is fragmented. The two ends are: none of them, and all.
 """
 
 from __future__ import annotations

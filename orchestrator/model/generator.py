@@ -37,14 +37,14 @@ _BASE: Final[Mapping[str, int]] = {
     "exit": 3,
     "khugepaged": 7,
     "dump": 2,
-    "set": 1,
+    "set": 2,
 }
 
 #: What a profile does more often, or less, than `mixed`.
 PROFILES: Final[Mapping[str, Mapping[str, int]]] = {
     "mixed": {},
     "fork": {"fork": 14, "exit": 8, "write": 40, "bind": 0, "lock": 1, "unlock": 1},
-    "mremap": {"remap": 28, "unmap": 8, "protect": 6, "bind": 0},
+    "mremap": {"remap": 28, "unmap": 8, "protect": 6, "bind": 0, "khugepaged": 12},
     "pressure": {"dump": 14, "fork": 5, "khugepaged": 6},
     "zero-page": {"read": 26, "dontneed": 12, "unmap": 6, "bind": 0},
     "khugepaged": {"khugepaged": 14, "collapse": 8, "fork": 6, "lock": 4, "unlock": 4, "set": 3},
@@ -52,6 +52,8 @@ PROFILES: Final[Mapping[str, Mapping[str, int]]] = {
 
 _THRESHOLDS: Final = (2, 3, 8, 64, 256, 409, 511, 512)
 _MAX_ALIVE: Final = 4
+#: Sizes of multi-size THP that are set: the smallest, the largest, and two between that are used on real machines.
+_SIZES: Final = ("hugepages-16kB", "hugepages-64kB", "hugepages-128kB", "hugepages-1024kB")
 
 
 class _Generator:
@@ -133,7 +135,7 @@ class _Generator:
     # Where
 
     def _block(self, mm: AddressSpace) -> int:
-        """A block in which there is something, rather in use than not."""
+        """A block inside of a VMA; more often than not one with a reservation or a page table."""
         chance = self._chance
         pick = chance.randrange(10)
         if pick < 4 and mm.reservations:
@@ -144,17 +146,18 @@ class _Generator:
         return chance.randrange(vma.start, vma.end) // PAGES
 
     def _fresh(self, mm: AddressSpace) -> list[int]:
-        """Blocks that the first write to would map a huge page in, or reserve one for."""
+        """Blocks in which the first write would map or reserve a huge page."""
+        hints = ("huge", "") if self._model.setting("enabled") == "always" else ("huge",)
         return [
             block
             for vma in mm.vmas
-            if vma.attributes.hint == "huge" and vma.attributes.protection == WRITE
+            if vma.attributes.hint in hints and vma.attributes.protection == WRITE
             for block in vma.blocks()
             if block not in mm.tables
         ]
 
     def _renew(self, process: str, mm: AddressSpace) -> Operation | None:
-        """Make room for huge pages, where everything has been cut to pieces."""
+        """Make room for huge pages when the VMAs have become too small for any."""
         chance = self._chance
         count = chance.choice((1, 2, 3, 4)) * PAGES
         gap = self._gap(mm, count, 0)
@@ -168,7 +171,7 @@ class _Generator:
         return start, max(min(end, self._pages) - start, 1)
 
     def _extent(self, mm: AddressSpace) -> tuple[int, int]:
-        """Pages to do something to: parts of blocks, whole ones, or what crosses their borders."""
+        """A range for an operation: part of a block, whole blocks, or one that crosses their borders."""
         chance = self._chance
         origin = self._block(mm) * PAGES
         shape = chance.randrange(10)
@@ -190,7 +193,7 @@ class _Generator:
         return self._clip(vma.start, vma.end)
 
     def _gap(self, mm: AddressSpace, count: int, align: int) -> int | None:
-        """Where `count` pages are free, as far from a block's border as `align` is."""
+        """The start of `count` unmapped pages, `align` pages behind a block's border; None if there are none."""
         chance = self._chance
         first = chance.randrange(self._model.blocks)
         for step in range(self._model.blocks):
@@ -205,7 +208,7 @@ class _Generator:
         chance = self._chance
         hint = chance.choices(("huge", "nohuge", None), (80, 5, 15))[0]
         if mm.vmas and self._odds(25):
-            # Next to what is there, where it may become part of it.
+            # Next to a VMA, with which it may be merged.
             vma = chance.choice(mm.vmas)
             count = chance.choice((1, 100, PAGES - vma.end % PAGES, PAGES))
             start = vma.end if self._odds(60) else max(vma.start - count, 0)
@@ -252,7 +255,7 @@ class _Generator:
         return trace.Write(process, start, count, seed, thread)
 
     def _write_count(self, mm: AddressSpace, block: int) -> int:
-        """One page, or few, or what is missing for khugepaged: exactly that, one less or one more."""
+        """One page, a few, or the pages that are missing until khugepaged promotes: exactly, one less or one more."""
         chance = self._chance
         pick = chance.randrange(10)
         if pick < 3:
@@ -314,7 +317,7 @@ class _Generator:
         return trace.Fork(process, f"p{self._named - 1}")
 
     def _lose_slots(self, process: str, mm: AddressSpace) -> list[Operation]:
-        """Writes after a fork, by which the pages of a reservation come from elsewhere."""
+        """Writes after a fork that are copied, so that used slots of a reservation are lost."""
         chance = self._chance
         used = [block for block in sorted(mm.reservations) if block in mm.tables and mm.tables[block].present]
         if not used:
@@ -338,10 +341,14 @@ class _Generator:
 
     def _set(self) -> Operation | None:
         chance = self._chance
-        knobs: dict[str, Iterable[int]] = {
+        knobs: dict[str, Iterable[int | str]] = {
             "use_zero_page": (0, 1),
             "max_ptes_none": (0, 255, 511),
             "max_ptes_shared": (0, 10, 256, 511),
+            "max_ptes_swap": (0, 64, 511),
+            "enabled": ("always", "madvise"),
+            "defrag": trace.DEFRAG,
+            chance.choice(_SIZES): trace.SIZE_ENABLED,
         }
         if "threshold-knob" in self._model.stages:
             knobs["promotion_threshold"] = (1, *_THRESHOLDS)
@@ -361,11 +368,24 @@ def follow(chance: random.Random, model: Model, profile: str = "mixed") -> Itera
 
 
 def first_settings(chance: random.Random, stages: Iterable[str]) -> dict[str, str]:
-    """Settings for the head of a trace: mostly a threshold that reservations have to reach."""
-    if "threshold-knob" not in stages:
-        return {}
-    threshold = 1 if chance.randrange(100) < 20 else chance.choice(_THRESHOLDS)
-    return {"promotion_threshold": str(threshold)}
+    """Settings for the head of a trace: mostly a threshold that reservations have to reach.
+
+    A third of the traces start with "enabled" at "always", and a third with some sizes of multi-size THP.
+    """
+    settings = {}
+    if "threshold-knob" in stages:
+        threshold = 1 if chance.randrange(100) < 20 else chance.choice(_THRESHOLDS)
+        settings["promotion_threshold"] = str(threshold)
+    if chance.randrange(3) == 0:
+        settings["enabled"] = "always"
+    if chance.randrange(4) == 0:
+        settings["defrag"] = chance.choice(trace.DEFRAG)
+    if chance.randrange(4) == 0:
+        settings["max_ptes_swap"] = str(chance.choice((0, 64, 511)))
+    if chance.randrange(3) == 0:
+        for size in chance.sample(_SIZES, chance.choice((1, 1, 2))):
+            settings[size] = chance.choice(trace.SIZE_ENABLED)
+    return settings
 
 
 def generate(
@@ -378,7 +398,7 @@ def generate(
     nodes: int = 1,
     patchset: str | None = None,
 ) -> Trace:
-    """A random trace; the same for the same arguments.
+    """A random trace; the same arguments give the same trace.
 
     Args:
         seed: recorded in the trace.

@@ -2,7 +2,7 @@
 """What a kernel does with anonymous memory, and what can be seen of it from user space.
 
 One machine with ample free memory, so that allocations succeed and nothing is
-reclaimed but by `Dump`; one CPU; no swap; huge pages of 2 MiB only. Counters are
+reclaimed but by `Dump`; one CPU, of node 0; no swap. Counters are
 exact under these conditions. The sources are mm/memory.c, huge_memory.c,
 khugepaged.c, mremap.c, mprotect.c, madvise.c, mlock.c, mempolicy.c, rmap.c and
 vma.c of Linux 6.12, and the patches of the series.
@@ -10,7 +10,6 @@ vma.c of Linux 6.12, and the patches of the series.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, Literal
 
@@ -98,6 +97,7 @@ _DEFAULTS: Final[Mapping[str, str]] = {
     "max_ptes_shared": "256",
     "max_ptes_swap": "64",
     "defrag": "madvise",
+    **dict.fromkeys(trace.SIZES, "never"),
 }
 
 #: The default of promotion_threshold from stage "threshold" on.
@@ -116,10 +116,11 @@ class BlockView:
         present: number of pages mapped that are not the zero page.
         zero: number of pages where the zero page is mapped.
         swapped: number of pages in swap; always 0 here.
+        nodes: number of present pages on each NUMA node, up to the last that has any.
         hash: of the contents: see `block_hash()`.
     """
 
-    __slots__ = ("hash", "huge", "present", "swapped", "zero")
+    __slots__ = ("hash", "huge", "nodes", "present", "swapped", "zero")
 
     def __init__(self, table: Table | None) -> None:
         state = table.state if table is not None else PTES
@@ -127,11 +128,12 @@ class BlockView:
         self.present = PAGES if state == HUGE else table.present.bit_count() if table is not None else 0
         self.zero = PAGES if state == HUGE_ZERO else table.zero.bit_count() if table is not None else 0
         self.swapped = 0
+        self.nodes = _pages_by_node(table) if table is not None else []
         self.hash = stamps_hash(tuple(table.stamps()) if table is not None else (0,) * PAGES)
 
     def as_dict(self) -> dict[str, Any]:
         """As the guest program prints it."""
-        return {name: getattr(self, name) for name in ("huge", "present", "zero", "swapped", "hash")}
+        return {name: getattr(self, name) for name in ("huge", "present", "zero", "swapped", "nodes", "hash")}
 
 
 class Expected:
@@ -196,7 +198,6 @@ class Model:
         self.nodes = nodes
         self._has_counters = "counters" in chosen
         self._has_threshold = "threshold-knob" in chosen
-        self._has_release = "release" in chosen
         self._has_reserve = "reserve" in chosen
         self._has_zero_page = "zero-page" in chosen
         self._has_dump = "pressure" in chosen
@@ -222,8 +223,9 @@ class Model:
                 raise ValueError(f"There is no setting {knob} in this kernel.")
         self._read_settings()
 
+        # khugepaged knows all of them: they inherit that from the program that forks the first one, which has memory
+        # with MADV_HUGEPAGE. It scans them in the order of their creation.
         self._processes: dict[str, AddressSpace] = {"p0": self._new_process()}
-        self._slots: list[AddressSpace] = []  # khugepaged's, in its order
         self._due: list[tuple[AddressSpace, int]] = []  # blocks to be promoted before user space goes on
         self._steps: dict[type, Callable[[Any], Errno]] = {
             trace.Map: self._map,
@@ -313,6 +315,14 @@ class Model:
         self._max_ptes_none = int(settings["max_ptes_none"])
         self._max_ptes_shared = int(settings["max_ptes_shared"])
         self._threshold = int(settings["promotion_threshold"])
+        # thp_vma_allowable_orders(): the sizes for any VMA, and those for one with MADV_HUGEPAGE; largest first.
+        inherited = {"always": "always", "madvise": "madvise"}.get(self._enabled, "never")
+        values = {
+            pages: inherited if settings[knob] == "inherit" else settings[knob]
+            for knob, pages in sorted(trace.SIZES.items(), key=lambda item: -item[1])
+        }
+        self._any_sizes = tuple(pages for pages, value in values.items() if value == "always")
+        self._huge_sizes = tuple(pages for pages, value in values.items() if value != "never")
 
     def _count(self, name: str, amount: int = 1) -> None:
         self._counters[self._index[name]] += amount
@@ -323,15 +333,15 @@ class Model:
         """thp_resv_enabled()."""
         return self._has_reserve and self._threshold > 1
 
-    def _create(self, mm: AddressSpace, block: int) -> None:
+    def _create(self, mm: AddressSpace, vma: Vma, block: int) -> None:
         """thp_resv_create(): a block for a range that has none. Memory is ample, so there is one."""
         if block in mm.reservations:
             return
-        mm.reservations[block] = Reservation()
+        mm.reservations[block] = Reservation(_node_for(vma))
         self._count("thp_res_alloc")
         self._counters[self._reserved] += PAGES
 
-    def _take(self, mm: AddressSpace, block: int, first: int, last: int) -> list[Frame]:
+    def _take(self, mm: AddressSpace, vma: Vma, block: int, first: int, last: int) -> list[Frame]:
         """Pages for addresses that have none: out of their reservation where that has them still.
 
         Returns:
@@ -339,8 +349,9 @@ class Model:
             may leave none of the others to be faulted in.
         """
         reservation = mm.reservations.get(block)
+        node = _node_for(vma)
         if reservation is None:
-            return [Frame() for _page in range(first, last)]
+            return [Frame(node=node) for _page in range(first, last)]
         unused = reservation.unused
         taken = unused & bits(first, last)
         if self._has_sync:
@@ -354,18 +365,21 @@ class Model:
         reservation.unused = unused ^ taken
         self._counters[self._reserved] -= count
         self._counters[self._res_mapped] += count
+        held = reservation.node
         if count == last - first:
-            return [Frame(0, reservation, page) for page in range(first, last)]
-        return [Frame(0, reservation, page) if taken >> page & 1 else Frame() for page in range(first, last)]
+            return [Frame(0, reservation, page, held) for page in range(first, last)]
+        return [
+            Frame(0, reservation, page, held) if taken >> page & 1 else Frame(node=node)
+            for page in range(first, last)
+        ]
 
     def _return_to_user(self) -> None:
         """khugepaged_promote(): of the ranges that a fault has made full enough."""
         due, self._due = self._due, []
         for mm, block in due:
             vma = mm.find(block * PAGES)
-            if vma is None or not vma.contains_block(block) or vma.attributes.locked:
-                continue
-            if self._allowed(vma):
+            # A reservation lies inside of one VMA.
+            if vma is not None and not vma.attributes.locked and self._allowed(vma):
                 self._scan(mm, vma, block, by_advice=False, in_place_only=True)
 
     def _give_up(self, mm: AddressSpace, block: int) -> Reservation | None:
@@ -379,7 +393,7 @@ class Model:
 
     def _release(self, mm: AddressSpace, start: int, end: int) -> None:
         """thp_resv_release(): of every block with a page of the range."""
-        if not self._has_release or not mm.reservations:
+        if not mm.reservations:
             return
         for block in range(start // PAGES, (end - 1) // PAGES + 1):
             self._give_up(mm, block)
@@ -402,18 +416,35 @@ class Model:
             return False
         return self._enabled == "always" or hint == "huge"
 
-    def _register(self, mm: AddressSpace, vma: Vma) -> None:
-        """khugepaged_enter_vma()."""
-        if mm.registered or not self._allowed(vma) or vma.anon is None or not vma.blocks():
-            return
-        mm.registered = True
-        self._slots.append(mm)
+    def _may_be_large(self, mm: AddressSpace, block: int) -> bool:
+        """Whether a fault may map multi-size THP: never over the pages that are left of a reservation."""
+        return bool(self._huge_sizes) and block not in mm.reservations
+
+    def _large_extent(self, vma: Vma, block: int, table: Table, page: int) -> range | None:
+        """The first half of alloc_anon_folio(): the pages of a block that a large folio is mapped at.
+
+        Returns:
+            The pages of the largest size that is enabled, lies inside of the VMA, and has nothing mapped; None where a
+            single page has to do.
+        """
+        hint = vma.attributes.hint
+        sizes = () if hint == "nohuge" else self._huge_sizes if hint == "huge" else self._any_sizes
+        base = block * PAGES
+        for size in sizes:
+            first = page - page % size
+            if (
+                vma.start <= base + first
+                and base + first + size <= vma.end
+                and not (table.present | table.zero) & bits(first, first + size)
+            ):
+                return range(first, first + size)
+        return None
 
     # Huge pages: mm/huge_memory.c and the counts of mm/rmap.c
 
-    def _map_huge(self, mm: AddressSpace, vma: Vma, block: int, stamps: list[int]) -> Folio:
+    def _map_huge(self, mm: AddressSpace, vma: Vma, block: int, stamps: list[int], node: int) -> Folio:
         """Map a new huge page, which belongs to nobody else."""
-        table = Table(HUGE, Folio(stamps))
+        table = Table(HUGE, Folio(stamps, node))
         table.writable = ALL if vma.attributes.protection == WRITE else 0
         mm.tables[block] = table
         self._count("nr_anon_transparent_hugepages")
@@ -421,8 +452,8 @@ class Model:
         return table.folio
 
     def _on_partial(self, folio: Folio) -> None:
-        """deferred_split_folio(): part of a huge page is not mapped any more."""
-        if not folio.partially:
+        """deferred_split_folio(): part of a large folio is not mapped any more; /proc/vmstat counts huge pages only."""
+        if not folio.partially and folio.size == PAGES:
             folio.partially = True
             self._count("thp_deferred_split_page")
 
@@ -531,15 +562,14 @@ class Model:
         """A fault where the PMD is none: create_huge_pmd(), or else a page table."""
         if self._allowed(vma) and vma.contains_block(block):
             self._prepare_anon(mm, vma)
-            self._register(mm, vma)
             if not write and self._use_zero_page:
                 mm.tables[block] = Table(HUGE_ZERO)
                 return mm.tables[block]
             if self._may_reserve():
                 if write:
-                    self._create(mm, block)
+                    self._create(mm, vma, block)
             else:
-                self._map_huge(mm, vma, block, [0] * PAGES)
+                self._map_huge(mm, vma, block, [0] * PAGES, _node_for(vma))
                 self._count("thp_fault_alloc")
                 return mm.tables[block]
         table = mm.tables[block] = Table()
@@ -549,7 +579,7 @@ class Model:
         """wp_page_copy() of the zero page."""
         self._prepare_anon(mm, vma)
         if not self._has_zero_page:
-            return Frame()
+            return Frame(node=_node_for(vma))
         # The first write to a range that has only been read.
         if (
             self._may_reserve()
@@ -558,8 +588,8 @@ class Model:
             and self._allowed(vma)
             and vma.contains_block(block)
         ):
-            self._create(mm, block)
-        return self._take(mm, block, page, page + 1)[0]
+            self._create(mm, vma, block)
+        return self._take(mm, vma, block, page, page + 1)[0]
 
     def _may_reuse(self, frame: Frame) -> bool:
         """Whether a write to a page that is mapped read-only need not copy it."""
@@ -600,19 +630,27 @@ class Model:
                 if self._may_reuse(frame):
                     frame.exclusive = True
                 else:
-                    frames[page] = Frame(frame.stamp)
+                    frames[page] = Frame(frame.stamp, node=_node_for(vma))
                     self._unmap_ptes([frame])
             elif table.zero & bit:
                 frames[page] = self._cow_zero(mm, vma, block, table, page)
                 table.zero ^= bit
             else:
                 self._prepare_anon(mm, vma)
-                there = (table.present | table.zero) >> page
-                free = (there & -there).bit_length() - 1 if there else PAGES
-                taken = self._take(mm, block, page, min(page + free, last))
-                frames[page : page + len(taken)] = taken
-                bit = bits(page, page + len(taken))
-                page += len(taken) - 1
+                large = self._may_be_large(mm, block)
+                extent = self._large_extent(vma, block, table, page) if large else None
+                if extent is not None:
+                    folio = Folio.mapped_by_ptes(len(extent), _node_for(vma))
+                    frames[extent.start : extent.stop] = folio.frames
+                    bit = bits(extent.start, extent.stop)
+                    page = extent.stop - 1
+                else:
+                    there = (table.present | table.zero) >> page
+                    free = 1 if large else (there & -there).bit_length() - 1 if there else PAGES
+                    taken = self._take(mm, vma, block, page, min(page + free, last))
+                    frames[page : page + len(taken)] = taken
+                    bit = bits(page, page + len(taken))
+                    page += len(taken) - 1
             table.present |= bit
             table.writable |= bit
             page += 1
@@ -679,7 +717,7 @@ class Model:
     # Mappings: mm/mmap.c, mprotect.c, madvise.c, mlock.c, mempolicy.c
 
     def _new_process(self) -> AddressSpace:
-        return AddressSpace(self._on_boundary, self._register)
+        return AddressSpace(self._on_boundary)
 
     def _map(self, operation: trace.Map) -> Errno:
         mm = self._processes[operation.process]
@@ -790,8 +828,6 @@ class Model:
             first, last = max(at, vma.start), min(end, vma.end)
             if vma.attributes.hint != hint:
                 vma = mm.modify(vma, first, last, vma.attributes._replace(hint=hint))
-                if hint == "huge":
-                    self._register(mm, vma)
             if hint == "nohuge":
                 self._release(mm, first, last)
             at = max(last, vma.end)
@@ -824,30 +860,31 @@ class Model:
                     continue
                 folio = frame.folio
                 length = _run_length(table, page, last)
-                if length == PAGES or folio.likely_shared() or not self._split_mapped(folio):
+                if length == folio.size or folio.likely_shared() or not self._split_mapped(folio):
                     page += length
         return 0
 
     def _split_mapped(self, folio: Folio) -> bool:
-        """split_folio() of a huge page that is mapped by PTEs; whether it succeeded."""
+        """split_folio() of a large folio that is mapped by PTEs; whether it succeeded."""
         unreached = self._unreached(folio)
-        alone = any(frame.maps > unreached[id(frame)] == 0 for frame in folio.frames)
         # unmap_folio() takes the PTEs away one by one, which looks as if part of it were unmapped.
-        if alone and folio.mapped > 1:
+        if any(frame.maps and id(frame) not in unreached for frame in folio.frames):
             self._on_partial(folio)
         if unreached:
-            self._count("thp_split_page_failed")
+            if folio.size == PAGES:
+                self._count("thp_split_page_failed")
             return False
         self._split_folio(folio)
         return True
 
-    def _unreached(self, folio: Folio) -> Counter[int]:
-        """How many mappings of each page of a huge page page_vma_mapped_walk() does not find.
+    def _unreached(self, folio: Folio) -> set[int]:
+        """The pages of a huge page, by id, with a mapping that page_vma_mapped_walk() does not find.
 
         It goes from the address of the first page on, and ends at a PMD that maps another huge page: where one has
-        been moved so that it crosses a border between blocks, and the first of these has been collapsed.
+        been moved so that it crosses a border between blocks, and the first of these has been collapsed. This is so in
+        6.12.117; 6.12.118 goes on behind that PMD.
         """
-        unreached: Counter[int] = Counter()
+        unreached: set[int] = set()
         for mm in self._processes.values():
             for block, table in mm.tables.items():
                 for page, frame in enumerate(table.frames):
@@ -858,13 +895,14 @@ class Model:
                     assert vma is not None
                     first = max(address - frame.slot, vma.start) // PAGES
                     if first != block and first in mm.tables and mm.tables[first].state != PTES:
-                        unreached[id(frame)] += 1
+                        unreached.add(id(frame))
         return unreached
 
     def _split_folio(self, folio: Folio | None) -> None:
         """split_folio(): its pages become ordinary ones, and those that are all zeros the zero page."""
         assert folio is not None
-        self._count("thp_split_page")
+        if folio.size == PAGES:
+            self._count("thp_split_page")
         zeros = {id(frame) for frame in folio.frames if not frame.stamp}
         for frame in folio.frames:
             frame.folio = None
@@ -998,7 +1036,7 @@ class Model:
         if self._has_mremap:
             self._move_reservations(mm, start, start + count, new_start)
         self._unmap_range(mm, start, start + count)
-        if attributes.locked and new_count > count:
+        if attributes.locked:
             self._populate(mm, new_start + count, new_start + new_count)
 
     def _move_reservations(self, mm: AddressSpace, start: int, end: int, new_start: int) -> None:
@@ -1037,9 +1075,6 @@ class Model:
         parent = self._processes[operation.process]
         child = self._new_process()
         self._processes[operation.child] = child
-        if parent.registered:
-            child.registered = True
-            self._slots.append(child)
         for vma in parent.vmas:
             copy = Vma(vma.start, vma.end, vma.attributes._replace(locked=False), vma.offset)
             copy.fork_anon(vma)
@@ -1090,15 +1125,13 @@ class Model:
         for vma in mm.vmas:
             vma.unlink_anon()
         mm.tables.clear()
-        if mm.registered:
-            self._slots.remove(mm)
         return 0
 
     # mm/khugepaged.c
 
     def _khugepaged(self, _operation: trace.Khugepaged) -> Errno:
         for _scan in range(2):
-            for mm in list(self._slots):
+            for mm in self._processes.values():
                 for vma in list(mm.vmas):
                     if vma.anon is None or not self._allowed(vma):
                         continue
@@ -1185,18 +1218,25 @@ class Model:
         stamps = table.stamps()
         reservation = mm.reservations.get(block)
         if self._has_in_place and reservation is not None and self._is_complete(reservation, vma, table):
+            node = reservation.node
             self._fill(mm, block, reservation)
         elif in_place_only:
             return False
         else:
             self._count("thp_collapse_alloc")
+            node = self._target_node(table)
             for frame in table.frames:
                 if frame is not None:
                     self._unmap_ptes([frame])
             if self._has_copy and self._give_up(mm, block) is not None:
                 self._count("thp_res_copy")
-        self._map_huge(mm, vma, block, stamps)
+        self._map_huge(mm, vma, block, stamps, node)
         return True
+
+    def _target_node(self, table: Table) -> int:
+        """hpage_collapse_find_target_node(): the node with the most pages, and the first of several."""
+        counts = _pages_by_node(table)
+        return counts.index(max(counts))
 
     def _fill(self, mm: AddressSpace, block: int, reservation: Reservation) -> None:
         """thp_resv_collapse(): the unused pages become part of the huge page."""
@@ -1288,6 +1328,26 @@ class Model:
         return wrong
 
 
+def _node_for(vma: Vma) -> int:
+    """The NUMA node of a new page: the one that the VMA is bound to, else that of the CPU."""
+    node = vma.attributes.node
+    return 0 if node is None else node
+
+
+def _pages_by_node(table: Table) -> list[int]:
+    """Number of pages on each node, up to the last that has any; the zero page is not counted."""
+    if table.folio is not None:
+        return [0] * table.folio.node + [PAGES]
+    counts: list[int] = []
+    if table.present:
+        for frame in table.frames:
+            if frame is not None:
+                while len(counts) <= frame.node:
+                    counts.append(0)
+                counts[frame.node] += 1
+    return counts
+
+
 def _pieces(start: int, end: int) -> Iterable[tuple[int, int, int]]:
     """A range of pages by blocks: block, first page and last page + 1 in it."""
     block, first = divmod(start, PAGES)
@@ -1307,15 +1367,15 @@ def _frames_of(table: Table) -> list[Frame]:
 
 
 def _run_length(table: Table, page: int, last: int) -> int:
-    """folio_pte_batch(): how many consecutive pages of a huge page are mapped from `page` on."""
+    """folio_pte_batch(): how many consecutive pages of a large folio are mapped from `page` on."""
     first = table.frames[page]
     assert first is not None
     assert first.folio is not None
     frames = first.folio.frames
     index = first.slot
-    length = 1
+    length = 0
     while (
-        page + length < last and index + length < PAGES
+        page + length < last and index + length < first.folio.size
         and table.frames[page + length] is frames[index + length]
     ):  # fmt: skip
         length += 1

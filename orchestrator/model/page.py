@@ -8,7 +8,7 @@ it was written; the word is made of it when somebody looks.
 
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import Final
+from typing import Final, Self
 
 PAGES: Final = 512
 ALL: Final = (1 << PAGES) - 1
@@ -70,41 +70,49 @@ class Reservation:
 
     Attributes:
         unused: bitmap of the pages that have not been handed out.
+        node: the NUMA node that all of its pages are on.
     """
 
-    __slots__ = ("unused",)
+    __slots__ = ("node", "unused")
 
-    def __init__(self) -> None:
+    def __init__(self, node: int = 0) -> None:
         self.unused = ALL
+        self.node = node
 
 
 class Frame:
-    """A base page in use, on its own or as part of a huge page.
+    """A base page in use, on its own or as part of a large folio.
 
     Attributes:
         stamp: of its contents; 0 for zeros.
         maps: number of PTEs that map it.
         exclusive: PageAnonExclusive: not shared with anybody, so that a write may reuse it.
-        folio: the huge page that it is part of, or None.
+        folio: the large folio that it is part of, or None.
         block: the reservation it was handed out by, or None.
-        slot: its place in that block, or in the huge page.
+        slot: its place in that block, or in the large folio.
+        node: the NUMA node it is on.
     """
 
-    __slots__ = ("block", "exclusive", "folio", "maps", "slot", "stamp")
+    __slots__ = ("block", "exclusive", "folio", "maps", "node", "slot", "stamp")
 
-    def __init__(self, stamp: int = 0, block: Reservation | None = None, slot: int = 0) -> None:
+    def __init__(
+        self, stamp: int = 0, block: Reservation | None = None, slot: int = 0, node: int = 0
+    ) -> None:
         self.stamp = stamp
         self.maps = 1
         self.exclusive = True
         self.folio: Folio | None = None
         self.block = block
         self.slot = slot
+        self.node = node
 
 
 class Folio:
-    """A huge page (a large folio of order 9).
+    """A large folio: a huge page (order 9), or fewer pages (multi-size THP), which only PTEs ever map.
 
     Attributes:
+        size: number of its pages.
+        node: the NUMA node that all of them are on.
         stamps: of its pages, while no PTE has ever mapped it; afterwards they are in `frames`.
         frames: its pages, once a PMD that maps it has been split.
         exclusive: PageAnonExclusive of the head, which counts while a PMD maps it.
@@ -114,9 +122,11 @@ class Folio:
         partially: whether it has been queued for being split (PG_partially_mapped).
     """
 
-    __slots__ = ("entire", "exclusive", "frames", "mapped", "maps", "partially", "stamps")
+    __slots__ = ("entire", "exclusive", "frames", "mapped", "maps", "node", "partially", "size", "stamps")
 
-    def __init__(self, stamps: list[int]) -> None:
+    def __init__(self, stamps: list[int], node: int = 0) -> None:
+        self.size = len(stamps)
+        self.node = node
         self.stamps: list[int] | None = stamps
         self.frames: list[Frame] = []
         self.exclusive = True
@@ -125,11 +135,22 @@ class Folio:
         self.mapped = 0
         self.partially = False
 
+    @classmethod
+    def mapped_by_ptes(cls, size: int, node: int) -> Self:
+        """A new folio of zeros, each page of which is mapped by one PTE and belongs to nobody else."""
+        folio = cls([0] * size, node)
+        for frame in folio.into_frames():
+            frame.maps = 1
+            frame.exclusive = True
+        folio.entire = 0
+        folio.maps = folio.mapped = size
+        return folio
+
     def likely_shared(self) -> bool:
         """folio_likely_mapped_shared(), which guesses by the first page."""
         if self.maps <= 1:
             return False
-        if self.entire or self.maps > PAGES:
+        if self.entire or self.maps > self.size:
             return True
         return self.frames[0].maps > 1
 
@@ -140,7 +161,7 @@ class Folio:
     def into_frames(self) -> list[Frame]:
         """Its pages, which no PTE maps yet if they are asked for the first time."""
         if self.stamps is not None:
-            self.frames = [Frame(stamp, None, page) for page, stamp in enumerate(self.stamps)]
+            self.frames = [Frame(stamp, None, page, self.node) for page, stamp in enumerate(self.stamps)]
             for frame in self.frames:
                 frame.maps = 0
                 frame.exclusive = False

@@ -44,6 +44,11 @@ ADVICE: Final[tuple[Advice, ...]] = get_args(Advice)
 
 ENABLED: Final = ("always", "madvise", "never")
 DEFRAG: Final = ("always", "defer", "defer+madvise", "madvise", "never")
+SIZE_ENABLED: Final = ("always", "inherit", "madvise", "never")
+#: Knob of a size of multi-size THP -> its number of pages.
+SIZES: Final[Mapping[str, int]] = MappingProxyType(
+    {f"hugepages-{4 * pages}kB": pages for pages in (4, 8, 16, 32, 64, 128, 256)}
+)
 
 #: What `set` accepts: either the words, or the range of numbers.
 KNOBS: Final[Mapping[str, tuple[str, ...] | range]] = MappingProxyType(
@@ -55,12 +60,13 @@ KNOBS: Final[Mapping[str, tuple[str, ...] | range]] = MappingProxyType(
         "max_ptes_shared": range(PAGES_PER_BLOCK),
         "max_ptes_swap": range(PAGES_PER_BLOCK),
         "defrag": DEFRAG,
+        **dict.fromkeys(SIZES, SIZE_ENABLED),
     }
 )
 
 
 class TraceError(ValueError):
-    """A trace that cannot be read or makes no sense; says where and why."""
+    """A trace that cannot be read, or with an operation that is not possible; says where and why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +217,7 @@ Operation = Ranged | Fork | Exit | Khugepaged | Dump | Set
 
 @dataclass(frozen=True)
 class Trace:
-    """Operations and what they start from.
+    """Operations, and the settings that they start from.
 
     Attributes:
         operations: in order; an operation's index is its step.
@@ -387,7 +393,7 @@ def _operation(line: _Line) -> Operation:
 
 
 class _Census:
-    """Who is alive: an operation of a process that is not makes no sense."""
+    """Which processes exist: a process that does not can do no operation."""
 
     def __init__(self) -> None:
         self._alive = {"p0"}
@@ -522,7 +528,7 @@ def format_operation(operation: Operation) -> str:
 
 
 def format_trace(trace: Trace) -> str:
-    """A trace as text, which `parse()` makes the same trace of."""
+    """A trace as text; `parse()` is the reverse."""
     lines = [f"# {comment}".rstrip() for comment in trace.comments]
     lines.append(f"trace {VERSION}")
     if trace.seed is not None:

@@ -1,18 +1,21 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""From which stage on a kernel and its model differ."""
+"""From which stage on a kernel and its model differ, and what is printed of a check."""
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from orchestrator.execution.check_run import FoundDivergence, model_of, pinned
+from orchestrator.cli.check import as_text
+from orchestrator.execution.check_run import CheckSummary, FoundDivergence, memory_nodes, model_of, pinned
 from orchestrator.execution.differential import Difference, Divergence
 from orchestrator.kernel.series import load_series
 from orchestrator.machine.topology import Topology
-from orchestrator.model.trace import parse
+from orchestrator.model.generator import generate
+from orchestrator.model.trace import Bind, parse
 
 SERIES = load_series(Path(__file__).resolve().parents[2] / "kernel_patches")
 TOPOLOGY = Topology.parse("2x512M/1")
@@ -51,3 +54,33 @@ def test_the_first_stage_is_the_one_from_which_on_all_diverge(diverging: str, fi
     for stage in ("baseline", "1", "2", "3"):
         found.stages[stage] = divergence if stage in diverging.split() else None
     assert found.first_stage == first
+
+
+def test_the_summary_says_how_much_of_what_was_compared_can_change() -> None:
+    summary = CheckSummary(
+        traces=2,
+        steps=40,
+        run_s=4.0,
+        compared=Counter({"errno": 40, "torn": 40, "vmstat.thp_swpout": 40, "blocks.hash": 80}),
+        uncompared=Counter({"vmstat.thp_file_alloc": 41}),
+        moved={"errno", "blocks.hash"},
+    )
+    assert summary.moved_share == 0.6
+    assert as_text("full", summary).splitlines() == [
+        "full: 2 traces, 40 operations compared (10 per second)",
+        "200 fields compared, 60% of them of kinds that change in these traces",
+        "never changed (2 kinds): torn, vmstat.thp_swpout",
+        "41 fields not compared, as the model does not have them: vmstat.thp_file_alloc",
+        "no divergence",
+    ]
+    assert summary.to_json()["moved_share"] == 0.6
+
+
+def test_random_traces_bind_to_every_node_of_the_guest() -> None:
+    nodes = memory_nodes(TOPOLOGY)
+    trace = generate(1, 600, nodes=nodes)
+    assert {each.node for each in trace.operations if isinstance(each, Bind)} == {0, 1}
+
+
+def test_a_check_that_compared_nothing_has_no_share() -> None:
+    assert CheckSummary().moved_share == 0.0

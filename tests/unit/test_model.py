@@ -433,3 +433,128 @@ def test_a_huge_page_mapped_by_ptes_looks_partially_mapped_while_it_is_split():
     assert by_pmd.vmstat["thp_deferred_split_page"] == 0
     by_ptes = run(text + "p0 protect 0:3 1 r\np0 protect 0:3 1 rw\np0 advise 0:0 5 free", 0)[1]
     assert by_ptes.vmstat["thp_deferred_split_page"] == 1
+
+
+# NUMA nodes
+
+
+def nodes(model: Model, process: str = "p0") -> dict[int, list[int]]:
+    """By block: the number of present pages on each node."""
+    return {block: model.block(process, block).nodes for block in sorted(model.process(process).tables)}
+
+
+@pytest.mark.parametrize(
+    ("settings", "text", "expected"),
+    [
+        ({}, "p0 write 0:5 3 1", [3]),
+        # A reservation, and the pages from it, are on the node of the policy.
+        ({}, "p0 bind 0:0 512 1\np0 write 0:5 3 1", [0, 3]),
+        # One that was made before the policy is given up.
+        ({}, "p0 write 0:5 3 1\np0 bind 0:0 512 1\np0 write 0:9 2 1", [3, 2]),
+        ({"promotion_threshold": "1"}, "p0 bind 0:0 512 1\np0 write 0:5 3 1", [0, 512]),
+        ({}, "p0 bind 0:0 512 1\np0 read 0:5 3", []),
+        # Promotion in place keeps the node.
+        ({}, "p0 bind 0:0 512 1\np0 write 0:0 256 1\nkhugepaged", [0, 512]),
+        # Promotion by copy takes the node with the most pages, and of two alike the first.
+        ({"promotion_threshold": "8"}, "p0 write 0:0 4 1\np0 bind 0:0 512 1\np0 write 0:9 5 1\nkhugepaged", [0, 512]),
+        ({"promotion_threshold": "8"}, "p0 write 0:0 5 1\np0 bind 0:0 512 1\np0 write 0:9 5 1\nkhugepaged", [512]),
+    ],
+)  # fmt: skip
+def test_pages_are_on_the_node_that_the_mapping_is_bound_to(settings, text, expected):
+    model, _ = run("p0 map 0:0 512 huge\n" + text, nodes=2, **settings)
+    assert nodes(model) == {0: expected}
+
+
+def test_a_copied_page_is_on_the_node_of_the_one_who_writes():
+    model, _ = run(
+        "p0 map 0:0 512 huge\np0 write 0:0 4 1\np0 fork p1\np1 bind 0:0 512 1\np1 write 0:0 1 2", nodes=2
+    )
+    assert nodes(model, "p1") == {0: [3, 1]}
+    assert nodes(model) == {0: [4]}
+
+
+def test_pages_keep_their_node_when_a_huge_page_is_split_or_moved():
+    text = (
+        "p0 map 0:0 512 huge\np0 bind 0:0 512 1\np0 write 0:0 512 1\np0 unmap 0:511 1\np0 remap 0:0 2 3:4 2"
+    )
+    model, _ = run(text, nodes=2, promotion_threshold="1")
+    assert nodes(model) == {0: [0, 509], 3: [0, 2]}
+
+
+# Multi-size THP
+
+
+def sized(text: str, stages: int = CORE, **knobs: str) -> tuple[Model, Expected]:
+    """As run(), with knobs `hugepages_64kB="always"` for ``hugepages-64kB``."""
+    return run(
+        text, stages, **{name.replace("hugepages_", "hugepages-"): value for name, value in knobs.items()}
+    )
+
+
+BOTH = {"hugepages_64kB": "always", "hugepages_16kB": "always"}
+RELEASED = "p0 map 0:0 512 huge\np0 write 0:20 2 1\np0 advise 0:20 1 dontneed\n"
+
+
+@pytest.mark.parametrize(
+    ("stages", "knobs", "text", "present"),
+    [
+        # A range without reservation, for which the size is enabled
+        (0, {"hugepages_64kB": "always"}, "p0 map 0:0 100\np0 write 0:20 1 1", 16),
+        (9, {"hugepages_64kB": "always"}, "p0 map 0:0 100\np0 write 0:20 1 1", 16),
+        (9, {"hugepages_64kB": "madvise"}, "p0 map 0:0 100\np0 write 0:20 1 1", 1),
+        (9, {"hugepages_64kB": "madvise"}, "p0 map 0:0 100 huge\np0 write 0:20 1 1", 16),
+        (9, {"hugepages_64kB": "always"}, "p0 map 0:0 100 nohuge\np0 write 0:20 1 1", 1),
+        (9, {"hugepages_64kB": "inherit"}, "p0 map 0:0 100 huge\np0 write 0:20 1 1", 16),
+        (9, {"hugepages_64kB": "inherit"}, "p0 map 0:0 100\np0 write 0:20 1 1", 1),
+        (9, {"hugepages_64kB": "inherit", "enabled": "always"}, "p0 map 0:0 100\np0 write 0:20 1 1", 16),
+        (9, {"hugepages_64kB": "inherit", "enabled": "never"}, "p0 map 0:0 100 huge\np0 write 0:20 1 1", 1),
+        (9, {"hugepages_64kB": "always", "enabled": "never"}, "p0 map 0:0 100\np0 write 0:20 1 1", 16),
+        # The largest that fits the mapping and has nothing mapped
+        (9, BOTH, "p0 map 0:0 100\np0 write 0:20 1 1", 16),
+        (9, BOTH, "p0 map 0:0 22\np0 write 0:17 1 1", 4),
+        (9, BOTH, "p0 map 0:0 22\np0 write 0:21 1 1", 1),
+        (9, BOTH, "p0 map 0:0 100\np0 read 0:31 1\np0 write 0:17 1 1", 4),
+        (9, {"hugepages_64kB": "always"}, "p0 map 0:0 100\np0 read 0:20 1\np0 write 0:20 1 1", 1),
+        (9, {"hugepages_64kB": "always"}, "p0 map 0:0 100\np0 write 0:15 2 1", 32),
+        (9, {"hugepages_1024kB": "always"}, "p0 map 0:0 512\np0 write 0:0 300 1", 512),
+        # A reservation comes first, and what is left of it is not covered
+        (9, {"hugepages_64kB": "always"}, "p0 map 0:0 512 huge\np0 write 0:20 1 1", 1),
+        (9, {"hugepages_64kB": "always"}, RELEASED + "p0 write 0:40 1 1", 17),
+        (4, {"hugepages_64kB": "always", "promotion_threshold": "1"}, "p0 map 0:0 100 huge\np0 write 0:20 1 1", 16),
+    ],
+)  # fmt: skip
+def test_a_write_maps_the_largest_size_that_may_be(stages, knobs, text, present):
+    model, last = sized(text, stages, **knobs)
+    assert model.block("p0", 0).present == present == model.rss("p0")
+    assert not last.vmstat["thp_fault_alloc"] and not last.vmstat["nr_anon_transparent_hugepages"]
+
+
+def test_a_page_that_is_lost_of_a_reservation_is_replaced_by_a_single_page():
+    # The child's exit leaves the slot used; nothing larger may cover the neighbours' pages.
+    text = "p0 map 0:0 512 huge\np0 write 0:20 1 1\np0 fork p1\np0 write 0:20 1 2\np0 write 0:21 1 2"
+    model, last = sized(text, hugepages_64kB="always")
+    assert model.block("p0", 0).present == 2
+    assert last.vmstat["thp_res_mapped"] == 2
+
+
+def test_multi_size_pages_are_promoted_by_copy():
+    text = "p0 map 0:0 512\np0 write 0:0 260 1\np0 advise 0:0 512 huge\nkhugepaged"
+    model, last = sized(text, hugepages_64kB="always")
+    assert blocks(model) == {0: (True, 512, 0)}
+    assert counters(last) == {"nr_anon_transparent_hugepages": 1, "thp_collapse_alloc": 1}
+
+
+def test_multi_size_pages_that_are_freed_in_part_are_split():
+    # Of 16 pages one is written; the 15 of zeros become the zero page. /proc/vmstat counts huge pages only.
+    model, last = sized("p0 map 0:0 100\np0 write 0:3 1 1\np0 advise 0:0 1 free", hugepages_64kB="always")
+    assert blocks(model) == {0: (False, 1, 15)}
+    assert counters(last) == {}
+    model, last = sized("p0 map 0:0 100\np0 write 0:3 1 1\np0 advise 0:0 16 free", hugepages_64kB="always")
+    assert blocks(model) == {0: (False, 16, 0)}
+
+
+def test_multi_size_pages_are_on_one_node():
+    model, _ = run(
+        "p0 map 0:0 100\np0 bind 0:0 100 1\np0 write 0:3 1 1", nodes=2, **{"hugepages-64kB": "always"}
+    )
+    assert nodes(model) == {0: [0, 16]}

@@ -54,6 +54,26 @@ def test_traces_are_dense_in_interesting_states(profile):
         assert seen[counter] >= 20, counter
 
 
+def test_traces_start_from_and_set_every_knob() -> None:
+    starts: Counter[tuple[str, str]] = Counter()
+    sets: Counter[str] = Counter()
+    for seed in range(60):
+        trace = generate(seed, 300, "khugepaged")
+        starts.update(trace.settings.items())
+        sets.update(each.knob for each in trace.operations if isinstance(each, tr.Set))
+    assert 10 <= starts["enabled", "always"] <= 30
+    assert {knob for knob, _ in starts} >= {
+        "promotion_threshold",
+        "defrag",
+        "max_ptes_swap",
+        "hugepages-64kB",
+    }
+    assert set(sets) == {
+        "promotion_threshold", "enabled", "use_zero_page", "max_ptes_none", "max_ptes_shared", "max_ptes_swap",
+        "defrag", "hugepages-16kB", "hugepages-64kB", "hugepages-128kB", "hugepages-1024kB",
+    }  # fmt: skip
+
+
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     chance=st.randoms(use_true_random=False),

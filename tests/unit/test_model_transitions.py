@@ -26,9 +26,13 @@ ROWS = {
         "test_every_page_is_handed_out_once",
         "test_without_a_reservation_a_page_is_of_nobody",
     ),
-    "write, no page": (
+    "write, no page, reservation": (
         "test_an_emptied_page_table_is_not_reserved_for_until_it_has_been_read",
+        "test_a_page_that_is_lost_of_a_reservation_is_replaced_by_a_single_page",
+    ),
+    "write, no page, no reservation": (
         "test_a_write_into_a_page_table_never_reserves",
+        "test_a_write_maps_the_largest_size_that_may_be",
     ),
     "write, zero page": (
         "test_the_first_write_after_a_read_reserves_from_stage_6_on",
@@ -94,6 +98,11 @@ ROWS = {
         "test_a_dump_takes_what_is_unused_and_counts_reservations",
         "test_a_dump_takes_from_every_process",
         "test_after_a_dump_khugepaged_does_not_fill_up_again",
+    ),
+    "any new page": (
+        "test_pages_are_on_the_node_that_the_mapping_is_bound_to",
+        "test_a_copied_page_is_on_the_node_of_the_one_who_writes",
+        "test_multi_size_pages_are_on_one_node",
     ),
 }
 

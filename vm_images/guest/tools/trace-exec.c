@@ -1,25 +1,26 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * trace-exec: do what traces say, and tell after each step what became of the memory.
+ * trace-exec: do the operations of traces, and report the state of memory after each step.
  *
  *	trace-exec [--no-settings] <TRACES
  *
- * A trace (docs/differential.md) is read from standard input; where several
- * follow each other, each begins with its line "trace 1". A process of a trace
- * is a process here, its threads are threads, and it is forked from the one
- * that the trace says. All of them have a mapping-free arena at the same fixed
- * address, and all of them run on CPU 0, one after another: a step is over
- * before the next one begins, so that a model can foretell every answer.
+ * Traces (docs/differential.md) are read from standard input, one after another;
+ * each begins with the line "trace 1". A process of a trace is a process here,
+ * its threads are threads, and it is forked from the process that the trace
+ * names. Each has an arena without mappings at the same fixed address, and all
+ * of them run on CPU 0, one at a time: a step is over before the next one
+ * begins, so that a model can predict every answer.
  *
  * Prints a JSON object a line: {"trace": N, ...} at each beginning,
  * {"step": N, ...} for each operation from 0 on, {"over": N, ...} when all
  * processes of the trace are gone, and {"end": "ok"}. A trace whose process
  * dies is {"abandoned": N, "reason": ...}; the next one still runs.
  *
- * Deltas of counters are printed when they change. What a step may have
- * touched is looked at page by page, everything each CHECK_STEPS steps; blocks
- * with nothing in them are only numbered. --no-settings leaves the kernel's
- * settings alone, and khugepaged to itself: for trying it on a host.
+ * Deltas of counters are printed when they change. The blocks that a step may
+ * have touched are looked at page by page, and every CHECK_STEPS steps all of
+ * them; of blocks with nothing in them only the number is printed.
+ * --no-settings leaves the kernel's settings and khugepaged alone, to try the
+ * program on a host.
  */
 #define _GNU_SOURCE
 #include <ctype.h>
@@ -56,6 +57,7 @@
 #define MAX_THREADS 4
 #define MAX_COUNTERS 96
 #define MAX_TORN 8
+#define MAX_NODES 8
 #define CHECK_STEPS 50
 #define STACK (64UL << 10)
 #define STUCK_NS (120 * 1000000000LL)
@@ -110,10 +112,11 @@ struct operation {
 struct block {
 	bool known, huge;
 	unsigned short present, zero, swapped;
+	unsigned short on_node[MAX_NODES];	/* the present pages, by NUMA node */
 	uint64_t hash;
 };
 
-/* What the controller and the processes of a trace share. Only one of them runs at a time. */
+/* Shared by the controller and the processes of a trace. Only one of them runs at a time. */
 static struct shared {
 	uint32_t go[MAX_PROCESSES][MAX_THREADS];
 	uint32_t done;
@@ -258,7 +261,27 @@ static uint64_t content_of(unsigned long page)
 	return repeated(copy);
 }
 
-static void note_block(int number, const struct page_region *regions, int count)
+/* Adds the NUMA nodes of present pages; false where the kernel does not say. All pages of a huge page are on one. */
+static bool note_nodes(struct block *block, unsigned long first, unsigned long end, bool huge)
+{
+	static void *pages[PAGES_PER_BLOCK];
+	static int nodes[PAGES_PER_BLOCK];
+	unsigned long count = huge ? 1 : end - first;
+
+	for (unsigned long n = 0; n < count; n++)
+		pages[n] = address_of(first + n);
+	if (syscall(SYS_move_pages, 0, count, pages, NULL, nodes, 0))
+		return false;
+	for (unsigned long n = 0; n < count; n++) {
+		if (nodes[n] < 0 || nodes[n] >= MAX_NODES)
+			return false;
+		block->on_node[nodes[n]] += huge ? end - first : 1;
+	}
+	return true;
+}
+
+/* False where the kernel does not say on which node a page is. */
+static bool note_block(int number, const struct page_region *regions, int count)
 {
 	struct block *block = &shared->block[number];
 	unsigned long first = number * PAGES_PER_BLOCK, page = first;
@@ -275,6 +298,9 @@ static void note_block(int number, const struct page_region *regions, int count)
 		end = end > first + PAGES_PER_BLOCK ? first + PAGES_PER_BLOCK : end;
 		for (; page < begin; page++)
 			hash *= 0x100000001b3ULL;
+		if (!(categories & (IS_SWAPPED | IS_PFNZERO)) &&
+		    !note_nodes(block, begin, end, categories & IS_HUGE && end - begin == PAGES_PER_BLOCK))
+			return false;
 		for (; page < end; page++) {
 			uint64_t word = 0;
 
@@ -295,6 +321,7 @@ static void note_block(int number, const struct page_region *regions, int count)
 	for (; page < first + PAGES_PER_BLOCK; page++)
 		hash *= 0x100000001b3ULL;
 	block->hash = hash;
+	return true;
 }
 
 /* Sum of "Anonymous:" of the arena's mappings in /proc/self/smaps, in pages. */
@@ -327,8 +354,9 @@ static long anonymous_pages(void)
 		kept = strlen(line);
 		memmove(text, line, kept);
 	}
-	if (fd >= 0)
-		close(fd);
+	if (fd < 0)
+		return -1;
+	close(fd);
 	return kib * 1024 / (long)PAGE;
 }
 
@@ -353,10 +381,11 @@ static const char *look(void)
 		count = ioctl(pagemap, SCAN_IOCTL, &scan);
 		if (count < 0)
 			return "PAGEMAP_SCAN";
-		note_block(number, regions, count);
+		if (!note_block(number, regions, count))
+			return "move_pages";
 	}
-	if (shared->thorough)
-		shared->rss = anonymous_pages();
+	if (shared->thorough && (shared->rss = anonymous_pages()) < 0)
+		return "smaps";
 	return NULL;
 }
 
@@ -672,6 +701,13 @@ static struct setting {
 	{ .name = "max_ptes_swap", .path = KHUGEPAGED "max_ptes_swap" },
 	{ .name = "max_ptes_shared", .path = KHUGEPAGED "max_ptes_shared" },
 	{ .name = "khugepaged_defrag", .path = KHUGEPAGED "defrag" },
+	{ .name = "hugepages-16kB", .path = THP "hugepages-16kB/enabled", .value = "never" },
+	{ .name = "hugepages-32kB", .path = THP "hugepages-32kB/enabled", .value = "never" },
+	{ .name = "hugepages-64kB", .path = THP "hugepages-64kB/enabled", .value = "never" },
+	{ .name = "hugepages-128kB", .path = THP "hugepages-128kB/enabled", .value = "never" },
+	{ .name = "hugepages-256kB", .path = THP "hugepages-256kB/enabled", .value = "never" },
+	{ .name = "hugepages-512kB", .path = THP "hugepages-512kB/enabled", .value = "never" },
+	{ .name = "hugepages-1024kB", .path = THP "hugepages-1024kB/enabled", .value = "never" },
 	{ .path = KHUGEPAGED "pages_to_scan", .value = "1000000000" },
 	{ .path = KHUGEPAGED "alloc_sleep_millisecs", .value = "1" },
 	/* Three weeks: the guest's time may run fast. */
@@ -697,13 +733,16 @@ static void remember_settings(void)
 static void apply_settings(bool ours)
 {
 	for (size_t n = 0; with_settings && n < SETTINGS; n++) {
-		const char *value = ours && settings[n].value ? settings[n].value : settings[n].before;
+		const char *value = ours && settings[n].value ? settings[n].value : settings[n].before, *error;
 		char text[48];
 
 		text_of(settings[n].path, text, sizeof(text));
 		chosen(text);
-		if (settings[n].there && strcmp(text, value))
-			write_text(settings[n].path, value);
+		if (!settings[n].there || !strcmp(text, value))
+			continue;
+		error = write_text(settings[n].path, value);
+		if (error)
+			fail("cannot write %s to %s: %s", value, settings[n].path, error);
 	}
 }
 
@@ -820,8 +859,10 @@ static const char *scan(unsigned int count)
 	char text[64];
 
 	text_of(THP "enabled", text, sizeof(text));
-	if (!with_settings || strstr(text, "[never]") || !find_khugepaged())
+	if (!with_settings || strstr(text, "[never]"))
 		return NULL;
+	if (!find_khugepaged())
+		return "ESRCH";
 	while (!khugepaged_sleeps() && now() < until)
 		nanosleep(&pause, NULL);
 	target = full_scans() + count;
@@ -1045,6 +1086,19 @@ static bool is_empty(const struct block *block)
 	return !block->present && !block->zero && !block->swapped;
 }
 
+/* The number of present pages on each node, up to the last node that has any. */
+static void print_nodes(const struct block *block)
+{
+	int last = MAX_NODES;
+
+	while (last && !block->on_node[last - 1])
+		last--;
+	printf("\"nodes\": [");
+	for (int node = 0; node < last; node++)
+		printf(node ? ", %u" : "%u", block->on_node[node]);
+	printf("]");
+}
+
 static void print_answer(long step, bool thorough)
 {
 	bool first = true;
@@ -1074,9 +1128,11 @@ static void print_answer(long step, bool thorough)
 
 			if (!block->known || is_empty(block))
 				continue;
-			printf("%s\"%d\": {\"huge\": %s, \"present\": %u, \"zero\": %u, \"swapped\": %u, \"hash\": \"%016llx\"}",
+			printf("%s\"%d\": {\"huge\": %s, \"present\": %u, \"zero\": %u, \"swapped\": %u, \"hash\": \"%016llx\", ",
 			       any ? ", " : "", number, block->huge ? "true" : "false", block->present, block->zero,
 			       block->swapped, (unsigned long long)block->hash);
+			print_nodes(block);
+			printf("}");
 			any = true;
 		}
 		printf("}");
@@ -1106,7 +1162,7 @@ static bool step(const struct operation *operation, bool thorough, bool last)
 		for (int number = 0; number < MAX_BLOCKS; number++)
 			processes[each].block[number].known = false;
 	shared->thorough = thorough;
-	/* Usually a word or two; one of each cache line; and at the very end, every one. */
+	/* Usually two words per page; one per cache line; and at the end of the trace, all of them. */
 	shared->stride = last ? 1 : everything ? 8 : WORDS_PER_PAGE / 2;
 	shared->error = NULL;
 	shared->torn_count = 0;

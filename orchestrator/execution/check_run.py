@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from orchestrator.execution.shrinking import shrink
 from orchestrator.experiment.variant import Role
 from orchestrator.guest.workload import Observation
 from orchestrator.kernel.series import BASELINE, Series, Stage
+from orchestrator.kernel.trait import WALKS_PAST_HUGE_PMDS, traits_of
 from orchestrator.machine.topology import Topology
 from orchestrator.model.memory import STAGES, Model
 from orchestrator.model.trace import Operation, Trace, TraceError, format_trace, parse
@@ -183,10 +184,13 @@ def memory_nodes(topology: Topology) -> int:
     return sum(node.memory_mib > 0 for node in topology.nodes)
 
 
-def model_of(patchset: str, series: Series, topology: Topology) -> ModelFor:
+def model_of(patchset: str, series: Series, topology: Topology, traits: Set[str] = frozenset()) -> ModelFor:
     """Makes models of a patchset's kernel in guests of this topology.
 
     A knob that the kernel does not have yet is left out of the settings at the head of a trace, as the guest does.
+
+    Args:
+        traits: of the kernel's source, see :func:`orchestrator.kernel.trait.traits_of`.
     """
     stages = series.select(patchset)
     nodes = memory_nodes(topology)
@@ -195,7 +199,7 @@ def model_of(patchset: str, series: Series, topology: Topology) -> ModelFor:
 
     def model(trace: Trace) -> Model:
         settings = {knob: value for knob, value in trace.settings.items() if knob not in absent}
-        return Model(names, settings, trace.blocks, nodes)
+        return Model(names, settings, trace.blocks, nodes, WALKS_PAST_HUGE_PMDS in traits)
 
     return model
 
@@ -263,7 +267,8 @@ def execute(check: Check, bench: Bench, writer: RunWriter) -> CheckSummary:
             variants=[{**variant, **kernel_facts(check.patchset, kernel, bench)}],
             image={WORKLOAD: bench.image.digest},
         )
-        model_for = model_of(check.patchset, bench.series, check.topology)
+        traits = traits_of(bench.tree(check.patchset))
+        model_for = model_of(check.patchset, bench.series, check.topology, traits)
         logs = writer.path / "logs"
         with TraceGuest(bench, kernel, check.topology, logs, check.cmdline) as guest:
             diverged = _run(check, guest, model_for, bench, writer, summary)
@@ -419,7 +424,7 @@ def _find_stages(check: Check, bench: Bench, summary: CheckSummary, logs: Path) 
             results = check_traces(
                 guest,
                 traces,
-                model_of(patchset, bench.series, check.topology),
+                model_of(patchset, bench.series, check.topology, traits_of(bench.tree(patchset))),
             )
         for found, checked in zip(summary.found, results, strict=True):
             found.stages[patchset] = checked.divergence

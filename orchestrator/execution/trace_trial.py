@@ -20,6 +20,7 @@ from orchestrator.experiment.question import Judgement
 from orchestrator.guest.ssh import GuestLost
 from orchestrator.guest.workload import Observation
 from orchestrator.kernel.build import KernelBuild
+from orchestrator.kernel.trait import traits_of
 from orchestrator.machine.qemu import MachineFailure
 from orchestrator.model.trace import Trace
 from orchestrator.store.outcome import Outcome
@@ -43,7 +44,8 @@ class TraceTrial:
         """Try one stage once, up to the first trace that diverges."""
         series, topology = self.bench.series, self.experiment.topology
         variant = self.experiment.variant(cell.variant)
-        model_for = model_of(variant.patchset, series, topology)
+        traits = traits_of(self.bench.tree(variant.patchset))
+        model_for = model_of(variant.patchset, series, topology, traits)
         whole = model_of(self.experiment.variants[-1].patchset, series, topology)
         result = CellResult(cell)
         began = time.monotonic()

@@ -23,6 +23,7 @@ from orchestrator.events import Events
 from orchestrator.execution.bench import Bench
 from orchestrator.execution.check_run import load_trace, memory_nodes, model_of
 from orchestrator.execution.differential import TraceGuest, check_traces
+from orchestrator.kernel.trait import traits_of
 from orchestrator.machine.topology import Topology
 from orchestrator.model.generator import PROFILES, generate
 from orchestrator.model.trace import format_trace
@@ -64,11 +65,15 @@ def record(bench: Bench, patchset: str, everything: bool) -> None:
         tempfile.TemporaryDirectory() as logs,
         TraceGuest(bench, bench.kernel(patchset), topology, Path(logs)) as guest,
     ):
-        checked = check_traces(guest, list(missing.values()), model_of(patchset, bench.series, topology))
+        traits = traits_of(bench.tree(patchset))
+        model_for = model_of(patchset, bench.series, topology, traits)
+        checked = check_traces(guest, list(missing.values()), model_for)
     for name, each in zip(missing, checked, strict=True):
         print(f"{patchset} {name}: {each.divergence or 'agrees with the model'}")
         answers = list(map(json.loads, each.answers.lines))
         line = {"name": name, "trace": format_trace(each.trace), "answers": answers}
+        if traits:
+            line["traits"] = sorted(traits)
         kept[format_trace(each.trace)] = json.dumps(line, separators=(",", ":"))
     lines = [kept[format_trace(trace)] for trace in traces.values()]
     RECORDED.mkdir(exist_ok=True)

@@ -12,6 +12,7 @@ from orchestrator.execution.bench import Bench
 from orchestrator.execution.check_run import load_trace, model_of
 from orchestrator.execution.differential import Checked, TraceGuest, check_traces
 from orchestrator.kernel.build import KernelBuild
+from orchestrator.kernel.trait import traits_of
 from orchestrator.machine.topology import Topology
 from orchestrator.model.generator import PROFILES, generate
 from orchestrator.model.trace import Trace, parse
@@ -24,7 +25,9 @@ def check(
 ) -> list[Checked]:
     topology = Topology.parse("2x512M/1")
     with TraceGuest(bench, kernel, topology, logs) as guest:
-        return check_traces(guest, traces, model_of(patchset, bench.series, topology))
+        return check_traces(
+            guest, traces, model_of(patchset, bench.series, topology, traits_of(bench.tree(patchset)))
+        )
 
 
 @pytest.mark.parametrize("patchset", ["baseline", "core-only", "full"])

@@ -19,6 +19,7 @@ from typing import Any, Final
 from orchestrator.execution.check_run import model_of
 from orchestrator.execution.differential import Answers, Comparison, compare, parse_answers
 from orchestrator.kernel.series import Series, load_series
+from orchestrator.kernel.trait import WALKS_PAST_HUGE_PMDS
 from orchestrator.machine.topology import Topology
 from orchestrator.model import trace
 from orchestrator.model.address_space import AddressSpace, Vma
@@ -39,6 +40,7 @@ class Recording:
 
     Args:
         lacks: fields of a block that the guest's program did not report yet.
+        traits: of the kernel's source.
     """
 
     patchset: str
@@ -46,6 +48,7 @@ class Recording:
     trace: Trace
     answers: Answers
     lacks: frozenset[str] = frozenset()
+    traits: frozenset[str] = frozenset()
 
 
 @cache
@@ -61,7 +64,9 @@ def recordings() -> tuple[Recording, ...]:
                 wrong == "it stopped without saying how it ended"
             )  # which is said after the last trace only
             lacks = frozenset(record.get("lacks", ()))
-            found.append(Recording(patchset, record["name"], parse(record["trace"]), answers, lacks))
+            traits = frozenset(record.get("traits", ()))
+            trace = parse(record["trace"])
+            found.append(Recording(patchset, record["name"], trace, answers, lacks, traits))
     return tuple(found)
 
 
@@ -72,12 +77,14 @@ def _series() -> Series:
 
 def compared(recording: Recording, kind: type[Model] = Model) -> Comparison:
     """Compare a recording with a model of its kernel, or with a mutant of that."""
-    right = model_of(recording.patchset, _series(), Topology.parse("2x512M/1"))(recording.trace)
+    topology = Topology.parse("2x512M/1")
+    right = model_of(recording.patchset, _series(), topology, recording.traits)(recording.trace)
     model = right
     if kind is not Model:
         absent = {"promotion_threshold"} if recording.patchset == "baseline" else set()
         settings = {knob: value for knob, value in recording.trace.settings.items() if knob not in absent}
-        model = kind(right.stages, settings, right.blocks, right.nodes)
+        walks = WALKS_PAST_HUGE_PMDS in recording.traits
+        model = kind(right.stages, settings, right.blocks, right.nodes, walks)
     return compare(recording.trace, recording.answers, _Without(model, recording.lacks))
 
 

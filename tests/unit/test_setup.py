@@ -189,6 +189,25 @@ def test_an_environment_for_the_tests_serves_a_run(debian: Host) -> None:
     assert not debian.made_environment
 
 
+def test_a_new_environment_has_what_the_old_one_had(debian: Host) -> None:
+    debian.run("scripts/setup", "--dev")
+    with (debian.clone / "requirements/dev.txt").open("a") as lock:
+        lock.write("# changed\n")
+    debian.run("orchestrate", "--version")
+    assert debian.made_environment
+    assert any(line.startswith("uv pip sync") and line.endswith("requirements/dev.txt") for line in debian.log)
+    debian.run("scripts/setup", "--dev")
+    assert not debian.made_environment
+
+
+def test_settings_of_tools_are_no_part_of_the_environment(debian: Host) -> None:
+    debian.run("scripts/setup")
+    with (debian.clone / "pyproject.toml").open("a") as project:
+        project.write('[tool.other]\nkey = "value"\n')
+    debian.run("scripts/setup")
+    assert not debian.made_environment
+
+
 def test_one_for_a_run_does_not_serve_the_tests(debian: Host) -> None:
     debian.run("scripts/setup")
     debian.run("scripts/setup", "--dev")

@@ -28,6 +28,7 @@ from orchestrator.kernel.series import BASELINE, Series, Stage
 from orchestrator.kernel.trait import WALKS_PAST_HUGE_PMDS, traits_of
 from orchestrator.machine.topology import Topology
 from orchestrator.model.memory import STAGES, Model
+from orchestrator.model.point_release import WalksPastHugePmds
 from orchestrator.model.trace import Operation, Trace, TraceError, format_trace, parse
 from orchestrator.store.outcome import Outcome
 from orchestrator.store.run import CellRow, RunWriter
@@ -196,10 +197,11 @@ def model_of(patchset: str, series: Series, topology: Topology, traits: Set[str]
     nodes = memory_nodes(topology)
     absent = {knob.name for knob in series.knobs} - {knob for stage in stages for knob in stage.knobs}
     names = known_stages(stages)
+    kind = WalksPastHugePmds if WALKS_PAST_HUGE_PMDS in traits else Model
 
     def model(trace: Trace) -> Model:
         settings = {knob: value for knob, value in trace.settings.items() if knob not in absent}
-        return Model(names, settings, trace.blocks, nodes, WALKS_PAST_HUGE_PMDS in traits)
+        return kind(names, settings, trace.blocks, nodes)
 
     return model
 

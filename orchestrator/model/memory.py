@@ -178,7 +178,6 @@ class Model:
         settings: knobs that differ from the kernel's defaults, as in the header of a trace.
         blocks: size of the arena in 2 MiB blocks.
         nodes: number of NUMA nodes with memory.
-        walks_past_huge_pmds: rmap's walk goes on behind a PMD that maps another folio, as from 6.12.118 on.
 
     Raises:
         ValueError: for a stage or setting that does not exist, or a stage without those before it.
@@ -190,7 +189,6 @@ class Model:
         settings: Mapping[str, str] | None = None,
         blocks: int = trace.DEFAULT_BLOCKS,
         nodes: int = 1,
-        walks_past_huge_pmds: bool = False,
     ) -> None:
         chosen = frozenset(stages)
         if chosen != frozenset(STAGES[: len(chosen)]):
@@ -198,7 +196,6 @@ class Model:
         self.stages = chosen
         self.blocks = blocks
         self.nodes = nodes
-        self._walks_past_huge_pmds = walks_past_huge_pmds
         self._has_counters = "counters" in chosen
         self._has_threshold = "threshold-knob" in chosen
         self._has_reserve = "reserve" in chosen
@@ -884,12 +881,10 @@ class Model:
         """The pages of a huge page, by id, with a mapping that page_vma_mapped_walk() does not find.
 
         It goes from the address of the first page on, and ends at a PMD that maps another huge page: where one has
-        been moved so that it crosses a border between blocks, and the first of these has been collapsed. From 6.12.118
-        on it goes on behind that PMD.
+        been moved so that it crosses a border between blocks, and the first of these has been collapsed. This is so in
+        6.12.117; 6.12.118 goes on behind that PMD.
         """
         unreached: set[int] = set()
-        if self._walks_past_huge_pmds:
-            return unreached
         for mm in self._processes.values():
             for block, table in mm.tables.items():
                 for page, frame in enumerate(table.frames):

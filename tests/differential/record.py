@@ -72,8 +72,6 @@ def record(bench: Bench, patchset: str, everything: bool) -> None:
         print(f"{patchset} {name}: {each.divergence or 'agrees with the model'}")
         answers = list(map(json.loads, each.answers.lines))
         line = {"name": name, "trace": format_trace(each.trace), "answers": answers}
-        if traits:
-            line["traits"] = sorted(traits)
         kept[format_trace(each.trace)] = json.dumps(line, separators=(",", ":"))
     lines = [kept[format_trace(trace)] for trace in traces.values()]
     RECORDED.mkdir(exist_ok=True)

@@ -19,7 +19,6 @@ from typing import Any, Final
 from orchestrator.execution.check_run import model_of
 from orchestrator.execution.differential import Answers, Comparison, compare, parse_answers
 from orchestrator.kernel.series import Series, load_series
-from orchestrator.kernel.trait import WALKS_PAST_HUGE_PMDS
 from orchestrator.machine.topology import Topology
 from orchestrator.model import trace
 from orchestrator.model.address_space import AddressSpace, Vma
@@ -40,7 +39,6 @@ class Recording:
 
     Args:
         lacks: fields of a block that the guest's program did not report yet.
-        traits: of the kernel's source.
     """
 
     patchset: str
@@ -48,7 +46,6 @@ class Recording:
     trace: Trace
     answers: Answers
     lacks: frozenset[str] = frozenset()
-    traits: frozenset[str] = frozenset()
 
 
 @cache
@@ -64,9 +61,7 @@ def recordings() -> tuple[Recording, ...]:
                 wrong == "it stopped without saying how it ended"
             )  # which is said after the last trace only
             lacks = frozenset(record.get("lacks", ()))
-            traits = frozenset(record.get("traits", ()))
-            trace = parse(record["trace"])
-            found.append(Recording(patchset, record["name"], trace, answers, lacks, traits))
+            found.append(Recording(patchset, record["name"], parse(record["trace"]), answers, lacks))
     return tuple(found)
 
 
@@ -77,14 +72,12 @@ def _series() -> Series:
 
 def compared(recording: Recording, kind: type[Model] = Model) -> Comparison:
     """Compare a recording with a model of its kernel, or with a mutant of that."""
-    topology = Topology.parse("2x512M/1")
-    right = model_of(recording.patchset, _series(), topology, recording.traits)(recording.trace)
+    right = model_of(recording.patchset, _series(), Topology.parse("2x512M/1"))(recording.trace)
     model = right
     if kind is not Model:
         absent = {"promotion_threshold"} if recording.patchset == "baseline" else set()
         settings = {knob: value for knob, value in recording.trace.settings.items() if knob not in absent}
-        walks = WALKS_PAST_HUGE_PMDS in recording.traits
-        model = kind(right.stages, settings, right.blocks, right.nodes, walks)
+        model = kind(right.stages, settings, right.blocks, right.nodes)
     return compare(recording.trace, recording.answers, _Without(model, recording.lacks))
 
 

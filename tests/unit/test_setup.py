@@ -117,7 +117,7 @@ def host(tmp_path: Path) -> Host:
 @pytest.fixture
 def debian(host: Host) -> Host:
     """Root on a Debian host that has every package."""
-    host.has("dpkg-query", 'shift 2; for each in "$@"; do echo "installed $each "; done')
+    host.has("dpkg-query", 'shift 2; for each in "$@"; do echo "<installed $each>"; done')
     host.has("apt-get")
     (host.programs / "id").unlink()
     host.has("id", "echo 0")
@@ -125,10 +125,9 @@ def debian(host: Host) -> Host:
 
 
 def lacks(host: Host, package: str) -> None:
-    host.has(
-        "dpkg-query",
-        f'shift 2; for each in "$@"; do [ "$each" = {package} ] || echo "installed $each "; done',
-    )
+    # dpkg lists packages that it only knows of as well.
+    listed = f'[ "$each" = {package} ] && echo "<not-installed $each>" || echo "<installed $each>"'
+    host.has("dpkg-query", f'shift 2; for each in "$@"; do {listed}; done')
 
 
 def is_not_root(host: Host) -> None:

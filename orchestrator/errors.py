@@ -34,3 +34,29 @@ class UserError(OrchestrateError):
 
 class InfrastructureError(OrchestrateError):
     """The tool or its host failed: a program is missing, a disk is full."""
+
+
+#: Packages that only ``--executor dask://...`` needs, and that a plain set-up leaves out.
+_OF_CLUSTER = ("dask", "distributed")
+
+
+def missing_package(error: ImportError) -> str | None:
+    """What to say of a Python package that cannot be imported.
+
+    Returns:
+        One sentence; None where a module of this project is missing, which is a fault of the project.
+    """
+    cause: BaseException | None = error
+    # pandas hides the package that it misses behind an error without a name.
+    while cause is not None and not (isinstance(cause, ModuleNotFoundError) and cause.name):
+        cause = cause.__cause__ or cause.__context__
+    if isinstance(cause, ModuleNotFoundError) and cause.name:
+        package = cause.name.partition(".")[0]
+        if package == __name__.partition(".")[0]:
+            return None
+        option = "--cluster" if package in _OF_CLUSTER else "--force"
+        return f"the Python package {package} is missing; run scripts/setup {option}"
+    if (error.name or "").partition(".")[0] == __name__.partition(".")[0]:
+        return None
+    reason = (str(error).strip().splitlines() or ["no reason is given"])[0].rstrip(".:")
+    return f"a Python package cannot be imported ({reason}); run scripts/setup --force"

@@ -14,6 +14,7 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import Any, Final
 
+from orchestrator.analysis.base import notes_on_bases
 from orchestrator.analysis.comparison import Comparison, Row
 from orchestrator.analysis.conclusion import conclusion
 from orchestrator.analysis.notation import (
@@ -110,6 +111,8 @@ def changelog_text(
         row for row in comparison.rows if (row.primary or row.metric in metrics) and row.variant in variants
     ]
     paragraphs = [_introduction(run, comparison)]
+    paragraphs += [_wrapped(f"Caution: {caution}") for caution in comparison.cautions]
+    paragraphs += [_wrapped(f"Note: {note}") for note in notes_on_bases([run])]
     paragraphs += [
         text
         for heading in (*(name for name, _ in _GROUPS), _OTHERS)
@@ -134,8 +137,19 @@ def _introduction(run: Run, comparison: Comparison) -> str:
     return _wrapped(
         f"Medians of {conditions.repeat} fresh boots in a {conditions.topology} guest ({conditions.kernel}{applied}), "
         f"QEMU accelerator {conditions.accelerator}, clock: {clock}. The change is against {comparison.baseline}, "
-        f"paired by repetition, {_coverage(comparison)}A/A is the noise floor."
+        f"{_pairing(comparison)}, {_coverage(comparison)}A/A is the noise floor."
     )
+
+
+def _pairing(comparison: Comparison) -> str:
+    """How the boots of both sides were compared."""
+    rows = [row for row in comparison.rows if row.difference is not None]
+    unpaired = dict.fromkeys(f"{row.variant} in {row.workload}" for row in rows if not row.pairs)
+    if not unpaired:
+        return "paired by repetition"
+    if not any(row.pairs for row in rows):
+        return "of unpaired boots"
+    return f"paired by repetition (of unpaired boots: {', '.join(unpaired)})"
 
 
 def _coverage(comparison: Comparison) -> str:

@@ -13,7 +13,7 @@ import typer
 from orchestrator import __version__
 from orchestrator.cli.help import LazyGroup, Listed
 from orchestrator.cli.terminal import Terminal
-from orchestrator.errors import OrchestrateError
+from orchestrator.errors import OrchestrateError, missing_package
 
 #: What a wrong command line raises. Some versions of typer carry a click of their own.
 _UsageError: type[Any] = typer.BadParameter.__mro__[1]
@@ -131,6 +131,12 @@ def status_of(arguments: list[str]) -> int:
         if error.log is not None:
             _say(f"the log is {error.log}")
         return error.exit_status
+    except ImportError as error:  # most packages are only imported by the command that needs them
+        sentence = missing_package(error)
+        if sentence is None or with_traceback:
+            raise
+        _say(sentence)
+        return 1
     except BrokenPipeError:
         return 1
     except OSError as error:  # a full disk, a directory without permission

@@ -150,7 +150,7 @@ def command(
 ) -> int:
     """Find the first stage of a series that shows an outcome, or moves a metric past a limit."""
     from orchestrator.execution.check_run import WORKLOAD as CHECK
-    from orchestrator.execution.check_run import known_stages, load_trace
+    from orchestrator.execution.check_run import known_stages, load_trace, memory_nodes
     from orchestrator.execution.experiment_run import manifest_of
     from orchestrator.experiment.experiment import Experiment
     from orchestrator.experiment.knob import parse_settings
@@ -180,11 +180,13 @@ def command(
                 raise UserError(f"--profile {profile}: unknown profile; {hint(profile, PROFILES)}")
             chosen = {CHECK: {}}
             names = known_stages(bench.series.select(patchset))
-            traces = {path.stem: load_trace(path) for path in trace or ()} or {
-                f"seed-{seed}": generate(seed, ops, profile, names)
-            }
             option.refuse(context, ("settings", "timeout"), "a trace has its own knobs and no bound")
             topology = topology or defaults.CHECK_TOPOLOGY
+            # The same trace as that of `orchestrate check` with this seed, which depends on the nodes.
+            nodes = memory_nodes(Topology.parse(topology))
+            traces = {path.stem: load_trace(path) for path in trace or ()} or {
+                f"seed-{seed}": generate(seed, ops, profile, names, nodes=nodes)
+            }
         else:
             assert workload is not None
             if trace:

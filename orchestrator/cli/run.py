@@ -45,7 +45,7 @@ _OF_EXPERIMENT: Final = {
 def command(
     context: typer.Context,
     experiment: Annotated[
-        Path | None, typer.Argument(metavar="[EXPERIMENT.toml]", help="A file that says it all.")
+        Path | None, typer.Argument(metavar="[EXPERIMENT.toml]", help="A file that describes the experiment.")
     ] = None,
     patchset: Annotated[
         list[str] | None,
@@ -87,7 +87,7 @@ def command(
     settings: option.Settings = None,
     cmdline: option.Cmdline = None,
     repeat: Annotated[
-        int, typer.Option("--repeat", "-n", metavar="N", help="Fresh boots a variant and workload.")
+        int, typer.Option("--repeat", "-n", metavar="N", help="Fresh boots per variant and workload.")
     ] = defaults.REPEAT,
     jobs: Annotated[
         str,
@@ -251,10 +251,11 @@ def place_of(executor: str, guests: int | None, asked: Experiment, bench: Bench)
         InfrastructureError: no scheduler answers there.
     """
     from orchestrator.execution.admission import admit
-    from orchestrator.execution.place import ThisHost
+    from orchestrator.execution.place import ThisHost, scheduler_of
 
     if executor == LOCAL:
         return ThisHost(admit(guests, asked.topology, bench.accelerator, len(asked.cells)).guests)
+    scheduler_of(executor)  # a wrong address is said before a missing package
     # Dask takes a second to import; only those who ask for it wait.
     from orchestrator.execution.cluster import Cluster
 

@@ -18,10 +18,11 @@ from distributed import Client, Event
 from distributed.scheduler import KilledWorker
 
 from orchestrator.cache import Cache
-from orchestrator.errors import InfrastructureError, UserError
+from orchestrator.errors import InfrastructureError
 from orchestrator.events import Events
 from orchestrator.execution.bench import Bench
 from orchestrator.execution.measured_cell import CellResult, measure_cell
+from orchestrator.execution.place import scheduler_of
 from orchestrator.experiment.cell import Cell
 from orchestrator.experiment.experiment import Experiment
 from orchestrator.guest.image import GuestImage
@@ -32,7 +33,6 @@ from orchestrator.machine.accelerator import Accelerator
 from orchestrator.project import Project
 from orchestrator.store.outcome import Outcome
 
-_SCHEME = "dask://"
 _CONNECT_TIMEOUT_S = 10
 
 
@@ -73,9 +73,7 @@ class Cluster:
     """
 
     def __init__(self, address: str) -> None:
-        host = address.removeprefix(_SCHEME)
-        if host == address or ":" not in host:
-            raise UserError(f"--executor {address}: choose local or dask://HOST:PORT.")
+        host = scheduler_of(address)
         try:
             self._client = Client(f"tcp://{host}", timeout=_CONNECT_TIMEOUT_S, set_as_default=False)
         except (OSError, TimeoutError) as error:

@@ -7,11 +7,26 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
+from orchestrator.errors import UserError
 from orchestrator.execution.bench import Bench
 from orchestrator.execution.measured_cell import CellResult, measure_cell
 from orchestrator.experiment.cell import Cell
 from orchestrator.experiment.experiment import Experiment
 from orchestrator.kernel.build import KernelBuild
+
+_SCHEME = "dask://"
+
+
+def scheduler_of(executor: str) -> str:
+    """``HOST:PORT`` of the scheduler that ``--executor dask://HOST:PORT`` names.
+
+    Raises:
+        UserError: it is written otherwise.
+    """
+    host = executor.removeprefix(_SCHEME)
+    if host == executor or ":" not in host:
+        raise UserError(f"--executor {executor}: choose local or dask://HOST:PORT.")
+    return host
 
 
 class Place(Protocol):

@@ -137,7 +137,7 @@ def authors_without_sign_off(tree: PatchedTree, sender: Person) -> list[str]:
     """Authors other than the sender whose patches lack their own Signed-off-by, each with its stage."""
     found = []
     for stage in tree.stages:
-        text = stage.patch.read_text(encoding="utf-8", errors="replace")
+        text = tree.patch_of(stage).read_text(encoding="utf-8", errors="replace")
         match = re.search(r"^From: (.*)$", text, re.MULTILINE)
         mail = parseaddr(match[1])[1] if match else ""
         if mail.endswith(_NOWHERE) or mail == sender.mail:

@@ -9,11 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.cli.application import status_of
 from orchestrator.cli.check import as_text
+from orchestrator.errors import UserError
 from orchestrator.execution.check_run import CheckSummary, FoundDivergence, memory_nodes, model_of, pinned
 from orchestrator.execution.differential import Difference, Divergence
 from orchestrator.kernel.series import load_series
 from orchestrator.machine.topology import Topology
+from orchestrator.model import generator
 from orchestrator.model.generator import generate
 from orchestrator.model.trace import Bind, parse
 
@@ -84,3 +87,21 @@ def test_random_traces_bind_to_every_node_of_the_guest() -> None:
 
 def test_a_check_that_compared_nothing_has_no_share() -> None:
     assert CheckSummary().moved_share == 0.0
+
+
+@pytest.mark.parametrize("words", [["check"], ["bisect", "--until", "diverges"]])
+def test_a_seed_is_the_same_trace_in_a_check_and_in_a_bisection(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("ORCHESTRATE_ROOT", str(Path(__file__).resolve().parents[2]))
+    monkeypatch.setenv("ORCHESTRATE_RESULTS", str(tmp_path / "results"))
+    monkeypatch.setenv("ORCHESTRATE_CACHE", str(tmp_path / "cache"))
+    asked: list[tuple[object, ...]] = []
+
+    def generate(seed: int, ops: int, profile: str, patchset: str, nodes: int = 1) -> None:
+        asked.append((seed, ops, profile, nodes))
+        raise UserError("asked")
+
+    monkeypatch.setattr(generator, "generate", generate)
+    status_of(["--quiet", *words, "-p", "full", "--seed", "7", "--topology", "2x512M"])
+    assert asked == [(7, 1000, "mixed", 2)]

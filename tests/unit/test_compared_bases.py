@@ -8,6 +8,7 @@ from pathlib import Path
 
 from synthetic_run import Synthetic
 
+from orchestrator.analysis.changelog import changelog_text
 from orchestrator.analysis.comparison import Comparison, compare, compare_runs
 from orchestrator.analysis.table import to_text
 from orchestrator.store.run import Run
@@ -63,3 +64,15 @@ def test_an_unchecked_base_and_merged_stages_are_noted(tmp_path: Path) -> None:
     notes = compare(run).notes
     assert any("not checked on the base linux-source-6.12 6.12.119-1" in note for note in notes)
     assert any("merged three-way" in note and "stages 4, 9" in note for note in notes)
+
+
+def test_the_changelog_says_what_is_unusual_of_the_base(tmp_path: Path) -> None:
+    plain = QUIET.write(tmp_path, "plain")
+    variants = [{**variant, "merged": [4]} for variant in plain.manifest["variants"]]
+    variants[-1]["base"] = {"description": "linux-source-6.12 6.12.118-1", "commit": "2" * 40}
+    source = {"description": "linux-source-6.12 6.12.119-1", "checked": False}
+    run = replace(QUIET, manifest={"variants": variants, "source": source}).write(tmp_path, "new")
+    text = " ".join(changelog_text(run, compare(run)).split())
+    assert "Caution: the base kernels differ" in text
+    assert "the series is not checked on the base linux-source-6.12 6.12.119-1" in text
+    assert "merged three-way onto linux-source-6.12 6.12.119-1: stages 4" in text

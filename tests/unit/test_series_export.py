@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+from dataclasses import replace
 from email import message_from_string
 from pathlib import Path
 
@@ -18,10 +19,11 @@ from orchestrator.analysis.changelog import changelog_text
 from orchestrator.analysis.comparison import compare
 from orchestrator.cli.application import status_of
 from orchestrator.errors import UserError
-from orchestrator.kernel.mailbox import Person
+from orchestrator.kernel.mailbox import Person, authors_without_sign_off
 from orchestrator.kernel.outbox import Outbox
-from orchestrator.kernel.series import load_series
-from orchestrator.kernel.source import origin_commit
+from orchestrator.kernel.series import Variant, load_series
+from orchestrator.kernel.source import SourceTree, origin_commit
+from orchestrator.kernel.tree import PatchedTree
 
 ME = ["--from", "A Sender <sender@example.org>"]
 
@@ -272,3 +274,17 @@ def test_every_group_of_the_projects_series_but_docs_has_a_text() -> None:
     assert set(texts) == set(load_series(patches).groups) - {"docs"}
     for text in texts.values():
         assert text.isascii() and max(map(len, text.splitlines())) <= 75
+
+
+def test_the_author_is_that_of_the_patch_that_was_applied(bench: Workbench, tmp_path: Path) -> None:
+    (stage, *_) = load_series(bench.patches).stages
+    theirs = tmp_path / "variant.patch"
+    theirs.write_text(stage.patch.read_text().replace("developer@localhost", "developer@example.org"))
+    stage = replace(stage, variants=(Variant("6.12.118", theirs),))
+    source = SourceTree(tmp_path, "", "", "6.12.118", "a source")
+    sender = Person.parse(ME[1])
+    own = PatchedTree(tmp_path, "", "", source, (stage,))
+    assert authors_without_sign_off(own, sender) == []
+    assert authors_without_sign_off(replace(own, variants={1: "6.12.118"}), sender) == [
+        "stage 1 is by developer@example.org, who has not signed it off"
+    ]

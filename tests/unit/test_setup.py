@@ -6,6 +6,7 @@ from __future__ import annotations
 import shutil
 import stat
 import subprocess
+import time
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,15 +73,18 @@ class Host:
         path.chmod(0o755)
         return path
 
-    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
-        (self.place / "log").unlink(missing_ok=True)
-        surroundings = {
+    @property
+    def surroundings(self) -> dict[str, str]:
+        return {
             "PATH": str(self.programs),
             "HOME": str(self.place / "home"),
             "TMPDIR": str(self.place),
         }
+
+    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
+        (self.place / "log").unlink(missing_ok=True)
         command = [str(self.clone / words[0]), *words[1:]]
-        return subprocess.run(command, env=surroundings, text=True, capture_output=True, check=False)
+        return subprocess.run(command, env=self.surroundings, text=True, capture_output=True, check=False)
 
     def started(self, name: str) -> bool:
         return any(line.startswith(f"{name} ") for line in self.log)
@@ -308,6 +312,25 @@ def test_apt_says_how_far_it_is(debian: Host) -> None:
     lacks(debian, "flex")
     debian.has("apt-get", 'case "$1" in install) echo pmstatus:flex:42.5:Unpacking flex >&3; sleep 5 ;; esac')
     assert "setup:   42 % of the installation: Unpacking flex" in debian.run("scripts/setup").stderr
+
+
+def test_nothing_of_it_is_left_when_it_is_killed(debian: Host) -> None:
+    """Its messages have to end with it: a caller that reads them would wait for ever."""
+    lacks(debian, "flex")
+    began = debian.place / "began"
+    debian.has("apt-get", f'case "$1" in install) touch {began}; sleep 1 ;; esac')
+    with subprocess.Popen(
+        [str(debian.clone / "scripts/setup")], env=debian.surroundings, stderr=subprocess.PIPE
+    ) as process:
+        try:
+            while not began.exists():
+                assert process.poll() is None
+                time.sleep(0.05)
+            process.kill()
+            process.communicate(timeout=60)
+        finally:
+            for message in debian.place.glob("orchestrate-apt-*.now"):
+                message.unlink()
 
 
 def test_a_host_without_apt_is_told_which_programs_it_lacks(host: Host) -> None:

@@ -174,7 +174,7 @@ class Conditions:
 
     Args:
         clock: ``insns`` (guest instructions), ``ns`` (nanoseconds) or None before anything was measured.
-        repeat: planned fresh boots a variant and workload.
+        repeat: planned fresh boots per variant and workload.
         calibration: what the host's processor said beside the clock; empty where the clock is not instructions.
     """
 

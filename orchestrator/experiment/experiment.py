@@ -36,7 +36,7 @@ class Experiment:
         workloads: name -> parameters that differ from the manifest's defaults.
         topology: the emulated machine.
         accelerator: one of :data:`ACCELERATORS`.
-        repeat: fresh boots a variant and workload.
+        repeat: fresh boots per variant and workload.
         seed: of everything random in the run.
         flavour: kernel configuration, a file of ``vm_images/kernel``.
         margin: relative difference up to which a metric counts as unchanged, e.g. 0.005.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The command ``orchestrate``: one module a command, each thin: parse, call, print."""
+"""The command ``orchestrate``: one module per command, each thin: parse, call, print."""
 
 from __future__ import annotations
 
@@ -31,27 +31,27 @@ class _Commands(LazyGroup):
             "orchestrator.cli.run", _RUN, "Build, boot, measure and compare variants with the baseline."
         ),
         "check": Listed(
-            "orchestrator.cli.check", _RUN, "Random operations in a guest and in the reference model."
+            "orchestrator.cli.check", _RUN, "Compare a guest with the reference model on random operations."
         ),
         "test": Listed(
-            "orchestrator.cli.test", _RUN, "Tests of correctness on kernels that check themselves."
+            "orchestrator.cli.test", _RUN, "Run correctness tests on kernels with debug checks enabled."
         ),
         "bisect": Listed(
             "orchestrator.cli.bisect", _RUN, "Find the first stage that shows an outcome or moves a metric."
         ),
         "simulate": Listed(
-            "orchestrator.cli.simulate", _RUN, "The chunk test in the model, for a machine of any size."
+            "orchestrator.cli.simulate", _RUN, "Calculate the chunk test for a machine of any size."
         ),
-        "list": Listed(
-            "orchestrator.cli.list_", _RUN, "Workloads, knobs, patchsets and configurations, by name."
-        ),
+        "list": Listed("orchestrator.cli.list_", _RUN, "List workloads, knobs, patchsets or configurations."),
         "results": Listed("orchestrator.cli.results", _LOOK, "List and show runs; clean up the cache."),
         "compare": Listed(
-            "orchestrator.cli.compare", _LOOK, "The comparison table of a run, or of one run with another."
+            "orchestrator.cli.compare", _LOOK, "Print the comparison table of a run, or of two runs."
         ),
         "plot": Listed("orchestrator.cli.plot", _LOOK, "Draw the plots of a run."),
-        "report": Listed("orchestrator.cli.report", _LOOK, "One HTML page, or JUnit, KTAP or KCIDB."),
-        "changelog": Listed("orchestrator.cli.changelog", _LOOK, "Text for the changelog of a patch."),
+        "report": Listed(
+            "orchestrator.cli.report", _LOOK, "Write a run's report as HTML, JUnit, KTAP or KCIDB."
+        ),
+        "changelog": Listed("orchestrator.cli.changelog", _LOOK, "Print text for the changelog of a patch."),
         "series": Listed("orchestrator.cli.series", _SERIES, "List, show, verify and export the stages."),
         "build": Listed("orchestrator.cli.build", _SERIES, "Build the kernel of a variant."),
         "boot": Listed("orchestrator.cli.boot", _GUEST, "Boot a variant and keep it up until Ctrl-C."),
@@ -59,10 +59,14 @@ class _Commands(LazyGroup):
         "exec": Listed("orchestrator.cli.exec_", _GUEST, "Boot a variant and run one command in it."),
         "debug": Listed("orchestrator.cli.debug", _GUEST, "Boot a variant with gdb attached."),
         "doctor": Listed(
-            "orchestrator.cli.doctor", _HOST, "What this host has and lacks, and how to get it."
+            "orchestrator.cli.doctor",
+            _HOST,
+            "Check what this host has, what is missing and how to install it.",
         ),
         "calibrate": Listed(
-            "orchestrator.cli.calibrate", _HOST, "Time page faults here, beside a guest's instructions."
+            "orchestrator.cli.calibrate",
+            _HOST,
+            "Compare page fault times on this host with instruction counts.",
         ),
     }
 
@@ -89,7 +93,7 @@ def _version(asked: bool) -> None:
 def common(
     context: typer.Context,
     quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="Results and errors only, no progress.")
+        bool, typer.Option("--quiet", "-q", help="Print results and errors only, no progress.")
     ] = False,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Log each program that is started.")
@@ -99,7 +103,7 @@ def common(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Options that every command shares; they stand before the command's name."""
+    """Options that every command shares; they go before the command's name."""
     logging.basicConfig(
         level=logging.DEBUG if verbose else logging.WARNING, format="%(name)s: %(message)s", stream=sys.stderr
     )

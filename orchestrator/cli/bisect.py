@@ -45,7 +45,7 @@ def command(
             "--patchset",
             "-p",
             metavar="NAME",
-            help="The last stages to look at.",
+            help="Search stages up to and including this patchset.",
             autocompletion=completion.patchsets,
         ),
     ] = None,
@@ -54,7 +54,7 @@ def command(
         typer.Option(
             "--against",
             metavar="NAME",
-            help="What the stages are applied to.",
+            help="Patchset to start from, which is expected to be good.",
             autocompletion=completion.patchsets,
         ),
     ] = "baseline",
@@ -64,7 +64,7 @@ def command(
             "--workload",
             "-w",
             metavar="WORKLOAD",
-            help="NAME or NAME:KEY=VALUE,...: what shows it.",
+            help="NAME or NAME:KEY=VALUE,...: workload to run in each boot.",
             autocompletion=completion.workloads,
         ),
     ] = None,
@@ -74,30 +74,34 @@ def command(
             "--metric",
             "-m",
             metavar="CONDITION",
-            help="METRIC OPERATOR VALUE; +2% and +100 are relative to --against.",
+            help="Condition of a bad boot: METRIC OPERATOR VALUE; +2% and +100 are relative to --against.",
         ),
     ] = None,
     until: Annotated[
         str | None,
         typer.Option(
-            "--until", "-u", metavar="OUTCOME", help="An outcome, e.g. kernel-bug, failure, timeout."
+            "--until",
+            "-u",
+            metavar="OUTCOME",
+            help="Outcome of a bad boot: e.g. kernel-bug, failure, timeout, diverges.",
         ),
     ] = None,
     matching: Annotated[
         str | None,
-        typer.Option("--matching", metavar="REGEX", help="Regular expression that its evidence must match."),
+        typer.Option(
+            "--matching", metavar="REGEX", help="Regular expression that the outcome's evidence must match."
+        ),
     ] = None,
     confidence: Annotated[
-        float, typer.Option("--confidence", metavar="P", help="Probability that the answer is right.")
+        float,
+        typer.Option("--confidence", metavar="P", help="Required probability that the answer is right."),
     ] = defaults.CONFIDENCE,
     rate: Annotated[
         float,
-        typer.Option(
-            "--rate", metavar="SHARE", help="Least share of a bad stage's boots that show the outcome."
-        ),
+        typer.Option("--rate", metavar="SHARE", help="Lowest reproduction rate to assume for a bad stage."),
     ] = defaults.RATE,
     max_boots: Annotated[
-        int, typer.Option("--max-boots", metavar="N", help="Give up after that many.")
+        int, typer.Option("--max-boots", metavar="N", help="Give up after this many boots.")
     ] = defaults.MAX_BOOTS,
     settings: option.Settings = None,
     cmdline: option.Cmdline = None,
@@ -107,11 +111,11 @@ def command(
             "--topology",
             "-t",
             metavar="TOPOLOGY",
-            help=f"As of run; default: {DEFAULT_TOPOLOGY}, of traces {defaults.CHECK_TOPOLOGY}.",
+            help=f"NODESxMEMORY[/CPUS]; default: {DEFAULT_TOPOLOGY}, for traces {defaults.CHECK_TOPOLOGY}.",
         ),
     ] = None,
     accel: option.Accelerator = "auto",
-    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of everything random.")] = 1,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed for all random choices.")] = 1,
     flavour: option.Flavour = "measure",
     source: option.Source = None,
     series: option.SeriesDirectory = None,
@@ -121,30 +125,37 @@ def command(
         typer.Option(
             "--trace",
             metavar="FILE",
-            help="For --until diverges: a file instead of random operations; repeatable.",
+            help="For --until diverges: replay this trace file instead of random operations; repeatable.",
         ),
     ] = None,
     ops: Annotated[
-        int, typer.Option("--ops", metavar="N", help="For --until diverges: random operations.", min=1)
+        int,
+        typer.Option("--ops", metavar="N", help="For --until diverges: operations per random trace.", min=1),
     ] = 1000,
     profile: Annotated[
-        str, typer.Option("--profile", metavar="NAME", help=f"For --until diverges: {option.PROFILES}.")
+        str,
+        typer.Option(
+            "--profile",
+            metavar="NAME",
+            help=f"For --until diverges: mix of random operations: {option.PROFILES}.",
+        ),
     ] = "mixed",
     timeout: Annotated[
         float | None,
-        typer.Option("--timeout", metavar="SECONDS", help="Host seconds that one workload may take."),
+        typer.Option("--timeout", metavar="SECONDS", help="Limit per workload, in seconds of host time."),
     ] = None,
     resume: Annotated[
         str | None,
         typer.Option(
             "--resume",
             metavar="RUN",
-            help="Finish a bisection.",
+            help="Continue an interrupted bisection.",
             autocompletion=completion.runs,
         ),
     ] = None,
     name: Annotated[
-        str | None, typer.Option("--name", metavar="NAME", help="Part of the run directory's name.")
+        str | None,
+        typer.Option("--name", metavar="NAME", help="Name for the run, part of the directory's name."),
     ] = None,
     as_json: option.Json = False,
 ) -> int:

@@ -26,10 +26,10 @@ def command(
     source: option.Source = None,
     series: option.SeriesDirectory = None,
     check: Annotated[
-        bool, typer.Option("--check", help="End the guest as soon as it is up; for scripts.")
+        bool, typer.Option("--check", help="Shut the guest down as soon as it is up; for scripts.")
     ] = False,
 ) -> int:
-    """Boot a variant, say how to reach it, and keep it up until it ends or Ctrl-C."""
+    """Boot a variant, print how to connect to it, and keep it running until it ends or Ctrl-C."""
     from orchestrator.cli.guest_of import guest_of
     from orchestrator.guest.ssh import ssh_command
 

@@ -19,7 +19,7 @@ def command(
     patchset: option.Patchset,
     flavour: option.Flavour = "measure",
     dwarf: Annotated[
-        bool, typer.Option("--dwarf", help="With debugging information, for gdb and drgn.")
+        bool, typer.Option("--dwarf", help="Build with debugging information, for gdb and drgn.")
     ] = False,
     source: option.Source = None,
     series: option.SeriesDirectory = None,

@@ -27,7 +27,7 @@ def command(
         typer.Option(
             "--rounds",
             metavar="N",
-            help="Native rounds, each with base and huge pages.",
+            help="Rounds to run on this host, each with base and huge pages.",
             min=1,
             max=1000,
         ),
@@ -36,16 +36,16 @@ def command(
         bool,
         typer.Option(
             "--again",
-            help="Measure even if there is an answer since the host's boot; so do --rounds and --source.",
+            help="Measure again, even with a result from this host boot; implied by --rounds and --source.",
         ),
     ] = False,
     plot: Annotated[
-        Path | None, typer.Option("--plot", metavar="FILE", help="Draw it there: FILE.png and FILE.svg.")
+        Path | None, typer.Option("--plot", metavar="FILE", help="Write the plot to FILE.png and FILE.svg.")
     ] = None,
     source: option.Source = None,
     as_json: option.Json = False,
 ) -> int:
-    """Time page faults on this host's processor, and set them beside a guest that counts instructions."""
+    """Time page faults on this host's processor, and compare them with instruction counts from a guest."""
     # --help should not wait for these.
     from orchestrator.analysis.plots.calibration import draw_calibration
     from orchestrator.execution.calibration import calibrate

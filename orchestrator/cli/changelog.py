@@ -30,11 +30,14 @@ def command(
     metric: Annotated[
         list[str] | None,
         typer.Option(
-            "--metric", "-m", metavar="METRIC", help="This metric too, though it is not primary; repeatable."
+            "--metric",
+            "-m",
+            metavar="METRIC",
+            help="Include this metric although it is not primary; repeatable.",
         ),
     ] = None,
 ) -> int:
-    """Print what a run shows as text of at most 75 columns."""
+    """Print a run's results as text for a changelog, at most 75 columns wide."""
     from orchestrator.analysis.changelog import changelog_text, check_choice
     from orchestrator.analysis.comparison import compare
     from orchestrator.store.run import Run, find_run

@@ -38,17 +38,18 @@ def command(
             "--patchset",
             "-p",
             metavar="NAME",
-            help="What to check, also `baseline`; default: what a trace says.",
+            help="Patchset to check, or `baseline`; default: the one named in the --trace file.",
             autocompletion=completion.patchsets,
         ),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option("--seed", metavar="N", help="Of one random trace.", min=0)
+        int | None,
+        typer.Option("--seed", metavar="N", help="Check one random trace, generated from this seed.", min=0),
     ] = None,
     seeds: Annotated[
         str | None,
         typer.Option(
-            "--seeds", metavar="FIRST..LAST", help="FIRST..LAST: one random trace each, in one boot."
+            "--seeds", metavar="FIRST..LAST", help="Check one random trace per seed, all in one boot."
         ),
     ] = None,
     ops: Annotated[
@@ -56,15 +57,18 @@ def command(
     ] = 1000,
     profile: Annotated[
         str,
-        typer.Option("--profile", metavar="NAME", help=f"What random traces do most: {option.PROFILES}."),
+        typer.Option("--profile", metavar="NAME", help=f"Mix of random operations: {option.PROFILES}."),
     ] = "mixed",
     trace: Annotated[
-        list[Path] | None, typer.Option("--trace", metavar="FILE", help="Replay a file instead; repeatable.")
+        list[Path] | None,
+        typer.Option(
+            "--trace", metavar="FILE", help="Replay this trace file instead of random operations; repeatable."
+        ),
     ] = None,
     stages: Annotated[
-        bool, typer.Option("--stages", help="Find the stage from which on a divergence is there.")
+        bool, typer.Option("--stages", help="Find the first stage at which the divergence appears.")
     ] = False,
-    shrink: Annotated[bool, typer.Option(help="Make a short trace of what diverges.")] = True,
+    shrink: Annotated[bool, typer.Option(help="Reduce each diverging trace to a short one.")] = True,
     topology: option.Topology = defaults.CHECK_TOPOLOGY,
     accel: option.Accelerator = "auto",
     cmdline: option.Cmdline = None,
@@ -73,11 +77,12 @@ def command(
     series: option.SeriesDirectory = None,
     build_jobs: option.BuildJobs = None,
     name: Annotated[
-        str | None, typer.Option("--name", metavar="NAME", help="Part of the run directory's name.")
+        str | None,
+        typer.Option("--name", metavar="NAME", help="Name for the run, part of the directory's name."),
     ] = None,
     as_json: option.Json = False,
 ) -> int:
-    """Do random operations in a guest and in the reference model; report, shrink and keep what differs."""
+    """Do the same operations in a guest and in the reference model; report, shrink and keep divergences."""
     from orchestrator.cli.attempt import attempt
     from orchestrator.execution.check_run import (
         Check,
@@ -140,7 +145,7 @@ def command(
 
 
 def parse_seeds(seed: int | None, seeds: str | None) -> range:
-    """The seeds that ``--seed N`` or ``--seeds FIRST..LAST`` ask for; 1 where nothing was said.
+    """The seeds that ``--seed N`` or ``--seeds FIRST..LAST`` ask for; 1 where neither was given.
 
     Raises:
         UserError: both, or no such range.
@@ -163,7 +168,7 @@ def parse_seeds(seed: int | None, seeds: str | None) -> range:
 
 
 def _patchset_of(traces: dict[str, Trace]) -> str:
-    """What the trace files were made for, where they agree."""
+    """The patchset that the trace files name, if they all name the same."""
     named = {trace.patchset for trace in traces.values() if trace.patchset}
     if len(named) == 1:
         return named.pop()

@@ -22,20 +22,22 @@ def command(
         str | None,
         typer.Argument(
             metavar="[RUN]",
-            help="Compare this run's variants with the first run's baseline.",
+            help="Second run: compare its variants with the first run's baseline.",
             autocompletion=completion.runs,
         ),
     ] = None,
     against: Annotated[
-        str | None, typer.Option("--against", metavar="NAME", help="Another variant as the baseline.")
+        str | None, typer.Option("--against", metavar="NAME", help="Variant to use as the baseline.")
     ] = None,
     margin: Annotated[
         float | None,
-        typer.Option("--margin", metavar="FRACTION", help="Another equivalence margin, e.g. 0.01."),
+        typer.Option(
+            "--margin", metavar="FRACTION", help="Equivalence margin to use instead of the run's, e.g. 0.01."
+        ),
     ] = None,
     as_json: option.Json = False,
 ) -> int:
-    """Print the comparison table of a run again, or of one run against another."""
+    """Print the comparison table of a run, or of one run against another."""
     from orchestrator.analysis.comparison import compare, compare_runs
     from orchestrator.store.run import Run, find_run
 

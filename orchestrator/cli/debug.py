@@ -34,11 +34,11 @@ def command(
             "--command",
             "-x",
             metavar="COMMAND",
-            help="Run this gdb command, print its answer and go on; repeatable.",
+            help="Run this gdb command, print its output and continue; repeatable.",
         ),
     ] = None,
 ) -> int:
-    """Boot a variant with debugging information and hand over gdb, attached, with the right vmlinux."""
+    """Boot a variant built with debugging information, and attach gdb with the matching vmlinux."""
     from orchestrator.cli.guest_of import guest_of
     from orchestrator.debugger.gdb import Gdb
     from orchestrator.guest.ssh import ssh_command

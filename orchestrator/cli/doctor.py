@@ -15,7 +15,7 @@ EXAMPLE = "Example: orchestrate doctor --json"
 
 
 def command(context: typer.Context, as_json: option.Json = False) -> int:
-    """Say what this host has and lacks, and how to get it; exit 1 where a run could not work."""
+    """Check what this host has, what is missing and how to install it; exit 1 if a run could not work."""
     from orchestrator.execution.host import examine
 
     terminal = terminal_of(context)

@@ -23,7 +23,10 @@ EXAMPLE = "Example: orchestrate exec --patchset baseline -- grep thp_ /proc/vmst
 def command(
     context: typer.Context,
     argv: Annotated[
-        list[str], typer.Argument(metavar="-- COMMAND [ARGUMENT]...", help="Run as it is, without a shell.")
+        list[str],
+        typer.Argument(
+            metavar="-- COMMAND [ARGUMENT]...", help="Command to run in the guest, without a shell."
+        ),
     ],
     patchset: option.Patchset,
     topology: option.Topology = option.DEFAULT_TOPOLOGY,
@@ -34,10 +37,13 @@ def command(
     source: option.Source = None,
     series: option.SeriesDirectory = None,
     timeout: Annotated[
-        float, typer.Option("--timeout", metavar="SECONDS", help="Host seconds the command may take.", min=1)
+        float,
+        typer.Option(
+            "--timeout", metavar="SECONDS", help="Limit for the command, in seconds of host time.", min=1
+        ),
     ] = 600.0,
 ) -> int:
-    """Boot a variant, run one command in it, and end with the command's exit status."""
+    """Boot a variant, run one command in it, and exit with the command's status."""
     from orchestrator.cli.guest_of import guest_of
     from orchestrator.guest.ssh import CommandTimeout
 

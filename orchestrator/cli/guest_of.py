@@ -31,7 +31,7 @@ class Up:
     bench: Bench
 
     def ended(self, status: int = 0) -> int:
-        """What the command ends with: its own status, or 3 where that is 0 and the kernel has reported anything.
+        """The exit status of the command: its own status, or 3 where that is 0 and the kernel has reported anything.
 
         What it has reported is shown. To be called while the guest is still there.
         """

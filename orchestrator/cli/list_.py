@@ -37,11 +37,13 @@ class What(StrEnum):
 def command(
     context: typer.Context,
     what: Annotated[What, typer.Argument(metavar="WHAT", help="workloads, knobs, patchsets or configs.")],
-    name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Only this one.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="List only this entry, in detail.")
+    ] = None,
     directory: option.SeriesDirectory = None,
     as_json: option.Json = False,
 ) -> int:
-    """List what --workload, --set, --patchset and --config take: names, values, defaults, units."""
+    """List the values of --workload, --set, --patchset and --config, with defaults and units."""
     from orchestrator.kernel.series import load_series
 
     terminal = terminal_of(context)

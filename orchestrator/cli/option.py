@@ -53,7 +53,7 @@ Patchset = Annotated[
         "--patchset",
         "-p",
         metavar="NAME",
-        help="Group or stage of the series, e.g. core-only, core-only:5, baseline.",
+        help="Group or prefix of the series, or baseline: e.g. core-only, core-only:5, full.",
         autocompletion=completion.patchsets,
     ),
 ]
@@ -67,15 +67,22 @@ Source = Annotated[
 ]
 SeriesDirectory = Annotated[
     Path | None,
-    typer.Option("--series", metavar="DIR", help="Directory of another series, with its series.toml."),
+    typer.Option(
+        "--series", metavar="DIR", help="Directory of another patch series, which has a series.toml."
+    ),
 ]
 Topology = Annotated[
     str,
     typer.Option(
-        "--topology", "-t", metavar="TOPOLOGY", help="NODESxMEMORY[/CPUS], e.g. 4x2G, 2x1G/4, 2x2G/2+1x0/1."
+        "--topology",
+        "-t",
+        metavar="TOPOLOGY",
+        help="NODESxMEMORY[/CPUS per node], e.g. 4x2G, 2x1G/4, 2x2G/2+1x0/1.",
     ),
 ]
-Accelerator = Annotated[str, typer.Option("--accel", "-a", metavar="NAME", help="auto, icount, tcg or kvm.")]
+Accelerator = Annotated[
+    str, typer.Option("--accel", "-a", metavar="NAME", help="Accelerator: auto, icount, tcg or kvm.")
+]
 Flavour = Annotated[
     str,
     typer.Option(
@@ -91,17 +98,18 @@ Settings = Annotated[
         "--set",
         "-s",
         metavar="KEY=VALUE,...",
-        help="KEY=VALUE[,VALUE...]: a sysfs knob; a list is a sweep.",
+        help="Set a sysfs knob after boot; in `run`, several values make a sweep.",
         autocompletion=completion.settings,
     ),
 ]
 Cmdline = Annotated[
-    list[str] | None, typer.Option("--cmdline", metavar="PARAMETER", help="Kernel parameter; repeatable.")
+    list[str] | None,
+    typer.Option("--cmdline", metavar="PARAMETER", help="Kernel command line parameter; repeatable."),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for a machine.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 BuildJobs = Annotated[
     int | None,
-    typer.Option("--build-jobs", metavar="N", help="Parallel jobs of make; default: all CPUs.", min=1),
+    typer.Option("--build-jobs", metavar="N", help="Parallel jobs of make; default: number of CPUs.", min=1),
 ]
 Run = Annotated[
     str,

@@ -21,7 +21,12 @@ def command(
     run: option.Run,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="DIR", help="Directory; default: the run's plots/."),
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="DIR",
+            help="Directory to write to; default: plots/ in the run directory.",
+        ),
     ] = None,
 ) -> int:
     """Draw a run's plots as PNG and SVG."""

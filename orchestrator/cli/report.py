@@ -50,15 +50,17 @@ def command(
             "--format",
             "-f",
             metavar="html|junit|ktap|kcidb",
-            help="A page for people, or a format for continuous integration.",
+            help="html, or a format for continuous integration: junit, ktap or kcidb.",
         ),
     ] = Format.HTML,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="FILE", help="File; default: beside the run's tables."),
+        typer.Option(
+            "--output", "-o", metavar="FILE", help="File to write; default: a file in the run directory."
+        ),
     ] = None,
 ) -> int:
-    """Write one self-contained HTML page, or an export for continuous integration, and print where it is."""
+    """Write a self-contained HTML page, or an export for continuous integration, and print its path."""
     from orchestrator.analysis.comparison import compare
     from orchestrator.analysis.plots import plot_run  # here, for --help should not wait for matplotlib
     from orchestrator.analysis.report import write_report

@@ -19,9 +19,7 @@ from orchestrator.errors import OrchestrateError, UserError
 if TYPE_CHECKING:
     from orchestrator.store.run import Run
 
-app = typer.Typer(
-    help="What was run, and clean-up of the cache.", no_args_is_help=True, rich_markup_mode=None
-)
+app = typer.Typer(help="List and show runs; clean up the cache.", no_args_is_help=True, rich_markup_mode=None)
 
 _TABLE: Final = "comparison.txt"
 #: What `check`, `test` and `bisect` have to say; no comparison says it.
@@ -71,7 +69,7 @@ def _ends_of(row: dict[str, Any]) -> str:
 
 @app.command("show", epilog="Example: orchestrate results show latest")
 def show(context: typer.Context, run: option.Run) -> int:
-    """Print what a run found, as the command did that made it, and where its files are."""
+    """Print a run's results, as the command that made it did, and the path of its files."""
     from orchestrator.store.run import Run, find_run
 
     terminal = terminal_of(context)
@@ -112,17 +110,27 @@ def _is_current(run: Run) -> bool:
 def collect(
     context: typer.Context,
     older_than: Annotated[
-        str, typer.Option("--older-than", metavar="AGE", help="Age of last use, e.g. 12h, 30d.")
+        str,
+        typer.Option(
+            "--older-than",
+            metavar="AGE",
+            help="Remove what was last used longer ago than this, e.g. 12h, 30d.",
+        ),
     ] = "30d",
     keep_gib: Annotated[
         float | None,
         typer.Option(
-            "--keep-gib", metavar="GIB", help="Take the oldest until the cache is at most this large.", min=0
+            "--keep-gib",
+            metavar="GIB",
+            help="Also remove the least recently used until the cache is at most this large.",
+            min=0,
         ),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would go; take nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print what would be removed; remove nothing.")
+    ] = False,
 ) -> int:
-    """Remove kernels, object directories, images and trees not used lately; run directories are never touched."""
+    """Remove cached kernels, object directories, images and trees not used recently; runs are never removed."""
     terminal = terminal_of(context)
     limit_s = _age_s(older_than)
     cache = terminal.cache

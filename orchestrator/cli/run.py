@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from orchestrator.store.run import RunWriter
 
 NAME = "run"
-EXAMPLE = "Example: orchestrate run --patchset core-only --set promotion_threshold=1,64,256 --repeat 5"
+EXAMPLE = "Example: orchestrate run --patchset core-only --set promotion_threshold=1,64,256"
 
 LOCAL = "local"
 #: Parameters which the variants of an experiment file stand for.
@@ -45,7 +45,7 @@ _OF_EXPERIMENT: Final = {
 def command(
     context: typer.Context,
     experiment: Annotated[
-        Path | None, typer.Argument(metavar="[EXPERIMENT.toml]", help="A file that describes the experiment.")
+        Path | None, typer.Argument(metavar="[EXPERIMENT.toml]", help="Experiment file (TOML).")
     ] = None,
     patchset: Annotated[
         list[str] | None,
@@ -53,7 +53,7 @@ def command(
             "--patchset",
             "-p",
             metavar="NAME",
-            help="What to compare with the baseline; repeatable.",
+            help="Patchset to compare with the baseline; repeatable.",
             autocompletion=completion.patchsets,
         ),
     ] = None,
@@ -62,7 +62,7 @@ def command(
         typer.Option(
             "--against",
             metavar="NAME",
-            help="The patchset that is the baseline.",
+            help="Patchset to use as the baseline.",
             autocompletion=completion.patchsets,
         ),
     ] = "baseline",
@@ -72,14 +72,16 @@ def command(
             "--workload",
             "-w",
             metavar="WORKLOAD",
-            help="NAME or NAME:KEY=VALUE,...; of a file's workloads, a NAME. Repeatable.",
+            help="NAME or NAME:KEY=VALUE,...; with an experiment file, the NAME of one of its workloads. Repeatable.",
             autocompletion=completion.workloads,
         ),
     ] = None,
     variant: Annotated[
         list[str] | None,
         typer.Option(
-            "--variant", metavar="NAME", help="NAME of one of a file's variants; repeatable. Default: all."
+            "--variant",
+            metavar="NAME",
+            help="With an experiment file, the NAME of one of its variants; repeatable. Default: all.",
         ),
     ] = None,
     topology: option.Topology = option.DEFAULT_TOPOLOGY,
@@ -92,14 +94,14 @@ def command(
     jobs: Annotated[
         str,
         typer.Option(
-            "--jobs", "-j", metavar="N", help="Guests side by side, or auto: as many as this host takes."
+            "--jobs", "-j", metavar="N", help="Guests to run in parallel; auto: as many as suit this host."
         ),
     ] = "auto",
     executor: Annotated[
         str, typer.Option("--executor", metavar="PLACE", help="Where guests run: local, or dask://HOST:PORT.")
     ] = "local",
     build_jobs: option.BuildJobs = None,
-    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of everything random.")] = 1,
+    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed for all random choices.")] = 1,
     margin: Annotated[
         float,
         typer.Option(
@@ -113,26 +115,27 @@ def command(
     series: option.SeriesDirectory = None,
     timeout: Annotated[
         float | None,
-        typer.Option("--timeout", metavar="SECONDS", help="Host seconds that one workload may take."),
+        typer.Option("--timeout", metavar="SECONDS", help="Limit per workload, in seconds of host time."),
     ] = None,
     resume: Annotated[
         str | None,
         typer.Option(
             "--resume",
             metavar="RUN",
-            help="Finish a run: measure just what is missing.",
+            help="Finish an interrupted run: measure only what is missing.",
             autocompletion=completion.runs,
         ),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the plan and what is cached; do nothing.")
+        bool, typer.Option("--dry-run", help="Print the plan and what is cached; build and boot nothing.")
     ] = False,
     name: Annotated[
-        str | None, typer.Option("--name", metavar="NAME", help="Part of the run directory's name.")
+        str | None,
+        typer.Option("--name", metavar="NAME", help="Name for the run, part of the directory's name."),
     ] = None,
     as_json: option.Json = False,
 ) -> int:
-    """Build, boot, measure, compare with the baseline, plot; print the table and the run directory."""
+    """Build, boot, measure, compare with the baseline and plot; print the table and the run directory."""
     from orchestrator.execution.admission import parse_jobs
     from orchestrator.execution.experiment_run import manifest_of
     from orchestrator.experiment.experiment import Experiment
@@ -251,11 +254,10 @@ def place_of(executor: str, guests: int | None, asked: Experiment, bench: Bench)
         InfrastructureError: no scheduler answers there.
     """
     from orchestrator.execution.admission import admit
-    from orchestrator.execution.place import ThisHost, scheduler_of
+    from orchestrator.execution.place import ThisHost
 
     if executor == LOCAL:
         return ThisHost(admit(guests, asked.topology, bench.accelerator, len(asked.cells)).guests)
-    scheduler_of(executor)  # a wrong address is said before a missing package
     # Dask takes a second to import; only those who ask for it wait.
     from orchestrator.execution.cluster import Cluster
 

@@ -13,7 +13,9 @@ from orchestrator.cli.terminal import terminal_of
 from orchestrator.errors import UserError
 
 app = typer.Typer(
-    help="The staged series: groups, stages, patches.", no_args_is_help=True, rich_markup_mode=None
+    help="List, show, verify and export the stages of the series.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
 )
 
 for module in (series_verify, series_export):
@@ -24,7 +26,7 @@ for module in (series_verify, series_export):
 def list_stages(
     context: typer.Context, directory: option.SeriesDirectory = None, as_json: option.Json = False
 ) -> int:
-    """List the stages in order, with group, knobs and counters."""
+    """List the stages in order, with the group, knobs and counters of each."""
     from orchestrator.kernel.series import load_series
 
     terminal = terminal_of(context)
@@ -77,7 +79,7 @@ def list_stages(
 @app.command("show", epilog="Example: orchestrate series show 5")
 def show(
     context: typer.Context,
-    stage: Annotated[str, typer.Argument(metavar="STAGE", help="Its number or name.")],
+    stage: Annotated[str, typer.Argument(metavar="STAGE", help="Number or name of the stage.")],
     directory: option.SeriesDirectory = None,
 ) -> int:
     """Print one stage's patch."""

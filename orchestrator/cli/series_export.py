@@ -20,38 +20,53 @@ _COMMIT = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
 
 def command(
     context: typer.Context,
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Where the patches go.")],
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Directory to write the patches to.")],
     patchset: option.Patchset = "full",
     version: Annotated[
         int,
-        typer.Option("--version", "-V", min=1, metavar="N", help="N of [PATCH vN n/m]; 1 is not written."),
+        typer.Option(
+            "--version",
+            "-V",
+            min=1,
+            metavar="N",
+            help="Version of the series, as in [PATCH vN n/m]; not printed for version 1.",
+        ),
     ] = 1,
     run: Annotated[
         str | None,
         typer.Option(
             "--run",
             metavar="RUN",
-            help="Whose figures the cover letter shows.",
+            help="Run whose results the cover letter shows.",
             autocompletion=completion.runs,
         ),
     ] = None,
     notes: Annotated[
-        Path | None, typer.Option("--notes", metavar="FILE", help="What changed since the last version.")
+        Path | None,
+        typer.Option(
+            "--notes",
+            metavar="FILE",
+            help="Text on what changed since the last version, for the cover letter.",
+        ),
     ] = None,
     sender: Annotated[
-        str | None, typer.Option("--from", metavar="PERSON", help="'Name <mail>': who signs off and sends.")
+        str | None,
+        typer.Option(
+            "--from", metavar="PERSON", help="Who signs off and sends: 'Name <mail>'; default: git's user."
+        ),
     ] = None,
     base: Annotated[
         str | None, typer.Option("--base", metavar="COMMIT", help="Commit id for the base-commit line.")
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Replace an earlier export that was edited; leave other files.")
+        bool,
+        typer.Option("--force", help="Replace an earlier export even if it was edited; other files stay."),
     ] = False,
     source: option.Source = None,
     series: option.SeriesDirectory = None,
     as_json: option.Json = False,
 ) -> int:
-    """Write a mailable series: a cover letter and a signed-off patch a stage, for git send-email."""
+    """Write the series for git send-email: a cover letter, and one signed-off patch per stage."""
     from orchestrator.execution.cover_letter import cover_text
     from orchestrator.kernel.mailbox import Letter, Person, authors_without_sign_off, write_mailbox
     from orchestrator.kernel.outbox import Outbox

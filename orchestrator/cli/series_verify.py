@@ -26,10 +26,12 @@ DEFAULT_TOPOLOGY = "4x512M"
 def command(
     context: typer.Context,
     stage: Annotated[
-        list[str] | None, typer.Option("--stage", metavar="STAGE", help="Number or name; default: all.")
+        list[str] | None,
+        typer.Option("--stage", metavar="STAGE", help="Number or name of a stage; repeatable. Default: all."),
     ] = None,
     only: Annotated[
-        list[str] | None, typer.Option("--only", metavar="CHECK", help=f"One of {option.CHECKS}.")
+        list[str] | None,
+        typer.Option("--only", metavar="CHECK", help=f"One of {option.CHECKS}; repeatable. Default: all."),
     ] = None,
     topology: option.Topology = DEFAULT_TOPOLOGY,
     accel: option.Accelerator = "auto",
@@ -39,7 +41,7 @@ def command(
     build_jobs: option.BuildJobs = None,
     as_json: option.Json = False,
 ) -> int:
-    """Check each stage by itself: applies, style, builds, sparse, boots, works, has what it should."""
+    """Check each stage by itself: patch applies, style, builds, sparse, boot, smoke test, knobs and counters."""
     from orchestrator.execution.series_verification import CHECKS, SeriesVerification
     from orchestrator.machine.topology import Topology
 

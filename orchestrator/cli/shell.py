@@ -23,7 +23,7 @@ def command(
     source: option.Source = None,
     series: option.SeriesDirectory = None,
 ) -> int:
-    """Boot a variant and open an SSH shell in it; the guest ends with the shell."""
+    """Boot a variant and open an SSH shell in it; the guest stops when the shell exits."""
     from orchestrator.cli.guest_of import guest_of
     from orchestrator.guest.ssh import ssh_command
     from orchestrator.process import spawn

@@ -31,24 +31,40 @@ _LEAST_MEMORY_KIB = 512 << 10
 
 def command(
     context: typer.Context,
-    memory: Annotated[str, typer.Option("--memory", metavar="SIZE", help="Installed, e.g. 256G.")] = "256G",
+    memory: Annotated[
+        str, typer.Option("--memory", metavar="SIZE", help="Installed memory, e.g. 256G.")
+    ] = "256G",
     nodes: Annotated[int, typer.Option("--nodes", metavar="N", help="NUMA nodes.", min=1, max=1024)] = 8,
     chunk: Annotated[
         str,
-        typer.Option("--chunk", metavar="SIZE", help="What a child maps: 16G, installed/16 or available/16."),
+        typer.Option(
+            "--chunk",
+            metavar="SIZE",
+            help="Memory that each child maps: e.g. 16G, installed/16 or available/16.",
+        ),
     ] = "installed/16",
     pattern: Annotated[
         str,
-        typer.Option("--pattern", metavar="NAME", help=f"Pages touched of each range: {option.PATTERNS}."),
+        typer.Option(
+            "--pattern",
+            metavar="NAME",
+            help=f"How the number of pages touched per range is drawn: {option.PATTERNS}.",
+        ),
     ] = "mixed",
     pages: Annotated[
         int,
-        typer.Option("--pages", metavar="N", help="Most pages; with `fixed` all, with `geometric` the mean."),
+        typer.Option(
+            "--pages",
+            metavar="N",
+            help="Maximum of pages touched per range; with `fixed` the number, with `geometric` the mean.",
+        ),
     ] = 256,
     thresholds: Annotated[
         str,
         typer.Option(
-            "--thresholds", metavar="N,...", help="Values of promotion_threshold; 1 is a huge page at once."
+            "--thresholds",
+            metavar="N,...",
+            help="Values of promotion_threshold; 1 maps a huge page at the first write.",
         ),
     ] = DEFAULT_THRESHOLDS,
     run: Annotated[
@@ -56,17 +72,19 @@ def command(
         typer.Option(
             "--run",
             metavar="RUN",
-            help="Take machine and touches from a run, and show its figures.",
+            help="Take the machine and the pattern from a run, and show its results for comparison.",
             autocompletion=completion.runs,
         ),
     ] = None,
     plot: Annotated[
-        Path | None, typer.Option("--plot", metavar="FILE", help="Draw it: FILE.png and FILE.svg.")
+        Path | None, typer.Option("--plot", metavar="FILE", help="Write a plot to FILE.png and FILE.svg.")
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", metavar="N", help="Of the touches.", min=0)] = 1,
+    seed: Annotated[
+        int, typer.Option("--seed", metavar="N", help="Seed for the number of pages touched.", min=0)
+    ] = 1,
     as_json: option.Json = False,
 ) -> int:
-    """Say how many children of the chunk test fit into a machine, without one."""
+    """Calculate how many children of the chunk test fit into a machine."""
     from orchestrator.analysis.chunk_measured import measured_chunk
     from orchestrator.model.chunk_test import Machine, Policy, simulate
     from orchestrator.store.run import Run, find_run

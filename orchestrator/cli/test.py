@@ -38,14 +38,18 @@ def command(
     ] = "debug-vm",
     suite: Annotated[
         list[str] | None,
-        typer.Option("--suite", metavar="NAME", help=f"Of {option.SUITES}; repeatable. Default: all."),
+        typer.Option("--suite", metavar="NAME", help=f"One of {option.SUITES}; repeatable. Default: all."),
     ] = None,
     only: Annotated[
         list[str] | None,
         typer.Option("--only", metavar="NAME", help="Name of a test; repeatable. Default: all."),
     ] = None,
     compare: Annotated[
-        bool, typer.Option("--baseline/--no-baseline", help="Run the same on the baseline, as the yardstick.")
+        bool,
+        typer.Option(
+            "--baseline/--no-baseline",
+            help="Run the same tests on the baseline, to tell regressions from old failures.",
+        ),
     ] = True,
     topology: option.Topology = defaults.TEST_TOPOLOGY,
     accel: option.Accelerator = "tcg",
@@ -54,11 +58,12 @@ def command(
     source: option.Source = None,
     build_jobs: option.BuildJobs = None,
     name: Annotated[
-        str | None, typer.Option("--name", metavar="NAME", help="Part of the run directory's name.")
+        str | None,
+        typer.Option("--name", metavar="NAME", help="Name for the run, part of the directory's name."),
     ] = None,
     as_json: option.Json = False,
 ) -> int:
-    """Run the suites of correctness in guests; exit 3 where a test regressed or the kernel reported anything."""
+    """Run correctness tests in guests; exit 3 if a test regressed or the kernel reported a problem."""
     from orchestrator.cli.attempt import attempt
     from orchestrator.execution.correctness import choose, having, reservation_tests
     from orchestrator.execution.correctness_run import CorrectnessTest, execute, manifest_of

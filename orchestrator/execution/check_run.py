@@ -94,7 +94,7 @@ class FoundDivergence:
 
     @property
     def first_stage(self) -> str | None:
-        """The stage from which on all diverge; None if the last one does not."""
+        """The first of the stages that all diverge up to the last one; None if the last one does not."""
         first = None
         for stage, divergence in reversed(self.stages.items()):
             if divergence is None:

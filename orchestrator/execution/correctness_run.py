@@ -32,7 +32,7 @@ from orchestrator.store.run import CellRow, RunWriter
 
 #: Two nodes, small enough to fill; a quarter of it movable, so that memory can be taken offline.
 DEFAULT_TOPOLOGY: Final = TEST_TOPOLOGY
-#: Guests of the baseline that are asked again for what fails with the series only: some tests fail at times.
+#: Extra baseline boots for tests that fail only with the series, to tell flaky tests from regressions.
 _MORE_YARDSTICKS: Final = 6
 #: For every guest; what a kernel's configuration does not have ignores its word.
 _CMDLINE: Final = ("movablecore=25%", "cma=64M", "page_poison=1")
@@ -94,7 +94,7 @@ class SuiteResult:
         evidence: why it has no better outcome; empty where it is ok.
         findings: what the kernel reported, without leaks.
         boot_s, run_s: host seconds.
-        repetition: more than 1 where the baseline was asked again.
+        repetition: more than 1 for an extra boot of the baseline.
     """
 
     patchset: str
@@ -298,7 +298,7 @@ def judge(
 
 
 def _failing_at_times(result: SuiteResult, results: Sequence[SuiteResult]) -> set[str]:
-    """What the baseline failed when it was asked again."""
+    """The tests that failed in the extra boots of the baseline."""
     return {
         test.name
         for other in results

@@ -101,7 +101,7 @@ def build_kernel(
     """Build a kernel, or find it in the cache.
 
     Args:
-        jobs: of make; None for one a CPU.
+        jobs: parallel jobs of make; None for one per CPU.
 
     Raises:
         BuildFailed: the tree does not compile.

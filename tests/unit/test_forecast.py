@@ -12,8 +12,8 @@ import pytest
 from orchestrator.cache import Cache
 from orchestrator.cli.progress import PlainProgress
 from orchestrator.events import Events
-from orchestrator.execution.durations import Durations, in_words
 from orchestrator.execution.countdown import Countdown, line_of
+from orchestrator.execution.durations import Durations, in_words
 from orchestrator.execution.forecast import Forecast, Remaining, kind_of_cell
 from orchestrator.experiment.cell import Cell
 

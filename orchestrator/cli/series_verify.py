@@ -57,8 +57,8 @@ def command(
         machine.check_host(1)
         verification = SeriesVerification(bench, only or CHECKS, machine)
         try:
-            for each in stages:
-                reports.append(verification.verify(each))
+            for report in verification.verify(stages):
+                reports.append(report)
         except KeyboardInterrupt:
             if reports and not as_json:
                 terminal.print(table(reports, terminal.width))

@@ -13,6 +13,7 @@ from pathlib import Path
 from orchestrator.errors import UserError
 from orchestrator.events import Step
 from orchestrator.execution.bench import Bench
+from orchestrator.execution.countdown import Countdown, line_of
 from orchestrator.execution.differential import (
     Checked,
     Divergence,
@@ -305,32 +306,34 @@ def _run(
 ) -> list[tuple[str, Checked]]:
     diverged: list[tuple[str, Checked]] = []
     names = list(check.traces)
-    began = last = time.monotonic()
+    where = f"{bench.accelerator.name} {check.topology.text}"
+    kinds = [f"trace {len(trace.operations)} {where}" for trace in check.traces.values()]
+    guest.up()  # a boot is no part of the first trace
+    began = time.monotonic()
     with bench.events.step("check", check.patchset) as step:
-        step.progress(0, len(names), "traces")
+        countdown = Countdown(step, bench.durations, kinds, "traces")
 
         def on_checked(checked: Checked) -> None:
-            nonlocal last
-            now = time.monotonic()
-            name = names[summary.traces]
+            name, kind = names[summary.traces], kinds[summary.traces]
             summary.traces += 1
             summary.steps += checked.comparison.steps
             summary.compared.update(checked.comparison.compared)
             summary.uncompared.update(checked.comparison.uncompared)
             summary.moved |= checked.comparison.moved
-            summary.run_s = now - began
+            summary.run_s = time.monotonic() - began
+            result, reason = "ok", ""
             if checked.divergence is not None:
                 diverged.append((name, checked))
-                step.note(f"{name}: {checked.divergence}")
-            _record(check, summary.traces, checked, writer, now - last)
-            step.progress(summary.traces, len(names), "traces")
-            last = now
+                result, reason = "diverges", str(checked.divergence)
+            _record(check, summary.traces, checked, writer)
+            typical_s = None if checked.divergence else checked.seconds
+            countdown.ended(kind, line_of(name, result, checked.seconds, reason), typical_s)
 
         check_traces(guest, list(check.traces.values()), model_for, on_checked)
     return diverged
 
 
-def _record(check: Check, number: int, checked: Checked, writer: RunWriter, seconds: float) -> None:
+def _record(check: Check, number: int, checked: Checked, writer: RunWriter) -> None:
     divergence = checked.divergence
     outcome = Outcome.OK
     if divergence is not None:
@@ -347,8 +350,8 @@ def _record(check: Check, number: int, checked: Checked, writer: RunWriter, seco
             seed=checked.trace.seed or 0,
             outcome=outcome,
             evidence="" if divergence is None else f"diverges at {divergence}",
-            run_s=seconds,
-            total_s=seconds,
+            run_s=checked.seconds,
+            total_s=checked.seconds,
         ),
         [
             Observation("steps.total", "operations", comparison.steps),
@@ -416,20 +419,25 @@ def _find_stages(check: Check, bench: Bench, summary: CheckSummary, logs: Path) 
     stages = [BASELINE, *(f"stage-{each.number}" for each in bench.series.select(check.patchset))]
     whole = model_of(check.patchset, bench.series, check.topology)
     traces = [pinned(each.minimal, whole) for each in summary.found]
-    for patchset in stages:
-        with (
-            bench.events.step(f"stage {patchset}"),
-            TraceGuest(
-                bench, bench.kernel(patchset), check.topology, logs / patchset, check.cmdline
-            ) as guest,
-        ):
-            results = check_traces(
-                guest,
-                traces,
-                model_of(patchset, bench.series, check.topology, traits_of(bench.tree(patchset))),
-            )
-        for found, checked in zip(summary.found, results, strict=True):
-            found.stages[patchset] = checked.divergence
+    with bench.events.step("stages") as step:
+        for number, patchset in enumerate(stages, 1):
+            began = time.monotonic()
+            with (
+                bench.events.step(f"stage {patchset}", part=True),
+                TraceGuest(
+                    bench, bench.kernel(patchset), check.topology, logs / patchset, check.cmdline
+                ) as guest,
+            ):
+                results = check_traces(
+                    guest,
+                    traces,
+                    model_of(patchset, bench.series, check.topology, traits_of(bench.tree(patchset))),
+                )
+            for found, checked in zip(summary.found, results, strict=True):
+                found.stages[patchset] = checked.divergence
+            result = "diverges" if any(checked.divergence for checked in results) else "ok"
+            line = line_of(patchset, result, time.monotonic() - began)
+            step.item(number, len(stages), "stages", line)
 
 
 def type_of(operation: str) -> str:

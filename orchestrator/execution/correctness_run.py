@@ -16,6 +16,7 @@ from orchestrator.defaults import TEST_TOPOLOGY
 from orchestrator.errors import InfrastructureError
 from orchestrator.execution.bench import Bench, Booted
 from orchestrator.execution.correctness import Found, Kind, Leak, Suite, SuiteRun
+from orchestrator.execution.countdown import Countdown, line_of
 from orchestrator.execution.provenance import keep_build_log, kernel_facts, provenance
 from orchestrator.experiment.variant import Role
 from orchestrator.guest.ktap import Status, TestResult
@@ -234,17 +235,21 @@ def execute(test: CorrectnessTest, bench: Bench, writer: RunWriter) -> Correctne
                 for variant in writer.manifest["variants"]
             ]
         )
-        for patchset, suite in test.cells():
-            result = SuiteResult(patchset, suite)
-            summary.results.append(result)
-            kernel = kernels[patchset]
-            if isinstance(kernel, BuildFailed):
-                result.outcome, result.evidence = Outcome.BUILD_FAILED, str(kernel)
-            else:
-                _run(result, test, kernel, bench, plan, writer.cell_directory(result.cell))
-            writer.record(*_row(result))
-        if isinstance(stock := kernels.get(BASELINE), KernelBuild):
-            _ask_again(summary, test, stock, bench, plan, writer)
+        with bench.events.step("test") as step:
+            kinds = [_kind(suite, test, bench) for _, suite in test.cells()]
+            countdown = Countdown(step, bench.durations, kinds, "suites")
+            for patchset, suite in test.cells():
+                result = SuiteResult(patchset, suite)
+                summary.results.append(result)
+                kernel = kernels[patchset]
+                if isinstance(kernel, BuildFailed):
+                    result.outcome, result.evidence = Outcome.BUILD_FAILED, str(kernel)
+                else:
+                    _run(result, test, kernel, bench, plan, writer.cell_directory(result.cell))
+                writer.record(*_row(result))
+                _tell(result, test, bench, countdown)
+            if isinstance(stock := kernels.get(BASELINE), KernelBuild):
+                _ask_again(summary, test, stock, bench, plan, writer, countdown)
         return summary
     finally:
         summary.troubles, summary.notes = judge(summary.results, plan.different, test.only)
@@ -428,7 +433,7 @@ def _run(
     if suite.kind is Kind.SELFTESTS:
         selftests = plan.tests, build_selftests(bench.tree(result.patchset), plan, bench.cache, bench.events)
     stages = [stage.name for stage in bench.series.select(result.patchset)]
-    with bench.events.step(f"test {suite.name}", result.patchset) as step:
+    with bench.events.step(f"test {suite.name}", result.patchset, part=True) as step:
         try:
             with bench.boot(
                 kernel,
@@ -465,11 +470,27 @@ def _run(
             result.outcome = Outcome.KERNEL_BUG
             result.evidence = f"{result.findings[0].title}\n{result.findings[0].text}"
         result.total_s = time.monotonic() - began
-        step.note(
-            f"{result.outcome.value}: {result.found.count(Status.PASSED)} passed, "
-            f"{result.found.count(Status.FAILED)} failed, {result.found.count(Status.SKIPPED)} skipped, "
-            f"{len(result.findings)} reports, {len(result.found.leaks)} leaks"
-        )
+
+
+def _kind(suite: Suite, test: CorrectnessTest, bench: Bench) -> str:
+    """What the duration of a suite depends on."""
+    only = f" only {','.join(test.only)}" if test.only else ""
+    return f"suite {suite.name} {bench.flavour} {bench.accelerator.name} {test.topology.text}{only}"
+
+
+def _tell(result: SuiteResult, test: CorrectnessTest, bench: Bench, countdown: Countdown) -> None:
+    """Say how a suite ended."""
+    found = result.found
+    counts = (
+        f"{found.count(Status.PASSED)} passed, {found.count(Status.FAILED)} failed, "
+        f"{found.count(Status.SKIPPED)} skipped, {len(result.findings)} reports, {len(found.leaks)} leaks"
+    )
+    reason = result.evidence if result.outcome is Outcome.BUILD_FAILED else counts
+    again = f" #{result.repetition}" if result.repetition > 1 else ""
+    name = f"{result.suite.name} {result.patchset}{again}"
+    typical_s = result.total_s if result.outcome in (Outcome.OK, Outcome.WORKLOAD_FAILED) else None
+    line = line_of(name, result.outcome.value, result.total_s, reason)
+    countdown.ended(_kind(result.suite, test, bench), line, typical_s)
 
 
 def _ask_again(
@@ -479,17 +500,23 @@ def _ask_again(
     bench: Bench,
     plan: SelftestPlan,
     writer: RunWriter,
+    countdown: Countdown,
 ) -> None:
     """Run what fails with the series on the baseline again, until it has failed there too or often enough not."""
     for repetition in range(2, 2 + _MORE_YARDSTICKS):
+        tests = []
         for name, programs in suspects(summary.results, plan.different).items():
             suite = next(r.suite for r in summary.results if r.patchset == BASELINE and r.suite.name == name)
+            again = replace(test, only=tuple(sorted(programs)))
+            tests.append((suite, again))
+            countdown.add(_kind(suite, again, bench))
+        for suite, again in tests:
             result = SuiteResult(BASELINE, suite, repetition=repetition)
             summary.results.append(result)
             writer.plan(_planned(BASELINE, suite, repetition))
-            again = replace(test, only=tuple(sorted(programs)))
             _run(result, again, kernel, bench, plan, writer.cell_directory(result.cell))
             writer.record(*_row(result))
+            _tell(result, again, bench, countdown)
 
 
 def _without_leaks(findings: Sequence[Finding]) -> list[Finding]:

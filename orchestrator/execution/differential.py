@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, suppress
@@ -482,7 +483,7 @@ class TraceGuest:
         return [pair for trace in traces for pair in self.run([trace])]
 
     def _run_once(self, traces: Sequence[Trace]) -> tuple[list[Answers], list[Finding]]:
-        booted = self._up()
+        booted = self.up()
         self._logs.mkdir(parents=True, exist_ok=True)
         output = self._logs / f"answers-{self._batches}.jsonl"
         self._batches += 1
@@ -508,7 +509,13 @@ class TraceGuest:
             self._down()
         return answers, findings
 
-    def _up(self) -> Booted:
+    def up(self) -> Booted:
+        """The guest that the next traces will run in; booted if there is none.
+
+        Raises:
+            MachineFailure: it did not come up.
+            InfrastructureError: it was given, and is lost.
+        """
         if self._booted is None:
             if self._given is not None:
                 raise InfrastructureError("the guest that traces were to be run in is lost.")
@@ -529,11 +536,16 @@ class TraceGuest:
 
 @dataclass(frozen=True)
 class Checked:
-    """A trace that was run and compared."""
+    """A trace that was run and compared.
+
+    Args:
+        seconds: host seconds; of traces that were run together, each has its share by operations.
+    """
 
     trace: Trace
     answers: Answers
     comparison: Comparison
+    seconds: float = 0.0
 
     @property
     def divergence(self) -> Divergence | None:
@@ -557,11 +569,18 @@ def check_traces(
     """
     results: list[Checked] = []
     for batch in batches(traces):
-        for trace, (answers, findings) in zip(batch, guest.run(batch), strict=True):
+        began = time.monotonic()
+        ran = guest.run(batch)
+        run_s = time.monotonic() - began
+        operations = sum(len(trace.operations) for trace in batch)
+        for trace, (answers, findings) in zip(batch, ran, strict=True):
+            began = time.monotonic()
             comparison = compare(trace, answers, model_for(trace))
             if findings and (comparison.divergence is None or answers.over is None):
                 comparison = _complained(trace, answers, findings, comparison)
-            results.append(Checked(trace, answers, comparison))
+            share = len(trace.operations) / operations if operations else 1 / len(batch)
+            seconds = run_s * share + time.monotonic() - began
+            results.append(Checked(trace, answers, comparison, seconds))
             on_checked(results[-1])
     return results
 

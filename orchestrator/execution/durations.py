@@ -29,6 +29,9 @@ _GUESSES_S: Final[Mapping[str, float]] = {
     "kernel-first": 1500.0,
     "kernel-next": 180.0,
     "cell": 45.0,
+    "suite": 300.0,
+    "check": 10.0,
+    "trace": 5.0,
     "conclusion": 20.0,
 }
 _PER_CPU: Final = ("kernel-first", "kernel-next", "selftests")

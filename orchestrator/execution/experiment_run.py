@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from orchestrator.errors import UserError
 from orchestrator.execution.bench import Bench
+from orchestrator.execution.countdown import Countdown, line_of
 from orchestrator.execution.derived import DERIVED_METRICS
-from orchestrator.execution.durations import Expected, in_words
-from orchestrator.execution.forecast import Remaining
+from orchestrator.execution.forecast import kind_of_cell
 from orchestrator.execution.measured_cell import CellResult, write_evidence
 from orchestrator.execution.place import Place
 from orchestrator.execution.provenance import keep_build_log, kernel_facts, provenance, source_facts
@@ -215,23 +215,20 @@ def _measure_all(
         return result
 
     unbooted = 0
-    remaining = Remaining(experiment, bench, todo, place.slots)
+    accelerator = bench.accelerator.name
+    kinds = {cell.id: kind_of_cell(cell, experiment, accelerator, place.slots) for cell in todo}
     with bench.events.step("measure") as step, ThreadPoolExecutor(place.slots, "cell") as pool:
         pending: set[Future[CellResult | None]] = {pool.submit(one, cell) for cell in todo}
-        finished = 0
-        expected = remaining.expected
-        step.progress(0, len(todo), "cells", left_s=expected.seconds)
-        step.note(f"{len(todo)} cells, about {in_words(expected.seconds)} ({_source_of(expected)})")
+        countdown = Countdown(step, bench.durations, list(kinds.values()), "cells", place.slots)
         try:
             while pending:
                 # A bounded wait, for Ctrl-C is only noticed between waits.
                 ended, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
                 for future in ended:
                     result = future.result()
-                    finished += 1
                     if result is not None:
-                        remaining.ended(result.cell, result.total_s if result.outcome is Outcome.OK else None)
-                        step.item(finished, len(todo), "cells", _told(result), remaining.expected.seconds)
+                        typical_s = result.total_s if result.outcome is Outcome.OK else None
+                        countdown.ended(kinds[result.cell.id], _told(result), typical_s)
                     unbooted = unbooted + 1 if result and result.outcome is Outcome.BOOT_FAILED else 0
                 if unbooted >= _GIVE_UP_AFTER and len(todo) > 2 * _GIVE_UP_AFTER:
                     step.note(f"{unbooted} guests in a row did not come up; the remaining cells are left out")
@@ -247,13 +244,8 @@ def _measure_all(
 def _told(result: CellResult) -> str:
     """How a cell ended, in a line: workload, variant, repetition, outcome, host seconds, the reason."""
     cell = result.cell
-    first = result.evidence.splitlines()[0] if result.evidence else ""
-    took = f" {in_words(result.total_s)}" if result.total_s else ""
-    return f"{cell.workload} {cell.variant} #{cell.repetition} {result.outcome}{took}{': ' + first if first else ''}"
-
-
-def _source_of(expected: Expected) -> str:
-    return "a guess" if expected.basis == "a guess" else f"from {expected.basis}"
+    name = f"{cell.workload} {cell.variant} #{cell.repetition}"
+    return line_of(name, result.outcome, result.total_s, result.evidence)
 
 
 def row_of(result: CellResult, role: Role) -> CellRow:

@@ -61,56 +61,67 @@ class Forecast:
 
 
 class Remaining:
-    """The cells of a run that have not ended yet, and how long they will take.
+    """The parts of a command's work that have not ended yet, e.g. cells, and how long they will take.
 
     Args:
-        slots: guests side by side.
+        durations: of earlier runs.
+        kinds: one per part, see :class:`Durations`; parts of one kind take about the same time.
+        slots: parts that run side by side.
     """
 
-    def __init__(self, experiment: Experiment, bench: Bench, cells: Iterable[Cell], slots: int) -> None:
-        self._experiment = experiment
-        self._durations: Durations = bench.durations
-        self._accelerator = bench.accelerator.name
-        self._left = Counter(cell.workload for cell in cells)
+    def __init__(self, durations: Durations, kinds: Iterable[str], slots: int = 1) -> None:
+        self._durations = durations
+        self._left = Counter(kinds)
         self._slots = slots
         self._seen: dict[str, list[float]] = {}
 
-    def ended(self, cell: Cell, seconds: float | None) -> None:
-        """A cell ended.
+    def add(self, kind: str) -> None:
+        """There is one more part."""
+        self._left[kind] += 1
+
+    def ended(self, kind: str, seconds: float | None) -> None:
+        """A part ended.
 
         Args:
-            seconds: it took; None where it did not end well, and its duration says nothing of others.
+            seconds: it took; None where its duration says nothing about others, e.g. because it failed.
         """
-        self._left[cell.workload] -= 1
+        self._left[kind] -= 1
         if seconds is not None:
-            self._seen.setdefault(cell.workload, []).append(seconds)
-            self._durations.remember(self._kind(cell.workload), seconds)
+            self._seen.setdefault(kind, []).append(seconds)
+            self._durations.remember(kind, seconds)
 
     @property
     def expected(self) -> Expected:
-        """What the cells that are left are expected to take."""
-        each = {workload: self._of(workload) for workload, count in self._left.items() if count > 0}
+        """What the parts that are left are expected to take."""
+        each = {kind: self._of(kind) for kind, count in self._left.items() if count > 0}
         if not each:
             return Expected(0.0, "this run")
-        work = sum(self._left[workload] * one.seconds for workload, one in each.items())
+        work = sum(self._left[kind] * one.seconds for kind, one in each.items())
         longest = max(one.seconds for one in each.values())
         slots = min(self._slots, sum(self._left.values()))
         bases = {one.basis for one in each.values()}
         basis = next(b for b in ("a guess", "earlier runs on this host", "this run") if b in bases)
         return Expected(max(work / slots, longest), basis)
 
-    def _of(self, workload: str) -> Expected:
-        seen = self._seen.get(workload)
+    def _of(self, kind: str) -> Expected:
+        seen = self._seen.get(kind)
         if seen:
             return Expected(sum(seen) / len(seen), "this run")
-        return self._durations.expected(self._kind(workload))
+        return self._durations.expected(kind)
 
-    def _kind(self, workload: str) -> str:
-        parameters = ",".join(f"{k}={v}" for k, v in sorted(self._experiment.workloads[workload].items()))
-        named = f"{workload}:{parameters}" if parameters else workload
-        # Guests that share the host's processors slow each other down.
-        crowd = math.ceil(self._slots / (os.cpu_count() or 1))
-        return f"cell {named} {self._accelerator} {self._experiment.topology.text} x{crowd}"
+
+def kind_of_cell(cell: Cell, experiment: Experiment, accelerator: str, slots: int) -> str:
+    """What the duration of a cell depends on.
+
+    Args:
+        accelerator: its name.
+        slots: guests side by side.
+    """
+    parameters = ",".join(f"{k}={v}" for k, v in sorted(experiment.workloads[cell.workload].items()))
+    named = f"{cell.workload}:{parameters}" if parameters else cell.workload
+    # Guests that share the host's processors slow each other down.
+    crowd = math.ceil(slots / (os.cpu_count() or 1))
+    return f"cell {named} {accelerator} {experiment.topology.text} x{crowd}"
 
 
 def forecast(experiment: Experiment, bench: Bench, todo: Sequence[Cell], slots: int) -> Forecast:
@@ -140,7 +151,8 @@ def forecast(experiment: Experiment, bench: Bench, todo: Sequence[Cell], slots: 
         if not bench.has_image(layers):
             prepare.append(("guest image", durations.expected("image")))
             disk += _IMAGE_GIB
-    cells = Remaining(experiment, bench, todo, slots).expected
+    kinds = [kind_of_cell(cell, experiment, bench.accelerator.name, slots) for cell in todo]
+    cells = Remaining(durations, kinds, slots).expected
     return Forecast(prepare, cells, durations.expected("conclusion"), disk + len(todo) * _CELL_GIB)
 
 

@@ -8,7 +8,8 @@ interrupted goes on where it ended, and one of a series that was changed does ag
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -18,6 +19,7 @@ from pathlib import Path
 from orchestrator.cache import digest
 from orchestrator.errors import UserError
 from orchestrator.execution.bench import Bench
+from orchestrator.execution.countdown import Countdown, line_of
 from orchestrator.execution.guest_inventory import Inventory, take_inventory
 from orchestrator.kernel.build import BuildFailed, KernelBuild
 from orchestrator.kernel.checkpatch import review
@@ -42,7 +44,11 @@ APPLIES, STYLE, BUILD, SPARSE, BOOTS, SMOKE, NAMES = (
 #: In the order in which they are made; a person sees the quick ones' answers first.
 CHECKS: Sequence[str] = (APPLIES, STYLE, BUILD, *WITHOUT, SPARSE, BOOTS, SMOKE, NAMES)
 _GUEST_CHECKS = (BOOTS, SMOKE, NAMES)
+#: The checks that one boot of a guest answers.
+_GUEST = "guest"
 _DETAIL_LINES = 12
+#: Host seconds; a quicker answer is from the cache, and says nothing about how long the check takes.
+_FROM_CACHE_S = 0.5
 
 
 class State(StrEnum):
@@ -118,44 +124,81 @@ class SeriesVerification:
         """What is verified."""
         return self._bench.series
 
-    def verify(self, stage: Stage) -> StageReport:
-        """Make the checks of one stage.
+    def verify(self, stages: Sequence[Stage]) -> Iterator[StageReport]:
+        """Make the checks of some stages, one after another.
 
         Raises:
             InfrastructureError: the host failed. What was answered before is kept.
             UserError: the source or the configuration is not as it should be.
         """
+        with self._bench.events.step("verify") as step:
+            _ = self._baseline  # an import is no part of the first check
+            kinds = [self._kind(check) for check in self._parts()] * len(stages)
+            condition = "if nothing is in the cache"
+            countdown = Countdown(step, self._bench.durations, kinds, "checks", condition=condition)
+            for stage in stages:
+                yield self._verify(stage, countdown)
+
+    def _parts(self) -> Sequence[str]:
+        """What is made per stage: the checks of a guest are one part."""
+        alone = [check for check in CHECKS if check not in _GUEST_CHECKS]
+        asked = [check for check in alone if check in self._checks or check == APPLIES]
+        return [*asked, _GUEST] if set(_GUEST_CHECKS) & set(self._checks) else asked
+
+    def _kind(self, part: str) -> str:
+        """What the duration of a part depends on."""
+        where = f" {self._bench.accelerator.name} {self._topology}" if part == _GUEST else ""
+        return f"check {part} {self._bench.flavour}{where}"
+
+    def _verify(self, stage: Stage, countdown: Countdown) -> StageReport:
         report = StageReport(stage)
+        name = f"stage {stage.number} ({stage.name})"
+        began = time.monotonic()
+
+        def answered(part: str, answers: Mapping[str, Answer]) -> None:
+            nonlocal began
+            now = time.monotonic()
+            seconds, began = now - began, now
+            report.answers.update(answers)
+            states = ", ".join(f"{check} {answer.state}" for check, answer in answers.items())
+            detail = next((answer.detail for answer in answers.values() if answer.detail), "")
+            typical_s = seconds if seconds >= _FROM_CACHE_S or part == APPLIES else None
+            countdown.ended(self._kind(part), line_of(name, states, seconds, detail), typical_s)
+
         try:
             tree = self._tree(stage.number)
         except UserError as error:
             # The same sentence about an earlier stage would be no answer about this one.
             own = str(error).startswith(f"stage {stage.number} ")
-            report.answers[APPLIES] = Answer(
-                State.FAILED, str(error) if own else f"an earlier one does not: {error}"
-            )
+            detail = str(error) if own else f"an earlier one does not: {error}"
+            for part in self._parts()[1:]:
+                countdown.left_out(self._kind(part))
+            answered(APPLIES, {APPLIES: Answer(State.FAILED, detail)})
             return report
-        report.answers[APPLIES] = _OK
+        answered(APPLIES, {APPLIES: _OK})
         makers: dict[str, Callable[[], Answer]] = {
             STYLE: lambda: self._style(stage, tree),
             BUILD: lambda: self._build(tree),
             **{check: self._maker_without(tree, check) for check in WITHOUT},
             SPARSE: lambda: self._sparse(stage, tree),
         }
-        with self._bench.events.step(f"stage {stage.number} ({stage.name})") as step:
-            for check, make in makers.items():
-                if check in self._checks:
-                    report.answers[check] = make()
-                    step.note(f"{check} {report.answers[check].state}")
-            if any(check in self._checks for check in _GUEST_CHECKS):
+        with self._bench.events.step(name, part=True):
+            for part in self._parts()[1:]:
+                if part in makers:
+                    answered(part, {part: makers[part]()})
+                    continue
                 # What keeps the guest's checks from being made is an answer too, asked for or not.
                 answers = (
                     {BUILD: self._build(tree)} if self._does_not_build(tree) else self._guest(stage, tree)
                 )
-                for check, answer in answers.items():
-                    if check in self._checks or answer.state is State.FAILED:
-                        report.answers[check] = answer
-                        step.note(f"{check} {answer.state}")
+                answered(
+                    part,
+                    {
+                        check: answer
+                        for check, answer in answers.items()
+                        if check in self._checks or answer.state is State.FAILED
+                    },
+                )
         return report
 
     # Trees and kernels

@@ -22,7 +22,9 @@ from orchestrator.analysis.bisection import (
     repeatable,
 )
 from orchestrator.errors import InfrastructureError
+from orchestrator.events import Step
 from orchestrator.execution.bench import Bench
+from orchestrator.execution.countdown import line_of
 from orchestrator.execution.experiment_run import row_of
 from orchestrator.execution.measured_cell import CellResult, write_evidence
 from orchestrator.execution.provenance import keep_build_log, kernel_facts
@@ -130,16 +132,17 @@ class StagedBisection:
         try:
             self._write_log()
             self._replay()
-            self._take_reference()
-            while len(self.verdict.boots) < self.search.max_boots:
-                step = self._bisection.next_step(self._cost)
-                if step is None:
-                    break
-                kernel = self._kernel(step.stage)
-                # A kernel that does not build, or is another stage's, may change what to boot next.
-                if kernel is None or self._bisection.next_step(self._cost) != step:
-                    continue
-                self._boot(step.stage, kernel, "verify" if step.verifies else "search")
+            with self._bench.events.step("bisect") as shown:
+                self._take_reference(shown)
+                while len(self.verdict.boots) < self.search.max_boots:
+                    step = self._bisection.next_step(self._cost)
+                    if step is None:
+                        break
+                    kernel = self._kernel(step.stage)
+                    # A kernel that does not build, or is another stage's, may change what to boot next.
+                    if kernel is None or self._bisection.next_step(self._cost) != step:
+                        continue
+                    self._boot(step.stage, kernel, "verify" if step.verifies else "search", shown)
         except BaseException:
             self._bench.abort()
             raise
@@ -191,7 +194,7 @@ class StagedBisection:
 
     # Boots
 
-    def _take_reference(self) -> None:
+    def _take_reference(self, shown: Step) -> None:
         """Boot what the series is applied to, for limits that are relative to it."""
         if not self._relative:
             return
@@ -200,7 +203,7 @@ class StagedBisection:
             tried = sum(boot.why == "reference" for boot in self.verdict.boots)
             if kernel is None or tried >= 2 * REFERENCE_BOOTS:
                 break
-            self._boot(0, kernel, "reference")
+            self._boot(0, kernel, "reference", shown)
         self._set_reference()
 
     def _reference_values(self) -> list[float]:
@@ -225,7 +228,7 @@ class StagedBisection:
         if isinstance(self._trial, WorkloadTrial):
             self._trial.reference = self.verdict.reference
 
-    def _boot(self, stage: int, kernel: KernelBuild, why: str) -> None:
+    def _boot(self, stage: int, kernel: KernelBuild, why: str, shown: Step) -> None:
         cell = self._next_cell(stage)
         variant = self.search.experiment.variant(cell.variant)
         self._writer.plan(
@@ -239,11 +242,9 @@ class StagedBisection:
             }
         )
         directory = self._writer.cell_directory(cell.id)
-        with self._bench.events.step(
-            f"boot {len(self.verdict.boots) + 1}: {titled(self.search, stage)}"
-        ) as step:
+        name = titled(self.search, stage)
+        with self._bench.events.step(f"boot {len(self.verdict.boots) + 1}: {name}", part=True):
             trial = self._trial(cell, kernel, directory)
-            step.note(f"{trial.judgement.mark}: {trial.judgement.text}")
         write_evidence(trial.result, directory)
         self._writer.record(
             row_of(trial.result, variant.role), trial.result.observations, trial.result.samples
@@ -252,6 +253,10 @@ class StagedBisection:
             boots=[*self._writer.manifest.get("boots", []), {"stage": stage, "cell": cell.id, "why": why}]
         )
         self._learn(Boot(stage, cell.id, why, trial.judgement), replayed=False)
+        # How many boots it takes depends on what they show; only the most is known.
+        done = len(self.verdict.boots)
+        line = line_of(name, trial.judgement.mark, trial.result.total_s, trial.judgement.text)
+        shown.item(done, None, "boots", f"{line}, at most {max(self.search.max_boots - done, 0)} more")
 
     def _next_cell(self, stage: int) -> Cell:
         boots = sum(boot.stage == stage for boot in self.verdict.boots)

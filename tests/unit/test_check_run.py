@@ -4,21 +4,36 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from orchestrator.cache import Cache
 from orchestrator.cli.application import status_of
 from orchestrator.cli.check import as_text
+from orchestrator.cli.progress import PlainProgress
 from orchestrator.errors import UserError
-from orchestrator.execution.check_run import CheckSummary, FoundDivergence, memory_nodes, model_of, pinned
-from orchestrator.execution.differential import Difference, Divergence
+from orchestrator.events import Events
+from orchestrator.execution import check_run
+from orchestrator.execution.check_run import (
+    Check,
+    CheckSummary,
+    FoundDivergence,
+    memory_nodes,
+    model_of,
+    pinned,
+)
+from orchestrator.execution.differential import Answers, Checked, Comparison, Difference, Divergence
+from orchestrator.execution.durations import Durations
 from orchestrator.kernel.series import load_series
 from orchestrator.machine.topology import Topology
 from orchestrator.model import generator
 from orchestrator.model.generator import generate
-from orchestrator.model.trace import Bind, parse
+from orchestrator.model.trace import Bind, Trace, parse
 
 SERIES = load_series(Path(__file__).resolve().parents[2] / "kernel_patches")
 TOPOLOGY = Topology.parse("2x512M/1")
@@ -77,6 +92,36 @@ def test_the_summary_says_how_much_of_what_was_compared_can_change() -> None:
         "no divergence",
     ]
     assert summary.to_json()["moved_share"] == 0.6
+
+
+def test_each_trace_is_one_line_with_what_remains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    divergence = Divergence(1, "p0.t1 write 0:3 1 7", (Difference("vmstat.x", "0", "1"),))
+
+    def check_traces(_guest: object, traces: Sequence[Trace], _model: object, on_checked: Any) -> None:
+        for number, trace in enumerate(traces):
+            found = divergence if number == 1 else None
+            comparison = Comparison(found, 2, Counter(), Counter())
+            on_checked(Checked(trace, Answers(), comparison, 20.0))
+
+    monkeypatch.setattr(check_run, "check_traces", check_traces)
+    monkeypatch.setattr(check_run, "_record", lambda *_: None)
+    bench = SimpleNamespace(
+        events=Events(PlainProgress()),
+        durations=Durations(Cache(tmp_path)),
+        accelerator=SimpleNamespace(name="tcg"),
+    )
+    asked = Check("full", {f"seed-{seed}": TRACE for seed in (1, 2, 3)}, TOPOLOGY)
+    arguments: Any = (asked, SimpleNamespace(up=lambda: None), None, bench, None, CheckSummary())
+    assert [name for name, _ in check_run._run(*arguments)] == ["seed-2"]
+    # On a busy host a line follows that says how long the step took.
+    assert capsys.readouterr().err.splitlines()[:4] == [
+        "check: full: 3 traces, about 15 s (a guess)",
+        "[1/3] seed-1 ok 20 s, about 40 s left",
+        f"[2/3] seed-2 diverges 20 s: {divergence}, about 20 s left",
+        "[3/3] seed-3 ok 20 s",
+    ]
 
 
 def test_random_traces_bind_to_every_node_of_the_guest() -> None:

@@ -7,12 +7,16 @@ import subprocess
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
+from orchestrator.cache import Cache
+from orchestrator.cli.progress import PlainProgress
 from orchestrator.cli.test import as_text
 from orchestrator.errors import UserError
+from orchestrator.events import Events
+from orchestrator.execution import correctness_run
 from orchestrator.execution.correctness import (
     SUITES,
     Found,
@@ -30,15 +34,19 @@ from orchestrator.execution.correctness_run import (
     CorrectnessSummary,
     CorrectnessTest,
     SuiteResult,
+    execute,
     judge,
     suspects,
 )
+from orchestrator.execution.durations import Durations
 from orchestrator.guest.ktap import Status, TestResult
 from orchestrator.guest.selftests import Selftest, load_selftests
 from orchestrator.guest.ssh import Guest
+from orchestrator.kernel.build import KernelBuild
 from orchestrator.machine.oops import Finding
 from orchestrator.machine.topology import Topology
 from orchestrator.store.outcome import Outcome
+from orchestrator.store.run import RunWriter
 
 ROOT = Path(__file__).resolve().parents[2]
 WARNING = Finding(Outcome.KERNEL_BUG, "WARNING in f at mm/f.c:1", "the whole report", 12)
@@ -231,6 +239,43 @@ def test_our_own_tests_are_known_without_a_guest(tmp_path: Path) -> None:
     known = reservation_tests(ROOT / "vm_images" / "guest" / "tests")
     assert set(known) == listed()
     assert {name for name, in_matrix in known.items() if in_matrix} == listed("--matrix")
+
+
+def test_each_suite_is_one_line_with_what_remains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ends = {("baseline", 1): (P, 60.0), ("full", 1): (F, 80.0), ("baseline", 2): (F, 5.0)}
+
+    def run(result: SuiteResult, *_: object) -> None:
+        status, result.total_s = ends[result.patchset, result.repetition]
+        result.found.results.append(TestResult("vm", status, ""))
+        result.outcome = Outcome.OK if status is P else Outcome.WORKLOAD_FAILED
+        result.evidence = "" if status is P else "1 tests failed"
+
+    monkeypatch.setattr(correctness_run, "_run", run)
+    monkeypatch.setattr(correctness_run, "keep_build_log", lambda *_: None)
+    monkeypatch.setattr(correctness_run, "kernel_facts", lambda *_: {})
+    kernel = KernelBuild(tmp_path, "6.12", "id", "gcc", (), 1.0, True, "digest")
+    bench = SimpleNamespace(
+        events=Events(PlainProgress()),
+        durations=Durations(Cache(tmp_path / "cache")),
+        flavour="debug-vm",
+        accelerator=SimpleNamespace(name="tcg", facts={}),
+        selftest_plan=SimpleNamespace(different={}),
+        kernel=lambda _: kernel,
+    )
+    asked = CorrectnessTest("full", (SUITES["stress"],), Topology.parse("2x512M"))
+    planned = [correctness_run._planned(patchset, suite) for patchset, suite in asked.cells()]
+    manifest = {"name": "test", "topology": {"nodes": []}, "workloads": {}, "variants": [], "cells": planned}
+    writer = RunWriter.create(tmp_path / "results", "test", manifest)
+    execute(asked, cast(Any, bench), writer)
+    # On a busy host a line follows that says how long the step took.
+    assert capsys.readouterr().err.splitlines()[:4] == [
+        "test: 2 suites, about 10 min (a guess)",
+        "[1/2] stress baseline ok 60 s: 1 passed, 0 failed, 0 skipped, 0 reports, 0 leaks, about 60 s left",
+        "[2/2] stress full workload-failed 80 s: 0 passed, 1 failed, 0 skipped, 0 reports, 0 leaks",
+        "[3/3] stress baseline #2 workload-failed 5 s: 0 passed, 1 failed, 0 skipped, 0 reports, 0 leaks",
+    ]
 
 
 class Leaking:

@@ -10,9 +10,11 @@ from typing import Any, cast
 import pytest
 
 from orchestrator.cache import Cache
+from orchestrator.cli.progress import PlainProgress
 from orchestrator.events import Events
+from orchestrator.execution.countdown import Countdown, line_of
 from orchestrator.execution.durations import Durations, in_words
-from orchestrator.execution.forecast import Forecast, Remaining
+from orchestrator.execution.forecast import Forecast, Remaining, kind_of_cell
 from orchestrator.experiment.cell import Cell
 
 
@@ -21,16 +23,15 @@ def durations(tmp_path: Path) -> Durations:
     return Durations(Cache(tmp_path))
 
 
-def remaining(durations: Durations, cells: list[Cell], slots: int = 1) -> Remaining:
-    bench = SimpleNamespace(durations=durations, accelerator=SimpleNamespace(name="icount"))
+CHUNK, TOUCH = "cell chunk icount 4x2G x1", "cell touch:size=quick icount 4x2G x1"
+
+
+def test_the_duration_of_a_cell_depends_on_its_parameters_and_its_guest() -> None:
     experiment = SimpleNamespace(
         workloads={"chunk": {}, "touch": {"size": "quick"}}, topology=SimpleNamespace(text="4x2G")
     )
-    return Remaining(cast(Any, experiment), cast(Any, bench), cells, slots)
-
-
-def cells(workload: str, count: int) -> list[Cell]:
-    return [Cell("baseline", workload, repetition, 1) for repetition in range(count)]
+    for workload, kind in (("chunk", CHUNK), ("touch", TOUCH)):
+        assert kind_of_cell(Cell("baseline", workload, 1, 1), cast(Any, experiment), "icount", 1) == kind
 
 
 def test_the_median_of_earlier_durations_is_expected(durations: Durations, tmp_path: Path) -> None:
@@ -61,23 +62,49 @@ def test_a_damaged_file_is_no_obstacle(durations: Durations, tmp_path: Path) -> 
 
 
 def test_what_is_left_comes_from_this_run_where_it_can(durations: Durations) -> None:
-    todo = [*cells("chunk", 3), *cells("touch", 2)]
-    left = remaining(durations, todo)
+    todo = [CHUNK, CHUNK, CHUNK, TOUCH, TOUCH]
+    left = Remaining(durations, todo)
     assert left.expected.basis == "a guess"
-    left.ended(todo[0], 10.0)
-    left.ended(todo[3], 100.0)
+    left.ended(CHUNK, 10.0)
+    left.ended(TOUCH, 100.0)
     assert (left.expected.seconds, left.expected.basis) == (2 * 10 + 100, "this run")
-    left.ended(todo[1], None)  # it failed: one less, and nothing learnt
+    left.ended(CHUNK, None)  # it failed: one less, and nothing learnt
     assert left.expected.seconds == 10 + 100
-    later = remaining(durations, todo)
+    left.add(CHUNK)
+    assert left.expected.seconds == 2 * 10 + 100
+    later = Remaining(durations, todo)
     assert (later.expected.seconds, later.expected.basis) == (3 * 10 + 2 * 100, "earlier runs on this host")
 
 
 def test_guests_side_by_side_take_less_but_not_less_than_one(durations: Durations) -> None:
-    left = remaining(durations, cells("chunk", 4), slots=2)
-    one = remaining(durations, cells("chunk", 1)).expected.seconds
+    left = Remaining(durations, [CHUNK] * 4, slots=2)
+    one = Remaining(durations, [CHUNK]).expected.seconds
     assert left.expected.seconds == 2 * one
-    assert remaining(durations, cells("chunk", 1), slots=2).expected.seconds == one
+    assert Remaining(durations, [CHUNK], slots=2).expected.seconds == one
+
+
+def test_each_part_that_ended_is_one_line_with_what_the_others_take(
+    durations: Durations, capsys: pytest.CaptureFixture[str]
+) -> None:
+    durations.remember("suite a", 100)
+    durations.remember("suite b", 600)
+    with Events(PlainProgress()).step("test") as step:
+        countdown = Countdown(step, durations, ["suite a", "suite a", "suite b", "suite b"], "guests")
+        countdown.ended("suite a", line_of("a baseline", "ok", 120, "3 passed\nand more"), 120)
+        countdown.left_out("suite b")
+        countdown.ended("suite b", line_of("b baseline", "lost", None), None)
+        countdown.add("suite a")
+        countdown.ended("suite a", line_of("a full", "ok", 180), 180)
+        countdown.ended("suite a", line_of("a full", "ok", 180), 180)
+    # On a busy host a line follows that says how long the step took.
+    assert capsys.readouterr().err.splitlines()[:5] == [
+        "test: 4 guests, about 23 min (from earlier runs on this host)",
+        "[1/4] a baseline ok 2 min: 3 passed, about 22 min left",
+        "[2/3] b baseline lost, about 2 min left",
+        "[3/4] a full ok 3 min, about 2 min left",
+        "[4/4] a full ok 3 min",
+    ]
+    assert Durations(durations._cache).expected("suite a").seconds == 150
 
 
 def test_a_guess_is_called_one(durations: Durations) -> None:

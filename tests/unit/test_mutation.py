@@ -95,8 +95,5 @@ def test_what_survives_is_judged_in_the_documentation(part: int) -> None:
         assert (killer(mutation, TREE, recorded) is None) == (shown in listed), shown
 
 
-@pytest.mark.xfail(
-    reason="nine survive: two gaps need one more recorded trace, and one needs `full` recorded anew"
-)
 def test_at_most_a_tenth_survives() -> None:
     assert len(_listed()) <= COUNT // 10

@@ -244,7 +244,7 @@ class Laboratory:
             return self.inventory(numbers, kernel)
 
         verification = SeriesVerification(bench, checks, inventory_of=boot)
-        return [verification.verify(stage) for stage in verification.series.stages]
+        return list(verification.verify(verification.series.stages))
 
 
 @pytest.fixture
@@ -447,7 +447,7 @@ def test_what_was_answered_is_not_asked_again(laboratory: Laboratory) -> None:
     assert failures(laboratory.verify()) == {}
     assert laboratory.booted == [0, 1, 2, 3]
     started = {event.step[0] for event in laboratory.seen if event.kind == "start"}
-    assert all(name.startswith("stage ") for name in started)
+    assert all(name == "verify" or name.startswith("stage ") for name in started)
 
 
 def test_a_changed_stage_is_looked_at_again_and_those_before_it_are_not(laboratory: Laboratory) -> None:
@@ -515,7 +515,22 @@ def test_the_command_prints_a_table_and_its_progress(
     assert head.split() == ["stage", *CHECKS]
     assert rows[0].split() == ["1", "counters", "ok", "ok", *"-----", "ok", "-", "-"]
     assert rows[-1] == "9 ok, 0 failed, 21 not made."
-    assert "stage 1 (counters): checkpatch ok\n" in said.err
+    lines = [line for line in said.err.splitlines() if line.startswith("[")]
+    assert [line.partition("]")[0] for line in lines] == [f"[{number}/9" for number in range(1, 10)]
+    assert lines[0].startswith("[1/9] stage 1 (counters) applies ok ") and lines[0].endswith(" left")
+    assert lines[1].startswith("[2/9] stage 1 (counters) checkpatch ok ")
+    assert lines[8].startswith("[9/9] stage 3 ") and "boots ok" in lines[8] and "left" not in lines[8]
+    assert "verify: 9 checks, about 2 min if nothing is in the cache (a guess)\n" in said.err
+
+
+def test_what_cannot_be_checked_is_not_counted(shell: Laboratory, capsys: pytest.CaptureFixture[str]) -> None:
+    patch = shell.root / "kernel_patches" / "6.12" / "0002.patch"
+    patch.write_text(patch.read_text().replace("-\treturn 1;", "-\treturn 99;"))
+    assert verify_command(shell, "--only", "checkpatch") == 3
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("[")]
+    assert [line.partition("]")[0] for line in lines] == ["[1/6", "[2/6", "[3/5", "[4/4"]
+    assert lines[2].startswith("[3/5] stage 2 (knob) applies FAILED ") and "stage 2" in lines[3]
+    assert "left" not in lines[3].rpartition(", ")[2]
 
 
 def test_the_command_shows_what_failed_and_ends_with_3(

@@ -15,12 +15,13 @@ import pytest
 from plant import AFTER, plant
 
 from orchestrator.analysis.bisection import Conclusion
+from orchestrator.cli.progress import PlainProgress
 from orchestrator.errors import InfrastructureError
 from orchestrator.events import Events
 from orchestrator.execution.bench import Bench
 from orchestrator.execution.measured_cell import CellResult
 from orchestrator.execution.stage_trial import WorkloadTrial
-from orchestrator.execution.staged_bisection import LOG, StagedBisection, Verdict, sentence
+from orchestrator.execution.staged_bisection import LOG, StagedBisection, Verdict, sentence, titled
 from orchestrator.experiment.cell import Cell
 from orchestrator.experiment.experiment import Experiment
 from orchestrator.experiment.question import parse_metric, parse_until
@@ -179,6 +180,19 @@ def test_a_crash_is_found_in_a_logarithm_of_the_stages_and_verified(tmp_path: Pa
     assert {6, 7} <= set(search.booted)
     assert "the first bad stage is stage 7 (pressure" in sentence(verdict)
     assert "99." in sentence(verdict)
+
+
+def test_each_boot_is_one_line_with_the_most_that_may_follow(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bisect = searcher(tmp_path, crashes_from(9), max_boots=30, bench={"events": Events(PlainProgress())})
+    verdict = bisect()
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("[")]
+    assert len(lines) == len(verdict.boots)
+    for number, (line, boot) in enumerate(zip(lines, verdict.boots, strict=True), 1):
+        named = titled(bisect.search, boot.stage)
+        assert line.startswith(f"[{number}] {named} {boot.judgement.mark}")
+        assert line.endswith(f", at most {30 - number} more") and "left" not in line
 
 
 def test_a_fault_of_three_boots_in_ten_is_found(tmp_path: Path) -> None:

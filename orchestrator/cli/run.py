@@ -254,10 +254,11 @@ def place_of(executor: str, guests: int | None, asked: Experiment, bench: Bench)
         InfrastructureError: no scheduler answers there.
     """
     from orchestrator.execution.admission import admit
-    from orchestrator.execution.place import ThisHost
+    from orchestrator.execution.place import ThisHost, scheduler_of
 
     if executor == LOCAL:
         return ThisHost(admit(guests, asked.topology, bench.accelerator, len(asked.cells)).guests)
+    scheduler_of(executor)  # a wrong address is said before a missing package
     # Dask takes a second to import; only those who ask for it wait.
     from orchestrator.execution.cluster import Cluster
 

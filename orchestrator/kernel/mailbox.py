@@ -85,7 +85,7 @@ class Letter:
 def write_mailbox(
     tree: PatchedTree, letter: Letter, sender: Person, version: int, directory: Path
 ) -> list[Path]:
-    """Write a series as files for git-send-email(1): the cover letter first, then a file a patch.
+    """Write a series as files for git-send-email(1): the cover letter first, then one file per patch.
 
     Args:
         tree: at least one stage.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Children that fit into memory, a bar a variant."""
+"""Children that fit into memory, one bar per variant."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def survivors(run: Run, looks: Mapping[str, Look]) -> Plot:
     figure = titled_figure(
         run,
         title,
-        "a point a fresh boot, the bar is the median",
+        "one point per fresh boot, the bar is the median",
         1.7 + len(shown) * 0.42 * -(-len(panels) // 2),
     )
     columns = min(2, len(panels))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What variants trade for what: two metrics as axes, a third as colour, a point a variant, the Pareto front marked."""
+"""What variants trade for what: two metrics as axes, a third as colour, one point per variant, and the Pareto front."""
 
 from __future__ import annotations
 

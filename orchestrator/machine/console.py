@@ -22,7 +22,9 @@ from orchestrator.machine.oops import Finding, parse_console
 #: What the guest's init prints, as a line, once SSH accepts connections.
 READY = "orchestrate: ready"
 
-_READY = re.compile(rf"{re.escape(READY)}\s")
+# The kernel may print a message, which starts with its time, before the line's end has left the serial port.
+_LINE_END = r"[\s\[]"
+_READY = re.compile(re.escape(READY) + _LINE_END)
 _PANIC = re.compile(r"Kernel panic - not syncing|PANIC: early exception|PANIC: double fault")
 _PANIC_OVER = re.compile(r"---\[ end Kernel panic|PANIC: early exception|Rebooting in \d+ seconds")
 # die(), arch/x86/kernel/dumpstack.c: a task that was in the kernel is gone, with whatever it had locked.
@@ -49,7 +51,7 @@ class ConsoleLog:
         self.oopsed_at: float | None = None
         self.size = 0
         self.last_output = time.monotonic()
-        self._ready_mark = _READY if ready_mark == READY else re.compile(rf"{re.escape(ready_mark)}\s")
+        self._ready_mark = _READY if ready_mark == READY else re.compile(re.escape(ready_mark) + _LINE_END)
         self._carry = ""
 
     def poll(self) -> bool:

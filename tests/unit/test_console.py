@@ -32,6 +32,16 @@ def test_ready_is_seen_when_its_line_is_complete(tmp_path: Path) -> None:
     assert not console.poll()
 
 
+def test_ready_is_seen_where_a_message_of_the_kernel_cuts_its_line(tmp_path: Path) -> None:
+    """Seen on a busy host under tcg: the clock is calibrated in the second in which the guest comes up."""
+    console = ConsoleLog(tmp_path / "console.log")
+    console.path.write_text(
+        "[    1.134985] Run /init as init process\n"
+        "orchestrate: ready[    1.721097] tsc: Refined TSC clocksource calibration: 2596.141 MHz\n"
+    )
+    assert console.poll() and console.ready
+
+
 def test_another_ready_mark(tmp_path: Path) -> None:
     console = ConsoleLog(tmp_path / "console.log", "login:")
     console.path.write_text("orchestrate: ready\nlogin: ")

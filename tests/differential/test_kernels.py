@@ -40,17 +40,23 @@ def test_a_kernel_is_as_its_model(bench: Bench, patchset: str, tmp_path: Path) -
     assert {each.comparison.steps for each in checked[: len(traces)]} == {200}
 
 
-def test_a_kernel_without_the_series_differs_from_its_model(
+def test_a_kernel_differs_from_the_model_of_another(
     bench: Bench, baseline_kernel: KernelBuild, tmp_path: Path
 ) -> None:
     trace = parse("trace 1\nset promotion_threshold 256\np0 map 0:0 512 huge\np0 write 0:7 1 1\n")
-    (checked,) = check(bench, baseline_kernel, "core-only", [trace], tmp_path)
+    # Without the series there are no counters of it, at the first step already.
+    (checked,) = check(bench, baseline_kernel, "core-only", [trace], tmp_path / "without")
+    assert checked.divergence is not None
+    assert checked.divergence.step == 0
+    assert "vmstat.nr_thp_reserved" in {each.field for each in checked.divergence.differences}
+    # With it, the first write reserves instead of mapping a huge page.
+    (checked,) = check(bench, bench.kernel("core-only"), "baseline", [trace], tmp_path / "with")
     assert checked.divergence is not None
     assert checked.divergence.step == 1
     assert {"p0.blocks.0.huge", "p0.blocks.0.present"} <= {
         each.field for each in checked.divergence.differences
     }
-    (checked,) = check(bench, baseline_kernel, "baseline", [trace], tmp_path)
+    (checked,) = check(bench, baseline_kernel, "baseline", [trace], tmp_path / "its-own")
     assert checked.divergence is None
 
 

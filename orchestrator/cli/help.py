@@ -16,16 +16,20 @@ from typer.core import TyperCommand, TyperGroup
 from orchestrator.spelling import near
 
 
-class Command(TyperCommand):
-    """A command with help that names no type of the programming language, and only near suggestions."""
+class _NearSuggestions:
+    """What commands and groups share: of the options that the library suggests, only the near ones."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> Any:
         """As of the library; of the options it suggests, those that are not near are left out."""
         try:
-            return super().parse_args(ctx, args)
+            return super().parse_args(ctx, args)  # type: ignore[misc]
         except Exception as error:
             _keep_near(error)
             raise
+
+
+class Command(_NearSuggestions, TyperCommand):
+    """A command with help that names no type of the programming language, and only near suggestions."""
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """``[OPTIONS] RUN [OTHER]``: arguments by the name that the help explains them by."""
@@ -58,7 +62,7 @@ class ArgvCommand(Command):
             raise
 
 
-class Group(TyperGroup):
+class Group(_NearSuggestions, TyperGroup):
     """Commands below one name."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
@@ -68,14 +72,6 @@ class Group(TyperGroup):
             hint = f"did you mean {close}?" if close else f"{ctx.command_path} --help lists them."
             ctx.fail(f"There is no command {args[0]}; {hint}")
         return super().resolve_command(ctx, args)
-
-    def parse_args(self, ctx: Any, args: list[str]) -> Any:
-        """As of the library; of the options it suggests, those that are not near are left out."""
-        try:
-            return super().parse_args(ctx, args)
-        except Exception as error:
-            _keep_near(error)
-            raise
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """Every command with its summary, in full."""

@@ -46,13 +46,28 @@ _CHUNK = 1 << 16
 _STOP_TIMEOUT_S = 20.0
 _ANSWER_TIMEOUT_S = 60.0
 _CLOSE_TIMEOUT_S = 5.0
+#: Host seconds that the machine may take to notice why a connection broke; a panic's report is waited for.
+_REASON_S = 5.0
 _RETRY_S = 0.2
 #: The symmetric ciphers that cost an emulated processor least, of those both sides have.
 _CIPHERS = ("aes128-ctr", "aes256-ctr")
 
 
+#: Why the machine that the guest ran in has ended; None while it runs. Waits up to so many host seconds for a reason.
+Why = Callable[[float], Exception | None]
+
+
 class GuestLost(Exception):  # noqa: N818 - it is an end, and values name it so
-    """The connection to the guest broke: it died, or it was ended. What was asked of it did not finish."""
+    """The connection to the guest broke: it died, or it was ended. What was asked of it did not finish.
+
+    Args:
+        message: a sentence; the machine's reason where it has one.
+        why: that reason.
+    """
+
+    def __init__(self, message: str, why: Exception | None = None) -> None:
+        super().__init__(message)
+        self.why = why
 
 
 class CommandTimeout(Exception):  # noqa: N818 - it is an end, and values name it so
@@ -152,23 +167,34 @@ class Guest:
             guest.run(["uname", "-r"]).stdout  # '6.12.117\\n'
     """
 
-    def __init__(self, transport: paramiko.Transport, transcript: Path | None) -> None:
+    def __init__(
+        self, transport: paramiko.Transport, transcript: Path | None, why: Why = lambda within_s: None
+    ) -> None:
         self._transport = transport
         self._transcript = transcript
+        self._why = why
         self._lock = threading.Lock()
         self._reason = "the connection to the guest broke"
 
     @classmethod
-    def connect(cls, port: int, image: GuestImage, timeout_s: float, transcript: Path | None = None) -> Guest:
+    def connect(
+        cls,
+        port: int,
+        image: GuestImage,
+        timeout_s: float,
+        transcript: Path | None = None,
+        why: Why = lambda within_s: None,
+    ) -> Guest:
         """Connect to the guest behind `port` of this host.
 
         Args:
             image: holds our key and the host key that the guest must prove to have.
             timeout_s: host seconds; attempts that fail earlier are repeated.
             transcript: gets a JSON line for each command and each file transferred.
+            why: asked when the connection breaks, and while there is none yet.
 
         Raises:
-            GuestLost: no connection within the time.
+            GuestLost: no connection within the time, or the machine has ended.
             InfrastructureError: something else than our guest answers there.
         """
         import paramiko  # here, for most commands connect to no guest, and it takes a while to import
@@ -179,7 +205,7 @@ class Guest:
         while True:
             left = max(deadline - time.monotonic(), 1.0)
             try:
-                guest = cls(_transport(port, host_key, client_key, left), transcript)
+                guest = cls(_transport(port, host_key, client_key, left), transcript, why)
                 guest.run(["touch", _CONNECTED], timeout_s=left)
                 return guest
             except paramiko.AuthenticationException as error:
@@ -187,6 +213,9 @@ class Guest:
                     f"the guest refuses the key of its own image ({error}); build the image again."
                 ) from error
             except _connection_errors() as error:
+                reason = why(0.0)
+                if reason is not None:
+                    raise GuestLost(str(reason), reason) from error
                 if time.monotonic() >= deadline:
                     raise GuestLost(f"no SSH connection to the guest in {timeout_s:g} s: {error}") from error
             time.sleep(_RETRY_S)
@@ -358,9 +387,12 @@ class Guest:
         self.note({"argv": [what, source, target], "seconds": round(time.monotonic() - began, 3)})
 
     def lost(self) -> GuestLost:
-        """The exception to raise when the connection turns out to be broken."""
+        """The exception to raise when the connection turns out to be broken, with the machine's reason if any."""
+        reason = self._why(_REASON_S)
+        if reason is not None:
+            return GuestLost(str(reason), reason)
         error = self._transport.get_exception()
-        return GuestLost(f"{self._reason} ({error})" if error is not None else self._reason)
+        return GuestLost(f"{self._reason} ({error})" if str(error or "") else self._reason)
 
     def note(self, record: Mapping[str, object]) -> None:
         """Add one line to the transcript."""

@@ -306,3 +306,14 @@ def test_the_logs_of_another_guest_are_not_overwritten(act: Any, tmp_path: Path)
     seen = act("exec", "panic", "--logs", "kept")
     assert seen.status == 2 and "name a new directory" in seen.err
     assert (tmp_path / "kept" / "console.log").read_text() == "evidence"
+
+
+def test_an_option_of_the_program_in_the_guest_is_not_ours(act: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(COMMANDS, "exec", [*COMMANDS["exec"], "--debug"])
+    monkeypatch.setattr("orchestrator.guest.ssh.Guest.run", _refuses)
+    seen = act("exec", "well")
+    assert seen.status == 1 and "orchestrate: the disk is full." in seen.err
+
+
+def _refuses(*_: object, **__: object) -> None:
+    raise InfrastructureError("the disk is full.")

@@ -206,6 +206,7 @@ def of_person(monkeypatch: pytest.MonkeyPatch) -> Callable[[World], None]:
                 return "said by gdb"
 
         monkeypatch.setattr("orchestrator.cli.boot.time", SimpleNamespace(sleep=nap))
+        monkeypatch.setattr("orchestrator.cli.shell._REASON_S", 0.1 if world.ends.startswith("SSH") else 20.0)
         spawned = SimpleNamespace(wait=waits)
         monkeypatch.setattr("orchestrator.process.spawn", lambda argv, **_: spawned)
         monkeypatch.setattr("orchestrator.debugger.gdb.Gdb", FakeGdb)

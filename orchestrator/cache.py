@@ -43,7 +43,7 @@ def file_digest(path: Path) -> str:
 
 
 @dataclass(frozen=True, order=True)
-class Entry:
+class CacheEntry:
     """Something in the cache that can be made again.
 
     Args:
@@ -135,23 +135,23 @@ class Cache:
         directory.mkdir(parents=True, exist_ok=True)
         return directory
 
-    def entries(self) -> Iterator[Entry]:
+    def entries(self) -> Iterator[CacheEntry]:
         """What can be made again, at the price of time; neither keys nor answers that cost no space."""
         for key in self.root.glob("*/*/key.json"):
             kind = key.parent.parent.name
             if kind not in _KEPT:
-                yield Entry(key.stat().st_mtime, key.parent, f"{kind}-{key.parent.name}")
+                yield CacheEntry(key.stat().st_mtime, key.parent, f"{kind}-{key.parent.name}")
         for place in (self.root / "workspace").glob("build-*"):
             log = place / "build.log"
             if (place / "objects").is_dir():
                 used = (log if log.is_file() else place).stat().st_mtime
-                yield Entry(used, place, place.name)
+                yield CacheEntry(used, place, place.name)
         for half_made in self.root.glob("*/.*-*"):  # its maker was killed
-            yield Entry(
+            yield CacheEntry(
                 half_made.stat().st_mtime, half_made, f"{half_made.parent.name}-{half_made.name[1:21]}"
             )
 
-    def remove(self, entry: Entry) -> bool:
+    def remove(self, entry: CacheEntry) -> bool:
         """Remove an entry.
 
         Returns:

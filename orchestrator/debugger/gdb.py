@@ -47,7 +47,7 @@ class StopTimeout(Exception):  # noqa: N818 - nothing is wrong: the guest just w
 
 
 @dataclass(frozen=True)
-class Frame:
+class StackFrame:
     """One frame of a backtrace.
 
     Args:
@@ -277,7 +277,7 @@ class Gdb:
             raise UserError(f"gdb cannot evaluate {expression}: {error}.") from error
         return _number(_text(answer.get("value")))
 
-    def backtrace(self, limit: int = 64) -> list[Frame]:
+    def backtrace(self, limit: int = 64) -> list[StackFrame]:
         """The frames of the selected CPU, innermost first, at most `limit` of them."""
         self._need_stopped()
         answer = self._mi(f"-stack-list-frames 0 {limit - 1}")
@@ -525,9 +525,11 @@ def _number(text: str) -> int | str:
     return int(match["number"], 0) if match else text
 
 
-def _frame(table: Mapping[str, Any]) -> Frame:
+def _frame(table: Mapping[str, Any]) -> StackFrame:
     place = f"{table['file']}:{table['line']}" if "file" in table and "line" in table else ""
-    return Frame(_text(table.get("func")).removeprefix("??"), int(_text(table.get("addr")) or "0", 16), place)
+    return StackFrame(
+        _text(table.get("func")).removeprefix("??"), int(_text(table.get("addr")) or "0", 16), place
+    )
 
 
 def _text(value: object) -> str:

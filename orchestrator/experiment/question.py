@@ -53,7 +53,7 @@ _EXAMPLE = "write METRIC OPERATOR VALUE, e.g. 'fault_ns.p50 > +2%'"
 
 
 @dataclass(frozen=True)
-class Judgement:
+class BootJudgement:
     """What one boot says.
 
     Args:
@@ -79,18 +79,18 @@ class OutcomeQuestion:
     text: str
     matching: re.Pattern[str] | None = None
 
-    def judge(self, outcome: Outcome, evidence: str) -> Judgement:
+    def judge(self, outcome: Outcome, evidence: str) -> BootJudgement:
         """What a cell's end says."""
         first = evidence.splitlines()[0] if evidence else ""
         text = f"{outcome.value}: {first}" if first else outcome.value
         bad, good = OUTCOMES[self.text]
         if outcome in bad:
             if self.matching is None or self.matching.search(evidence):
-                return Judgement(Mark.BAD, text)
-            return Judgement(Mark.UNCLEAR, f"{text} (does not match {self.matching.pattern!r})")
+                return BootJudgement(Mark.BAD, text)
+            return BootJudgement(Mark.UNCLEAR, f"{text} (does not match {self.matching.pattern!r})")
         if outcome is Outcome.OK or outcome in good:
-            return Judgement(Mark.GOOD, text)
-        return Judgement(Mark.UNCLEAR, text)
+            return BootJudgement(Mark.GOOD, text)
+        return BootJudgement(Mark.UNCLEAR, text)
 
 
 @dataclass(frozen=True)
@@ -128,13 +128,13 @@ class MetricQuestion:
 
     def judge(
         self, outcome: Outcome, evidence: str, values: Mapping[str, float], reference: float | None
-    ) -> Judgement:
+    ) -> BootJudgement:
         """What a cell's metrics say; one that did not end ok, or did not measure it, comes to no verdict."""
         if outcome is not Outcome.OK:
-            return Judgement(Mark.UNCLEAR, OutcomeQuestion("failure").judge(outcome, evidence).text)
+            return BootJudgement(Mark.UNCLEAR, OutcomeQuestion("failure").judge(outcome, evidence).text)
         value = values.get(self.metric)
         if value is None:
-            return Judgement(Mark.UNCLEAR, f"this kernel has no {self.metric}")
+            return BootJudgement(Mark.UNCLEAR, f"this kernel has no {self.metric}")
         limit = self.limit(reference)
         holds = {
             ">": value > limit,
@@ -146,7 +146,7 @@ class MetricQuestion:
         }[self.operator]
         change = f", {100 * (value / reference - 1):+.2f} %" if reference else ""
         text = f"{self.metric} {value:g}{change}, limit {limit:g}"
-        return Judgement(Mark.BAD if holds else Mark.GOOD, text, value)
+        return BootJudgement(Mark.BAD if holds else Mark.GOOD, text, value)
 
 
 @dataclass(frozen=True)

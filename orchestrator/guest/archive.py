@@ -19,7 +19,7 @@ _DIRECTORY_LINKS = 2
 
 
 @dataclass(frozen=True)
-class Entry:
+class ArchiveEntry:
     """One file of an archive.
 
     Args:
@@ -33,27 +33,27 @@ class Entry:
     device: tuple[int, int] = (0, 0)
 
     @classmethod
-    def directory(cls) -> Entry:
+    def directory(cls) -> ArchiveEntry:
         """A directory that all may enter."""
         return cls(stat.S_IFDIR | 0o755)
 
     @classmethod
-    def file(cls, content: bytes, mode: int = 0o644) -> Entry:
+    def file(cls, content: bytes, mode: int = 0o644) -> ArchiveEntry:
         """A regular file with permission bits `mode`."""
         return cls(stat.S_IFREG | mode, content)
 
     @classmethod
-    def symlink(cls, target: str) -> Entry:
+    def symlink(cls, target: str) -> ArchiveEntry:
         """A symbolic link to `target`."""
         return cls(stat.S_IFLNK | 0o777, target.encode())
 
     @classmethod
-    def character_device(cls, major: int, minor: int, mode: int) -> Entry:
+    def character_device(cls, major: int, minor: int, mode: int) -> ArchiveEntry:
         """A character device node."""
         return cls(stat.S_IFCHR | mode, device=(major, minor))
 
 
-def archive(entries: Mapping[str, Entry]) -> bytes:
+def archive(entries: Mapping[str, ArchiveEntry]) -> bytes:
     """A "newc" cpio archive of `entries`, owned by root and without times.
 
     Args:
@@ -62,23 +62,23 @@ def archive(entries: Mapping[str, Entry]) -> bytes:
     Returns:
         The archive, its end padded to 4 bytes.
 
-    >>> archive({"/etc/hostname": Entry.file(b"guest")})[:6]
+    >>> archive({"/etc/hostname": ArchiveEntry.file(b"guest")})[:6]
     b'070701'
     """
     complete = dict(entries)
     for path in entries:
         for parent in PurePosixPath(path).parents:
             if str(parent) != "/":
-                complete.setdefault(str(parent), Entry.directory())
+                complete.setdefault(str(parent), ArchiveEntry.directory())
     out = bytearray()
     # A parent sorts before what is in it, as the kernel needs it.
     for number, (path, entry) in enumerate(sorted(complete.items()), 1):
         _append(out, number, path.lstrip("/"), entry)
-    _append(out, 0, _TRAILER, Entry(0))
+    _append(out, 0, _TRAILER, ArchiveEntry(0))
     return bytes(out)
 
 
-def _append(out: bytearray, number: int, name: str, entry: Entry) -> None:
+def _append(out: bytearray, number: int, name: str, entry: ArchiveEntry) -> None:
     encoded = name.encode() + b"\0"
     fields = (
         number,

@@ -26,7 +26,7 @@ from typing import Any, cast
 from orchestrator.cache import Cache, file_digest
 from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.events import Events
-from orchestrator.guest.archive import Entry, archive
+from orchestrator.guest.archive import ArchiveEntry, archive
 from orchestrator.guest.keys import Keys, existing_keys, obtain_keys
 from orchestrator.guest.packages import Package, find_packages, root_of
 from orchestrator.guest.selftests import Selftests
@@ -390,31 +390,32 @@ class _Image:
         manifest = {**self.key, "files": contents}
         image.manifest.write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
 
-    def _entries(self, scratch: Path) -> dict[str, Entry]:
+    def _entries(self, scratch: Path) -> dict[str, ArchiveEntry]:
         recipe = self._recipe
-        entries = {path: Entry.directory() for path in recipe.directories}
-        entries["/tmp"] = Entry(entries.get("/tmp", Entry.directory()).mode | 0o1777)
-        entries |= {path: Entry.symlink(target) for path, target in recipe.symlinks.items()}
+        entries = {path: ArchiveEntry.directory() for path in recipe.directories}
+        entries["/tmp"] = ArchiveEntry(entries.get("/tmp", ArchiveEntry.directory()).mode | 0o1777)
+        entries |= {path: ArchiveEntry.symlink(target) for path, target in recipe.symlinks.items()}
         entries |= {
-            path: Entry.file(source.read_bytes(), mode) for path, (source, mode) in recipe.files.items()
+            path: ArchiveEntry.file(source.read_bytes(), mode)
+            for path, (source, mode) in recipe.files.items()
         }
         entries |= {
-            path: Entry.character_device(major, minor, mode)
+            path: ArchiveEntry.character_device(major, minor, mode)
             for path, (major, minor, mode) in recipe.nodes.items()
         }
         taken = self._from_packages()
-        entries |= {path: Entry.file(source.read_bytes(), 0o755) for path, source in taken.items()}
+        entries |= {path: ArchiveEntry.file(source.read_bytes(), 0o755) for path, source in taken.items()}
         listed = run([str(taken[recipe.applets].resolve()), "--list-full"]).stdout.split()
         for applet in listed:
-            entries.setdefault(f"/{applet}", Entry.symlink(recipe.applets))
+            entries.setdefault(f"/{applet}", ArchiveEntry.symlink(recipe.applets))
         entries |= self._libraries(list(taken.values()))
         entries |= self._programs(scratch)
         entries |= self._from_selftests()
         entries |= {
-            "/root": Entry(Entry.directory().mode & ~0o077),
-            "/root/.ssh": Entry(Entry.directory().mode & ~0o077),
-            "/root/.ssh/authorized_keys": Entry.file(f"{self._keys.client_public}\n".encode(), 0o600),
-            "/etc/dropbear/host_key": Entry.file(self._keys.host_dropbear, 0o600),
+            "/root": ArchiveEntry(ArchiveEntry.directory().mode & ~0o077),
+            "/root/.ssh": ArchiveEntry(ArchiveEntry.directory().mode & ~0o077),
+            "/root/.ssh/authorized_keys": ArchiveEntry.file(f"{self._keys.client_public}\n".encode(), 0o600),
+            "/etc/dropbear/host_key": ArchiveEntry.file(self._keys.host_dropbear, 0o600),
         }
         return _through_links(entries)
 
@@ -432,9 +433,9 @@ class _Image:
                 taken[path] = source
         return taken
 
-    def _from_selftests(self) -> dict[str, Entry]:
+    def _from_selftests(self) -> dict[str, ArchiveEntry]:
         """They need no library but the C library, which the SSH server has brought."""
-        entries: dict[str, Entry] = {}
+        entries: dict[str, ArchiveEntry] = {}
         if self._selftests is None:
             return entries
         with tarfile.open(self._selftests.archive) as packed:
@@ -446,13 +447,13 @@ class _Image:
                     )
                 member = packed.extractfile(name)
                 assert member is not None
-                entries[place] = Entry.file(member.read(), 0o755)
+                entries[place] = ArchiveEntry.file(member.read(), 0o755)
         return entries
 
-    def _libraries(self, programs: Sequence[Path]) -> dict[str, Entry]:
+    def _libraries(self, programs: Sequence[Path]) -> dict[str, ArchiveEntry]:
         """The loader and every shared library that `programs` need, and those need in turn."""
         roots = [root_of(self._packages[name], self._cache) for name in self._recipe.libraries]
-        found: dict[str, Entry] = {}
+        found: dict[str, ArchiveEntry] = {}
         todo = list(programs)
         while todo:
             interpreter, needed = needed_libraries(todo.pop())
@@ -463,11 +464,11 @@ class _Image:
                 if place in found:
                     continue
                 source = find_library(library, roots)
-                found[place] = Entry.file(source.read_bytes(), 0o755)
+                found[place] = ArchiveEntry.file(source.read_bytes(), 0o755)
                 todo.append(source)
         return found
 
-    def _programs(self, scratch: Path) -> dict[str, Entry]:
+    def _programs(self, scratch: Path) -> dict[str, ArchiveEntry]:
         """Compile the guest's programs, side by side."""
         scratch.mkdir()
         common = self._workloads / "common"
@@ -478,11 +479,11 @@ class _Image:
         jobs |= {place: _with_common(directory, common) for place, directory in self._recipe.programs.items()}
         jobs |= {f"{TOOLS}/{name}": [str(source)] for name, source in self._recipe.tools.items()}
 
-        def compiled(job: tuple[str, list[str]]) -> tuple[str, Entry]:
+        def compiled(job: tuple[str, list[str]]) -> tuple[str, ArchiveEntry]:
             place, arguments = job
             program = scratch / posixpath.basename(place)
             _compile(program, arguments)
-            return place, Entry.file(program.read_bytes(), 0o755)
+            return place, ArchiveEntry.file(program.read_bytes(), 0o755)
 
         with ThreadPoolExecutor() as pool:
             return dict(pool.map(compiled, jobs.items()))
@@ -542,14 +543,14 @@ def find_library(name: str, roots: Sequence[Path]) -> Path:
     )
 
 
-def _through_links(entries: Mapping[str, Entry]) -> dict[str, Entry]:
+def _through_links(entries: Mapping[str, ArchiveEntry]) -> dict[str, ArchiveEntry]:
     """Move what lies below a linked directory (/lib64/ld.so) to where the link points (/usr/lib64/ld.so)."""
     links = {
         path: posixpath.join(posixpath.dirname(path), entry.content.decode())
         for path, entry in entries.items()
         if entry.mode & 0o170000 == 0o120000
     }
-    moved: dict[str, Entry] = {}
+    moved: dict[str, ArchiveEntry] = {}
     for path, entry in entries.items():
         for link, target in links.items():
             if path.startswith(f"{link}/"):

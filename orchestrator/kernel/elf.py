@@ -40,7 +40,7 @@ class Symbol:
 
 
 @dataclass(frozen=True)
-class Parameter:
+class FunctionParameter:
     """A parameter of a function, as its DWARF describes it.
 
     Args:
@@ -150,7 +150,7 @@ def has_dwarf(vmlinux: Path) -> bool:
         return bool(elf.has_dwarf_info(strict=True))
 
 
-def parameters(vmlinux: Path, function: str) -> tuple[Parameter, ...]:
+def parameters(vmlinux: Path, function: str) -> tuple[FunctionParameter, ...]:
     """The parameters of a function.
 
     Raises:
@@ -172,14 +172,14 @@ def parameters(vmlinux: Path, function: str) -> tuple[Parameter, ...]:
     raise UserError(f"the debugging information of {vmlinux} does not describe {function}.")
 
 
-def _parameters_of(entry: object) -> Iterator[Parameter]:
+def _parameters_of(entry: object) -> Iterator[FunctionParameter]:
     for child in entry.iter_children():  # type: ignore[attr-defined]
         if child.tag == "DW_TAG_formal_parameter":
             named = child
             if "DW_AT_abstract_origin" in child.attributes:
                 named = child.get_DIE_from_attribute("DW_AT_abstract_origin")
             name = named.attributes["DW_AT_name"].value.decode()
-            yield Parameter(name, _type_name(named))
+            yield FunctionParameter(name, _type_name(named))
 
 
 def _type_name(entry: object) -> str:

@@ -58,7 +58,7 @@ class Bases:
 
 
 @dataclass(frozen=True)
-class Variant:
+class AlternativePatch:
     """A patch once more, for point releases that the first one does not apply to.
 
     Args:
@@ -97,7 +97,7 @@ class Stage:
     digest: str
     bases: Bases
     defaults: Mapping[str, int] = field(default_factory=dict)
-    variants: tuple[Variant, ...] = ()
+    variants: tuple[AlternativePatch, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -253,7 +253,9 @@ def _stage(
     patch = patches / entry["patch"]
     if not patch.is_file():
         raise UserError(f"{path}: {where}: there is no patch {patch}.")
-    variants = tuple(Variant(name, patches / name / entry["patch"]) for name in entry.get("variants", []))
+    variants = tuple(
+        AlternativePatch(name, patches / name / entry["patch"]) for name in entry.get("variants", [])
+    )
     for variant in variants:
         if not variant.patch.is_file():
             raise UserError(f"{path}: {where}: variant {variant.name}: there is no patch {variant.patch}.")
@@ -272,7 +274,7 @@ def _stage(
     )
 
 
-def _digest(patch: Path, variants: Sequence[Variant]) -> str:
+def _digest(patch: Path, variants: Sequence[AlternativePatch]) -> str:
     """The patch's own digest where it has no variant: it is what earlier runs recorded."""
     if not variants:
         return file_digest(patch)

@@ -25,7 +25,7 @@ from orchestrator.execution.differential import (
 )
 from orchestrator.guest.ssh import GuestLost
 from orchestrator.machine.oops import Finding
-from orchestrator.model.memory import BlockView
+from orchestrator.model.memory import RangeView
 from orchestrator.model.trace import Operation, Trace, Write, parse
 from orchestrator.store.outcome import Outcome
 
@@ -56,8 +56,8 @@ class Model:
         self.now = self.expected.pop(0) if len(self.expected) > 1 else self.expected[0]
         return self.now
 
-    def block(self, name: str, block: int) -> BlockView:
-        view = BlockView(None)
+    def block(self, name: str, block: int) -> RangeView:
+        view = RangeView(None)
         for field, value in self.now.blocks.get(block, {}).items():
             setattr(view, field, value)
         return view

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from orchestrator.cache import Cache
 from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.events import Event, Events
-from orchestrator.guest.archive import Entry, archive
+from orchestrator.guest.archive import ArchiveEntry, archive
 from orchestrator.guest.image import (
     build_image,
     find_library,
@@ -85,7 +85,7 @@ def unpack(data: bytes) -> dict[str, tuple[int, bytes, tuple[int, int]]]:
 def test_an_archive_holds_every_file_after_its_parents(files: dict[str, bytes]) -> None:
     # A path that is also a parent cannot be a file.
     entries = {
-        path: Entry.file(content)
+        path: ArchiveEntry.file(content)
         for path, content in files.items()
         if not any(other.startswith(f"{path}/") for other in files)
     }
@@ -102,9 +102,9 @@ def test_an_archive_holds_every_file_after_its_parents(files: dict[str, bytes]) 
 def test_cpio_reads_the_archive(tmp_path: Path) -> None:
     data = archive(
         {
-            "/etc/motd": Entry.file(b"hello\n", 0o600),
-            "/bin": Entry.symlink("usr/bin"),
-            "/dev/null": Entry.character_device(1, 3, 0o666),
+            "/etc/motd": ArchiveEntry.file(b"hello\n", 0o600),
+            "/bin": ArchiveEntry.symlink("usr/bin"),
+            "/dev/null": ArchiveEntry.character_device(1, 3, 0o666),
         }
     )
     listing = subprocess.run(["cpio", "-tvn"], input=data, capture_output=True, check=True).stdout.decode()

@@ -21,7 +21,7 @@ from orchestrator.cli.application import status_of
 from orchestrator.errors import UserError
 from orchestrator.kernel.mailbox import Person, authors_without_sign_off
 from orchestrator.kernel.outbox import Outbox
-from orchestrator.kernel.series import Variant, load_series
+from orchestrator.kernel.series import AlternativePatch, load_series
 from orchestrator.kernel.source import SourceTree, origin_commit
 from orchestrator.kernel.tree import PatchedTree
 
@@ -280,7 +280,7 @@ def test_the_author_is_that_of_the_patch_that_was_applied(bench: Workbench, tmp_
     (stage, *_) = load_series(bench.patches).stages
     theirs = tmp_path / "variant.patch"
     theirs.write_text(stage.patch.read_text().replace("developer@localhost", "developer@example.org"))
-    stage = replace(stage, variants=(Variant("6.12.118", theirs),))
+    stage = replace(stage, variants=(AlternativePatch("6.12.118", theirs),))
     source = SourceTree(tmp_path, "", "", "6.12.118", "a source")
     sender = Person.parse(ME[1])
     own = PatchedTree(tmp_path, "", "", source, (stage,))

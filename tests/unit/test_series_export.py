@@ -225,7 +225,7 @@ def test_what_a_person_edited_or_put_there_is_not_lost(
     assert mine.read_text() == "linux-mm@kvack.org\n"
     assert "my own words" not in cover.read_text()
     export(bench, *ME, status=2)
-    assert "list-of-recipients is from no export" in capsys.readouterr().err
+    assert "list-of-recipients is not from an export" in capsys.readouterr().err
 
 
 def test_a_directory_of_something_else_is_refused_before_anything_is_done(

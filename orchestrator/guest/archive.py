@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The cpio archive that a kernel unpacks as its first root file system.
+"""Writes the cpio archive that the kernel unpacks as its initramfs.
 
-Written here and not by cpio(1): device nodes without being root, no owner or time of this host in it, and the
-same bytes for the same content. Format: Documentation/driver-api/early-userspace/buffer-format.rst.
+It is not written by cpio(1), because it has device nodes without root, no owners or times of this host, and
+identical bytes for identical content. Format: Documentation/driver-api/early-userspace/buffer-format.rst.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class ArchiveEntry:
     """One file of an archive.
 
     Args:
-        mode: type and permission bits, as st_mode of inode(7).
-        content: bytes of a regular file, target of a symbolic link, empty for all others.
+        mode: file type and permission bits, as st_mode in inode(7).
+        content: content of a regular file, or target of a symbolic link; else empty.
         device: major and minor number of a device node.
     """
 
@@ -34,7 +34,7 @@ class ArchiveEntry:
 
     @classmethod
     def directory(cls) -> ArchiveEntry:
-        """A directory that all may enter."""
+        """A directory with mode 0755."""
         return cls(stat.S_IFDIR | 0o755)
 
     @classmethod
@@ -54,13 +54,13 @@ class ArchiveEntry:
 
 
 def archive(entries: Mapping[str, ArchiveEntry]) -> bytes:
-    """A "newc" cpio archive of `entries`, owned by root and without times.
+    """A cpio archive in "newc" format, owned by root and without times.
 
     Args:
-        entries: absolute path -> what is there. Parents that are missing are made.
+        entries: absolute path -> entry. Missing parent directories are added.
 
     Returns:
-        The archive, its end padded to 4 bytes.
+        The archive, padded to 4 bytes.
 
     >>> archive({"/etc/hostname": ArchiveEntry.file(b"guest")})[:6]
     b'070701'
@@ -71,7 +71,7 @@ def archive(entries: Mapping[str, ArchiveEntry]) -> bytes:
             if str(parent) != "/":
                 complete.setdefault(str(parent), ArchiveEntry.directory())
     out = bytearray()
-    # A parent sorts before what is in it, as the kernel needs it.
+    # Parents sort before their contents, as the kernel requires.
     for number, (path, entry) in enumerate(sorted(complete.items()), 1):
         _append(out, number, path.lstrip("/"), entry)
     _append(out, 0, _TRAILER, ArchiveEntry(0))

@@ -57,9 +57,7 @@ def recordings() -> tuple[Recording, ...]:
         for line in text.splitlines():
             record = json.loads(line)
             (answers,), wrong = parse_answers("\n".join(map(json.dumps, record["answers"])))
-            assert (
-                wrong == "it stopped without saying how it ended"
-            )  # which is said after the last trace only
+            assert wrong == "it stopped without reporting its end"  # which is said after the last trace only
             lacks = frozenset(record.get("lacks", ()))
             found.append(Recording(patchset, record["name"], parse(record["trace"]), answers, lacks))
     return tuple(found)

@@ -264,7 +264,7 @@ def test_a_process_that_dies_diverges_at_its_step() -> None:
 @pytest.mark.parametrize(
     ("text", "wrong"),
     [
-        (ANSWERS, "it stopped without saying how it ended"),
+        (ANSWERS, "it stopped without reporting its end"),
         (ANSWERS + '{"st', "its output ends in the middle of a line"),
         (ANSWERS + '{"end": "error", "reason": "line 3 of the trace: no number"}', "line 3 of the trace: no number"),
         ("[]", "it printed [], which is not an object"),
@@ -274,7 +274,7 @@ def test_a_process_that_dies_diverges_at_its_step() -> None:
         (ANSWERS + '{"step": 3}', 'it printed {"step": 3} after the end of a trace'),
         ('{"trace": 0}\n{"stp": 1}', 'it printed {"stp": 1}, which is no answer'),
         (ANSWERS + END + ANSWERS, "it printed more after its end"),
-        ("", "it stopped without saying how it ended"),
+        ("", "it stopped without reporting its end"),
     ],
 )  # fmt: skip
 def test_output_that_is_not_whole_is_noticed(text: str, wrong: str) -> None:

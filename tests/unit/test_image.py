@@ -179,7 +179,7 @@ def test_libraries_are_found_in_their_packages(tmp_path: Path) -> None:
     with pytest.raises(InfrastructureError, match=r"liby\.so is in none of the packages"):
         find_library("liby.so", [tmp_path / "b"])
     (directory / "text").write_text("#!/bin/sh\n")
-    with pytest.raises(InfrastructureError, match="is no ELF program"):
+    with pytest.raises(InfrastructureError, match="is not an ELF program"):
         needed_libraries(directory / "text")
 
 
@@ -217,7 +217,7 @@ def test_a_package_that_is_not_installed_is_downloaded_once(
     for _ in range(2):
         assert (root_of(other, cache) / "bin" / "tool").read_text() == "a tool"
     assert [argv for argv in debian.ran if argv[0] == "apt-get"] == [["apt-get", "download", "other=2:3.1-4"]]
-    with pytest.raises(InfrastructureError, match=r"apt knows no package nowhere.*apt-get update"):
+    with pytest.raises(InfrastructureError, match=r"apt does not know the package nowhere.*apt-get update"):
         find_packages(["here", "nowhere"], cache)
 
 
@@ -365,9 +365,9 @@ def test_a_layer_brings_programs_of_several_sources(project: Project, tmp_path: 
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        ("packages = 1", r"extra\.toml: packages is unknown or of the wrong type"),
+        ("packages = 1", r"extra\.toml: packages is unknown or has the wrong type"),
         ("[nodes]", r"extra\.toml: nodes is unknown"),
-        ("[libraries]", r"extra\.toml: an entry lacks or garbles 'packages'"),
+        ("[libraries]", r"extra\.toml: an entry has no valid 'packages'"),
         ('[programs]\n"/bin/x" = "none"', r"extra\.toml: there is no C source in .*none"),
         ("packages", r"extra\.toml: cannot read this image layer"),
     ],

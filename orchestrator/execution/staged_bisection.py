@@ -30,7 +30,7 @@ from orchestrator.execution.measured_cell import CellResult, write_evidence
 from orchestrator.execution.provenance import keep_build_log, kernel_facts
 from orchestrator.execution.stage_trial import StageTrial, WorkloadTrial
 from orchestrator.experiment.cell import Cell
-from orchestrator.experiment.question import Judgement, MetricQuestion
+from orchestrator.experiment.question import BootJudgement, MetricQuestion
 from orchestrator.experiment.staged_search import StagedSearch
 from orchestrator.guest.workload import Observation
 from orchestrator.kernel.build import BuildFailed, KernelBuild
@@ -56,7 +56,7 @@ class Boot:
     stage: int
     cell: str
     why: str
-    judgement: Judgement
+    judgement: BootJudgement
 
 
 @dataclass

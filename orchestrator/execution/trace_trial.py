@@ -16,7 +16,7 @@ from orchestrator.execution.measured_cell import CellResult
 from orchestrator.execution.stage_trial import Trial
 from orchestrator.experiment.cell import Cell
 from orchestrator.experiment.experiment import Experiment
-from orchestrator.experiment.question import Judgement
+from orchestrator.experiment.question import BootJudgement
 from orchestrator.guest.ssh import GuestLost
 from orchestrator.guest.workload import Observation
 from orchestrator.kernel.build import KernelBuild
@@ -66,11 +66,11 @@ class TraceTrial:
         result.total_s = time.monotonic() - began
         return Trial(result, self.judge(result))
 
-    def judge(self, result: CellResult) -> Judgement:
+    def judge(self, result: CellResult) -> BootJudgement:
         """The judgement of a cell; unclear if the guest did not come up."""
         first = result.evidence.splitlines()[0] if result.evidence else ""
         if result.outcome is not Outcome.OK:
-            return Judgement(Mark.UNCLEAR, f"{result.outcome.value}: {first}")
+            return BootJudgement(Mark.UNCLEAR, f"{result.outcome.value}: {first}")
         if first:
-            return Judgement(Mark.BAD, first)
-        return Judgement(Mark.GOOD, "agrees with its model")
+            return BootJudgement(Mark.BAD, first)
+        return BootJudgement(Mark.GOOD, "agrees with its model")

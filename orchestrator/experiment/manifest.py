@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""An experiment read back from a run's ``run.json``, so that the run can be finished."""
+"""Reads the experiment from a run's ``run.json``, so that an interrupted run can be resumed."""
 
 from __future__ import annotations
 
@@ -13,25 +13,27 @@ from orchestrator.machine.topology import Node, Topology
 
 
 def experiment_of_manifest(manifest: Mapping[str, Any]) -> Experiment:
-    """The experiment that a run directory was made for, which plans the very cells that it does.
+    """The experiment of a run directory, checked to have exactly the cells that the run planned.
 
     Args:
-        manifest: the content of ``run.json``.
+        manifest: content of ``run.json``.
 
     Raises:
-        UserError: it lacks something, or its planned cells are not those of the experiment it describes.
+        UserError: a key is missing, or the planned cells are not those of the described experiment.
     """
     experiment = described_experiment(manifest)
     if [entry["cell"] for entry in manifest["cells"]] != [cell.id for cell in experiment.cells]:
-        raise UserError("run.json plans other cells than its experiment has; this run cannot be finished.")
+        raise UserError(
+            "the cells planned in run.json do not match its experiment; this run cannot be resumed."
+        )
     return experiment
 
 
 def described_experiment(manifest: Mapping[str, Any]) -> Experiment:
-    """The variants, workloads and machine that ``run.json`` describes, whatever cells were made of them.
+    """The experiment that ``run.json`` describes, without a check of the planned cells.
 
     Raises:
-        UserError: it lacks something.
+        UserError: a key is missing.
     """
     try:
         return Experiment(
@@ -51,7 +53,7 @@ def described_experiment(manifest: Mapping[str, Any]) -> Experiment:
                 tuple(Node(**node) for node in manifest["topology"]["nodes"]),
                 tuple(tuple(row) for row in manifest["topology"]["distances"]),
             ),
-            # A finished choice is kept: a run never mixes clocks.
+            # A resumed run keeps the accelerator of its first part, since a run must not mix clocks.
             accelerator=manifest["accelerator"]["name"],
             repeat=manifest["repeat"],
             seed=manifest["seed"],
@@ -62,5 +64,5 @@ def described_experiment(manifest: Mapping[str, Any]) -> Experiment:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"run.json lacks or garbles {error}; this run cannot be finished, start a new one."
+            f"run.json has no valid {error}; this run cannot be resumed, start a new one."
         ) from error

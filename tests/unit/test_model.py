@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.model.memory import STAGES, Expected, Model
+from orchestrator.model.memory import STAGES, Model, Prediction
 from orchestrator.model.page import block_hash, page_word
 from orchestrator.model.trace import parse
 
@@ -17,7 +17,7 @@ CORE = 9
 THRESHOLD = {"promotion_threshold": "256"}
 
 
-def run(text: str, stages: int = CORE, nodes: int = 1, **settings: str) -> tuple[Model, Expected]:
+def run(text: str, stages: int = CORE, nodes: int = 1, **settings: str) -> tuple[Model, Prediction]:
     """Follow a trace on the kernel of the first stages."""
     chosen = THRESHOLD | settings if stages >= 3 else settings
     model = Model(STAGES[:stages], chosen, nodes=nodes)
@@ -29,7 +29,7 @@ def run(text: str, stages: int = CORE, nodes: int = 1, **settings: str) -> tuple
     return model, last
 
 
-def counters(expected: Expected) -> dict[str, int]:
+def counters(expected: Prediction) -> dict[str, int]:
     return {name: value for name, value in expected.vmstat.items() if value}
 
 
@@ -484,7 +484,7 @@ def test_pages_keep_their_node_when_a_huge_page_is_split_or_moved():
 # Multi-size THP
 
 
-def sized(text: str, stages: int = CORE, **knobs: str) -> tuple[Model, Expected]:
+def sized(text: str, stages: int = CORE, **knobs: str) -> tuple[Model, Prediction]:
     """As run(), with knobs `hugepages_64kB="always"` for ``hugepages-64kB``."""
     return run(
         text, stages, **{name.replace("hugepages_", "hugepages-"): value for name, value in knobs.items()}

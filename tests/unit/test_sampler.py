@@ -304,7 +304,7 @@ def test_a_guest_lost_at_the_end_keeps_the_samples_and_hides_no_other_end() -> N
 
 def test_a_sampler_that_ended_too_early_is_said_so() -> None:
     """A peak is missing then, and nobody would know."""
-    with pytest.raises(InfrastructureError, match="sampler ended by itself: signal SIGKILL"):
+    with pytest.raises(InfrastructureError, match="sampler ended prematurely: signal SIGKILL"):
         sampled(FakeGuest(killed=True))
 
 

@@ -66,6 +66,7 @@ class TestVerdicts:
         assert row.compared.median is not None
         each = [v - b for b, v in zip(row.baseline.values, row.compared.values, strict=True)]
         assert row.difference == statistics.median(each)
+        assert row.relative is not None
         assert row.relative == pytest.approx(0.012, abs=0.002)
         assert row.interval is not None
         assert row.interval.low < row.relative < row.interval.high
@@ -406,14 +407,14 @@ class TestTwoRuns:
     def test_clocks_that_may_count_differently_are_marked_before_the_figures(
         self, tmp_path: Path, first: dict[str, str], second: dict[str, str], said: list[str]
     ) -> None:
-        runs = [
+        one, other = (
             replace(
                 QUIET,
                 manifest={"accelerator": {"name": "icount", "clock": "insns", "reason": "", **accelerator}},
             ).write(tmp_path, name)
             for name, accelerator in (("first", first), ("second", second))
-        ]
-        comparison = compare_runs(*runs)
+        )
+        comparison = compare_runs(one, other)
         assert len(comparison.cautions) == len(said)
         shown = " ".join(to_text(comparison).split())
         for caution, words in zip(comparison.cautions, said, strict=True):

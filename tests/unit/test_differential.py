@@ -46,7 +46,8 @@ class Expected:
 class Model:
     """Expects these, one after another; and at the end what it expected last."""
 
-    alive = ("p0",)
+    settings: Mapping[str, str] = {}
+    alive: Sequence[str] = ("p0",)
 
     def __init__(self, *expected: Expected) -> None:
         self.expected = list(expected)

@@ -15,7 +15,8 @@ import pytest
 from orchestrator.errors import UserError
 from orchestrator.store.outcome import Outcome
 from orchestrator.store.run import CellRow, Run, RunWriter, find_run
-from orchestrator.store.schema import SCHEMA_VERSION, TABLES
+from orchestrator.store.schema import TABLES
+from orchestrator.store.version import SCHEMA_VERSION
 
 
 @dataclass(frozen=True)

@@ -285,6 +285,11 @@ class Machine:
         return self._process is not None and self._process.poll() is None and self._failure is None
 
     @property
+    def failure(self) -> MachineFailure | None:
+        """How QEMU or the guest in it has ended; None while it runs, and where it was only closed."""
+        return self._failure
+
+    @property
     def switched_off(self) -> bool:
         """Whether the guest has shut itself down."""
         return not self.alive and self._shutdown_reason == "guest-shutdown"
@@ -320,7 +325,7 @@ class Machine:
 
         Args:
             within_s: host seconds to wait for a failure. A connection to the guest breaks a moment before the
-                machine knows why; one second is enough to report the reason instead of "lost".
+                machine knows why.
 
         Raises:
             MachineFailure: the guest panicked, QEMU died or stopped the guest, or the machine was closed.
@@ -332,6 +337,18 @@ class Machine:
             raise self._failure
         if self._closing:
             raise MachineFailure(Outcome.LOST, "the machine was closed")
+
+    def why(self, within_s: float = 0.0) -> MachineFailure | None:
+        """The reason for which the machine has failed or was closed; None where all is well.
+
+        Args:
+            within_s: see :meth:`watch`.
+        """
+        try:
+            self.watch(within_s)
+        except MachineFailure as failure:
+            return failure
+        return None
 
     def on_failure(self, callback: FailureHandler) -> None:
         """Call `callback` with the failure, once, when the machine fails; at once if it has failed already.
@@ -414,7 +431,7 @@ class Machine:
             found = _USERNET.search(self._qmp.monitor("info usernet"))
         except QmpError as error:
             self.watch(within_s=2.0)
-            raise MachineFailure(Outcome.BOOT_FAILED, f"QEMU does not answer: {error}") from error
+            raise MachineFailure(Outcome.LOST, f"QEMU does not answer: {error}") from error
         if found is None:
             raise InfrastructureError(
                 "QEMU does not report which port it forwards to the guest.", self.qemu_log
@@ -429,7 +446,7 @@ class Machine:
                 raise self._start_error
             self.watch()
             if time.monotonic() > deadline:
-                raise MachineFailure(Outcome.BOOT_FAILED, f"QEMU did not start within {START_TIMEOUT_S:g} s")
+                raise MachineFailure(Outcome.LOST, f"QEMU did not start within {START_TIMEOUT_S:g} s")
 
     def _connected(self) -> bool:
         try:
@@ -568,7 +585,8 @@ class Machine:
                 if returncode == -signal.SIGKILL
                 else ""
             )
-            return MachineFailure(self._lost(), f"QEMU {how}{before}{short}\n{self._stderr()}".strip())
+            # Whatever ended QEMU (a signal, memory that it could not have), it was not the guest's kernel.
+            return MachineFailure(Outcome.LOST, f"QEMU {how}{before}{short}\n{self._stderr()}".strip())
         who = {"guest-reset": "the guest reset itself", "guest-shutdown": "the guest switched itself off"}
         what = who.get(self._shutdown_reason, f"QEMU ended by itself {self._shutdown_reason}".strip())
         return self._judged(self._lost(), f"{what}{before}")

@@ -23,7 +23,7 @@ from orchestrator.kernel.series import Series, load_series
 from orchestrator.machine.topology import Topology
 from orchestrator.model import trace
 from orchestrator.model.address_space import AddressSpace, Vma
-from orchestrator.model.memory import Expected, Model
+from orchestrator.model.memory import Model, Prediction
 from orchestrator.model.page import PAGES, PTES, Folio, PageFrame, Reservation, Table
 from orchestrator.model.trace import Operation, Trace, parse
 
@@ -96,7 +96,7 @@ class _Without:
     def alive(self) -> Sequence[str]:
         return self._model.alive
 
-    def step(self, operation: Operation) -> Expected:
+    def step(self, operation: Operation) -> Prediction:
         return self._model.step(operation)
 
     def rss(self, name: str) -> int:

@@ -22,7 +22,7 @@ def run(text: str, stages: int = CORE, nodes: int = 1, **settings: str) -> tuple
     return follow(text, stages, nodes, settings)
 
 
-def follow(text: str, stages: int, nodes: int, settings: dict[str, str]) -> tuple[Model, Expected]:
+def follow(text: str, stages: int, nodes: int, settings: dict[str, str]) -> tuple[Model, Prediction]:
     """As run(), for knobs whose names are not Python's."""
     chosen = THRESHOLD | settings if stages >= 3 else settings
     model = Model(STAGES[:stages], chosen, nodes=nodes)

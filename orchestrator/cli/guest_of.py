@@ -64,10 +64,11 @@ def guest_of(
         InfrastructureError: the guest did not come up; the sentence names the console log.
     """
     from orchestrator.experiment.knob import parse_settings
-    from orchestrator.experiment.variant import Role, Variant, check_variant
+    from orchestrator.experiment.variant import Variant, check_variant
     from orchestrator.guest.ssh import GuestLost
     from orchestrator.machine.qemu import MachineFailure
     from orchestrator.machine.topology import Topology
+    from orchestrator.store.manifest import Role
 
     asked = Topology.parse(topology)
     asked.check_host(1)

@@ -14,12 +14,13 @@ from orchestrator.execution.bench import Bench, Booted
 from orchestrator.execution.derived import observations_from_counters
 from orchestrator.experiment.cell import Cell
 from orchestrator.experiment.experiment import Experiment
-from orchestrator.guest.sampler import Sample, Sampler
+from orchestrator.guest.sampler import Sampler
 from orchestrator.guest.ssh import CommandTimeout, GuestLost
-from orchestrator.guest.workload import Observation, WorkloadFailed, run_workload
+from orchestrator.guest.workload import WorkloadFailed, run_workload
 from orchestrator.kernel.build import KernelBuild
 from orchestrator.machine.oops import Finding
 from orchestrator.machine.qemu import MachineFailure
+from orchestrator.store.observation import Observation, Sample
 from orchestrator.store.outcome import Outcome
 
 

@@ -18,11 +18,11 @@ from orchestrator.experiment.cell import Cell
 from orchestrator.experiment.experiment import Experiment
 from orchestrator.experiment.question import Judgement
 from orchestrator.guest.ssh import GuestLost
-from orchestrator.guest.workload import Observation
 from orchestrator.kernel.build import KernelBuild
 from orchestrator.kernel.trait import traits_of
 from orchestrator.machine.qemu import MachineFailure
 from orchestrator.model.trace import Trace
+from orchestrator.store.observation import Observation
 from orchestrator.store.outcome import Outcome
 
 METRIC = "divergences.total"

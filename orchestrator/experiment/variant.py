@@ -5,22 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 
 from orchestrator.errors import UserError
 from orchestrator.experiment.knob import check_value, combinations, series_knob
 from orchestrator.kernel.series import Series
+from orchestrator.store.manifest import Role
 
 #: What a patched kernel is compared at when nobody says otherwise: 1 must be neutral, 256 must pay off.
 DEFAULT_SWEEP: Mapping[str, tuple[str, ...]] = {"promotion_threshold": ("1", "256")}
-
-
-class Role(StrEnum):
-    """What a variant is for in the comparison."""
-
-    BASELINE = "baseline"
-    CONTROL = "control"  # the baseline once more: the A/A control that shows the noise floor
-    PATCHED = "patched"
 
 
 @dataclass(frozen=True)

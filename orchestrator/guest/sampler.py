@@ -12,14 +12,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Literal
 
 from orchestrator.errors import InfrastructureError
 from orchestrator.guest.counters import parse_file
 from orchestrator.guest.ssh import CommandTimeout, Guest, GuestLost, Remote
-from orchestrator.guest.workload import Metric, Observation
-
-Phase = Literal["before", "during", "after"]
+from orchestrator.store.observation import Metric, Observation, Phase, Sample
 
 _PROGRAM = "sampler"
 #: Opened by each workload for as long as it runs (guest_workloads/common/workload.h).
@@ -58,26 +55,6 @@ SAMPLER_METRICS: Mapping[str, Metric] = {
         Metric("samples.total", "samples", None, help="readings of the counters while the workload ran"),
     )
 }
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One reading of one counter.
-
-    Args:
-        guest_s: the guest's CLOCK_MONOTONIC when the reading began.
-        host_s: this host's time since the epoch when it arrived.
-        phase: before, during or after the workload.
-        source, node, counter, value: see :class:`orchestrator.guest.counters.Value`.
-    """
-
-    guest_s: float
-    host_s: float
-    phase: Phase
-    source: str
-    node: int | None
-    counter: str
-    value: int
 
 
 @dataclass(frozen=True)

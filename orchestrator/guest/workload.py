@@ -20,13 +20,10 @@ from orchestrator.errors import UserError
 from orchestrator.guest.image import WORKLOADS
 from orchestrator.guest.ssh import Finished, Guest
 from orchestrator.spelling import meant
+from orchestrator.store.observation import CLOCK, Better, Metric, Observation
 
-Better = Literal["lower", "higher"] | None
 Kind = Literal["integer", "choice", "size"]
 
-#: What stands for the unit of time in names and units: insns under icount, else ns.
-CLOCK = "{clock}"
-CLOCKS = ("insns", "ns")
 #: The parameter that every workload has: it sets others at once.
 SIZE = "size"
 SIZES = ("quick", "full")
@@ -84,27 +81,6 @@ class Parameter:
 
 
 @dataclass(frozen=True)
-class Metric:
-    """What is measured.
-
-    Args:
-        name: ``noun_unit.statistic``; may hold ``{clock}``.
-        unit: of its values; may be ``{clock}``.
-        better: the direction that is an improvement; None where neither is.
-        primary: whether a comparison is judged by it.
-        clock: whether the name holds ``{clock}``.
-        help: one sentence that says exactly what it counts.
-    """
-
-    name: str
-    unit: str
-    better: Better
-    primary: bool = False
-    clock: bool = False
-    help: str = ""
-
-
-@dataclass(frozen=True)
 class Workload:
     """A program of ``guest_workloads/``.
 
@@ -131,20 +107,6 @@ class Workload:
     quick: Mapping[str, str] = field(default_factory=dict)
     sample_processes: bool = False
     layers: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Observation:
-    """One measured value.
-
-    Args:
-        metric: its name, with the clock put in.
-        unit: of `value`.
-    """
-
-    metric: str
-    unit: str
-    value: float
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from orchestrator.errors import UserError
-from orchestrator.model.chunk_test import RANGE_KIB, Distribution, Machine, distribution
+from orchestrator.model.chunk_test import RANGE_KIB, ChunkTestMachine, Distribution, distribution
 from orchestrator.store.manifest import Role
 from orchestrator.store.run import Run
 
@@ -40,7 +40,7 @@ class Point:
 class MeasuredChunk:
     """The chunk test of a run."""
 
-    machine: Machine
+    machine: ChunkTestMachine
     chunk_kib: int
     pattern: str
     pages: int
@@ -80,7 +80,7 @@ def measured_chunk(run: Run) -> MeasuredChunk:
     chunk_kib = (chunk_kib + RANGE_KIB // 2) // RANGE_KIB * RANGE_KIB
     pattern = _PATTERNS.get(parameters["pattern"], parameters["pattern"])
     return MeasuredChunk(
-        Machine(installed_kib, len(nodes), available_kib),
+        ChunkTestMachine(installed_kib, len(nodes), available_kib),
         chunk_kib,
         pattern,
         int(parameters["max_pages"]),

@@ -291,7 +291,7 @@ def _measure(
     with attempt(events, writer, "orchestrate run --resume"):
         summary = execute(asked, bench, writer, place)
         found = conclude(terminal, events, writer.path, as_json)
-        return 3 if found or not summary.all_ok else 0
+        return 3 if found else summary.exit_status
 
 
 def _print_plan(

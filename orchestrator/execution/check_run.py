@@ -7,10 +7,11 @@ import json
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from orchestrator.errors import UserError
+from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.events import Step
 from orchestrator.execution.bench import Bench
 from orchestrator.execution.countdown import Countdown, line_of
@@ -21,6 +22,7 @@ from orchestrator.execution.differential import (
     TraceGuest,
     check_traces,
 )
+from orchestrator.execution.ending import Ending, GuestEnded
 from orchestrator.execution.provenance import begin, built, keep_build_log, variant_record
 from orchestrator.execution.shrinking import shrink
 from orchestrator.experiment.variant import Variant
@@ -74,6 +76,7 @@ class FoundDivergence:
     Args:
         minimal: the shortest trace found; the whole one where it was not shrunk.
         file: where that lies, for ``--trace``.
+        report: the kernel's own words, if it reported anything.
         stages: with ``every_stage`` what each stage's kernel does with it; None where it agrees.
     """
 
@@ -82,6 +85,7 @@ class FoundDivergence:
     minimal: Trace
     file: Path
     shrunk: bool = False
+    report: str = ""
     stages: dict[str, Divergence | None] = field(default_factory=dict)
 
     @property
@@ -103,6 +107,8 @@ class CheckSummary:
         compared, uncompared: number of comparisons per kind of field.
         moved: the kinds of fields that were expected to have another value than their first one at some step.
         run_s: host seconds from the first trace on, shrinking left out.
+        found: the traces that diverge.
+        incomparable: name -> why that trace was not compared to its end.
     """
 
     traces: int = 0
@@ -112,6 +118,13 @@ class CheckSummary:
     uncompared: Counter[str] = field(default_factory=Counter)
     moved: set[str] = field(default_factory=set)
     found: list[FoundDivergence] = field(default_factory=list)
+    incomparable: dict[str, Ending] = field(default_factory=dict)
+
+    @property
+    def exit_status(self) -> int:
+        """0 if all traces were compared and agree, 3 for a divergence or a guest that failed, 1 for a lost guest."""
+        statuses = [3 for _ in self.found] + [ending.exit_status for ending in self.incomparable.values()]
+        return max(statuses, default=0)
 
     @property
     def moved_share(self) -> float:
@@ -129,6 +142,10 @@ class CheckSummary:
             "uncompared": dict(sorted(self.uncompared.items())),
             "moved": sorted(self.moved),
             "moved_share": round(self.moved_share, 4),
+            "incomparable": {
+                name: {"outcome": ending.outcome.value, "evidence": ending.evidence}
+                for name, ending in self.incomparable.items()
+            },
             "divergences": [
                 {
                     "name": each.name,
@@ -231,7 +248,6 @@ def execute(check: Check, bench: Bench, writer: RunWriter) -> CheckSummary:
 
     Raises:
         InfrastructureError: the host failed; what was found until then is kept.
-        MachineFailure: the kernel does not boot.
     """
     summary = CheckSummary()
     try:
@@ -282,7 +298,8 @@ def _run(
     names = list(check.traces)
     where = f"{bench.accelerator.name} {check.topology.text}"
     kinds = [f"trace {len(trace.operations)} {where}" for trace in check.traces.values()]
-    guest.up()  # a boot is no part of the first trace
+    with suppress(GuestEnded):  # that is then how every trace ends
+        guest.up()  # a boot is no part of the first trace
     began = time.monotonic()
     with bench.events.step("check", check.patchset) as step:
         countdown = Countdown(step, bench.durations, kinds, "traces")
@@ -296,11 +313,14 @@ def _run(
             summary.moved |= checked.comparison.moved
             summary.run_s = time.monotonic() - began
             result, reason = "ok", ""
+            if checked.incomparable:
+                summary.incomparable[name] = checked.incomparable
+                result, reason = checked.ending.outcome.value, checked.ending.evidence
             if checked.divergence is not None:
                 diverged.append((name, checked))
                 result, reason = "diverges", str(checked.divergence)
             _record(check, summary.traces, checked, writer)
-            typical_s = None if checked.divergence else checked.seconds
+            typical_s = None if checked.divergence or checked.incomparable else checked.seconds
             countdown.ended(kind, line_of(name, result, checked.seconds, reason), typical_s)
 
         check_traces(guest, list(check.traces.values()), model_for, on_checked)
@@ -308,17 +328,16 @@ def _run(
 
 
 def _record(check: Check, number: int, checked: Checked, writer: RunWriter) -> None:
-    divergence = checked.divergence
-    outcome = Outcome.OK
+    divergence, outcome, evidence = checked.divergence, checked.ending.outcome, checked.ending.evidence
     if divergence is not None:
-        console = divergence.first.field == "console"
-        outcome = Outcome.KERNEL_BUG if console else Outcome.WORKLOAD_FAILED
+        outcome = Outcome.WORKLOAD_FAILED if checked.ending.is_ok else outcome
+        evidence = f"diverges at {divergence}\n{evidence}".strip()
     comparison = checked.comparison
     writer.record(
         CellRow(
             _planned(check, number, checked.trace),
             outcome=outcome,
-            evidence="" if divergence is None else f"diverges at {divergence}",
+            evidence=evidence,
             run_s=checked.seconds,
             total_s=checked.seconds,
         ),
@@ -335,7 +354,8 @@ def _keep(check: Check, name: str, checked: Checked, writer: RunWriter) -> Found
     divergence = checked.divergence
     assert divergence is not None
     trace = replace(checked.trace, operations=checked.trace.operations[: divergence.step + 1])
-    found = FoundDivergence(name, divergence, trace, writer.path / f"{name}.trace")
+    report = "\n".join(finding.text for finding in checked.ending.findings)
+    found = FoundDivergence(name, divergence, trace, writer.path / f"{name}.trace", report=report)
     (writer.path / "logs" / f"{name}.answers.jsonl").write_text("\n".join(checked.answers.lines) + "\n")
     (writer.path / "logs" / f"{name}.whole.trace").write_text(format_trace(checked.trace), encoding="utf-8")
     _write(check, found)
@@ -361,6 +381,8 @@ def _shrink(
 
     def first_failing(traces: Sequence[Trace]) -> int | None:
         for number, checked in enumerate(check_traces(guest, traces, model_for)):
+            if checked.incomparable and checked.ending.is_lost:
+                raise GuestEnded(checked.ending)
             divergence = checked.divergence
             if divergence is not None and kinds & {each.kind for each in divergence.differences}:
                 latest.clear()
@@ -374,9 +396,15 @@ def _shrink(
         step.progress(len(whole.operations) - len(trace.operations), len(whole.operations), "operations gone")
 
     # A trace that diverges only after others have run is kept as it is.
-    if first_failing([found.minimal]) is not None:
-        found.divergence = latest[found.minimal.operations]
-        shrink(found.minimal, first_failing, adopt)
+    try:
+        diverges_alone = first_failing([found.minimal]) is not None
+        if diverges_alone:
+            found.divergence = latest[found.minimal.operations]
+            shrink(found.minimal, first_failing, adopt)
+    except GuestEnded as error:
+        step.note(f"not reduced further, the guest was lost: {error.ending.title}")
+        return
+    if diverges_alone:
         step.note(f"{len(found.minimal.operations)} operations: {found.divergence}")
     else:
         found.minimal = whole
@@ -403,6 +431,8 @@ def _find_stages(check: Check, bench: Bench, summary: CheckSummary, logs: Path) 
                     model_of(patchset, bench.series, check.topology, traits_of(bench.tree(patchset))),
                 )
             for found, checked in zip(summary.found, results, strict=True):
+                if checked.incomparable:
+                    raise InfrastructureError(f"{patchset} was not compared: {checked.ending.evidence}")
                 found.stages[patchset] = checked.divergence
             result = "diverges" if any(checked.divergence for checked in results) else "ok"
             line = line_of(patchset, result, time.monotonic() - began)

@@ -13,19 +13,17 @@ from pathlib import Path
 from typing import Any, Final
 
 from orchestrator.defaults import TEST_TOPOLOGY
-from orchestrator.errors import InfrastructureError
-from orchestrator.execution.bench import Bench, Booted
+from orchestrator.execution.bench import Bench
 from orchestrator.execution.correctness import Found, Kind, Leak, Suite, SuiteRun
 from orchestrator.execution.countdown import Countdown, line_of
+from orchestrator.execution.ending import GuestEnded
 from orchestrator.execution.provenance import begin, built, keep_build_log, variant_record
 from orchestrator.experiment.variant import Variant
 from orchestrator.guest.ktap import Status, TestResult
 from orchestrator.guest.selftests import Selftest, SelftestPlan, Selftests, build_selftests
-from orchestrator.guest.ssh import CommandTimeout, GuestLost
 from orchestrator.kernel.build import BuildFailed, KernelBuild
 from orchestrator.kernel.series import BASELINE
 from orchestrator.machine.oops import Finding
-from orchestrator.machine.qemu import MachineFailure
 from orchestrator.machine.topology import Topology
 from orchestrator.store.manifest import Manifest, PlannedCell, Role, RunKind, WorkloadRecord
 from orchestrator.store.observation import Metric, Observation
@@ -125,11 +123,13 @@ class Trouble:
         where: a cell.
         what: one line.
         text: the words of the test or the kernel.
+        is_lost: whether the host or the tool is to blame, not the kernel.
     """
 
     where: str
     what: str
     text: str = ""
+    is_lost: bool = False
 
 
 @dataclass
@@ -145,6 +145,11 @@ class CorrectnessSummary:
     results: list[SuiteResult] = field(default_factory=list)
     troubles: list[Trouble] = field(default_factory=list)
     notes: list[Trouble] = field(default_factory=list)
+
+    @property
+    def exit_status(self) -> int:
+        """3 if a test regressed or the kernel reported a problem, 1 if guests were lost and nothing else is wrong."""
+        return max((1 if trouble.is_lost else 3 for trouble in self.troubles), default=0)
 
     def to_json(self) -> dict[str, Any]:
         """For ``--json`` and ``correctness.json``."""
@@ -269,20 +274,32 @@ def judge(
     }
     patched = [result for result in results if result.patchset != BASELINE] or list(results)
     notes: list[Trouble] = []
+    lost_yardsticks = [
+        Trouble(result.cell, f"ended as {result.outcome.value}", result.evidence, is_lost=True)
+        for result in baseline.values()
+        if result.outcome is Outcome.LOST and result not in patched
+    ]
     there = {test.name for result in patched for test in result.found.results}
     troubles = [Trouble("every suite", f"there is no test {name}") for name in only if name not in there]
+    if any(result.outcome is Outcome.LOST for result in patched):
+        troubles = []  # it may be among those that were not run
+    troubles += lost_yardsticks
     for result in patched:
         yardstick = baseline.get(result.suite.yardstick or result.suite.name)
         if yardstick is result:
             yardstick = None
+        is_lost = result.outcome is Outcome.LOST
         if result.outcome not in (Outcome.OK, Outcome.WORKLOAD_FAILED, Outcome.KERNEL_BUG):
-            troubles.append(Trouble(result.cell, f"ended as {result.outcome.value}", result.evidence))
+            what = f"ended as {result.outcome.value}"
+            troubles.append(Trouble(result.cell, what, result.evidence, is_lost))
         elif not result.found.complete:
             # Even where the baseline ends by the same report: what was not run is not known to be as good.
             troubles.append(Trouble(result.cell, "ended before all of its tests were run", result.evidence))
         troubles += [Trouble(result.cell, fault) for fault in result.found.faults]
         meant = {} if result.suite.strict else different or {}
-        for trouble, is_note in _of_tests(result, yardstick, meant, _failing_at_times(result, results)):
+        # What a lost guest did not come to says nothing.
+        known_tests = None if is_lost else yardstick
+        for trouble, is_note in _of_tests(result, known_tests, meant, _failing_at_times(result, results)):
             (notes if is_note else troubles).append(trouble)
         known = {finding.title for finding in yardstick.findings} if yardstick else set()
         for finding in result.findings:
@@ -419,7 +436,6 @@ def _run(
 ) -> None:
     suite = result.suite
     began = time.monotonic()
-    booted: Booted | None = None
     selftests: tuple[Sequence[Selftest], Selftests] | None = None
     if suite.kind is Kind.SELFTESTS:
         selftests = plan.tests, build_selftests(bench.tree(result.patchset), plan, bench.cache, bench.events)
@@ -432,6 +448,7 @@ def _run(
                 log_directory=logs,
                 cmdline=[*_CMDLINE, *suite.cmdline, *test.cmdline],
                 layers=suite.layers,
+                counts=_is_no_leak,
             ) as booted:
                 result.boot_s = booted.boot_s
                 booted.machine.end_after_oops()
@@ -440,26 +457,14 @@ def _run(
                     SuiteRun(suite, booted, stages, test.only, logs, result.found, step, selftests).run()
                 finally:
                     result.run_s = time.monotonic() - started
-                    result.findings = _without_leaks(booted.machine.findings())
-            result.outcome, result.evidence = Outcome.OK, ""
-            bad = result.found.count(Status.FAILED)
-            if bad or result.found.faults:
-                result.outcome = Outcome.WORKLOAD_FAILED
-                result.evidence = f"{bad} tests failed" + "".join(f"; {each}" for each in result.found.faults)
-        except (MachineFailure, GuestLost, CommandTimeout) as error:
-            result.outcome = error.outcome if isinstance(error, MachineFailure) else Outcome.LOST
-            if isinstance(error, CommandTimeout):
-                result.outcome = Outcome.TIMEOUT
-            result.evidence = str(error)
-            if booted is not None:
-                result.findings = _without_leaks(booted.machine.findings())
-        except InfrastructureError as error:
-            if booted is None:
-                raise
-            result.outcome, result.evidence = Outcome.LOST, str(error)
-        if result.findings and result.outcome in (Outcome.OK, Outcome.WORKLOAD_FAILED):
-            result.outcome = Outcome.KERNEL_BUG
-            result.evidence = f"{result.findings[0].title}\n{result.findings[0].text}"
+                ending = booted.ending()
+        except GuestEnded as error:
+            ending = error.ending
+        result.outcome, result.evidence, result.findings = ending.outcome, ending.evidence, ending.findings
+        bad = result.found.count(Status.FAILED)
+        if ending.is_ok and (bad or result.found.faults):
+            result.outcome = Outcome.WORKLOAD_FAILED
+            result.evidence = f"{bad} tests failed" + "".join(f"; {each}" for each in result.found.faults)
         result.total_s = time.monotonic() - began
 
 
@@ -510,9 +515,9 @@ def _ask_again(
             _tell(result, again, bench, countdown)
 
 
-def _without_leaks(findings: Sequence[Finding]) -> list[Finding]:
+def _is_no_leak(finding: Finding) -> bool:
     """kmemleak's own line on the console says only that there are some: which, is compared one by one."""
-    return [finding for finding in findings if not finding.title.startswith("kmemleak: suspected")]
+    return not finding.title.startswith("kmemleak: suspected")
 
 
 def _row(result: SuiteResult) -> tuple[CellRow, list[Observation]]:

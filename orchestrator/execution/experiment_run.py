@@ -28,6 +28,7 @@ from orchestrator.store.run import CellRow, RunWriter
 
 #: Cells in a row that are lost before their guest is up: then it is the host that is broken, not a kernel.
 _GIVE_UP_AFTER = 4
+_NOT_UP = (Outcome.BOOT_FAILED, Outcome.LOST)
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,12 @@ class RunSummary:
     def all_ok(self) -> bool:
         """Whether every planned cell ended ok."""
         return set(self.outcomes) <= {Outcome.OK}
+
+    @property
+    def exit_status(self) -> int:
+        """0 if all ended ok, 1 if the rest were lost through the host, 3 if a kernel or workload failed."""
+        bad = set(self.outcomes) - {Outcome.OK}
+        return 3 if bad - {Outcome.LOST} else 1 if bad else 0
 
 
 def manifest_of(experiment: Experiment, bench: Bench, command: Sequence[str]) -> Manifest:
@@ -218,9 +225,11 @@ def _measure_all(
                     if result is not None:
                         typical_s = result.total_s if result.outcome is Outcome.OK else None
                         countdown.ended(kinds[result.cell.id], _told(result), typical_s)
-                    unbooted = unbooted + 1 if result and result.outcome is Outcome.BOOT_FAILED else 0
+                    unbooted = unbooted + 1 if result and result.outcome in _NOT_UP else 0
                 if unbooted >= _GIVE_UP_AFTER and len(todo) > 2 * _GIVE_UP_AFTER:
-                    step.note(f"{unbooted} guests in a row did not come up; the remaining cells are left out")
+                    step.note(
+                        f"{unbooted} guests in a row did not come up or were lost; the other cells are left out"
+                    )
                     break
         finally:
             for future in pending:

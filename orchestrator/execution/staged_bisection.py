@@ -30,7 +30,7 @@ from orchestrator.execution.measured_cell import CellResult, write_evidence
 from orchestrator.execution.provenance import built, keep_build_log
 from orchestrator.execution.stage_trial import StageTrial, WorkloadTrial
 from orchestrator.experiment.cell import Cell
-from orchestrator.experiment.question import Judgement, MetricQuestion
+from orchestrator.experiment.question import BootJudgement, MetricQuestion
 from orchestrator.experiment.staged_search import StagedSearch
 from orchestrator.kernel.build import BuildFailed, KernelBuild
 from orchestrator.store.manifest import AnswerRecord, BisectionRecord, BootRecord
@@ -57,7 +57,7 @@ class Boot:
     stage: int
     cell: str
     why: str
-    judgement: Judgement
+    judgement: BootJudgement
 
 
 @dataclass

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""An experiment read back from a run's ``run.json``, so that the run can be finished."""
+"""Reads the experiment from a run's ``run.json``, so that an interrupted run can be resumed."""
 
 from __future__ import annotations
 
@@ -11,22 +11,24 @@ from orchestrator.store.manifest import Manifest
 
 
 def experiment_of_manifest(manifest: Manifest) -> Experiment:
-    """The experiment that a run directory was made for, which plans the very cells that it does.
+    """The experiment of a run directory, checked to have exactly the cells that the run planned.
 
     Raises:
-        UserError: its planned cells are not those of the experiment it describes.
+        UserError: the planned cells are not those of the described experiment.
     """
     experiment = described_experiment(manifest)
     if [cell.cell for cell in manifest.cells] != [cell.id for cell in experiment.cells]:
-        raise UserError("run.json plans other cells than its experiment has; this run cannot be finished.")
+        raise UserError(
+            "the cells planned in run.json do not match its experiment; this run cannot be resumed."
+        )
     return experiment
 
 
 def described_experiment(manifest: Manifest) -> Experiment:
-    """The variants, workloads and machine that ``run.json`` describes, whatever cells were made of them.
+    """The experiment that ``run.json`` describes, without a check of the planned cells.
 
     Raises:
-        UserError: it describes no experiment.
+        UserError: the described experiment is not valid.
     """
     topology = manifest.topology
     return Experiment(
@@ -39,7 +41,7 @@ def described_experiment(manifest: Manifest) -> Experiment:
         topology=Topology(
             tuple(Node(node.cpus, node.memory_mib) for node in topology.nodes), topology.distances
         ),
-        # A finished choice is kept: a run never mixes clocks.
+        # A resumed run keeps the accelerator of its first part, since a run must not mix clocks.
         accelerator=manifest.accelerator.name,
         repeat=manifest.repeat,
         seed=manifest.seed,

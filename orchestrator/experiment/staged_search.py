@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What ``orchestrate bisect`` is asked: which stages, on what machine, and what to look for."""
+"""The request of ``orchestrate bisect``: the stages, the machine, and what to search for."""
 
 from __future__ import annotations
 
@@ -18,18 +18,17 @@ from orchestrator.kernel.series import Series, Stage
 from orchestrator.store.manifest import BisectionRecord, Manifest, Role
 
 
-#: Boots of a bad stage that show it, at least, where nobody says otherwise.
 @dataclass(frozen=True)
 class StagedSearch:
-    """A bisection as it was asked for.
+    """The request for a bisection.
 
     Args:
-        experiment: one variant a stage, in their order; the first, with the role of the baseline, is what they
-            are applied to. One workload.
-        stages: the stages that are searched: of every variant but the first.
-        confidence: probability that the answer is right.
-        rate: share of the boots of a bad stage that show an outcome, at least.
-        max_boots: after which it ends undecided.
+        experiment: one variant per stage, in order, and one workload. The first variant is the baseline that the
+            stages are applied to.
+        stages: the stages to search, one for each variant but the first.
+        confidence: probability that the result is right.
+        rate: lowest reproduction rate to assume: the share of a bad stage's boots that show the outcome.
+        max_boots: number of boots after which the search ends without a result.
     """
 
     experiment: Experiment
@@ -45,30 +44,29 @@ class StagedSearch:
                 f"--confidence {self.confidence:g}: choose a probability above 0.5 and below 1, e.g. 0.99."
             )
         if not 0.05 <= self.rate <= 1:
-            raise UserError(
-                f"--rate {self.rate:g}: choose a share of boots from 0.05 to 1, where 1 stands for every boot."
-            )
+            raise UserError(f"--rate {self.rate:g}: choose a share of boots from 0.05 to 1 (every boot).")
         if not 1 <= self.max_boots <= 1000:
-            raise UserError(f"--max-boots {self.max_boots}: choose 1 to 1000.")
+            raise UserError(f"--max-boots {self.max_boots}: choose a number from 1 to 1000.")
 
     @property
     def workload(self) -> str:
-        """The one workload."""
+        """Name of the only workload."""
         return next(iter(self.experiment.workloads))
 
     def cell(self, stage: int, repetition: int) -> Cell:
-        """The cell of a boot.
+        """The cell of one boot.
 
         Args:
-            stage: number of the variant, 0 for the first.
-            repetition: from 1. It decides the seed, so that all stages are given the same ones.
+            stage: number of the variant, 0 for the baseline.
+            repetition: number of the boot of this stage, from 1. It determines the seed, so that all stages get
+                the same seeds.
         """
         name = self.experiment.variants[stage].name
         return cells_of((name,), (self.workload,), repetition, self.experiment.seed)[-1]
 
     @property
     def record(self) -> BisectionRecord:
-        """What ``run.json`` says of it beside its experiment."""
+        """The part of ``run.json`` that describes the search, besides the experiment."""
         question = self.question
         measured = isinstance(question, MetricQuestion)
         matching = question.matching if isinstance(question, OutcomeQuestion) else None
@@ -85,18 +83,18 @@ class StagedSearch:
 def stage_variants(
     patchset: str, against: str, settings: Mapping[str, Sequence[str]], cmdline: Sequence[str], series: Series
 ) -> tuple[tuple[Variant, ...], tuple[Stage, ...]]:
-    """One variant for each stage from `against`, which is the first, to `patchset`.
+    """One variant for `against`, and one per stage from there to `patchset`.
 
-    A knob that the series introduces is set from the stage on that has it.
+    A knob that the series adds is set only on variants that have it.
 
     Args:
-        settings: knob -> its one value.
+        settings: knob -> its only value.
 
     Returns:
-        The variants, and the stages of all but the first.
+        The variants, and the stages of all variants but the first.
 
     Raises:
-        UserError: no such patchset; no stage lies between them; a knob with several values, or that none has.
+        UserError: unknown patchset; no stage between the two; several values for a knob; a knob that no variant has.
     """
     for key, values in settings.items():
         if len(values) > 1:
@@ -104,7 +102,7 @@ def stage_variants(
     last, first = series.select(patchset), series.select(against)
     if len(last) <= len(first):
         raise UserError(
-            f"{patchset} adds no stage to {against}; name a --patchset with more stages, or another --against."
+            f"{patchset} adds no stage to {against}; choose a --patchset with more stages, or another --against."
         )
     stages = last[len(first) :]
     names = [against, *(f"stage-{stage.number}" for stage in stages)]
@@ -129,13 +127,13 @@ def stage_variants(
 
 
 def search_of_manifest(manifest: Manifest, question: Question, series: Series) -> StagedSearch:
-    """The bisection that a run directory was made for.
+    """The bisection request of a run directory.
 
     Args:
-        question: what it says it looks for.
+        question: what ``run.json`` says the search is for.
 
     Raises:
-        UserError: it is no bisection's.
+        UserError: the run is not a bisection.
     """
     asked = manifest.bisection
     if asked is None:

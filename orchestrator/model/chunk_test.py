@@ -35,7 +35,7 @@ CHILD_KIB: Final = 220
 
 
 @dataclass(frozen=True)
-class Machine:
+class ChunkTestMachine:
     """What there is to be filled.
 
     Args:
@@ -90,7 +90,7 @@ class Policy:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ChunkTestResult:
     """How the test ends.
 
     Args:
@@ -153,13 +153,13 @@ PATTERNS: Final = ("mixed", "one", "random", "fixed", "geometric", "dense")
 
 
 def simulate(
-    machine: Machine,
+    machine: ChunkTestMachine,
     chunk_kib: int,
     draw: Distribution,
     policies: Sequence[Policy],
     seed: int = 1,
     most_children: int = 30_000,
-) -> list[Outcome]:
+) -> list[ChunkTestResult]:
     """How the test ends for each policy; all of them are given the same touches.
 
     Args:
@@ -197,5 +197,5 @@ def simulate(
             raise ValueError(f"{most_children} children do not fill memory; choose a larger chunk.")
         children, promotions, used_kib = stop
         # What does not fit any more ends the test by either rule.
-        outcomes.append(Outcome(min(children, end), end, promotions, used_kib))
+        outcomes.append(ChunkTestResult(min(children, end), end, promotions, used_kib))
     return outcomes

@@ -22,7 +22,7 @@ from orchestrator.model.page import (
     PAGES,
     PTES,
     Folio,
-    Frame,
+    PageFrame,
     Reservation,
     Table,
     bits,
@@ -108,7 +108,7 @@ _PROTECTIONS: Final = {"none": NONE, "r": READ, "rw": WRITE}
 Errno = str | Literal[0]
 
 
-class BlockView:
+class RangeView:
     """What is seen of one block of one process.
 
     Attributes:
@@ -136,7 +136,7 @@ class BlockView:
         return {name: getattr(self, name) for name in ("huge", "present", "zero", "swapped", "nodes", "hash")}
 
 
-class Expected:
+class Prediction:
     """What a step is expected to lead to.
 
     Attributes:
@@ -261,9 +261,9 @@ class Model:
         tables = self._processes[name].tables.values()
         return sum(PAGES if table.state == HUGE else table.present.bit_count() for table in tables)
 
-    def block(self, name: str, block: int) -> BlockView:
+    def block(self, name: str, block: int) -> RangeView:
         """What is seen of one block of a process."""
-        return BlockView(self._processes[name].tables.get(block))
+        return RangeView(self._processes[name].tables.get(block))
 
     def counter(self, name: str) -> int:
         """A counter, whether the kernel shows it yet or not."""
@@ -273,7 +273,7 @@ class Model:
         """The value of a knob."""
         return self._settings[knob]
 
-    def step(self, operation: trace.Operation) -> Expected:
+    def step(self, operation: trace.Operation) -> Prediction:
         """Do one operation.
 
         Raises:
@@ -282,9 +282,9 @@ class Model:
         errno = self._steps[type(operation)](operation)
         if self._due:
             self._return_to_user()
-        return Expected(self, errno, self._counters.copy())
+        return Prediction(self, errno, self._counters.copy())
 
-    def run(self, operations: Iterable[trace.Operation]) -> Expected | None:
+    def run(self, operations: Iterable[trace.Operation]) -> Prediction | None:
         """Do several operations; what the last one leads to."""
         expected = None
         for operation in operations:
@@ -341,7 +341,7 @@ class Model:
         self._count("thp_res_alloc")
         self._counters[self._reserved] += PAGES
 
-    def _take(self, mm: AddressSpace, vma: Vma, block: int, first: int, last: int) -> list[Frame]:
+    def _take(self, mm: AddressSpace, vma: Vma, block: int, first: int, last: int) -> list[PageFrame]:
         """Pages for addresses that have none: out of their reservation where that has them still.
 
         Returns:
@@ -351,7 +351,7 @@ class Model:
         reservation = mm.reservations.get(block)
         node = _node_for(vma)
         if reservation is None:
-            return [Frame(node=node) for _page in range(first, last)]
+            return [PageFrame(node=node) for _page in range(first, last)]
         unused = reservation.unused
         taken = unused & bits(first, last)
         if self._has_sync:
@@ -367,9 +367,9 @@ class Model:
         self._counters[self._res_mapped] += count
         held = reservation.node
         if count == last - first:
-            return [Frame(0, reservation, page, held) for page in range(first, last)]
+            return [PageFrame(0, reservation, page, held) for page in range(first, last)]
         return [
-            Frame(0, reservation, page, held) if taken >> page & 1 else Frame(node=node)
+            PageFrame(0, reservation, page, held) if taken >> page & 1 else PageFrame(node=node)
             for page in range(first, last)
         ]
 
@@ -466,7 +466,7 @@ class Model:
             if 0 < folio.mapped < PAGES:
                 self._on_partial(folio)
 
-    def _unmap_ptes(self, frames: list[Frame]) -> None:
+    def _unmap_ptes(self, frames: list[PageFrame]) -> None:
         """folio_remove_rmap_ptes() of one page, or of consecutive ones of a huge page."""
         last = 0
         for frame in frames:
@@ -518,7 +518,7 @@ class Model:
         """zap_pte_range(): consecutive pages of a huge page go at once."""
         mask = bits(first, last)
         if table.present & mask:
-            run: list[Frame] = []
+            run: list[PageFrame] = []
             for frame in table.frames[first:last]:
                 if frame is not None and frame.folio is None:
                     frame.maps -= 1
@@ -575,11 +575,11 @@ class Model:
         table = mm.tables[block] = Table()
         return table
 
-    def _cow_zero(self, mm: AddressSpace, vma: Vma, block: int, table: Table, page: int) -> Frame:
+    def _cow_zero(self, mm: AddressSpace, vma: Vma, block: int, table: Table, page: int) -> PageFrame:
         """wp_page_copy() of the zero page."""
         self._prepare_anon(mm, vma)
         if not self._has_zero_page:
-            return Frame(node=_node_for(vma))
+            return PageFrame(node=_node_for(vma))
         # The first write to a range that has only been read.
         if (
             self._may_reserve()
@@ -591,7 +591,7 @@ class Model:
             self._create(mm, vma, block)
         return self._take(mm, vma, block, page, page + 1)[0]
 
-    def _may_reuse(self, frame: Frame) -> bool:
+    def _may_reuse(self, frame: PageFrame) -> bool:
         """Whether a write to a page that is mapped read-only need not copy it."""
         return frame.exclusive or (frame.folio is None and frame.maps == 1)
 
@@ -630,7 +630,7 @@ class Model:
                 if self._may_reuse(frame):
                     frame.exclusive = True
                 else:
-                    frames[page] = Frame(frame.stamp, node=_node_for(vma))
+                    frames[page] = PageFrame(frame.stamp, node=_node_for(vma))
                     self._unmap_ptes([frame])
             elif table.zero & bit:
                 frames[page] = self._cow_zero(mm, vma, block, table, page)
@@ -1252,7 +1252,7 @@ class Model:
         """What contradicts the invariants of the design; nothing, unless the model is wrong."""
         wrong: list[str] = []
         maps: dict[int, int] = {}
-        frames: dict[int, Frame] = {}
+        frames: dict[int, PageFrame] = {}
         folios: dict[int, Folio] = {}
         entire: dict[int, int] = {}
         unused = 0
@@ -1362,7 +1362,7 @@ def _pieces(start: int, end: int) -> Iterable[tuple[int, int, int]]:
     return pieces
 
 
-def _frames_of(table: Table) -> list[Frame]:
+def _frames_of(table: Table) -> list[PageFrame]:
     return [frame for frame in table.frames if frame is not None]
 
 

@@ -80,7 +80,7 @@ class Reservation:
         self.node = node
 
 
-class Frame:
+class PageFrame:
     """A base page in use, on its own or as part of a large folio.
 
     Attributes:
@@ -128,7 +128,7 @@ class Folio:
         self.size = len(stamps)
         self.node = node
         self.stamps: list[int] | None = stamps
-        self.frames: list[Frame] = []
+        self.frames: list[PageFrame] = []
         self.exclusive = True
         self.entire = 1
         self.maps = 1
@@ -158,10 +158,10 @@ class Folio:
         """Those of all pages."""
         return self.stamps if self.stamps is not None else [frame.stamp for frame in self.frames]
 
-    def into_frames(self) -> list[Frame]:
+    def into_frames(self) -> list[PageFrame]:
         """Its pages, which no PTE maps yet if they are asked for the first time."""
         if self.stamps is not None:
-            self.frames = [Frame(stamp, None, page, self.node) for page, stamp in enumerate(self.stamps)]
+            self.frames = [PageFrame(stamp, None, page, self.node) for page, stamp in enumerate(self.stamps)]
             for frame in self.frames:
                 frame.maps = 0
                 frame.exclusive = False
@@ -194,7 +194,7 @@ class Table:
         self.present = 0
         self.zero = 0
         self.writable = 0
-        self.frames: list[Frame | None] = [None] * PAGES if state == PTES else []
+        self.frames: list[PageFrame | None] = [None] * PAGES if state == PTES else []
 
     def stamps(self) -> list[int]:
         """The stamps of all pages; 0 for those that are not there."""

@@ -42,10 +42,10 @@ class RunKind(StrEnum):
 
 
 class Role(StrEnum):
-    """What a variant is for in the comparison."""
+    """The role of a variant in the comparison."""
 
     BASELINE = "baseline"
-    CONTROL = "control"  # the baseline once more: the A/A control that shows the noise floor
+    CONTROL = "control"  # a second copy of the baseline: the A/A control, which shows the noise floor
     PATCHED = "patched"
 
 

@@ -11,22 +11,22 @@ from orchestrator.store.record import Record
 Better = Literal["lower", "higher"] | None
 Phase = Literal["before", "during", "after"]
 
-#: What stands for the unit of time in names and units: insns under icount, else ns.
+#: Placeholder for the unit of time in names and units: guest instructions (insns) with icount, else guest ns.
 CLOCK = "{clock}"
 CLOCKS = ("insns", "ns")
 
 
 @dataclass(frozen=True)
 class Metric(Record):
-    """What is measured.
+    """A metric of a workload.
 
     Args:
-        name: ``noun_unit.statistic``; may hold ``{clock}``.
-        unit: of its values; may be ``{clock}``.
-        better: the direction that is an improvement; None where neither is.
-        primary: whether a comparison is judged by it.
-        clock: whether the name holds ``{clock}``.
-        help: one sentence that says exactly what it counts.
+        name: ``noun_unit.statistic``; may contain ``{clock}``.
+        unit: unit of its values; may be ``{clock}``.
+        better: the direction that is an improvement; None if neither is.
+        primary: whether the comparison is based on it.
+        clock: whether the name contains ``{clock}``.
+        help: one sentence on what exactly it measures.
     """
 
     name: str
@@ -48,8 +48,8 @@ class Observation:
     """One measured value.
 
     Args:
-        metric: its name, with the clock put in.
-        unit: of `value`.
+        metric: name of the metric, with the clock filled in.
+        unit: unit of `value`.
     """
 
     metric: str
@@ -62,8 +62,8 @@ class Sample:
     """One reading of one counter.
 
     Args:
-        guest_s: the guest's CLOCK_MONOTONIC when the reading began.
-        host_s: this host's time since the epoch when it arrived.
+        guest_s: time of the start of the reading, by the guest's CLOCK_MONOTONIC, in seconds.
+        host_s: time of its arrival, by the host's clock, in seconds since the epoch.
         phase: before, during or after the workload.
         source: the file that holds the counter: ``vmstat``, ``meminfo``, …
         node: NUMA node; None where the counter is the whole machine's.

@@ -82,7 +82,7 @@ def test_what_is_asked_for_is_taken_without_a_probe(
 ) -> None:
     boots = fake_qemu("exit 1")
     chosen = choose_accelerator(name, cache, Events())
-    assert (chosen.name, chosen.clock, chosen.reason) == (name, clock, f"{name}, as asked for")
+    assert (chosen.name, chosen.clock, chosen.reason) == (name, clock, f"{name}, as requested")
     assert not boots.exists()
 
 
@@ -110,7 +110,7 @@ def test_what_a_run_records_of_it(cache: Cache, fake_qemu: Fake) -> None:
     assert record == AcceleratorRecord(
         name="icount",
         clock="insns",
-        reason="icount, as asked for",
+        reason="icount, as requested",
         cpu="max,-erms,-fsrm,family=15,model=107,stepping=1",
         qemu="10.0.13",
         qemu_digest=hashlib.sha256(binary).hexdigest(),
@@ -156,7 +156,7 @@ def test_another_qemu_is_probed_anew(cache: Cache, fake_qemu: Fake) -> None:
         ("echo 'KVM internal error. Suberror: 1' >&2; sleep 60", "KVM failed to emulate an instruction"),
         ("echo 'KVM internal error. Suberror: 3' >&2; sleep 60", "KVM internal error. Suberror: 3"),
         ("echo 'ioctl(KVM_CREATE_VM) failed: 16' >&2; exit 1", "ioctl(KVM_CREATE_VM) failed: 16"),
-        ("exit 0", "QEMU said nothing"),
+        ("exit 0", "QEMU printed nothing"),
     ],
 )
 def test_one_line_says_why_kvm_is_not_used(does: str, reason: str, cache: Cache, fake_qemu: Fake) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+import platform
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -122,7 +123,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     enabled.write_text("always [madvise] never\n")
     monkeypatch.setattr(calibration, "_THP", enabled)
     monkeypatch.setattr(calibration, "_in_guest", lambda bench: CALIBRATION.guest)
-    monkeypatch.setattr(calibration.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     stub = SimpleNamespace(
         cache=Cache(tmp_path / "cache"),
         events=Events(),
@@ -227,7 +228,7 @@ def test_other_hosts_that_cannot_be_calibrated(bench: Bench, monkeypatch: pytest
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=7 << 20))
     with pytest.raises(InfrastructureError, match="has 7 MiB of memory left"):
         calibrate(bench)
-    monkeypatch.setattr(calibration.platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
     with pytest.raises(InfrastructureError, match="this host is aarch64"):
         calibrate(bench)
     assert last_calibration(bench.cache) is None

@@ -67,6 +67,7 @@ class TestVerdicts:
         assert row.compared.median is not None
         each = [v - b for b, v in zip(row.baseline.values, row.compared.values, strict=True)]
         assert row.difference == statistics.median(each)
+        assert row.relative is not None
         assert row.relative == pytest.approx(0.012, abs=0.002)
         assert row.interval is not None
         assert row.interval.low < row.relative < row.interval.high

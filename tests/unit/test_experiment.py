@@ -251,7 +251,7 @@ def test_a_run_directory_knows_all_of_its_experiment(tmp_path: Path) -> None:
     experiment = Experiment(
         name="all",
         variants=variants_of(
-            ["core-only"], "baseline", {"promotion_threshold": ["1", "64"]}, ["quiet"], bench.series
+            ["core-only"], "baseline", {"promotion_threshold": ("1", "64")}, ["quiet"], bench.series
         ),
         workloads={
             name: {key: str(parameter.default) for key, parameter in bench.workloads[name].parameters.items()}

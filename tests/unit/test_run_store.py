@@ -17,7 +17,8 @@ from orchestrator.store.manifest import AcceleratorRecord, Manifest, Role, Workl
 from orchestrator.store.observation import Observation, Phase, Sample
 from orchestrator.store.outcome import Outcome
 from orchestrator.store.run import CellRow, Run, RunWriter, find_run
-from orchestrator.store.schema import SCHEMA_VERSION, TABLES
+from orchestrator.store.schema import TABLES
+from orchestrator.store.version import SCHEMA_VERSION
 
 
 def sampled(counter: str, value: int, phase: Phase = "after", node: int | None = None) -> Sample:

@@ -73,7 +73,7 @@ def test_the_digest_is_of_the_patch(tmp_path: Path) -> None:
         ("number = 2", "number = 3", "without gaps"),
         ('patch = "0002.patch"', 'patch = "0009.patch"', "no patch"),
         ('group = "docs"', 'group = "shrinker"', "shrinker"),
-        ('knobs = ["promotion_threshold"]', "knobs = []", "no stage introduces it"),
+        ('knobs = ["promotion_threshold"]', "knobs = []", "no stage adds it"),
         (
             'knobs = ["promotion_threshold"]',
             'knobs = ["promotion_threshold", "other"]',
@@ -100,11 +100,11 @@ def test_a_broken_file_is_refused(tmp_path: Path, old: str, new: str, sentence: 
         (SERIES.replace('groups = ["core-only", "docs"]', "groups = []"), "groups is empty"),
         (
             SERIES.replace('groups = ["core-only", "docs"]', 'groups = ["core-only", "full"]'),
-            "full has a meaning",
+            "the name full is reserved",
         ),
         (
             SERIES.replace('groups = ["core-only", "docs"]', 'groups = ["docs", "docs"]'),
-            "docs stands there twice",
+            "docs is listed twice",
         ),
         (SERIES.replace('groups = ["core-only", "docs"]', 'groups = "docs"'), "groups is to be a list"),
         ('stage = ["first"]\n' + SERIES.partition("[[stage]]")[0], "stage 1 is to be a table"),
@@ -171,7 +171,7 @@ def test_any_patchset_is_a_prefix_or_refused(tmp_path_factory: pytest.TempPathFa
     try:
         chosen = series.select(patchset)
     except UserError as error:
-        assert "core-only" in str(error) or "choose 1 to" in str(error)
+        assert "core-only" in str(error) or "choose a number from 1 to" in str(error)
         return
     assert chosen == series.stages[: len(chosen)]
 

@@ -205,7 +205,7 @@ def test_a_guest_that_refuses_our_key_is_said_at_once(server: Server) -> None:
     _, pem = new_key()
     server.image.client_key.write_bytes(pem)
     began = time.monotonic()
-    with pytest.raises(InfrastructureError, match="refuses the key"):
+    with pytest.raises(InfrastructureError, match="rejects the key"):
         Guest.connect(server.port, server.image, 30)
     assert time.monotonic() - began < 10
 

@@ -17,10 +17,10 @@ from orchestrator.execution.stage_trial import Trial
 from orchestrator.experiment.cell import Cell
 from orchestrator.experiment.experiment import Experiment
 from orchestrator.experiment.question import BootJudgement
-from orchestrator.guest.workload import Observation
 from orchestrator.kernel.build import KernelBuild
 from orchestrator.kernel.trait import traits_of
 from orchestrator.model.trace import Trace
+from orchestrator.store.observation import Observation
 from orchestrator.store.outcome import Outcome
 
 METRIC = "divergences.total"

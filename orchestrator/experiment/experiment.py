@@ -14,10 +14,11 @@ from typing import Any, TypeVar
 from orchestrator import defaults
 from orchestrator.errors import UserError
 from orchestrator.experiment.cell import Cell, cells_of
-from orchestrator.experiment.variant import Role, Variant, check_variant, with_control
+from orchestrator.experiment.variant import Variant, check_variant, with_control
 from orchestrator.guest.workload import Workload, check_parameters
 from orchestrator.kernel.series import Series
 from orchestrator.machine.topology import Topology
+from orchestrator.store.manifest import Role
 
 #: Default workloads of `orchestrate run`.
 T = TypeVar("T")

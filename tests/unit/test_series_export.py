@@ -119,7 +119,7 @@ def test_the_figures_are_those_of_changelog(bench: Workbench) -> None:
     run = Synthetic(histograms=False).write(bench.root / "results")
     series = bench.patches / "series.toml"
     # The run measured stages that this series has, with other digests.
-    measured = {e["number"] for v in run.manifest["variants"] for e in v.get("stages", [])}
+    measured = {stage.number for variant in run.manifest.variants for stage in variant.stages}
     assert measured
     for number in range(4, max(measured) + 1):
         write_patch(

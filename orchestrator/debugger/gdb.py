@@ -130,6 +130,7 @@ class Gdb:
         self._gdb.logfile = self._transcript
         self._attached = False
         self._running = False
+        self._is_waiting = False
         self._said = ""
 
     @classmethod
@@ -253,9 +254,7 @@ class Gdb:
         if self._running:
             self._await_prompt(timeout_s)
             self._running = False
-            if "Remote connection closed" in self._said or "The program is not being run" in self._said:
-                self._attached = False
-                raise InfrastructureError("the guest ended while gdb waited for it.")
+            self._refuse_ended()
         return self._stop(_reason(self._said))
 
     def interrupt(self, timeout_s: float = 30.0) -> Stop:
@@ -287,11 +286,24 @@ class Gdb:
         """Run any gdb command and return its output.
 
         A command that continues the guest returns when the guest stops again.
+
+        Raises:
+            InfrastructureError: gdb does not answer in time, or the guest ended.
         """
         self._need_stopped()
         self._gdb.sendline(line)
-        self._await_prompt(timeout_s)
+        self._is_waiting = True
+        try:
+            self._await_prompt(timeout_s)
+        finally:
+            self._is_waiting = False
+        self._refuse_ended()
         return self._said
+
+    def stop_waiting(self) -> None:
+        """From another thread: stop the guest, so that the :meth:`command` that waits for it returns."""
+        if self._is_waiting:
+            self._gdb.sendintr()
 
     def detach(self) -> None:
         """Delete all breakpoints and detach; the guest continues."""
@@ -348,6 +360,11 @@ class Gdb:
             last = next((line for line in reversed(said.splitlines()) if line.strip()), "it printed nothing")
             raise InfrastructureError(f"gdb cannot attach to {socket}: {last.strip()}")
         self._attached = True
+
+    def _refuse_ended(self) -> None:
+        if "Remote connection closed" in self._said or "The program is not being run" in self._said:
+            self._attached = False
+            raise InfrastructureError("the guest ended while gdb waited for it.")
 
     def _stop(self, reason: str) -> Stop:
         answer = _table(self._mi("-stack-info-frame").get("frame"))

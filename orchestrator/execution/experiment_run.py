@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
@@ -20,6 +20,7 @@ from orchestrator.experiment.cell import Cell
 from orchestrator.experiment.experiment import Experiment
 from orchestrator.experiment.variant import Role
 from orchestrator.guest.sampler import SAMPLER_METRICS
+from orchestrator.guest.workload import Metric, Workload
 from orchestrator.kernel.build import BuildFailed, KernelBuild
 from orchestrator.store.outcome import Outcome
 from orchestrator.store.run import CellRow, RunWriter
@@ -83,11 +84,8 @@ def manifest_of(experiment: Experiment, bench: Bench, command: Sequence[str]) ->
                         "primary": metric.primary,
                         "help": metric.help,
                     }
-                    for metric in (
-                        *bench.workloads[name].metrics.values(),
-                        *DERIVED_METRICS.values(),
-                        *SAMPLER_METRICS.values(),
-                    )
+                    # A workload may say itself what a metric that all have means to it.
+                    for metric in _metrics_of(bench.workloads[name])
                     for clock in (("insns", "ns") if "{clock}" in metric.name else ("",))
                 },
             }
@@ -105,6 +103,12 @@ def manifest_of(experiment: Experiment, bench: Bench, command: Sequence[str]) ->
             for cell in experiment.cells
         ],
     }
+
+
+def _metrics_of(workload: Workload) -> Iterable[Metric]:
+    """The workload's own metrics, then those that all have; it may say itself what one of these means to it."""
+    own = workload.metrics
+    return {**own, **DERIVED_METRICS, **SAMPLER_METRICS, **own}.values()
 
 
 def execute(experiment: Experiment, bench: Bench, writer: RunWriter, place: Place) -> RunSummary:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 
@@ -22,7 +22,7 @@ from orchestrator.guest.sampler import SAMPLER_METRICS
 from orchestrator.guest.workload import Workload
 from orchestrator.kernel.build import BuildFailed, KernelBuild
 from orchestrator.store.manifest import Manifest, PlannedCell, RunKind, WorkloadRecord
-from orchestrator.store.observation import CLOCK, CLOCKS
+from orchestrator.store.observation import CLOCK, CLOCKS, Metric
 from orchestrator.store.outcome import Outcome
 from orchestrator.store.run import CellRow, RunWriter
 
@@ -84,7 +84,7 @@ def workload_record(workload: Workload, parameters: Mapping[str, str]) -> Worklo
     Args:
         parameters: those that differ from the defaults.
     """
-    declared = (*workload.metrics.values(), *DERIVED_METRICS.values(), *SAMPLER_METRICS.values())
+    declared = _metrics_of(workload)
     metrics = [
         metric.by(clock) for metric in declared for clock in (CLOCKS if CLOCK in metric.name else ("",))
     ]
@@ -105,6 +105,12 @@ def planned_cell(cell: Cell, experiment: Experiment) -> PlannedCell:
         repetition=cell.repetition,
         seed=cell.seed,
     )
+
+
+def _metrics_of(workload: Workload) -> Iterable[Metric]:
+    """The workload's own metrics, then those that all have; it may say itself what one of these means to it."""
+    own = workload.metrics
+    return {**own, **DERIVED_METRICS, **SAMPLER_METRICS, **own}.values()
 
 
 def execute(experiment: Experiment, bench: Bench, writer: RunWriter, place: Place) -> RunSummary:

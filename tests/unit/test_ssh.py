@@ -169,7 +169,7 @@ def test_files_are_read_and_written_whole(guest: Guest, tmp_path: Path) -> None:
     assert guest.read_bytes(str(path)) == bytes(range(256))
     with pytest.raises(UserError, match=r"cannot read /no/such in the guest: .*No such file"):
         guest.read_text("/no/such")
-    with pytest.raises(UserError, match="refused '7' for /no/such/file"):
+    with pytest.raises(UserError, match="rejected '7' for /no/such/file"):
         guest.write_text("/no/such/file", "7\n")
 
 

@@ -16,6 +16,8 @@ import contextlib
 import os
 import re
 import signal
+import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +37,8 @@ ARGUMENT_REGISTERS = ("rdi", "rsi", "rdx", "rcx", "r8", "r9")
 
 #: Host seconds to wait for gdb to exit.
 _END_TIMEOUT_S = 10.0
+#: How often a command that takes long looks whether it is still to wait, in host seconds.
+_LOOK_S = 1.0
 _PROMPT = "(orchestrate-gdb)"
 _NUMBER = re.compile(r"(?:\([^()]*\) )?(?P<number>0x[0-9a-f]+|-?\d+)(?![\w.])")
 _SYMBOL = re.compile(r"[A-Za-z_][\w.$]*")
@@ -130,7 +134,7 @@ class Gdb:
         self._gdb.logfile = self._transcript
         self._attached = False
         self._running = False
-        self._is_waiting = False
+        self._stop_wanted = threading.Event()
         self._said = ""
 
     @classmethod
@@ -292,18 +296,27 @@ class Gdb:
         """
         self._need_stopped()
         self._gdb.sendline(line)
-        self._is_waiting = True
-        try:
-            self._await_prompt(timeout_s)
-        finally:
-            self._is_waiting = False
+        until = time.monotonic() + timeout_s
+        interrupted = False
+        while True:
+            left_s = until - time.monotonic()
+            try:
+                self._await_prompt(max(min(left_s, _LOOK_S), 0.0))
+                break
+            except InfrastructureError as error:
+                if not isinstance(error.__cause__, pexpect.TIMEOUT):
+                    raise
+                if left_s <= _LOOK_S:
+                    raise InfrastructureError(f"gdb did not answer within {timeout_s:g} s.") from error
+            if self._stop_wanted.is_set() and not interrupted:
+                self._gdb.sendintr()
+                interrupted = True
         self._refuse_ended()
         return self._said
 
     def stop_waiting(self) -> None:
-        """From another thread: stop the guest, so that the :meth:`command` that waits for it returns."""
-        if self._is_waiting:
-            self._gdb.sendintr()
+        """From any thread: have each :meth:`command` that lets the guest go on stop it again soon, now and later."""
+        self._stop_wanted.set()
 
     def detach(self) -> None:
         """Delete all breakpoints and detach; the guest continues."""

@@ -7,6 +7,7 @@ console holds and what the program in the guest prints. Only QEMU, SSH, gdb, ker
 
 from __future__ import annotations
 
+import pickle
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -18,7 +19,13 @@ import pytest
 from fake_guest import ENDINGS, TOPOLOGY, World, install
 
 from orchestrator.cli.application import status_of
-from orchestrator.errors import InfrastructureError
+from orchestrator.errors import InfrastructureError, UserError
+from orchestrator.execution.ending import Ending, GuestEnded, ending_of
+from orchestrator.guest.ssh import CommandFailed, CommandTimeout, GuestLost
+from orchestrator.guest.workload import WorkloadFailed
+from orchestrator.machine.oops import Finding
+from orchestrator.machine.qemu import MachineFailure
+from orchestrator.store.outcome import Outcome
 from orchestrator.store.run import Run
 
 TRACE = "trace 1\np0 map 0:0 512 huge\np0 write 0:3 1 7\n"
@@ -206,6 +213,7 @@ def of_person(monkeypatch: pytest.MonkeyPatch) -> Callable[[World], None]:
                 return "said by gdb"
 
         monkeypatch.setattr("orchestrator.cli.boot.time", SimpleNamespace(sleep=nap))
+        monkeypatch.setattr("orchestrator.cli.shell._REASON_S", 0.1 if world.ends.startswith("SSH") else 20.0)
         spawned = SimpleNamespace(wait=waits)
         monkeypatch.setattr("orchestrator.process.spawn", lambda argv, **_: spawned)
         monkeypatch.setattr("orchestrator.debugger.gdb.Gdb", FakeGdb)
@@ -306,6 +314,74 @@ def test_the_logs_of_another_guest_are_not_overwritten(act: Any, tmp_path: Path)
     seen = act("exec", "panic", "--logs", "kept")
     assert seen.status == 2 and "name a new directory" in seen.err
     assert (tmp_path / "kept" / "console.log").read_text() == "evidence"
+
+
+_REPORT = Finding(Outcome.KERNEL_BUG, "KASAN: use-after-free", "its text", 1)
+_DEATH = Finding(Outcome.KERNEL_PANIC, "Kernel panic: made up", "its text", 9)
+_SIGNAL = MachineFailure(Outcome.LOST, "QEMU was ended by signal 9\nits words")
+
+
+@pytest.mark.parametrize(
+    ("error", "findings", "failure", "is_up", "outcome"),
+    [
+        (None, [], None, True, Outcome.OK),
+        (None, [_REPORT], None, True, Outcome.KERNEL_BUG),
+        (None, [_REPORT, _DEATH], None, True, Outcome.KERNEL_PANIC),
+        (None, [], _SIGNAL, True, Outcome.LOST),
+        (GuestLost("broke"), [], None, True, Outcome.LOST),
+        (GuestLost("broke", _SIGNAL), [], None, True, Outcome.LOST),
+        (GuestLost("no SSH connection"), [], None, False, Outcome.BOOT_FAILED),
+        (GuestLost("no SSH connection"), [], _SIGNAL, False, Outcome.LOST),
+        (CommandTimeout("slow"), [], None, True, Outcome.TIMEOUT),
+        (CommandTimeout("slow"), [], None, False, Outcome.BOOT_FAILED),
+        (CommandTimeout("slow"), [_REPORT], None, True, Outcome.KERNEL_BUG),
+        (WorkloadFailed("bad"), [], None, True, Outcome.WORKLOAD_FAILED),
+        (WorkloadFailed("bad"), [], _SIGNAL, True, Outcome.LOST),
+        (WorkloadFailed("bad"), [_REPORT], _SIGNAL, True, Outcome.KERNEL_BUG),
+        # A program of ours that fails in the guest.
+        (CommandFailed("cat: exit status 1"), [], None, True, Outcome.LOST),
+        (CommandFailed("cat: exit status 1"), [], None, False, Outcome.BOOT_FAILED),
+        (CommandFailed("cat: exit status 1"), [_REPORT], None, True, Outcome.KERNEL_BUG),
+        (MachineFailure(Outcome.BOOT_FAILED, "another topology"), [], None, False, Outcome.BOOT_FAILED),
+        # The host before there is a guest, a wrong request, a fault of this program.
+        (InfrastructureError("QEMU is not installed"), [], None, False, None),
+        (UserError("no such symbol"), [], None, True, None),
+        (UserError("no such symbol"), [_REPORT], None, True, None),
+        (UserError("cannot read"), [_DEATH], None, True, Outcome.KERNEL_PANIC),
+        (TypeError("a fault"), [_DEATH], _SIGNAL, True, None),
+    ],
+)
+def test_the_mapping(
+    error: Exception | None,
+    findings: list[Finding],
+    failure: MachineFailure | None,
+    is_up: bool,
+    outcome: Outcome | None,
+) -> None:
+    ending = ending_of(error, findings, failure, is_up=is_up)
+    assert (ending and ending.outcome) == outcome
+
+
+def test_the_evidence_says_what_came_after_the_kernels_report() -> None:
+    ending = ending_of(GuestLost("broke", _SIGNAL), [_REPORT], None)
+    assert ending is not None
+    assert ending.evidence == "KASAN: use-after-free\nits text\nthen: QEMU was ended by signal 9"
+
+
+def test_everything_that_the_kernel_reported_is_shown_once() -> None:
+    ending = ending_of(None, [_REPORT, _DEATH], None)
+    assert ending is not None
+    assert ending.reports == (
+        "kernel-panic: Kernel panic: made up\nits text",
+        "kernel-bug: KASAN: use-after-free\nits text",
+    )
+
+
+def test_an_ending_survives_the_way_between_processes() -> None:
+    ended = pickle.loads(
+        pickle.dumps(GuestEnded(Ending(Outcome.LOST, "QEMU was ended"), Path("console.log")))
+    )
+    assert (ended.ending.outcome, ended.exit_status, ended.log) == (Outcome.LOST, 1, Path("console.log"))
 
 
 def test_an_option_of_the_program_in_the_guest_is_not_ours(act: Any, monkeypatch: pytest.MonkeyPatch) -> None:

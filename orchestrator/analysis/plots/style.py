@@ -6,9 +6,11 @@ Colours are Okabe and Ito's (https://jfly.uni-koeln.de/color/), told apart by ma
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, cast
 
 import matplotlib as mpl
@@ -17,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from orchestrator.analysis.notation import CLOCKS, folded
+from orchestrator.output import write_output
 from orchestrator.store.manifest import Role
 from orchestrator.store.run import Run
 
@@ -160,3 +163,16 @@ def title_of(run: Run, workload: str) -> str:
 def counted(number: int) -> str:
     """A number with its thousands set apart."""
     return f"{number:,}".replace(",", " ")
+
+
+def write_figure(figure: Figure, path: Path, title: str | None = None) -> None:
+    """Write a figure as PNG or SVG, by the ending of `path`; the same figure gives the same bytes.
+
+    Args:
+        title: for the file's metadata.
+    """
+    form = path.suffix.removeprefix(".")
+    metadata = {"Software": None} if form == "png" else {"Date": None, "Creator": "orchestrate"}
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format=form, metadata={**metadata, **({"Title": title} if title else {})})
+    write_output(path, drawn.getvalue())

@@ -58,6 +58,18 @@ METRICS: Mapping[str, Mapping[str, tuple[str, str | None, bool, float, float]]] 
         "promotions.total": ("ranges", "higher", True, 24, 0.0),
     },
 }
+#: With `ranges`: as METRICS.
+RANGE_METRICS: Mapping[str, tuple[str, str | None, bool, float, float]] = {
+    "region_1_insns.p50": ("insns", "lower", False, 285_500, 0.0006),
+    "region_64_insns.p50": ("insns", "lower", False, 285_700, 0.0006),
+    "region_512_insns.p50": ("insns", "lower", False, 288_900, 0.0006),
+    "huge_regions.percent": ("%", "higher", True, 100, 0.0),
+}
+RANGE_EFFECTS: Mapping[str, float] = {
+    "region_1_insns.p50": 0.028,
+    "region_64_insns.p50": 0.61,
+    "region_512_insns.p50": 4.72,
+}
 _HELP = {
     "survivors.total": "children alive when MemAvailable fell below a chunk",
     "survivors_oom.total": "children alive when the OOM killer came",
@@ -101,6 +113,7 @@ class Synthetic:
         effects: see EFFECTS.
         counters: cell -> counters that replace those of its last sample.
         samples, histograms: whether cells have them.
+        ranges: whether fault_latency measures regions by density and follows how ranges become huge.
         zoneinfo: whether nodes' counters are sampled from a second file, too.
     """
 
@@ -114,6 +127,7 @@ class Synthetic:
     manifest: Mapping[str, Any] = field(default_factory=dict)
     samples: bool = True
     histograms: bool = True
+    ranges: bool = False
     zoneinfo: bool = False
     spread: float = 1.0
 
@@ -140,6 +154,8 @@ class Synthetic:
             )
             if ok and self.histograms:
                 self._write_histograms(writer.cell_directory(entry["cell"]), entry)
+            if ok and self.ranges:
+                self._write_ranges(writer.cell_directory(entry["cell"]), entry)
         writer.finish()
         return Run.open(writer.path)
 
@@ -204,7 +220,7 @@ class Synthetic:
                             "primary": primary,
                             "help": _HELP.get(metric, metric),
                         }
-                        for metric, (unit, better, primary, _, _) in METRICS[name].items()
+                        for metric, (unit, better, primary, _, _) in self._metrics(name).items()
                     },
                 }
                 for name in self.workloads
@@ -225,13 +241,18 @@ class Synthetic:
             **self.manifest,
         }
 
+    def _metrics(self, workload: str) -> Mapping[str, tuple[str, str | None, bool, float, float]]:
+        return {**METRICS[workload], **(RANGE_METRICS if self.ranges and workload == "fault_latency" else {})}
+
     def _draw(self, entry: Mapping[str, Any], what: str) -> np.random.Generator:
         return np.random.default_rng(zlib.crc32(f"{self.seed}/{entry['cell']}/{what}".encode()))
 
     def _observations(self, entry: Mapping[str, Any]) -> list[Observed]:
         observations = []
-        for metric, (unit, _, _, base, spread) in METRICS[entry["workload"]].items():
+        for metric, (unit, _, _, base, spread) in self._metrics(entry["workload"]).items():
             effect = self.effects.get(entry["variant"], {}).get(entry["workload"], {}).get(metric, 1.0)
+            if entry["variant"].endswith("@256"):
+                effect = RANGE_EFFECTS.get(metric, effect)
             value = float(effect) if isinstance(effect, str) else base * effect
             if math.isnan(value):
                 continue  # a counter that this kernel lacks
@@ -312,6 +333,22 @@ class Synthetic:
         after |= self.counters.get(entry["cell"], {})
         sample(10 + (steps + 1) * pace * 0.5, "after", [0.02] * 4, [0.0] * 4, after)
         return samples
+
+    def _write_ranges(self, directory: Path, entry: Mapping[str, Any]) -> None:
+        """Huge at the fault, or all of them in place when everything has been touched."""
+        if entry["workload"] != "fault_latency":
+            return
+        reserving = entry["variant"].endswith("@256")
+        way, start, step = ("in_place", 88e6, 0.5e6) if reserving else ("at_fault", 0.0, 0.29e6)
+        factor = 1 + 0.01 * self._draw(entry, "ranges").standard_normal()
+        lines = [
+            {"event": "huge_ranges", "monotonic_ns": 10**10 + huge, "ranges": 64, "huge": huge}
+            | {"at_fault": 0, "in_place": 0, "by_copy": 0, way: huge}
+            | {"insns": round(huge and (start + step * huge) * factor)}
+            for huge in range(0, 65, 4)
+        ]
+        with (directory / "workload.jsonl").open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines)
 
     def _write_histograms(self, directory: Path, entry: Mapping[str, Any]) -> None:
         if entry["workload"] != "fault_latency":

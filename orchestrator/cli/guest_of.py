@@ -130,7 +130,8 @@ def _booted(
 ) -> Up:
     """Boot what is asked for; the guest is gone when `stack` is left."""
     from orchestrator.experiment.knob import parse_settings
-    from orchestrator.experiment.variant import Role, Variant, check_variant
+    from orchestrator.experiment.variant import Variant, check_variant
+    from orchestrator.store.manifest import Role
 
     bench = terminal.bench(
         events, request.source, request.accel, request.flavour, request.build_jobs, request.series

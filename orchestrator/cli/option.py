@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from orchestrator import defaults
 from orchestrator.cli import completion
 from orchestrator.errors import UserError
 
@@ -129,7 +130,7 @@ Run = Annotated[
     ),
 ]
 
-DEFAULT_TOPOLOGY = "4x2G"
+DEFAULT_TOPOLOGY = defaults.TOPOLOGY
 
 #: What help texts enumerate, apart from the code that defines it, which takes a while to import. Tests hold them
 #: together.

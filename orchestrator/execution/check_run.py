@@ -23,41 +23,32 @@ from orchestrator.execution.differential import (
     check_traces,
 )
 from orchestrator.execution.ending import Ending, GuestEnded
-from orchestrator.execution.provenance import keep_build_log, kernel_facts, provenance
+from orchestrator.execution.provenance import begin, built, keep_build_log, variant_record
 from orchestrator.execution.shrinking import shrink
-from orchestrator.experiment.variant import Role
-from orchestrator.guest.workload import Observation
+from orchestrator.experiment.variant import Variant
 from orchestrator.kernel.series import BASELINE, Series, Stage
 from orchestrator.kernel.trait import WALKS_PAST_HUGE_PMDS, traits_of
 from orchestrator.machine.topology import Topology
 from orchestrator.model.memory import STAGES, Model
 from orchestrator.model.point_release import WalksPastHugePmds
 from orchestrator.model.trace import Operation, Trace, TraceError, format_trace, parse
+from orchestrator.store.manifest import Manifest, PlannedCell, Role, RunKind, WorkloadRecord
+from orchestrator.store.observation import Metric, Observation
 from orchestrator.store.outcome import Outcome
 from orchestrator.store.run import CellRow, RunWriter
 
 #: The workload's name in the tables of this kind of run.
 WORKLOAD = "check"
-_METRICS = {
-    "steps.total": {
-        "unit": "operations",
-        "better": None,
-        "primary": False,
-        "help": "Operations up to the first divergence, or all.",
-    },
-    "compared_fields.total": {
-        "unit": "fields",
-        "better": None,
-        "primary": False,
-        "help": "Answers that were compared.",
-    },
-    "uncompared_fields.total": {
-        "unit": "fields",
-        "better": None,
-        "primary": False,
-        "help": "Counters that the kernel reported and the model does not have.",
-    },
-}
+_METRICS = (
+    Metric("steps.total", "operations", None, help="Operations up to the first divergence, or all."),
+    Metric("compared_fields.total", "fields", None, help="Answers that were compared."),
+    Metric(
+        "uncompared_fields.total",
+        "fields",
+        None,
+        help="Counters that the kernel reported and the model does not have.",
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -232,41 +223,24 @@ def pinned(trace: Trace, model_for: ModelFor) -> Trace:
     return replace(trace, settings=model_for(trace).settings)
 
 
-def manifest_of(check: Check, bench: Bench, command: Sequence[str]) -> dict[str, object]:
+def manifest_of(check: Check, bench: Bench, command: Sequence[str]) -> Manifest:
     """What ``run.json`` says before anything slow starts."""
-    series = bench.series
-    return {
-        **provenance(bench, check.topology, command),
-        "kind": WORKLOAD,
-        "name": f"check-{check.patchset}",
-        "variants": [
-            {
-                "name": check.patchset,
-                "role": _role(check.patchset).value,
-                "patchset": check.patchset,
-                "knobs": {},
-                "cmdline": list(check.cmdline),
-                "stages": [
-                    {"number": stage.number, "name": stage.name, "digest": stage.digest}
-                    for stage in series.select(check.patchset)
-                ],
-            }
-        ],
-        "workloads": {
-            WORKLOAD: {"title": "Traces against the reference model", "parameters": {}, "metrics": _METRICS}
+    variant = Variant(check.patchset, _role(check.patchset), check.patchset, cmdline=tuple(check.cmdline))
+    return begin(
+        RunKind.CHECK,
+        f"check-{check.patchset}",
+        bench,
+        check.topology,
+        command,
+        variants=[variant_record(variant, bench)],
+        workloads={
+            WORKLOAD: WorkloadRecord(
+                title="Traces against the reference model",
+                metrics={metric.name: metric for metric in _METRICS},
+            )
         },
-        "cells": [
-            {
-                "cell": _cell(check.patchset, number),
-                "variant": check.patchset,
-                "role": _role(check.patchset).value,
-                "workload": WORKLOAD,
-                "repetition": number,
-                "seed": trace.seed or 0,
-            }
-            for number, trace in enumerate(check.traces.values(), 1)
-        ],
-    }
+        cells=[_planned(check, number, trace) for number, trace in enumerate(check.traces.values(), 1)],
+    )
 
 
 def execute(check: Check, bench: Bench, writer: RunWriter) -> CheckSummary:
@@ -280,10 +254,10 @@ def execute(check: Check, bench: Bench, writer: RunWriter) -> CheckSummary:
         accelerator = bench.accelerator
         kernel = bench.kernel(check.patchset)
         keep_build_log(writer.path, check.patchset, kernel)
-        (variant,) = writer.manifest["variants"]
+        (variant,) = writer.manifest.variants
         writer.update_manifest(
-            accelerator=accelerator.facts,
-            variants=[{**variant, **kernel_facts(check.patchset, kernel, bench)}],
+            accelerator=accelerator.record,
+            variants=(built(variant, kernel, bench),),
             image={WORKLOAD: bench.image.digest},
         )
         traits = traits_of(bench.tree(check.patchset))
@@ -361,12 +335,7 @@ def _record(check: Check, number: int, checked: Checked, writer: RunWriter) -> N
     comparison = checked.comparison
     writer.record(
         CellRow(
-            cell=_cell(check.patchset, number),
-            variant=check.patchset,
-            role=_role(check.patchset).value,
-            workload=WORKLOAD,
-            repetition=number,
-            seed=checked.trace.seed or 0,
+            _planned(check, number, checked.trace),
             outcome=outcome,
             evidence=evidence,
             run_s=checked.seconds,
@@ -480,5 +449,12 @@ def _role(patchset: str) -> Role:
     return Role.BASELINE if patchset == BASELINE else Role.PATCHED
 
 
-def _cell(patchset: str, number: int) -> str:
-    return f"{patchset}.{WORKLOAD}.{number}"
+def _planned(check: Check, number: int, trace: Trace) -> PlannedCell:
+    return PlannedCell(
+        cell=f"{check.patchset}.{WORKLOAD}.{number}",
+        variant=check.patchset,
+        role=_role(check.patchset),
+        workload=WORKLOAD,
+        repetition=number,
+        seed=trace.seed or 0,
+    )

@@ -17,15 +17,16 @@ from orchestrator.execution.bench import Bench
 from orchestrator.execution.correctness import Found, Kind, Leak, Suite, SuiteRun
 from orchestrator.execution.countdown import Countdown, line_of
 from orchestrator.execution.ending import GuestEnded
-from orchestrator.execution.provenance import keep_build_log, kernel_facts, provenance
-from orchestrator.experiment.variant import Role
+from orchestrator.execution.provenance import begin, built, keep_build_log, variant_record
+from orchestrator.experiment.variant import Variant
 from orchestrator.guest.ktap import Status, TestResult
 from orchestrator.guest.selftests import Selftest, SelftestPlan, Selftests, build_selftests
-from orchestrator.guest.workload import Observation
 from orchestrator.kernel.build import BuildFailed, KernelBuild
 from orchestrator.kernel.series import BASELINE
 from orchestrator.machine.oops import Finding
 from orchestrator.machine.topology import Topology
+from orchestrator.store.manifest import Manifest, PlannedCell, Role, RunKind, WorkloadRecord
+from orchestrator.store.observation import Metric, Observation
 from orchestrator.store.outcome import Outcome
 from orchestrator.store.run import CellRow, RunWriter
 
@@ -36,18 +37,18 @@ _MORE_YARDSTICKS: Final = 6
 #: For every guest; what a kernel's configuration does not have ignores its word.
 _CMDLINE: Final = ("movablecore=25%", "cma=64M", "page_poison=1")
 _METRICS: Final = {
-    f"{what}.total": {"unit": unit, "better": better, "primary": False, "help": text}
-    for what, unit, better, text in (
-        ("passed_tests", "tests", None, "Tests that passed."),
-        ("failed_tests", "tests", "lower", "Tests that failed."),
-        ("skipped_tests", "tests", None, "Tests that could not run."),
-        (
-            "kernel_reports",
+    metric.name: metric
+    for metric in (
+        Metric("passed_tests.total", "tests", None, help="Tests that passed."),
+        Metric("failed_tests.total", "tests", "lower", help="Tests that failed."),
+        Metric("skipped_tests.total", "tests", None, help="Tests that could not run."),
+        Metric(
+            "kernel_reports.total",
             "reports",
             "lower",
-            "Different reports of the kernel: oops, WARNING, KASAN, lockdep.",
+            help="Different reports of the kernel: oops, WARNING, KASAN, lockdep.",
         ),
-        ("leaks", "objects", "lower", "Objects that kmemleak reported."),
+        Metric("leaks.total", "objects", "lower", help="Objects that kmemleak reported."),
     )
 }
 
@@ -185,33 +186,23 @@ class CorrectnessSummary:
         }
 
 
-def manifest_of(test: CorrectnessTest, bench: Bench, command: Sequence[str]) -> dict[str, object]:
+def manifest_of(test: CorrectnessTest, bench: Bench, command: Sequence[str]) -> Manifest:
     """What ``run.json`` says before anything slow starts."""
-    series = bench.series
     cells = test.cells()
-    return {
-        **provenance(bench, test.topology, command),
-        "kind": "test",
-        "name": f"test-{test.patchset}",
-        "variants": [
-            {
-                "name": patchset,
-                "role": _role(patchset).value,
-                "patchset": patchset,
-                "knobs": {},
-                "cmdline": [*_CMDLINE, *test.cmdline],
-                "stages": [
-                    {"number": stage.number, "name": stage.name, "digest": stage.digest}
-                    for stage in series.select(patchset)
-                ],
-            }
+    cmdline = (*_CMDLINE, *test.cmdline)
+    return begin(
+        RunKind.TEST,
+        f"test-{test.patchset}",
+        bench,
+        test.topology,
+        command,
+        variants=[
+            variant_record(Variant(patchset, _role(patchset), patchset, cmdline=cmdline), bench)
             for patchset in dict.fromkeys(patchset for patchset, _ in cells)
         ],
-        "workloads": {
-            suite.name: {"title": suite.title, "parameters": {}, "metrics": _METRICS} for _, suite in cells
-        },
-        "cells": [_planned(patchset, suite) for patchset, suite in cells],
-    }
+        workloads={suite.name: WorkloadRecord(title=suite.title, metrics=_METRICS) for _, suite in cells},
+        cells=[_planned(patchset, suite) for patchset, suite in cells],
+    )
 
 
 def execute(test: CorrectnessTest, bench: Bench, writer: RunWriter) -> CorrectnessSummary:
@@ -224,7 +215,7 @@ def execute(test: CorrectnessTest, bench: Bench, writer: RunWriter) -> Correctne
     summary = CorrectnessSummary()
     plan = bench.selftest_plan
     try:
-        writer.update_manifest(accelerator=bench.accelerator.facts)
+        writer.update_manifest(accelerator=bench.accelerator.record)
         kernels: dict[str, KernelBuild | BuildFailed] = {}
         for patchset in dict.fromkeys(patchset for patchset, _ in test.cells()):
             try:
@@ -233,12 +224,12 @@ def execute(test: CorrectnessTest, bench: Bench, writer: RunWriter) -> Correctne
                 kernels[patchset] = error
             keep_build_log(writer.path, patchset, kernels[patchset])
         writer.update_manifest(
-            variants=[
-                {**variant, **kernel_facts(variant["patchset"], kernel, bench)}
-                if isinstance(kernel := kernels[variant["patchset"]], KernelBuild)
+            variants=tuple(
+                built(variant, kernel, bench)
+                if isinstance(kernel := kernels[variant.patchset], KernelBuild)
                 else variant
-                for variant in writer.manifest["variants"]
-            ]
+                for variant in writer.manifest.variants
+            )
         )
         with bench.events.step("test") as step:
             kinds = [_kind(suite, test, bench) for _, suite in test.cells()]
@@ -530,12 +521,7 @@ def _is_no_leak(finding: Finding) -> bool:
 
 def _row(result: SuiteResult) -> tuple[CellRow, list[Observation]]:
     row = CellRow(
-        cell=result.cell,
-        variant=result.patchset,
-        role=_role(result.patchset).value,
-        workload=result.suite.name,
-        repetition=result.repetition,
-        seed=0,
+        _planned(result.patchset, result.suite, result.repetition),
         outcome=result.outcome,
         evidence=result.evidence,
         boot_s=result.boot_s,
@@ -550,9 +536,7 @@ def _row(result: SuiteResult) -> tuple[CellRow, list[Observation]]:
         "kernel_reports.total": len(result.findings),
         "leaks.total": sum(leak.count for leak in result.found.leaks),
     }
-    return row, [
-        Observation(metric, str(_METRICS[metric]["unit"]), value) for metric, value in counted.items()
-    ]
+    return row, [Observation(metric, _METRICS[metric].unit, value) for metric, value in counted.items()]
 
 
 def _without_threshold(suite: Suite) -> Suite:
@@ -565,15 +549,15 @@ def _role(patchset: str) -> Role:
     return Role.BASELINE if patchset == BASELINE else Role.PATCHED
 
 
-def _planned(patchset: str, suite: Suite, repetition: int = 1) -> dict[str, object]:
-    return {
-        "cell": _cell(patchset, suite, repetition),
-        "variant": patchset,
-        "role": _role(patchset).value,
-        "workload": suite.name,
-        "repetition": repetition,
-        "seed": 0,
-    }
+def _planned(patchset: str, suite: Suite, repetition: int = 1) -> PlannedCell:
+    return PlannedCell(
+        cell=_cell(patchset, suite, repetition),
+        variant=patchset,
+        role=_role(patchset),
+        workload=suite.name,
+        repetition=repetition,
+        seed=0,
+    )
 
 
 def _cell(patchset: str, suite: Suite, repetition: int = 1) -> str:

@@ -15,9 +15,10 @@ from orchestrator.execution.derived import observations_from_counters
 from orchestrator.execution.ending import GuestEnded
 from orchestrator.experiment.cell import Cell
 from orchestrator.experiment.experiment import Experiment
-from orchestrator.guest.sampler import Sample, Sampler
-from orchestrator.guest.workload import Observation, run_workload
+from orchestrator.guest.sampler import Sampler
+from orchestrator.guest.workload import run_workload
 from orchestrator.kernel.build import KernelBuild
+from orchestrator.store.observation import Observation, Sample
 from orchestrator.store.outcome import Outcome
 
 

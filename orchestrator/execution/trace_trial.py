@@ -16,11 +16,11 @@ from orchestrator.execution.measured_cell import CellResult
 from orchestrator.execution.stage_trial import Trial
 from orchestrator.experiment.cell import Cell
 from orchestrator.experiment.experiment import Experiment
-from orchestrator.experiment.question import Judgement
-from orchestrator.guest.workload import Observation
+from orchestrator.experiment.question import BootJudgement
 from orchestrator.kernel.build import KernelBuild
 from orchestrator.kernel.trait import traits_of
 from orchestrator.model.trace import Trace
+from orchestrator.store.observation import Observation
 from orchestrator.store.outcome import Outcome
 
 METRIC = "divergences.total"
@@ -62,10 +62,12 @@ class TraceTrial:
         result.total_s = time.monotonic() - began
         return Trial(result, self.judge(result))
 
-    def judge(self, result: CellResult) -> Judgement:
+    def judge(self, result: CellResult) -> BootJudgement:
         """The judgement of a cell; unclear if its traces were not compared, e.g. because the guest was lost."""
         first = result.evidence.partition("\n")[0]
         diverges = next((each.value for each in result.observations if each.metric == METRIC), None)
         if diverges is None:
-            return Judgement(Mark.UNCLEAR, f"{result.outcome.value}: {first}")
-        return Judgement(Mark.BAD, first) if diverges else Judgement(Mark.GOOD, "agrees with its model")
+            return BootJudgement(Mark.UNCLEAR, f"{result.outcome.value}: {first}")
+        return (
+            BootJudgement(Mark.BAD, first) if diverges else BootJudgement(Mark.GOOD, "agrees with its model")
+        )

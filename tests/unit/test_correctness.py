@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from records import MANIFEST, manifest
 
 from orchestrator.cache import Cache
 from orchestrator.cli.progress import PlainProgress
@@ -45,6 +46,7 @@ from orchestrator.guest.ssh import Guest
 from orchestrator.kernel.build import KernelBuild
 from orchestrator.machine.oops import Finding
 from orchestrator.machine.topology import Topology
+from orchestrator.store.manifest import RunKind
 from orchestrator.store.outcome import Outcome
 from orchestrator.store.run import RunWriter
 
@@ -275,20 +277,19 @@ def test_each_suite_is_one_line_with_what_remains(
 
     monkeypatch.setattr(correctness_run, "_run", run)
     monkeypatch.setattr(correctness_run, "keep_build_log", lambda *_: None)
-    monkeypatch.setattr(correctness_run, "kernel_facts", lambda *_: {})
+    monkeypatch.setattr(correctness_run, "built", lambda variant, *_: variant)
     kernel = KernelBuild(tmp_path, "6.12", "id", "gcc", (), 1.0, True, "digest")
     bench = SimpleNamespace(
         events=Events(PlainProgress()),
         durations=Durations(Cache(tmp_path / "cache")),
         flavour="debug-vm",
-        accelerator=SimpleNamespace(name="tcg", facts={}),
+        accelerator=SimpleNamespace(name="tcg", record=MANIFEST.accelerator),
         selftest_plan=SimpleNamespace(different={}),
         kernel=lambda _: kernel,
     )
     asked = CorrectnessTest("full", (SUITES["stress"],), Topology.parse("2x512M"))
-    planned = [correctness_run._planned(patchset, suite) for patchset, suite in asked.cells()]
-    manifest = {"name": "test", "topology": {"nodes": []}, "workloads": {}, "variants": [], "cells": planned}
-    writer = RunWriter.create(tmp_path / "results", "test", manifest)
+    planned = tuple(correctness_run._planned(patchset, suite) for patchset, suite in asked.cells())
+    writer = RunWriter.create(tmp_path / "results", "test", manifest(kind=RunKind.TEST, cells=planned))
     execute(asked, cast(Any, bench), writer)
     # On a busy host a line follows that says how long the step took.
     assert capsys.readouterr().err.splitlines()[:4] == [
@@ -404,7 +405,7 @@ def test_the_list_of_selftests_is_sound(tmp_path: Path) -> None:
     assert all(len(why) > 20 for why in plan.excluded.values())
     broken = tmp_path / "selftests.toml"
     broken.write_text('packages = []\nflags = []\nexcluded = {}\ndifferent = {}\n[[test]]\nname = "x"\n')
-    with pytest.raises(UserError, match=r"selftests\.toml: an entry lacks or garbles 'argv'"):
+    with pytest.raises(UserError, match=r"selftests\.toml: an entry has no valid 'argv'"):
         load_selftests(broken)
 
 

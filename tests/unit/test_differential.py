@@ -26,7 +26,7 @@ from orchestrator.execution.differential import (
 )
 from orchestrator.guest.ssh import GuestLost
 from orchestrator.machine.oops import Finding
-from orchestrator.model.memory import BlockView
+from orchestrator.model.memory import RangeView
 from orchestrator.model.trace import Operation, Trace, Write, parse
 from orchestrator.store.outcome import Outcome
 
@@ -47,7 +47,8 @@ class Expected:
 class Model:
     """Expects these, one after another; and at the end what it expected last."""
 
-    alive = ("p0",)
+    settings: Mapping[str, str] = {}
+    alive: Sequence[str] = ("p0",)
 
     def __init__(self, *expected: Expected) -> None:
         self.expected = list(expected)
@@ -57,8 +58,8 @@ class Model:
         self.now = self.expected.pop(0) if len(self.expected) > 1 else self.expected[0]
         return self.now
 
-    def block(self, name: str, block: int) -> BlockView:
-        view = BlockView(None)
+    def block(self, name: str, block: int) -> RangeView:
+        view = RangeView(None)
         for field, value in self.now.blocks.get(block, {}).items():
             setattr(view, field, value)
         return view
@@ -265,7 +266,7 @@ def test_a_process_that_dies_diverges_at_its_step() -> None:
 @pytest.mark.parametrize(
     ("text", "wrong"),
     [
-        (ANSWERS, "it stopped without saying how it ended"),
+        (ANSWERS, "it stopped without reporting its end"),
         (ANSWERS + '{"st', "its output ends in the middle of a line"),
         (ANSWERS + '{"end": "error", "reason": "line 3 of the trace: no number"}', "line 3 of the trace: no number"),
         ("[]", "it printed [], which is not an object"),
@@ -275,7 +276,7 @@ def test_a_process_that_dies_diverges_at_its_step() -> None:
         (ANSWERS + '{"step": 3}', 'it printed {"step": 3} after the end of a trace'),
         ('{"trace": 0}\n{"stp": 1}', 'it printed {"stp": 1}, which is no answer'),
         (ANSWERS + END + ANSWERS, "it printed more after its end"),
-        ("", "it stopped without saying how it ended"),
+        ("", "it stopped without reporting its end"),
     ],
 )  # fmt: skip
 def test_output_that_is_not_whole_is_noticed(text: str, wrong: str) -> None:

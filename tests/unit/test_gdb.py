@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.debugger import gdb as gdb_module
-from orchestrator.debugger.gdb import Frame, Gdb, GdbError, StopTimeout, check_places, parse_result
+from orchestrator.debugger.gdb import Gdb, GdbError, StackFrame, StopTimeout, check_places, parse_result
 from orchestrator.errors import InfrastructureError, UserError
 
 VMLINUX_ID = bytes(range(20))
@@ -168,9 +168,9 @@ def test_hardware_breakpoints_and_conditions(attach: Attach, log: Path) -> None:
 def test_backtrace_evaluate_and_commands(attach: Attach) -> None:
     with attach() as gdb:
         assert gdb.backtrace() == [
-            Frame("thp_resv_alloc", 0xFFFFFFFF8126A4D0, "mm/huge_memory_resv.c:120"),
-            Frame("thp_resv_create", 0xFFFFFFFF8126B001, ""),
-            Frame("", 0x401136, ""),
+            StackFrame("thp_resv_alloc", 0xFFFFFFFF8126A4D0, "mm/huge_memory_resv.c:120"),
+            StackFrame("thp_resv_create", 0xFFFFFFFF8126B001, ""),
+            StackFrame("", 0x401136, ""),
         ]
         assert gdb.evaluate("$rdi") == 42
         assert gdb.evaluate('"tab\\t"') == '"tab\\t"'

@@ -163,7 +163,7 @@ def test_a_boot_that_fails_is_noticed_at_once(make: Make, does: str, outcome: Ou
     ("does", "outcome", "evidence"),
     [
         ("hang", Outcome.BOOT_FAILED, "CPU 0 halted at ffffffff81000042"),
-        ("mute", Outcome.BOOT_FAILED, "it never said a word"),
+        ("mute", Outcome.BOOT_FAILED, "it never printed anything"),
         ("oops-hang", Outcome.KERNEL_BUG, "WARNING in made_up at mm/made_up.c:7"),
     ],
 )

@@ -193,7 +193,7 @@ def test_files_are_read_and_written_whole(guest: Guest, tmp_path: Path) -> None:
     assert guest.read_bytes(str(path)) == bytes(range(256))
     with pytest.raises(UserError, match=r"cannot read /no/such in the guest: .*No such file"):
         guest.read_text("/no/such")
-    with pytest.raises(UserError, match="refused '7' for /no/such/file"):
+    with pytest.raises(UserError, match="rejected '7' for /no/such/file"):
         guest.write_text("/no/such/file", "7\n")
 
 
@@ -229,7 +229,7 @@ def test_a_guest_that_refuses_our_key_is_said_at_once(server: Server) -> None:
     _, pem = new_key()
     server.image.client_key.write_bytes(pem)
     began = time.monotonic()
-    with pytest.raises(InfrastructureError, match="refuses the key"):
+    with pytest.raises(InfrastructureError, match="rejects the key"):
         Guest.connect(server.port, server.image, 30)
     assert time.monotonic() - began < 10
 

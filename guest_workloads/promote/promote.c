@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * promote: which ranges khugepaged makes huge, and what that takes.
+ * promote: which regions khugepaged makes huge, and at which cost.
  *
- * Regions are touched, then khugepaged is waited for. With --touch dense
- * every page is touched, so every region should be huge in the end, at the
- * fault or by promotion. With --touch edge the regions get in turn one page
- * less than --edge, exactly that many, and one more: a kernel with a
- * threshold promotes the last two of three when the threshold is --edge.
+ * The program touches regions, and then waits for khugepaged. With --touch
+ * dense every page is touched, so every region should be huge at the end, by
+ * the fault or by promotion. With --touch edge, one page less than --edge,
+ * exactly that many, and one more are touched in turn: if --edge is the
+ * threshold, the last two of three are promoted.
  *
- * The content is checked afterwards: a promotion must not be seen.
+ * The contents are checked at the end: a promotion must not change them.
  */
 #include "workload.h"
 
@@ -41,7 +41,7 @@ static uint64_t mark(long region, long page)
 	return (seed << 40 ^ region << 16 ^ page) | 1;
 }
 
-/* Calls `visit` for each page that is touched, in the order of touching. */
+/* Call `visit` for each touched page, in the order of the touches. */
 static void for_each_page(void (*visit)(uint64_t *page, long region, long number))
 {
 	struct random random = random_of(seed, 0);
@@ -65,7 +65,7 @@ static void write_mark(uint64_t *page, long region, long number)
 static void check_mark(uint64_t *page, long region, long number)
 {
 	if (page[0] != mark(region, number) || page[PAGE / sizeof(*page) - 1] != mark(region, number))
-		workload_fail("page %ld of region %ld does not hold what was written", number, region);
+		workload_fail("page %ld of region %ld does not contain what was written", number, region);
 }
 
 static long counted(const char *name)
@@ -130,7 +130,7 @@ int main(int argc, char **argv)
 	if (copies + by_khugepaged > 0) {
 		double each = (double)worked_ns / (copies + by_khugepaged);
 
-		/* CPU time is in ns of the scheduler's clock, which under icount counts instructions. */
+		/* CPU time is in ns of the scheduler's clock, which counts instructions with icount. */
 		metric_clock("promotion_%s.mean", each);
 	}
 	metric_clock("touch_%s.mean", touch_ticks * clock_scale() / regions);

@@ -115,7 +115,10 @@ def test_a_broken_file_is_refused(tmp_path: Path, old: str, new: str, sentence: 
         ),
         (SERIES.replace('[[base]]\nversion = "6.12.117-1"\n', "base = []"), "no .*base"),
         (SERIES.replace("[[base]]", "[base]"), "base must be a list"),
-        (SERIES.replace("[[base]]", 'reference = "none.tar.xz"\n\n[[base]]'), "reference archive .* does not exist"),
+        (
+            SERIES.replace("[[base]]", 'reference = "none.tar.xz"\n\n[[base]]'),
+            "reference archive .* does not exist",
+        ),
         (SERIES.replace("knobs = []", "variants = [1]\nknobs = []", 1), "variants must be a list of names"),
         (SERIES + SERIES[SERIES.index("[[knob]]") :], "two .*knob.* have the name"),
         (SERIES.replace("minimum = 1", 'minimum = "1"'), "minimum must be a whole number"),

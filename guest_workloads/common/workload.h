@@ -15,6 +15,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 #define KIB 1024UL
 #define MIB (1024UL * 1024)
@@ -134,6 +135,10 @@ unsigned long meminfo_kib(const char *key);
 unsigned long installed_kib(void);
 /* A counter of /proc/vmstat; -1 if this kernel does not have it. */
 long vmstat(const char *name);
+/* Several counters from a single reading. */
+void vmstats(const char *const *names, long *values, int count);
+/* Reports the memory of unused reserved pages; nothing on a kernel without reservations. */
+void metric_reserved(const char *name);
 /* Memory use of a process (0: this one) from /proc/PID/smaps_rollup; zeros if it has exited. */
 struct rollup {
 	unsigned long rss_kib;
@@ -167,6 +172,11 @@ void hold_ballast(const struct node *nodes, int node_count, long percent);
  * run. Fails if it does not finish.
  */
 void khugepaged_wait(void);
+/* The same in two steps, for a program that measures meanwhile; the first returns the argument of the second. */
+pid_t khugepaged_wait_begin(void);
+bool khugepaged_wait_over(pid_t child);
+/* Number of ranges that khugepaged has collapsed so far; -1 if this kernel has no khugepaged. */
+long khugepaged_collapses(void);
 /* CPU time that khugepaged has used so far, in ns (with icount: instructions); 0 if it does not run. */
 uint64_t khugepaged_ns(void);
 

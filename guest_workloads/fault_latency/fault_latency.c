@@ -15,7 +15,11 @@
  * A sweep then touches new regions sparsely and densely, to measure the total
  * cost of a region for 1 to 512 of its pages. It shows for which densities
  * huge pages are cheaper, and for which they are not.
+ *
+ * Finally, all pages of new regions are touched, and the program waits for
+ * khugepaged, to report which of them become huge, and how.
  */
+#include "promotion.h"
 #include "workload.h"
 
 #include <errno.h>
@@ -33,6 +37,8 @@ enum share { NOTHING, SHARED_REGION };
 static const char *const shares[] = { "nothing", "region", NULL };
 
 #define WARM_REGIONS 4
+/* Number of counter readings while the dense regions are touched. */
+#define DENSE_LOOKS 16
 /* A touch counts as a fault from this fraction of a base page fault on, which includes faults that zero nothing. */
 #define FAULT_FRACTION 6
 
@@ -40,7 +46,7 @@ static const char *const shares[] = { "nothing", "region", NULL };
 static const uint32_t densities[] = { 1, 16, 64, 96, 256, 512 };
 #define DENSITIES ((int)(sizeof(densities) / sizeof(densities[0])))
 
-static long regions, pages_per_region, thread_count, sweep_regions;
+static long regions, pages_per_region, thread_count, sweep_regions, dense_regions;
 static enum order order;
 static enum share share;
 static uint64_t seed;
@@ -222,6 +228,39 @@ static void sweep(void)
 	}
 }
 
+/* Touch fresh regions as a whole, and report which of them become huge. */
+static void dense(void)
+{
+	struct random random = random_of(seed, thread_count + 1);
+	char *memory = map_regions(dense_regions * REGION);
+	long step = (dense_regions + DENSE_LOOKS - 1) / DENSE_LOOKS;
+	uint16_t pages[PAGES_PER_REGION];
+	uint64_t touch_ticks = 0;
+	struct deck deck;
+
+	if (!memory)
+		workload_fail("cannot map %ld regions: %s", dense_regions, strerror(errno));
+	advise(memory, dense_regions * REGION, advice);
+	deck_begin(&deck);
+	promotion_begin(dense_regions);
+	for (long region = 0; region < dense_regions; region++) {
+		char *start = memory + region * REGION;
+		uint64_t began;
+
+		for (uint32_t n = 0; n < PAGES_PER_REGION; n++)
+			pages[n] = order == IN_ORDER ? n : deck_draw(&deck, &random, n);
+		began = ticks();
+		for (uint32_t n = 0; n < PAGES_PER_REGION; n++)
+			*(volatile char *)(start + pages[n] * PAGE) = 1;
+		touch_ticks += ticks() - began;
+		if ((region + 1) % step == 0 || region + 1 == dense_regions)
+			promotion_look(touch_ticks);
+	}
+	promotion_wait();
+	promotion_report();
+	munmap(memory, dense_regions * REGION);
+}
+
 int main(int argc, char **argv)
 {
 	struct node nodes[MAX_NODES];
@@ -241,6 +280,7 @@ int main(int argc, char **argv)
 	pages_per_region = option_integer("pages_per_region");
 	thread_count = option_integer("threads");
 	sweep_regions = option_integer("sweep_regions");
+	dense_regions = option_integer("dense_regions");
 	order = option_choice("order", orders);
 	share = option_choice("share", shares);
 	advice = option_choice("advice", advice_names);
@@ -290,6 +330,7 @@ int main(int argc, char **argv)
 	for (int n = 1; n < thread_count; n++)
 		pthread_join(workers[n].thread, NULL);
 	rollup = smaps_rollup(0);
+	metric_reserved("reserved_kib.max");
 
 	for (int n = 0; n < thread_count; n++) {
 		const struct worker *worker = &workers[n];
@@ -328,5 +369,7 @@ int main(int argc, char **argv)
 	munmap(memory, regions * REGION);
 	if (sweep_regions)
 		sweep();
+	if (dense_regions)
+		dense();
 	workload_end();
 }

@@ -227,6 +227,7 @@ int main(int argc, char **argv)
 	before = smaps_rollup(server);
 	metric("rss_kib.before", "KiB", before.rss_kib);
 	metric("anon_huge_kib.before", "KiB", before.anon_huge_kib);
+	metric_reserved("reserved_kib.before");
 	metric("rss_per_useful.ratio", "bytes/byte", before.rss_kib * (double)KIB / info("memory", "used_memory"));
 
 	available_kib = least_kib = meminfo_kib("MemAvailable:");

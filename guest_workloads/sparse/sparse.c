@@ -67,6 +67,7 @@ int main(int argc, char **argv)
 		}
 	}
 	rollup = smaps_rollup(0);
+	metric_reserved("reserved_kib.max");
 	for (long n = 0; n < entries; n++)
 		sum += took[n];
 	sort_values(took, entries);

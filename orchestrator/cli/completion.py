@@ -146,5 +146,7 @@ def configurations(incomplete: str) -> Iterator[Offer]:
 def runs(incomplete: str) -> Iterator[Offer]:
     """For a run: the names of run directories, the newest first, and ``latest``."""
     yield "latest", "the newest run"
-    for path in sorted(_project().results.glob("*/run.json"), reverse=True):
-        yield path.parent.name, ""
+    from orchestrator.store.run import run_directories
+
+    for path in reversed(run_directories(_project().results)):
+        yield path.name, ""

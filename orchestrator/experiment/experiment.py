@@ -14,10 +14,11 @@ from typing import Any, TypeVar
 from orchestrator import defaults
 from orchestrator.errors import UserError
 from orchestrator.experiment.cell import Cell, cells_of
-from orchestrator.experiment.variant import Role, Variant, check_variant, with_control
+from orchestrator.experiment.variant import Variant, check_variant, with_control
 from orchestrator.guest.workload import Workload, check_parameters
 from orchestrator.kernel.series import Series
 from orchestrator.machine.topology import Topology
+from orchestrator.store.manifest import Role
 
 #: Default workloads of `orchestrate run`.
 T = TypeVar("T")
@@ -189,7 +190,7 @@ def _experiment(
         workloads[name] = _guarded(name, partial(check_parameters, known, name, given))
     tradeoff = {name: str(source) for name, source in table.get("tradeoff", {}).items()}
     _check_tradeoff(tradeoff, workloads, known)
-    topology = table.get("topology", "4x2G")
+    topology = table.get("topology", defaults.TOPOLOGY)
     return _guarded(
         "name",
         lambda: Experiment(

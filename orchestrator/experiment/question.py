@@ -10,8 +10,8 @@ from typing import Literal
 
 from orchestrator.analysis.bisection import Mark
 from orchestrator.errors import UserError
-from orchestrator.guest.workload import CLOCK, CLOCKS, Metric
 from orchestrator.spelling import hint
+from orchestrator.store.observation import CLOCK, CLOCKS, Metric
 from orchestrator.store.outcome import Outcome
 
 #: Values of `--until`, each with the outcomes that make a boot bad and those that, besides ``ok``, make it good. All

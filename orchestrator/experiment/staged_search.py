@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from orchestrator import defaults
 from orchestrator.errors import UserError
@@ -14,8 +13,9 @@ from orchestrator.experiment.experiment import Experiment
 from orchestrator.experiment.knob import series_knob
 from orchestrator.experiment.manifest import described_experiment
 from orchestrator.experiment.question import MetricQuestion, OutcomeQuestion, Question
-from orchestrator.experiment.variant import Role, Variant
+from orchestrator.experiment.variant import Variant
 from orchestrator.kernel.series import Series, Stage
+from orchestrator.store.manifest import BisectionRecord, Manifest, Role
 
 
 @dataclass(frozen=True)
@@ -64,18 +64,20 @@ class StagedSearch:
         name = self.experiment.variants[stage].name
         return cells_of((name,), (self.workload,), repetition, self.experiment.seed)[-1]
 
-    def describe(self) -> dict[str, object]:
+    @property
+    def record(self) -> BisectionRecord:
         """The part of ``run.json`` that describes the search, besides the experiment."""
         question = self.question
-        kind = "metric" if isinstance(question, MetricQuestion) else "until"
+        measured = isinstance(question, MetricQuestion)
         matching = question.matching if isinstance(question, OutcomeQuestion) else None
-        return {
-            kind: question.text,
-            "matching": matching.pattern if matching else None,
-            "confidence": self.confidence,
-            "rate": self.rate,
-            "max_boots": self.max_boots,
-        }
+        return BisectionRecord(
+            metric=question.text if measured else None,
+            until=None if measured else question.text,
+            matching=matching.pattern if matching else None,
+            confidence=self.confidence,
+            rate=self.rate,
+            max_boots=self.max_boots,
+        )
 
 
 def stage_variants(
@@ -124,25 +126,19 @@ def stage_variants(
     return tuple(variants), stages
 
 
-def search_of_manifest(manifest: Mapping[str, Any], question: Question, series: Series) -> StagedSearch:
+def search_of_manifest(manifest: Manifest, question: Question, series: Series) -> StagedSearch:
     """The bisection request of a run directory.
 
     Args:
-        manifest: content of ``run.json``.
         question: what ``run.json`` says the search is for.
 
     Raises:
-        UserError: the run is not a bisection, or a key is missing.
+        UserError: the run is not a bisection.
     """
-    try:
-        asked = manifest["bisection"]
-        experiment = described_experiment(manifest)
-        patchsets = [variant.patchset for variant in experiment.variants]
-        stages = series.select(patchsets[-1])[len(series.select(patchsets[0])) :]
-        return StagedSearch(
-            experiment, stages, question, asked["confidence"], asked["rate"], asked["max_boots"]
-        )
-    except (KeyError, TypeError) as error:
-        raise UserError(
-            f"run.json has no valid {error}; this bisection cannot be resumed, start a new one."
-        ) from error
+    asked = manifest.bisection
+    if asked is None:
+        raise UserError(f"{manifest.run} is not a bisection.")
+    experiment = described_experiment(manifest)
+    patchsets = [variant.patchset for variant in experiment.variants]
+    stages = series.select(patchsets[-1])[len(series.select(patchsets[0])) :]
+    return StagedSearch(experiment, stages, question, asked.confidence, asked.rate, asked.max_boots)

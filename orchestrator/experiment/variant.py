@@ -5,22 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 
 from orchestrator.errors import UserError
 from orchestrator.experiment.knob import check_value, combinations, series_knob
 from orchestrator.kernel.series import Series
+from orchestrator.store.manifest import Role
 
 #: Default knob values of patched kernels: a threshold of 1 should change nothing, 256 should be an improvement.
 DEFAULT_SWEEP: Mapping[str, tuple[str, ...]] = {"promotion_threshold": ("1", "256")}
-
-
-class Role(StrEnum):
-    """The role of a variant in the comparison."""
-
-    BASELINE = "baseline"
-    CONTROL = "control"  # a second copy of the baseline: the A/A control, which shows the noise floor
-    PATCHED = "patched"
 
 
 @dataclass(frozen=True)

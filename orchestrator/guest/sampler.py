@@ -12,14 +12,11 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Literal
 
 from orchestrator.errors import InfrastructureError
 from orchestrator.guest.counters import parse_file
 from orchestrator.guest.ssh import CommandTimeout, Guest, GuestLost, Remote
-from orchestrator.guest.workload import Metric, Observation
-
-Phase = Literal["before", "during", "after"]
+from orchestrator.store.observation import Metric, Observation, Phase, Sample
 
 _PROGRAM = "sampler"
 #: FIFO that a workload keeps open while it runs (guest_workloads/common/workload.h).
@@ -60,26 +57,6 @@ SAMPLER_METRICS: Mapping[str, Metric] = {
         ),
     )
 }
-
-
-@dataclass(frozen=True)
-class Sample:
-    """One reading of one counter.
-
-    Args:
-        guest_s: time of the start of the reading, by the guest's CLOCK_MONOTONIC, in seconds.
-        host_s: time of its arrival, by the host's clock, in seconds since the epoch.
-        phase: before, during or after the workload.
-        source, node, counter, value: see :class:`orchestrator.guest.counters.Value`.
-    """
-
-    guest_s: float
-    host_s: float
-    phase: Phase
-    source: str
-    node: int | None
-    counter: str
-    value: int
 
 
 @dataclass(frozen=True)

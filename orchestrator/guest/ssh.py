@@ -45,13 +45,28 @@ _CHUNK = 1 << 16
 _STOP_TIMEOUT_S = 20.0
 _ANSWER_TIMEOUT_S = 60.0
 _CLOSE_TIMEOUT_S = 5.0
+#: Host seconds that the machine may take to notice why a connection broke; a panic's report is waited for.
+_REASON_S = 5.0
 _RETRY_S = 0.2
 #: Ciphers that both sides support, the cheapest for an emulated CPU first.
 _CIPHERS = ("aes128-ctr", "aes256-ctr")
 
 
+#: Why the machine that the guest ran in has ended; None while it runs. Waits up to so many host seconds for a reason.
+Why = Callable[[float], Exception | None]
+
+
 class GuestLost(Exception):  # noqa: N818 - named like an outcome
-    """The connection to the guest broke, because the guest died or was ended. Pending commands did not finish."""
+    """The connection to the guest broke: it died, or it was ended. Pending commands did not finish.
+
+    Args:
+        message: a sentence; the machine's reason where it has one.
+        why: that reason.
+    """
+
+    def __init__(self, message: str, why: Exception | None = None) -> None:
+        super().__init__(message)
+        self.why = why
 
 
 class CommandTimeout(Exception):  # noqa: N818 - named like an outcome
@@ -151,23 +166,34 @@ class Guest:
             guest.run(["uname", "-r"]).stdout  # '6.12.117\\n'
     """
 
-    def __init__(self, transport: paramiko.Transport, transcript: Path | None) -> None:
+    def __init__(
+        self, transport: paramiko.Transport, transcript: Path | None, why: Why = lambda within_s: None
+    ) -> None:
         self._transport = transport
         self._transcript = transcript
+        self._why = why
         self._lock = threading.Lock()
         self._reason = "the connection to the guest broke"
 
     @classmethod
-    def connect(cls, port: int, image: GuestImage, timeout_s: float, transcript: Path | None = None) -> Guest:
+    def connect(
+        cls,
+        port: int,
+        image: GuestImage,
+        timeout_s: float,
+        transcript: Path | None = None,
+        why: Why = lambda within_s: None,
+    ) -> Guest:
         """Connect to the guest through `port` of this host.
 
         Args:
             image: image of the guest, with the client key and the expected host key.
             timeout_s: time limit in host seconds; failed attempts are repeated until then.
             transcript: file for one JSON line per command and per transferred file.
+            why: called when the connection breaks, and while there is none yet.
 
         Raises:
-            GuestLost: no connection within the time limit.
+            GuestLost: no connection within the time limit, or the machine has ended.
             InfrastructureError: the server on this port is not this guest.
         """
         import paramiko  # here, since most commands connect to no guest and the import is slow
@@ -178,7 +204,7 @@ class Guest:
         while True:
             left = max(deadline - time.monotonic(), 1.0)
             try:
-                guest = cls(_transport(port, host_key, client_key, left), transcript)
+                guest = cls(_transport(port, host_key, client_key, left), transcript, why)
                 guest.run(["touch", _CONNECTED], timeout_s=left)
                 return guest
             except paramiko.AuthenticationException as error:
@@ -186,6 +212,9 @@ class Guest:
                     f"the guest rejects the key of its image ({error}); rebuild the image."
                 ) from error
             except _connection_errors() as error:
+                reason = why(0.0)
+                if reason is not None:
+                    raise GuestLost(str(reason), reason) from error
                 if time.monotonic() >= deadline:
                     raise GuestLost(f"no SSH connection to the guest in {timeout_s:g} s: {error}") from error
             time.sleep(_RETRY_S)
@@ -357,9 +386,12 @@ class Guest:
         self.note({"argv": [what, source, target], "seconds": round(time.monotonic() - began, 3)})
 
     def lost(self) -> GuestLost:
-        """The exception to raise for a broken connection."""
+        """The exception to raise when the connection turns out to be broken, with the machine's reason if any."""
+        reason = self._why(_REASON_S)
+        if reason is not None:
+            return GuestLost(str(reason), reason)
         error = self._transport.get_exception()
-        return GuestLost(f"{self._reason} ({error})" if error is not None else self._reason)
+        return GuestLost(f"{self._reason} ({error})" if str(error or "") else self._reason)
 
     def note(self, record: Mapping[str, object]) -> None:
         """Add one line to the transcript."""

@@ -20,13 +20,10 @@ from orchestrator.errors import UserError
 from orchestrator.guest.image import WORKLOADS
 from orchestrator.guest.ssh import Finished, Guest
 from orchestrator.spelling import meant
+from orchestrator.store.observation import CLOCK, Better, Metric, Observation
 
-Better = Literal["lower", "higher"] | None
 Kind = Literal["integer", "choice", "size"]
 
-#: Placeholder for the unit of time in names and units: guest instructions (insns) with icount, else guest ns.
-CLOCK = "{clock}"
-CLOCKS = ("insns", "ns")
 #: A parameter that every workload has: it sets several other parameters at once.
 SIZE = "size"
 SIZES = ("quick", "full")
@@ -84,27 +81,6 @@ class Parameter:
 
 
 @dataclass(frozen=True)
-class Metric:
-    """A metric of a workload.
-
-    Args:
-        name: ``noun_unit.statistic``; may contain ``{clock}``.
-        unit: unit of its values; may be ``{clock}``.
-        better: the direction that is an improvement; None if neither is.
-        primary: whether the comparison is based on it.
-        clock: whether the name contains ``{clock}``.
-        help: one sentence on what exactly it measures.
-    """
-
-    name: str
-    unit: str
-    better: Better
-    primary: bool = False
-    clock: bool = False
-    help: str = ""
-
-
-@dataclass(frozen=True)
 class Workload:
     """A program of ``guest_workloads/``.
 
@@ -131,20 +107,6 @@ class Workload:
     quick: Mapping[str, str] = field(default_factory=dict)
     sample_processes: bool = False
     layers: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Observation:
-    """One measured value.
-
-    Args:
-        metric: name of the metric, with the clock filled in.
-        unit: unit of `value`.
-    """
-
-    metric: str
-    unit: str
-    value: float
 
 
 @dataclass(frozen=True)

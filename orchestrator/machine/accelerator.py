@@ -14,6 +14,7 @@ firmware, but guests die at the first instruction that the underlying hypervisor
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import os
 import platform
@@ -21,6 +22,7 @@ import re
 import tempfile
 import zlib
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal, cast
 
@@ -28,6 +30,7 @@ from orchestrator import process
 from orchestrator.cache import Cache
 from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.events import Events
+from orchestrator.store.manifest import AcceleratorRecord
 
 Name = Literal["icount", "tcg", "kvm"]
 Clock = Literal["insns", "ns"]
@@ -72,6 +75,7 @@ class Accelerator:
         reason: one line on why it was chosen, and if KVM is not used, why not.
         cpu: CPU model of the guest, in the syntax of QEMU's ``-cpu``.
         qemu: version of QEMU, e.g. ``7.2.22``.
+        qemu_digest: SHA-256 of QEMU's binary; None where it does not matter.
     """
 
     name: Name
@@ -79,6 +83,7 @@ class Accelerator:
     reason: str
     cpu: str
     qemu: str
+    qemu_digest: str | None = None
 
     @classmethod
     def named(cls, name: Name, reason: str) -> Accelerator:
@@ -87,7 +92,7 @@ class Accelerator:
         Raises:
             InfrastructureError: QEMU is not installed.
         """
-        return cls(name, _CLOCKS[name], reason, _cpu_model(name), qemu_version())
+        return cls(name, _CLOCKS[name], reason, _cpu_model(name), qemu_version(), qemu_digest())
 
     @property
     def qemu_arguments(self) -> tuple[str, ...]:
@@ -95,9 +100,9 @@ class Accelerator:
         return (*_ARGUMENTS[self.name], "-cpu", self.cpu)
 
     @property
-    def facts(self) -> dict[str, str]:
+    def record(self) -> AcceleratorRecord:
         """The accelerator's entry in ``run.json``."""
-        return asdict(self)
+        return AcceleratorRecord(**asdict(self))
 
 
 @dataclass(frozen=True)
@@ -219,6 +224,23 @@ def qemu_version() -> str:
     line = process.version_of(QEMU)
     found = re.search(r"\d+(\.\d+)+", line)
     return found.group() if found else line
+
+
+def qemu_digest() -> str:
+    """SHA-256 of this host's QEMU: a distribution may change it without a new version.
+
+    Raises:
+        InfrastructureError: QEMU is not installed.
+    """
+    path = process.require(QEMU)
+    status = Path(path).stat()
+    return _sha256(path, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache
+def _sha256(path: str, changed_ns: int, size: int) -> str:
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class _GivenUpError(Exception):

@@ -41,6 +41,8 @@ POLL_S = 0.05
 PANIC_GRACE_S = 0.5
 #: Seconds that a workload may continue after an oops, with `end_after_oops`: it may still end and report by itself.
 OOPS_GRACE_S = 10.0
+#: Seconds that the supervisor may take to judge a QEMU that has ended.
+_LAST_WORDS_S = 5.0
 #: QEMU connects before it allocates anything, so only an overloaded host takes this long.
 START_TIMEOUT_S = 60.0
 #: Longest path of a Unix socket (unix(7)): sun_path has 108 bytes including the terminating null.
@@ -285,6 +287,15 @@ class Machine:
         return self._process is not None and self._process.poll() is None and self._failure is None
 
     @property
+    def failure(self) -> MachineFailure | None:
+        """How QEMU or the guest in it has ended; None while it runs, and where it was only closed."""
+        with self._changed:
+            has_ended = self._process is not None and self._process.poll() is not None
+            if has_ended:  # the supervisor sees that a moment later, and reads its last words
+                self._changed.wait_for(lambda: self._failure is not None or self._closing, _LAST_WORDS_S)
+            return self._failure
+
+    @property
     def switched_off(self) -> bool:
         """Whether the guest has shut itself down."""
         return not self.alive and self._shutdown_reason == "guest-shutdown"
@@ -320,7 +331,7 @@ class Machine:
 
         Args:
             within_s: host seconds to wait for a failure. A connection to the guest breaks a moment before the
-                machine knows why; one second is enough to report the reason instead of "lost".
+                machine knows why.
 
         Raises:
             MachineFailure: the guest panicked, QEMU died or stopped the guest, or the machine was closed.
@@ -332,6 +343,18 @@ class Machine:
             raise self._failure
         if self._closing:
             raise MachineFailure(Outcome.LOST, "the machine was closed")
+
+    def why(self, within_s: float = 0.0) -> MachineFailure | None:
+        """The reason for which the machine has failed or was closed; None where all is well.
+
+        Args:
+            within_s: see :meth:`watch`.
+        """
+        try:
+            self.watch(within_s)
+        except MachineFailure as failure:
+            return failure
+        return None
 
     def on_failure(self, callback: FailureHandler) -> None:
         """Call `callback` with the failure, once, when the machine fails; at once if it has failed already.
@@ -414,7 +437,7 @@ class Machine:
             found = _USERNET.search(self._qmp.monitor("info usernet"))
         except QmpError as error:
             self.watch(within_s=2.0)
-            raise MachineFailure(Outcome.BOOT_FAILED, f"QEMU does not answer: {error}") from error
+            raise MachineFailure(Outcome.LOST, f"QEMU does not answer: {error}") from error
         if found is None:
             raise InfrastructureError(
                 "QEMU does not report which port it forwards to the guest.", self.qemu_log
@@ -429,7 +452,7 @@ class Machine:
                 raise self._start_error
             self.watch()
             if time.monotonic() > deadline:
-                raise MachineFailure(Outcome.BOOT_FAILED, f"QEMU did not start within {START_TIMEOUT_S:g} s")
+                raise MachineFailure(Outcome.LOST, f"QEMU did not start within {START_TIMEOUT_S:g} s")
 
     def _connected(self) -> bool:
         try:
@@ -568,7 +591,10 @@ class Machine:
                 if returncode == -signal.SIGKILL
                 else ""
             )
-            return MachineFailure(self._lost(), f"QEMU {how}{before}{short}\n{self._stderr()}".strip())
+            # Whatever ended QEMU (a signal, memory that it could not have), it was not the guest's kernel.
+            said = self._stderr()
+            last = f": {said.splitlines()[-1]}" if said else ""
+            return MachineFailure(Outcome.LOST, f"QEMU {how}{before}{short}{last}\n{said}".strip())
         who = {"guest-reset": "the guest reset itself", "guest-shutdown": "the guest switched itself off"}
         what = who.get(self._shutdown_reason, f"QEMU ended by itself {self._shutdown_reason}".strip())
         return self._judged(self._lost(), f"{what}{before}")

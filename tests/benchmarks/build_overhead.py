@@ -126,6 +126,7 @@ def main() -> None:
         bare = Bare(Path(scratch) / "bare", wanted)
         ours = Cache(Path(scratch) / "ours")
         laid_out = Cost(0, 0)
+        began = Cost.now()
 
         def watch(event: Event) -> None:
             nonlocal laid_out, began

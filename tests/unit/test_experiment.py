@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
 from __future__ import annotations
 
-import json
 from dataclasses import fields
 from pathlib import Path
 
@@ -17,11 +16,13 @@ from orchestrator.experiment.cell import cells_of
 from orchestrator.experiment.experiment import Experiment, load_experiment
 from orchestrator.experiment.knob import combinations, parse_settings
 from orchestrator.experiment.manifest import experiment_of_manifest
-from orchestrator.experiment.variant import Role, variants_of
+from orchestrator.experiment.variant import variants_of
 from orchestrator.guest.workload import Workload, load_workloads
 from orchestrator.kernel.series import Series, load_series
 from orchestrator.machine.topology import Topology
 from orchestrator.project import Project
+from orchestrator.store.manifest import Role, read_manifest
+from orchestrator.store.run import RunWriter
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -250,7 +251,7 @@ def test_a_run_directory_knows_all_of_its_experiment(tmp_path: Path) -> None:
     experiment = Experiment(
         name="all",
         variants=variants_of(
-            ["core-only"], "baseline", {"promotion_threshold": ["1", "64"]}, ["quiet"], bench.series
+            ["core-only"], "baseline", {"promotion_threshold": ("1", "64")}, ["quiet"], bench.series
         ),
         workloads={
             name: {key: str(parameter.default) for key, parameter in bench.workloads[name].parameters.items()}
@@ -266,5 +267,6 @@ def test_a_run_directory_knows_all_of_its_experiment(tmp_path: Path) -> None:
         tradeoff={"x": "chunk/survivors.total"},
     )
     assert {f.name for f in fields(Experiment) if getattr(experiment, f.name) == f.default} == set()
-    manifest = json.loads(json.dumps(manifest_of(experiment, bench, ["orchestrate", "run"])))
-    assert experiment_of_manifest(manifest) == experiment
+    begun = manifest_of(experiment, bench, ["orchestrate", "run"])
+    writer = RunWriter.create(tmp_path, experiment.name, begun)
+    assert experiment_of_manifest(read_manifest(writer.path)) == experiment

@@ -124,7 +124,16 @@ def test_the_program_and_the_decoder_agree_on_any_file_that_changes(
     assert process.stdout is not None
     decoder = Decoder(on_reading, ready.set)
     stdout = process.stdout
-    reader = threading.Thread(target=lambda: [decoder.feed(line.rstrip("\n")) for line in stdout])
+
+    def read() -> None:
+        for line in stdout:
+            decoder.feed(line.rstrip("\n"))
+
+    def has_arrived(text: str, after: int) -> bool:
+        with condition:
+            return condition.wait_for(lambda: text in arrived[after:], 10)
+
+    reader = threading.Thread(target=read)
     reader.start()
     try:
         assert ready.wait(10)
@@ -135,7 +144,7 @@ def test_the_program_and_the_decoder_agree_on_any_file_that_changes(
                 expected = write(lines)
                 with condition:
                     seen = len(arrived)
-                    assert condition.wait_for(lambda at=seen, text=expected: text in arrived[at:], 10)
+                assert has_arrived(expected, after=seen)
     finally:
         process.terminate()
         reader.join(10)

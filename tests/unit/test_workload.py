@@ -241,9 +241,15 @@ def test_recorded_output_has_the_metrics_of_the_projects_manifest() -> None:
     observed = {o.metric: o.value for o in observations_of(records, workload, "insns")}
     declared = {name.replace("{clock}", "insns") for name in workload.metrics}
     assert set(observed) == {name for name in declared if not name.endswith("_ns.p10")}
-    assert observed["faults.total"] == 32 * 64
+    assert observed["faults.total"] == 128 * 64
+    # Each region has a reservation, and its unused pages are not part of what is mapped.
+    assert observed["reserved_kib.max"] == 128 * (512 - 64) * 4
+    assert observed["rss_kib.max"] < 128 * 65 * 4
+    # Touched as a whole, all became huge, and none at its first fault.
+    assert observed["huge_regions.percent"] == observed["huge_in_place.percent"] == 100
+    assert observed["huge_at_fault.percent"] == observed["huge_by_copy.percent"] == 0
     histograms = [record for record in records if "histogram" in record]
-    assert {sum(bucket[2] for bucket in each["buckets"]) for each in histograms} == {32 * 64, 32}
+    assert {sum(bucket[2] for bucket in each["buckets"]) for each in histograms} == {128 * 64, 128}
 
 
 def test_the_projects_manifests_are_sound() -> None:

@@ -336,7 +336,7 @@ void metric_reserved(const char *name)
 {
 	long pages;
 
-	/* What each CPU holds back is counted too (Documentation/admin-guide/sysctl/vm.rst, stat_refresh). */
+	/* Fold per-CPU counters first (Documentation/admin-guide/sysctl/vm.rst, stat_refresh). */
 	write_text("/proc/sys/vm/stat_refresh", "1");
 	pages = vmstat("nr_thp_reserved");
 	if (pages >= 0)

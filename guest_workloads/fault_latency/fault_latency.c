@@ -228,7 +228,7 @@ static void sweep(void)
 	}
 }
 
-/* Touch fresh regions as a whole, and report which of them become huge. */
+/* Touch all pages of new regions, and report which of them become huge. */
 static void dense(void)
 {
 	struct random random = random_of(seed, thread_count + 1);

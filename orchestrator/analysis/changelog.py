@@ -12,11 +12,11 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any, Final
+from typing import Final
 
-from orchestrator.analysis.base import notes_on_bases
 from orchestrator.analysis.comparison import Comparison, Row
 from orchestrator.analysis.conclusion import conclusion
+from orchestrator.analysis.condition import notes_on_bases
 from orchestrator.analysis.notation import (
     CLOCKS,
     change,
@@ -30,6 +30,7 @@ from orchestrator.analysis.statistics import CONFIDENCE, Verdict
 from orchestrator.analysis.table import control_line
 from orchestrator.errors import UserError
 from orchestrator.spelling import hint
+from orchestrator.store.manifest import Role
 from orchestrator.store.run import Run
 
 WIDTH: Final = 75
@@ -57,7 +58,7 @@ def check_choice(
         if stage not in ends:
             there = ", ".join(map(str, sorted(ends))) or "none"
             raise UserError(f"--stage {stage}: no variant of this run ends at it; there are {there}.")
-    known = list(run.manifest["workloads"])
+    known = list(run.manifest.workloads)
     for workload in workloads:
         if workload not in known:
             there = ", ".join(known) or "none"
@@ -74,9 +75,9 @@ def check_choice(
 def _ends(run: Run) -> dict[str, int]:
     """Patched variant -> number of its last stage."""
     return {
-        str(variant["name"]): int(variant["stages"][-1]["number"])
-        for variant in run.manifest["variants"]
-        if variant["role"] == "patched" and variant.get("stages")
+        variant.name: variant.stages[-1].number
+        for variant in run.manifest.variants
+        if variant.role is Role.PATCHED and variant.stages
     }
 
 
@@ -132,7 +133,7 @@ def _introduction(run: Run, comparison: Comparison) -> str:
     conditions = comparison.conditions
     clock = CLOCKS.get(conditions.clock, conditions.clock)
     stages = {len(variant.stages) for variant in comparison.compared}
-    series = (run.manifest.get("series") or {}).get("title")
+    series = run.manifest.series.title
     applied = f", {series}" if series and stages != {0} else ""
     return _wrapped(
         f"Medians of {conditions.repeat} fresh boots in a {conditions.topology} guest ({conditions.kernel}{applied}), "
@@ -232,8 +233,7 @@ def _findings(comparison: Comparison) -> str:
 
 def _reproduction(run: Run) -> str:
     """The command, continued with backslashes where it is long, so that it can still be pasted."""
-    command: Any = run.manifest.get("command")
-    words = shlex.split(run.manifest.get("reproduce", "")) if command is None else list(map(str, command))
+    words = run.manifest.command
     if not words:
         return "The command of this run is not known."
     # An option and its value stay on one line.

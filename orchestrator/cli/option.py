@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from orchestrator import defaults
 from orchestrator.cli import completion
 from orchestrator.errors import UserError
 
@@ -111,6 +112,15 @@ BuildJobs = Annotated[
     int | None,
     typer.Option("--build-jobs", metavar="N", help="Parallel jobs of make; default: number of CPUs.", min=1),
 ]
+Logs = Annotated[
+    Path | None,
+    typer.Option(
+        "--logs",
+        metavar="DIR",
+        help="Keep the guest's console log and QEMU's command line in this directory.",
+        file_okay=False,
+    ),
+]
 Run = Annotated[
     str,
     typer.Argument(
@@ -120,7 +130,7 @@ Run = Annotated[
     ),
 ]
 
-DEFAULT_TOPOLOGY = "4x2G"
+DEFAULT_TOPOLOGY = defaults.TOPOLOGY
 
 #: What help texts enumerate, apart from the code that defines it, which takes a while to import. Tests hold them
 #: together.

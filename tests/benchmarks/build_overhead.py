@@ -130,7 +130,7 @@ def main() -> None:
 
         def watch(event: Event) -> None:
             nonlocal laid_out, began
-            if event.kind == "note" and event.text == "source laid out":
+            if event.kind == "note" and event.text == "source checked out":
                 laid_out = Cost.now() - began
 
         def orchestrated(tree: PatchedTree) -> Cost:

@@ -23,8 +23,8 @@ from orchestrator.kernel.series import Series, load_series
 from orchestrator.machine.topology import Topology
 from orchestrator.model import trace
 from orchestrator.model.address_space import AddressSpace, Vma
-from orchestrator.model.memory import Expected, Model
-from orchestrator.model.page import PAGES, PTES, Folio, Frame, Reservation, Table
+from orchestrator.model.memory import Model, Prediction
+from orchestrator.model.page import PAGES, PTES, Folio, PageFrame, Reservation, Table
 from orchestrator.model.trace import Operation, Trace, parse
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -58,9 +58,7 @@ def recordings() -> tuple[Recording, ...]:
         for line in text.splitlines():
             record = json.loads(line)
             (answers,), wrong = parse_answers("\n".join(map(json.dumps, record["answers"])))
-            assert (
-                wrong == "it stopped without saying how it ended"
-            )  # which is said after the last trace only
+            assert wrong == "it stopped without reporting its end"  # which is said after the last trace only
             lacks = frozenset(record.get("lacks", ()))
             found.append(Recording(patchset, record["name"], parse(record["trace"]), answers, lacks))
     return tuple(found)
@@ -98,7 +96,7 @@ class _Without:
     def alive(self) -> Sequence[str]:
         return self._model.alive
 
-    def step(self, operation: Operation) -> Expected:
+    def step(self, operation: Operation) -> Prediction:
         return self._model.step(operation)
 
     def rss(self, name: str) -> int:
@@ -266,7 +264,7 @@ class MappedTwice(Model):
 class HandedOutTwice(Model):
     """The bit of a page that is handed out stays set."""
 
-    def _take(self, mm: AddressSpace, vma: Vma, block: int, first: int, last: int) -> list[Frame]:
+    def _take(self, mm: AddressSpace, vma: Vma, block: int, first: int, last: int) -> list[PageFrame]:
         frames = super()._take(mm, vma, block, first, last)
         for frame in frames:
             if frame.block is not None:
@@ -277,7 +275,7 @@ class HandedOutTwice(Model):
 class NotZeroed(Model):
     """A page out of a reservation is handed out as it is (the planted `unzeroed`)."""
 
-    def _take(self, mm: AddressSpace, vma: Vma, block: int, first: int, last: int) -> list[Frame]:
+    def _take(self, mm: AddressSpace, vma: Vma, block: int, first: int, last: int) -> list[PageFrame]:
         frames = super()._take(mm, vma, block, first, last)
         for frame in frames:
             if frame.block is not None:
@@ -298,7 +296,7 @@ class ReadReserves(Model):
 class NothingAfterRead(Model):
     """The first write to a range that was read before reserves nothing."""
 
-    def _cow_zero(self, mm: AddressSpace, vma: Vma, block: int, table: Table, page: int) -> Frame:
+    def _cow_zero(self, mm: AddressSpace, vma: Vma, block: int, table: Table, page: int) -> PageFrame:
         self._prepare_anon(mm, vma)
         return self._take(mm, vma, block, page, page + 1)[0]
 
@@ -306,7 +304,7 @@ class NothingAfterRead(Model):
 class ReservesOverPages(Model):
     """A write over the zero page reserves although the range has pages that are not the block's."""
 
-    def _cow_zero(self, mm: AddressSpace, vma: Vma, block: int, table: Table, page: int) -> Frame:
+    def _cow_zero(self, mm: AddressSpace, vma: Vma, block: int, table: Table, page: int) -> PageFrame:
         present, table.present = table.present, 0
         frame = super()._cow_zero(mm, vma, block, table, page)
         table.present = present
@@ -562,7 +560,7 @@ class ForkLeavesWritable(Model):
 class ReusesShared(Model):
     """A write to a page that a child shares is not copied."""
 
-    def _may_reuse(self, frame: Frame) -> bool:
+    def _may_reuse(self, frame: PageFrame) -> bool:
         return True
 
 

@@ -88,7 +88,7 @@ def test_secondary_metrics_are_left_to_the_table(text: str) -> None:
 
 def test_the_command_can_be_pasted_also_when_it_is_long(tmp_path: Path) -> None:
     command = ["orchestrate", "run", "--name", "two words", *(f"--set=knob_{n}={n}" for n in range(12))]
-    run = replace(SYNTHETIC, repeat=1, manifest={"command": command}).write(tmp_path)
+    run = replace(SYNTHETIC, repeat=1, changes={"command": tuple(command)}).write(tmp_path)
     text = changelog_text(run, compare(run))
     pasted = text.partition("    $ ")[2].replace("\\\n", " ")
     assert shlex.split(pasted) == command
@@ -115,7 +115,7 @@ def test_three_repetitions_conclude_nothing(tmp_path: Path) -> None:
 
 
 def test_a_run_without_values(tmp_path: Path) -> None:
-    cells = [entry["cell"] for entry in SYNTHETIC._manifest()["cells"]]
+    cells = [entry.cell for entry in SYNTHETIC.manifest().cells]
     run = replace(SYNTHETIC, failures=dict.fromkeys(cells, (Outcome.TIMEOUT, "too slow"))).write(tmp_path)
     text = " ".join(changelog_text(run, compare(run)).split())
     assert "there is nothing to show" in text

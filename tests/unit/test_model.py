@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.model.memory import STAGES, Expected, Model
+from orchestrator.model.memory import STAGES, Model, Prediction
 from orchestrator.model.page import block_hash, page_word
 from orchestrator.model.trace import parse
 
@@ -17,12 +17,12 @@ CORE = 9
 THRESHOLD = {"promotion_threshold": "256"}
 
 
-def run(text: str, stages: int = CORE, nodes: int = 1, **settings: str) -> tuple[Model, Expected]:
+def run(text: str, stages: int = CORE, nodes: int = 1, **settings: str) -> tuple[Model, Prediction]:
     """Follow a trace on the kernel of the first stages."""
     return follow(text, stages, nodes, settings)
 
 
-def follow(text: str, stages: int, nodes: int, settings: dict[str, str]) -> tuple[Model, Expected]:
+def follow(text: str, stages: int, nodes: int, settings: dict[str, str]) -> tuple[Model, Prediction]:
     """As run(), for knobs whose names are not Python's."""
     chosen = THRESHOLD | settings if stages >= 3 else settings
     model = Model(STAGES[:stages], chosen, nodes=nodes)
@@ -34,7 +34,7 @@ def follow(text: str, stages: int, nodes: int, settings: dict[str, str]) -> tupl
     return model, last
 
 
-def counters(expected: Expected) -> dict[str, int]:
+def counters(expected: Prediction) -> dict[str, int]:
     return {name: value for name, value in expected.vmstat.items() if value}
 
 
@@ -495,7 +495,7 @@ def test_pages_keep_their_node_when_a_huge_page_is_split_or_moved() -> None:
 # Multi-size THP
 
 
-def sized(text: str, stages: int = CORE, **knobs: str) -> tuple[Model, Expected]:
+def sized(text: str, stages: int = CORE, **knobs: str) -> tuple[Model, Prediction]:
     """As run(), with knobs `hugepages_64kB="always"` for ``hugepages-64kB``."""
     return follow(text, stages, 1, {name.replace("hugepages_", "hugepages-"): knobs[name] for name in knobs})
 

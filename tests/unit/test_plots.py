@@ -67,7 +67,7 @@ def test_the_same_run_gives_the_same_bytes(tmp_path: Path) -> None:
 
 
 def test_an_empty_run_says_why_there_are_no_plots(tmp_path: Path) -> None:
-    cells = [entry["cell"] for entry in SMALL._manifest()["cells"]]
+    cells = [entry.cell for entry in SMALL.manifest().cells]
     run = replace(SMALL, failures=dict.fromkeys(cells, (Outcome.LOST, ""))).write(tmp_path)
     assert plot_run(run, tmp_path / "plots") == []
     absent = (tmp_path / "plots" / "absent.txt").read_text().splitlines()

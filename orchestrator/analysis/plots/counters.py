@@ -39,7 +39,7 @@ def counters(run: Run, looks: Mapping[str, Look]) -> Iterator[Plot]:
     )
     last = samples.groupby(["workload", "variant", "cell", "phase", "counter"], sort=False)["value"].last()
     medians = last.groupby(["workload", "variant", "phase", "counter"], sort=False).median()
-    for workload in run.manifest["workloads"]:
+    for workload in run.manifest.workloads:
         if workload not in set(samples["workload"]):
             continue
         table = medians.loc[workload].unstack("phase")

@@ -12,15 +12,15 @@ from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 
 from orchestrator.analysis.chunk_measured import Point
 from orchestrator.analysis.plots.style import PATCHED, settle, space_panels, style, write_figure
-from orchestrator.model.chunk_test import Outcome
+from orchestrator.model.chunk_test import ChunkTestResult
 
 _SIZE_IN = (10.0, 4.6)
 
 
 def draw_simulation(
     thresholds: Sequence[int],
-    none: Sequence[Outcome],
-    every: Sequence[Outcome],
+    none: Sequence[ChunkTestResult],
+    every: Sequence[ChunkTestResult],
     points: Sequence[Point],
     under: str,
     path: Path,

@@ -31,7 +31,7 @@ _TIE: Final[dict[str, object]] = {
 def tradeoff(run: Run) -> Iterator[Plot]:
     """The picture of an experiment that has a table ``[tradeoff]`` with three metrics; none where it has not."""
     name, title = "tradeoff", "What is paid for what"
-    if not run.manifest.get("tradeoff"):
+    if not run.manifest.tradeoff:
         return
     found = tradeoff_of(run)
     if found is None:

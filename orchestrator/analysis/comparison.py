@@ -43,8 +43,6 @@ from orchestrator.store.run import Run
 _LEAST_PAIRED: Final = 0.75
 
 #: A knob at its neutral value: the patch that introduces it claims to change nothing there.
-#: What names a metric in a run's table.
-_METRIC: Final = ["workload", "metric"]
 _NEUTRAL_KNOBS: Final = {"promotion_threshold": "1"}
 
 
@@ -332,25 +330,20 @@ class _Variant:
 
     def values(self, workload: str, metric: str) -> pd.Series:
         """One value per boot, which is the unit of replication, by repetition and seed."""
-        boots = self._boots_by_metric
-        return (
-            boots[workload, metric]
-            if (workload, metric) in boots
-            else self._medians.iloc[:0].droplevel(_METRIC)
-        )
+        known = self._values.get((workload, metric))
+        return known if known is not None else self._medians(self.metrics.iloc[:0])
 
     @cached_property
-    def _boots_by_metric(self) -> dict[tuple[str, str], pd.Series]:
+    def _values(self) -> dict[tuple[str, str], pd.Series]:
         # Asked for several times per row, and pandas takes its time to select and group.
         return {
-            (str(workload), str(metric)): values.droplevel(_METRIC)
-            for (workload, metric), values in self._medians.groupby(level=_METRIC)
+            (str(key[0]), str(key[1])): self._medians(own)
+            for key, own in self.metrics.groupby(["workload", "metric"])
         }
 
-    @cached_property
-    def _medians(self) -> pd.Series:
-        seeds = self.metrics["cell"].map(self._seeds)
-        return self.metrics.assign(seed=seeds).groupby([*_METRIC, "repetition", "seed"])["value"].median()
+    def _medians(self, own: pd.DataFrame) -> pd.Series:
+        keys = [own["repetition"], own["cell"].map(self._seeds).rename("seed")]
+        return own.groupby(keys)["value"].median()
 
     def planned(self, workload: str) -> int:
         return int((self.cells["workload"] == workload).sum())

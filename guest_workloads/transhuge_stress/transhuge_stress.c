@@ -64,8 +64,9 @@ int main(int argc, char **argv)
 	log = fopen(LOG, "r");
 	while (log && fgets(line, sizeof(line), log)) {
 		/* What it calls a page is a huge one, and told to the microsecond; the time of a loop is not. */
-		if (sscanf(line, "# %*f s/loop, %lf ms/page, %*f MiB/s %ld succeed, %ld failed, %ld different", &ms,
-			   &succeeded, &failed, &different) != 4)
+		if (sscanf(line,
+			   "# %*f s/loop, %lf ms/page, %*f MiB/s %ld succeed, %ld failed, %ld different",
+			   &ms, &succeeded, &failed, &different) != 4)
 			continue;
 		loops++;
 		sum_ms += ms;

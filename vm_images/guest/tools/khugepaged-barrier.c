@@ -55,7 +55,8 @@ static long long now(void)
 /* A mapping from the middle of one huge page to the middle of the one after the next. */
 static int give_work(void)
 {
-	char *start = mmap(NULL, 4 * HUGE_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	char *start = mmap(NULL, 4 * HUGE_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
+			   -1, 0);
 	char *middle;
 
 	if (start == MAP_FAILED)
@@ -102,14 +103,15 @@ int main(int argc, char **argv)
 			return 0;
 		}
 		if (now() >= end) {
-			fprintf(stderr, "khugepaged-barrier: %lu of %lu full scans in %s ms\n", scans - first,
-				advance, argv[2]);
+			fprintf(stderr, "khugepaged-barrier: %lu of %lu full scans in %s ms\n",
+				scans - first, advance, argv[2]);
 			return 3;
 		}
 		fd = open(DIRECTORY "scan_sleep_millisecs", O_WRONLY);
 		if (fd >= 0) {
 			if (write(fd, interval, strlen(interval)) < 0)
-				fprintf(stderr, "khugepaged-barrier: cannot wake it: %s\n", strerror(errno));
+				fprintf(stderr, "khugepaged-barrier: cannot wake it: %s\n",
+					strerror(errno));
 			close(fd);
 		}
 		nanosleep(&pause, NULL);

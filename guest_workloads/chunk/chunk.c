@@ -34,7 +34,7 @@ struct report {
 	uint64_t touched_pages;
 	uint64_t ticks;
 	uint64_t faults;
-	uint64_t zeroed;	/* bytes */
+	uint64_t zeroed; /* bytes */
 };
 
 static size_t chunk_bytes;
@@ -106,12 +106,12 @@ static _Noreturn void child(int number, uint64_t seed, const struct node *node, 
 
 static void on_child(int signal_number)
 {
-	(void)signal_number;	/* it only needs to interrupt ppoll() */
+	(void)signal_number; /* it only needs to interrupt ppoll() */
 }
 
 /* Wait for the report of the newest child. Returns false if any child ended instead. */
-static bool await_report(int from_child, struct report *report, const sigset_t *unblocked, int *ended_status,
-			 pid_t *ended)
+static bool await_report(int from_child, struct report *report, const sigset_t *unblocked,
+			 int *ended_status, pid_t *ended)
 {
 	struct pollfd watched = { .fd = from_child, .events = POLLIN };
 
@@ -137,7 +137,8 @@ static bool await_report(int from_child, struct report *report, const sigset_t *
 }
 
 /* Report the metrics of the children that are alive at the first end condition. */
-static void report_survivors(const pid_t *pids, int count, const struct report *total, uint64_t elapsed)
+static void report_survivors(const pid_t *pids, int count, const struct report *total,
+			     uint64_t elapsed)
 {
 	double rss = 0, huge = 0;
 
@@ -149,7 +150,9 @@ static void report_survivors(const pid_t *pids, int count, const struct report *
 	}
 	metric("survivors.total", "children", count);
 	metric_clock("elapsed_%s.total", elapsed * clock_scale());
-	metric_clock("touch_%s.mean", total->touched_pages ? total->ticks * clock_scale() / total->touched_pages : 0);
+	metric_clock("touch_%s.mean", total->touched_pages ?
+					      total->ticks * clock_scale() / total->touched_pages :
+					      0);
 	metric("zeroed_kib.sum", "KiB", total->zeroed / KIB);
 	if (clock_counts_instructions() && total->touched_pages)
 		metric("touch_without_zeroing_insns.mean", "insns",
@@ -158,7 +161,8 @@ static void report_survivors(const pid_t *pids, int count, const struct report *
 	metric("faults.total", "faults", total->faults);
 	metric("rss_kib.sum", "KiB", rss);
 	metric("anon_huge_kib.sum", "KiB", huge);
-	metric("huge_regions.percent", "%", count ? 100.0 * huge * KIB / ((double)count * chunk_bytes) : 0);
+	metric("huge_regions.percent", "%",
+	       count ? 100.0 * huge * KIB / ((double)count * chunk_bytes) : 0);
 }
 
 int main(int argc, char **argv)
@@ -249,14 +253,16 @@ int main(int argc, char **argv)
 		      "\"child\": %d, \"node\": %d, \"touched_pages\": %llu, \"%s\": %.0f, \"available_kib\": %lu, "
 		      "\"free_kib\": %lu, \"reserved_pages\": %ld",
 		      count, node->id, (unsigned long long)report.touched_pages, clock_name(),
-		      report.ticks * clock_scale(), meminfo_kib("MemAvailable:"), meminfo_kib("MemFree:"),
-		      reservations ? vmstat("nr_thp_reserved") : -1);
+		      report.ticks * clock_scale(), meminfo_kib("MemAvailable:"),
+		      meminfo_kib("MemFree:"), reservations ? vmstat("nr_thp_reserved") : -1);
 	}
-	event("stop", "\"children\": %d, \"signal\": %d, \"status\": %d, \"elapsed_ms\": %.3f", count,
-	      ended > 0 && WIFSIGNALED(status) ? WTERMSIG(status) : 0,
-	      ended > 0 && WIFEXITED(status) ? WEXITSTATUS(status) : 0, (monotonic_ns() - began_ns) / 1e6);
+	event("stop", "\"children\": %d, \"signal\": %d, \"status\": %d, \"elapsed_ms\": %.3f",
+	      count, ended > 0 && WIFSIGNALED(status) ? WTERMSIG(status) : 0,
+	      ended > 0 && WIFEXITED(status) ? WEXITSTATUS(status) : 0,
+	      (monotonic_ns() - began_ns) / 1e6);
 	if (count == max_children)
-		workload_fail("%d children did not fill memory; raise max_children or chunk_mib", count);
+		workload_fail("%d children did not fill memory; raise max_children or chunk_mib",
+			      count);
 	if (!available_reached) {
 		/* The OOM killer ran before the first end condition: count all children. */
 		report_survivors(pids, count, &total, ticks() - began);

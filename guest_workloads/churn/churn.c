@@ -46,7 +46,8 @@ int main(int argc, char **argv)
 	arena -= arena % REGION;
 	arena_pages = arena / PAGE;
 	if ((size_t)most > arena_pages)
-		workload_fail("runs of %ld pages do not fit into an arena of %zu", most, arena_pages);
+		workload_fail("runs of %ld pages do not fit into an arena of %zu", most,
+			      arena_pages);
 	start = map_regions(arena);
 	if (!start)
 		workload_fail("cannot map an arena of %zu bytes: %s", arena, strerror(errno));

@@ -7,16 +7,17 @@
 #define LOOK_NS 2000000L
 
 enum way { AT_FAULT, IN_PLACE, BY_COPY, WAYS };
-static const char *const counters[WAYS] = { "thp_fault_alloc", "thp_res_collapse", "thp_collapse_alloc" };
+static const char *const counters[WAYS] = { "thp_fault_alloc", "thp_res_collapse",
+					    "thp_collapse_alloc" };
 
 static struct {
 	long ranges;
 	long start[WAYS], count[WAYS];
-	bool reserves;		/* the kernel counts promotions in place */
-	double touching;	/* cost of the touches, in the unit of the clock */
+	bool reserves; /* the kernel counts promotions in place */
+	double touching; /* cost of the touches, in the unit of the clock */
 	uint64_t khugepaged_start;
-	long by_khugepaged;	/* promotions since then */
-	double half;		/* cost until half of the ranges were huge; negative before that */
+	long by_khugepaged; /* promotions since then */
+	double half; /* cost until half of the ranges were huge; negative before that */
 	long shown;
 } state;
 
@@ -52,9 +53,11 @@ static void look(double cost)
 	if (huge == state.shown)
 		return;
 	state.shown = huge;
-	event("huge_ranges", "\"ranges\": %ld, \"huge\": %ld, \"at_fault\": %ld, \"in_place\": %ld, \"by_copy\": %ld, "
-	      "\"%s\": %.0f", state.ranges, huge, state.count[AT_FAULT], state.count[IN_PLACE], state.count[BY_COPY],
-	      clock_name(), cost);
+	event("huge_ranges",
+	      "\"ranges\": %ld, \"huge\": %ld, \"at_fault\": %ld, \"in_place\": %ld, \"by_copy\": %ld, "
+	      "\"%s\": %.0f",
+	      state.ranges, huge, state.count[AT_FAULT], state.count[IN_PLACE],
+	      state.count[BY_COPY], clock_name(), cost);
 }
 
 void promotion_look(uint64_t touch_ticks)

@@ -124,7 +124,8 @@ void event(const char *name, const char *format, ...)
 {
 	va_list arguments;
 
-	printf("{\"event\": \"%s\", \"monotonic_ns\": %llu", name, (unsigned long long)monotonic_ns());
+	printf("{\"event\": \"%s\", \"monotonic_ns\": %llu", name,
+	       (unsigned long long)monotonic_ns());
 	if (*format) {
 		printf(", ");
 		va_start(arguments, format);
@@ -173,7 +174,8 @@ void clock_begin(void)
 	 */
 	loop();
 	loop_ticks = UINT64_MAX;
-	for (int attempt = 0; attempt < CALIBRATION_ATTEMPTS && loop_ticks > LOOP_INSTRUCTIONS * 5 / 4; attempt++) {
+	for (int attempt = 0;
+	     attempt < CALIBRATION_ATTEMPTS && loop_ticks > LOOP_INSTRUCTIONS * 5 / 4; attempt++) {
 		began = ticks();
 		loop();
 		took = ticks() - began;
@@ -186,8 +188,8 @@ void clock_begin(void)
 		;
 	took = ticks() - began;
 	rate = (double)took / (monotonic_ns() - began_ns);
-	event("clock", "\"clock\": \"%s\", \"ticks_per_ns\": %.6f, \"ticks_per_instruction\": %.6f", clock_name(),
-	      rate, (double)loop_ticks / LOOP_INSTRUCTIONS);
+	event("clock", "\"clock\": \"%s\", \"ticks_per_ns\": %.6f, \"ticks_per_instruction\": %.6f",
+	      clock_name(), rate, (double)loop_ticks / LOOP_INSTRUCTIONS);
 	if (clock_kind == NS) {
 		scale = 1 / rate;
 		return;
@@ -197,11 +199,12 @@ void clock_begin(void)
 	 * (softmmu/icount.c, icount_get()), and the clock by one nanosecond.
 	 * The timer interrupt may have run even in the shortest loop.
 	 */
-	if (loop_ticks < LOOP_INSTRUCTIONS || loop_ticks > LOOP_INSTRUCTIONS + LOOP_INSTRUCTIONS / 4 ||
-	    fabs(rate - 1) > 0.01)
-		workload_fail("--clock insns, but %lu instructions took %llu ticks, with %.3f ticks per nanosecond: "
-			      "this guest does not run under icount",
-			      LOOP_INSTRUCTIONS, (unsigned long long)loop_ticks, rate);
+	if (loop_ticks < LOOP_INSTRUCTIONS ||
+	    loop_ticks > LOOP_INSTRUCTIONS + LOOP_INSTRUCTIONS / 4 || fabs(rate - 1) > 0.01)
+		workload_fail(
+			"--clock insns, but %lu instructions took %llu ticks, with %.3f ticks per nanosecond: "
+			"this guest does not run under icount",
+			LOOP_INSTRUCTIONS, (unsigned long long)loop_ticks, rate);
 }
 
 const char *clock_name(void)
@@ -306,8 +309,8 @@ unsigned long installed_kib(void)
 		unsigned long long begin, end;
 		int name = 0;
 
-		if (*line != ' ' && sscanf(line, "%llx-%llx : %n", &begin, &end, &name) == 2 && end > begin &&
-		    !strcmp(line + name, "System RAM\n"))
+		if (*line != ' ' && sscanf(line, "%llx-%llx : %n", &begin, &end, &name) == 2 &&
+		    end > begin && !strcmp(line + name, "System RAM\n"))
 			bytes += end - begin + 1;
 	}
 	if (map)
@@ -365,7 +368,8 @@ struct rollup smaps_rollup(int pid)
 /* Number of faults on the whole machine that mapped folios larger than a base page, and the size of these in bytes. */
 static void large_faults(uint64_t *count, uint64_t *bytes)
 {
-	const char *const counters = "/sys/kernel/mm/transparent_hugepage/hugepages-*kB/stats/anon_fault_alloc";
+	const char *const counters =
+		"/sys/kernel/mm/transparent_hugepage/hugepages-*kB/stats/anon_fault_alloc";
 	glob_t found;
 	long huge;
 
@@ -377,7 +381,8 @@ static void large_faults(uint64_t *count, uint64_t *bytes)
 			unsigned long faults = 0, kib = 0;
 
 			if (!file || fscanf(file, "%lu", &faults) != 1 ||
-			    sscanf(strstr(found.gl_pathv[i], "hugepages-"), "hugepages-%lukB", &kib) != 1)
+			    sscanf(strstr(found.gl_pathv[i], "hugepages-"), "hugepages-%lukB",
+				   &kib) != 1)
 				workload_fail("cannot read %s", found.gl_pathv[i]);
 			fclose(file);
 			*count += faults;
@@ -489,8 +494,10 @@ int nodes_find(struct node nodes[MAX_NODES])
 			if (file_text(path, text, sizeof(text)) < 0)
 				continue;
 			total = strstr(text, "MemTotal:");
-			node->memory_kib = total ? strtoul(total + strlen("MemTotal:"), NULL, 10) : 0;
-			node->id = atoi(strstr(found.gl_pathv[i], "/node/node") + strlen("/node/node"));
+			node->memory_kib = total ? strtoul(total + strlen("MemTotal:"), NULL, 10) :
+						   0;
+			node->id = atoi(strstr(found.gl_pathv[i], "/node/node") +
+					strlen("/node/node"));
 			if (node->cpu_count && node->memory_kib)
 				count++;
 		}
@@ -541,8 +548,8 @@ int cpu_of_nodes(const struct node *nodes, int count, int n)
 
 char *map_regions(size_t size)
 {
-	char *start = mmap(NULL, size + REGION, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
-			   -1, 0);
+	char *start = mmap(NULL, size + REGION, PROT_READ | PROT_WRITE,
+			   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	size_t before;
 
 	if (start == MAP_FAILED)
@@ -568,7 +575,8 @@ void hold_ballast(const struct node *nodes, int node_count, long percent)
 		pin_to_node(&nodes[n]);
 		ballast = map_regions(size);
 		if (!ballast)
-			workload_fail("cannot map a ballast of %zu bytes: %s", size, strerror(errno));
+			workload_fail("cannot map a ballast of %zu bytes: %s", size,
+				      strerror(errno));
 		(void)madvise(ballast, size, MADV_HUGEPAGE);
 		for (size_t at = 0; at < size; at += PAGE)
 			*(volatile char *)(ballast + at) = 1;
@@ -582,7 +590,8 @@ const char *const advice_names[] = { "none", "hugepage", "nohugepage", NULL };
 
 void advise(char *start, size_t size, int advice)
 {
-	static const int numbers[] = { [ADVICE_HUGEPAGE] = MADV_HUGEPAGE, [ADVICE_NOHUGEPAGE] = MADV_NOHUGEPAGE };
+	static const int numbers[] = { [ADVICE_HUGEPAGE] = MADV_HUGEPAGE,
+				       [ADVICE_NOHUGEPAGE] = MADV_NOHUGEPAGE };
 
 	/* A kernel without huge pages returns EINVAL for both, which is not an error. */
 	if (advice != ADVICE_NONE && madvise(start, size, numbers[advice]) < 0 &&
@@ -602,7 +611,8 @@ static pid_t khugepaged_pid(void)
 		for (size_t i = 0; i < found.gl_pathc && !pid; i++) {
 			char name[32];
 
-			if (file_text(found.gl_pathv[i], name, sizeof(name)) > 0 && !strcmp(name, "khugepaged\n"))
+			if (file_text(found.gl_pathv[i], name, sizeof(name)) > 0 &&
+			    !strcmp(name, "khugepaged\n"))
 				pid = atoi(found.gl_pathv[i] + strlen("/proc/"));
 		}
 		globfree(&found);
@@ -617,7 +627,9 @@ pid_t khugepaged_wait_begin(void)
 	char enabled[64];
 	pid_t child;
 
-	if (!khugepaged_pid() && file_text("/sys/kernel/mm/transparent_hugepage/enabled", enabled, sizeof(enabled)) > 0 &&
+	if (!khugepaged_pid() &&
+	    file_text("/sys/kernel/mm/transparent_hugepage/enabled", enabled, sizeof(enabled)) >
+		    0 &&
 	    strstr(enabled, "[never]"))
 		return 0;
 	fflush(stdout);
@@ -662,8 +674,10 @@ long khugepaged_collapses(void)
 {
 	char text[32];
 
-	return file_text("/sys/kernel/mm/transparent_hugepage/khugepaged/pages_collapsed", text, sizeof(text)) > 0 ?
-		       atol(text) : -1;
+	return file_text("/sys/kernel/mm/transparent_hugepage/khugepaged/pages_collapsed", text,
+			 sizeof(text)) > 0 ?
+		       atol(text) :
+		       -1;
 }
 
 uint64_t khugepaged_ns(void)
@@ -735,7 +749,8 @@ void histogram(const char *format, const uint64_t *sorted, size_t count)
 	for (size_t i = 0; i < count;) {
 		double value = fmax(sorted[i] * scale, 1);
 		double step = floor(log2(value) * BUCKETS_PER_OCTAVE);
-		double low = exp2(step / BUCKETS_PER_OCTAVE), high = exp2((step + 1) / BUCKETS_PER_OCTAVE);
+		double low = exp2(step / BUCKETS_PER_OCTAVE),
+		       high = exp2((step + 1) / BUCKETS_PER_OCTAVE);
 		size_t begin = i++;
 
 		/* The first value always belongs to the bucket, even if rounding moved its bound. */

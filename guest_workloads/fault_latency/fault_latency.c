@@ -58,14 +58,14 @@ struct worker {
 	int number;
 	int cpu;
 	char *memory;
-	long begin, end;	/* its regions */
+	long begin, end; /* its regions */
 	struct deck deck;
 	struct random random;
-	uint64_t *first, *later;	/* ticks of each touch */
+	uint64_t *first, *later; /* ticks of each touch */
 	size_t first_count, later_count;
-	uint64_t threshold;	/* lowest number of ticks of a fault */
-	long faults;		/* as counted by the kernel */
-	uint64_t zeroed;	/* bytes zeroed for all workers; only in the first one */
+	uint64_t threshold; /* lowest number of ticks of a fault */
+	long faults; /* as counted by the kernel */
+	uint64_t zeroed; /* bytes zeroed for all workers; only in the first one */
 };
 
 /* Touch this worker's share of a region, and record the costs. */
@@ -133,8 +133,9 @@ static void *work(void *argument)
 	warm_up(worker, ADVICE_NOHUGEPAGE);
 	sort_values(worker->first, worker->first_count);
 	sort_values(worker->later, worker->later_count);
-	worker->threshold = (worker->later_count ? percentile(worker->later, worker->later_count, 0.5) :
-						   percentile(worker->first, worker->first_count, 0.5)) /
+	worker->threshold = (worker->later_count ?
+				     percentile(worker->later, worker->later_count, 0.5) :
+				     percentile(worker->first, worker->first_count, 0.5)) /
 			    FAULT_FRACTION;
 
 	deck_begin(&worker->deck);
@@ -191,7 +192,8 @@ static void sweep(void)
 	struct deck deck;
 
 	if (!memory)
-		workload_fail("cannot map %ld regions to sweep: %s", sweep_regions * DENSITIES, strerror(errno));
+		workload_fail("cannot map %ld regions to sweep: %s", sweep_regions * DENSITIES,
+			      strerror(errno));
 	advise(memory, size, advice);
 	deck_begin(&deck);
 	for (int at = 0; at < DENSITIES; at++)
@@ -221,9 +223,12 @@ static void sweep(void)
 
 		sort_values(costs[at], sweep_regions);
 		/* Instruction counts repeat; with ns on a busy host, a low percentile is more reliable than the median. */
-		for (int percent = clock_counts_instructions() ? 50 : 10; percent <= 50; percent += 40) {
-			snprintf(name, sizeof(name), "region_%u_%s.p%d", densities[at], clock_name(), percent);
-			metric(name, clock_name(), percentile(costs[at], sweep_regions, percent / 100.0));
+		for (int percent = clock_counts_instructions() ? 50 : 10; percent <= 50;
+		     percent += 40) {
+			snprintf(name, sizeof(name), "region_%u_%s.p%d", densities[at],
+				 clock_name(), percent);
+			metric(name, clock_name(),
+			       percentile(costs[at], sweep_regions, percent / 100.0));
 		}
 	}
 }
@@ -290,7 +295,8 @@ int main(int argc, char **argv)
 	if (regions < thread_count && share == NOTHING)
 		workload_fail("%ld threads cannot divide %ld regions", thread_count, regions);
 	if (pages_per_region < thread_count && share == SHARED_REGION)
-		workload_fail("%ld threads cannot divide %ld pages of a region", thread_count, pages_per_region);
+		workload_fail("%ld threads cannot divide %ld pages of a region", thread_count,
+			      pages_per_region);
 	node_count = nodes_find(nodes);
 
 	memory = map_regions(regions * REGION);
@@ -300,7 +306,8 @@ int main(int argc, char **argv)
 	advise(memory, regions * REGION, advice);
 	pthread_barrier_init(&barrier, NULL, thread_count);
 	/* In a shared region each thread has a first touch. */
-	most_first = share == SHARED_REGION ? regions + WARM_REGIONS : regions / thread_count + 1 + WARM_REGIONS;
+	most_first = share == SHARED_REGION ? regions + WARM_REGIONS :
+					      regions / thread_count + 1 + WARM_REGIONS;
 	most_later = most_first * pages_per_region;
 	for (int n = 0; n < thread_count; n++) {
 		struct worker *worker = &workers[n];
@@ -336,8 +343,10 @@ int main(int argc, char **argv)
 		const struct worker *worker = &workers[n];
 
 		first_count = gather(first, first_count, worker->first, worker->first_count, 0);
-		fault_count = gather(faulted, fault_count, worker->first, worker->first_count, worker->threshold);
-		fault_count = gather(faulted, fault_count, worker->later, worker->later_count, worker->threshold);
+		fault_count = gather(faulted, fault_count, worker->first, worker->first_count,
+				     worker->threshold);
+		fault_count = gather(faulted, fault_count, worker->later, worker->later_count,
+				     worker->threshold);
 		sum += mean(worker->first, worker->first_count) * worker->first_count +
 		       mean(worker->later, worker->later_count) * worker->later_count;
 		touches += worker->first_count + worker->later_count;
@@ -345,8 +354,10 @@ int main(int argc, char **argv)
 	}
 	sort_values(first, first_count);
 	sort_values(faulted, fault_count);
-	event("timing", "\"overhead_%s\": %.1f, \"threshold_%s\": %.1f, \"touches\": %zu, \"slow_touches\": %zu",
-	      clock_name(), overhead * scale, clock_name(), workers[0].threshold * scale, touches, fault_count);
+	event("timing",
+	      "\"overhead_%s\": %.1f, \"threshold_%s\": %.1f, \"touches\": %zu, \"slow_touches\": %zu",
+	      clock_name(), overhead * scale, clock_name(), workers[0].threshold * scale, touches,
+	      fault_count);
 	if (!fault_count)
 		workload_fail("no touch took as long as a fault");
 	metric_clock("fault_%s.p50", percentile(faulted, fault_count, 0.50) * scale);
@@ -359,7 +370,8 @@ int main(int argc, char **argv)
 	metric_clock("touch_%s.mean", sum / touches * scale);
 	metric("zeroed_kib.sum", "KiB", workers[0].zeroed / KIB);
 	if (clock_counts_instructions())
-		metric("touch_without_zeroing_insns.mean", "insns", (sum - zeroing_insns(workers[0].zeroed)) / touches);
+		metric("touch_without_zeroing_insns.mean", "insns",
+		       (sum - zeroing_insns(workers[0].zeroed)) / touches);
 	metric("faults.total", "faults", fault_total);
 	metric("rss_kib.max", "KiB", rollup.rss_kib > rss_before ? rollup.rss_kib - rss_before : 0);
 	metric("anon_huge_kib.max", "KiB", rollup.anon_huge_kib);

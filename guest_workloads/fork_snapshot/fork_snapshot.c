@@ -40,9 +40,10 @@ static long most_value;
 static _Noreturn void serve(void)
 {
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
-	execlp("redis-server", "redis-server", "--port", "0", "--unixsocket", SOCKET, "--dir", DIRECTORY, "--save", "",
-	       "--appendonly", "no", "--disable-thp", "no", "--rdbcompression", "yes", "--logfile", DIRECTORY "/log",
-	       "--ignore-warnings", "ARM64-COW-BUG", (char *)NULL);
+	execlp("redis-server", "redis-server", "--port", "0", "--unixsocket", SOCKET, "--dir",
+	       DIRECTORY, "--save", "", "--appendonly", "no", "--disable-thp", "no",
+	       "--rdbcompression", "yes", "--logfile", DIRECTORY "/log", "--ignore-warnings",
+	       "ARM64-COW-BUG", (char *)NULL);
 	_exit(127);
 }
 
@@ -56,7 +57,9 @@ static void connect_to(pid_t server)
 	server_fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
 	while (connect(server_fd, (struct sockaddr *)&address, sizeof(address))) {
 		if (waitpid(server, &status, WNOHANG) == server)
-			workload_fail("redis-server did not start (wait status %#x): is it in this image?", status);
+			workload_fail(
+				"redis-server did not start (wait status %#x): is it in this image?",
+				status);
 		if (monotonic_ns() - began > START_NS)
 			workload_fail("redis-server did not listen within a minute");
 		nanosleep(&pause, NULL);
@@ -69,7 +72,8 @@ static void send_all(const char *text, size_t length)
 		ssize_t sent = send(server_fd, text, length, MSG_NOSIGNAL);
 
 		if (sent <= 0)
-			workload_fail("redis-server closed the connection or died: %s", strerror(errno));
+			workload_fail("redis-server closed the connection or died: %s",
+				      strerror(errno));
 		text += sent;
 		length -= sent;
 	}
@@ -84,7 +88,8 @@ static void receive_lines(long lines)
 		ssize_t got = recv(server_fd, reply, sizeof(reply) - 1, 0);
 
 		if (got <= 0)
-			workload_fail("redis-server is gone: %s", got ? strerror(errno) : "it closed the connection");
+			workload_fail("redis-server is gone: %s",
+				      got ? strerror(errno) : "it closed the connection");
 		for (ssize_t i = 0; i < got; i++) {
 			if (at_start && reply[i] == '-') {
 				reply[got] = 0;
@@ -228,7 +233,8 @@ int main(int argc, char **argv)
 	metric("rss_kib.before", "KiB", before.rss_kib);
 	metric("anon_huge_kib.before", "KiB", before.anon_huge_kib);
 	metric_reserved("reserved_kib.before");
-	metric("rss_per_useful.ratio", "bytes/byte", before.rss_kib * (double)KIB / info("memory", "used_memory"));
+	metric("rss_per_useful.ratio", "bytes/byte",
+	       before.rss_kib * (double)KIB / info("memory", "used_memory"));
 
 	available_kib = least_kib = meminfo_kib("MemAvailable:");
 	faults = faults_of(server);

@@ -59,7 +59,8 @@ int main(int argc, char **argv)
 	write_took = values_of(count * rounds);
 	for (long n = 0; n < count; n++) {
 		buffers[n].size = step;
-		buffers[n].start = mmap(NULL, step, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+		buffers[n].start = mmap(NULL, step, PROT_READ | PROT_WRITE,
+					MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 		if (buffers[n].start == MAP_FAILED)
 			workload_fail("cannot map a buffer: %s", strerror(errno));
 		advise(buffers[n].start, step, advice);
@@ -77,7 +78,8 @@ int main(int argc, char **argv)
 			moved = mremap(buffer->start, old_size, old_size + step, MREMAP_MAYMOVE);
 			between = ticks();
 			if (moved == MAP_FAILED)
-				workload_fail("cannot grow a buffer to %zu bytes: %s", old_size + step, strerror(errno));
+				workload_fail("cannot grow a buffer to %zu bytes: %s",
+					      old_size + step, strerror(errno));
 			moves += moved != buffer->start;
 			buffer->start = moved;
 			buffer->size = old_size + step;
@@ -95,7 +97,8 @@ int main(int argc, char **argv)
 	for (long n = 0; n < count; n++)
 		for (size_t at = 0; at < buffers[n].size; at += PAGE)
 			if (*(uint64_t *)(buffers[n].start + at) != mark(n, at))
-				workload_fail("buffer %ld at %zu does not contain what was written", n, at);
+				workload_fail("buffer %ld at %zu does not contain what was written",
+					      n, at);
 	sort_values(remap_took, grown);
 	sort_values(write_took, grown);
 

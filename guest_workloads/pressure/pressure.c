@@ -48,7 +48,8 @@ static int device_open(size_t size)
 	ssize_t length = control < 0 ? -1 : read(control, text, sizeof(text) - 1);
 
 	if (length <= 0)
-		workload_fail("this kernel has no zram device to cache: " CONTROL ": %s", strerror(errno));
+		workload_fail("this kernel has no zram device to cache: " CONTROL ": %s",
+			      strerror(errno));
 	close(control);
 	text[length] = 0;
 	number = atoi(text);
@@ -70,7 +71,8 @@ static void read_first(int device, size_t bytes)
 {
 	for (size_t at = 0; at < bytes; at += READ_SIZE)
 		if (pread(device, buffer, READ_SIZE, at) != (ssize_t)READ_SIZE)
-			workload_fail("cannot read the zram device at %zu: %s", at, strerror(errno));
+			workload_fail("cannot read the zram device at %zu: %s", at,
+				      strerror(errno));
 }
 
 int main(int argc, char **argv)
@@ -122,12 +124,14 @@ int main(int argc, char **argv)
 	every = regions / 16 + 1;
 	refaults = counted("workingset_refault_file");
 	steals = reclaimed();
-	stalls = counted("allocstall_normal") + counted("allocstall_movable") + counted("allocstall_dma32");
+	stalls = counted("allocstall_normal") + counted("allocstall_movable") +
+		 counted("allocstall_dma32");
 	for (size_t region = 0; region < regions; region++) {
 		uint32_t pages = 1 + random_below(&random, most);
 
 		for (uint32_t n = 0; n < pages; n++) {
-			volatile char *page = start + region * REGION + deck_draw(&deck, &random, n) * PAGE;
+			volatile char *page =
+				start + region * REGION + deck_draw(&deck, &random, n) * PAGE;
 			uint64_t began = ticks();
 
 			*page = 1;
@@ -147,7 +151,8 @@ int main(int argc, char **argv)
 	}
 	refaults = counted("workingset_refault_file") - refaults;
 	steals = reclaimed() - steals;
-	stalls = counted("allocstall_normal") + counted("allocstall_movable") + counted("allocstall_dma32") - stalls;
+	stalls = counted("allocstall_normal") + counted("allocstall_movable") +
+		 counted("allocstall_dma32") - stalls;
 	sort_values(took, touches);
 
 	metric_clock("touch_%s.p50", percentile(took, touches, 0.50) * scale);

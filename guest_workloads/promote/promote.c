@@ -51,7 +51,8 @@ static uint64_t mark(long region, long page)
  * Call `visit` for each touched page, in the order of the touches, and `pause` after some of the regions, unless it is
  * NULL.
  */
-static void for_each_page(void (*visit)(uint64_t *page, long region, long number), void (*pause)(void))
+static void for_each_page(void (*visit)(uint64_t *page, long region, long number),
+			  void (*pause)(void))
 {
 	struct random random = random_of(seed, 0);
 	struct deck deck;
@@ -61,7 +62,8 @@ static void for_each_page(void (*visit)(uint64_t *page, long region, long number
 		for (long n = 0; n < pages_of(region); n++) {
 			long number = order == IN_ORDER ? n : (long)deck_draw(&deck, &random, n);
 
-			visit((uint64_t *)(memory + region * REGION + number * PAGE), region, number);
+			visit((uint64_t *)(memory + region * REGION + number * PAGE), region,
+			      number);
 		}
 		if (pause && (region + 1) * LOOKS / regions != region * LOOKS / regions)
 			pause();
@@ -82,8 +84,10 @@ static void write_mark(uint64_t *page, long region, long number)
 
 static void check_mark(uint64_t *page, long region, long number)
 {
-	if (page[0] != mark(region, number) || page[PAGE / sizeof(*page) - 1] != mark(region, number))
-		workload_fail("page %ld of region %ld does not contain what was written", number, region);
+	if (page[0] != mark(region, number) ||
+	    page[PAGE / sizeof(*page) - 1] != mark(region, number))
+		workload_fail("page %ld of region %ld does not contain what was written", number,
+			      region);
 }
 
 int main(int argc, char **argv)

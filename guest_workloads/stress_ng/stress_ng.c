@@ -26,10 +26,13 @@
 #define NO_RESOURCE 3
 #define NOT_IMPLEMENTED 4
 
-static const char *const stressors[] = { "vm", "vm-rw", "madvise", "mmap", "mremap", "mlock", "brk", "fork", NULL };
+static const char *const stressors[] = { "vm",	  "vm-rw", "madvise", "mmap", "mremap",
+					 "mlock", "brk",   "fork",    NULL };
 /* The option for the amount of memory; NULL if there is none. */
-static const char *const sizes[] = { "--vm-bytes", "--vm-rw-bytes", NULL, "--mmap-bytes", "--mremap-bytes",
-				     NULL, "--brk-bytes", NULL };
+static const char *const sizes[] = {
+	"--vm-bytes", "--vm-rw-bytes", NULL, "--mmap-bytes", "--mremap-bytes",
+	NULL,	      "--brk-bytes",   NULL
+};
 
 /* The last output of stress-ng, without characters that would end a JSON string. */
 static const char *last_words(void)
@@ -110,17 +113,21 @@ int main(int argc, char **argv)
 		workload_fail("cannot wait for stress-ng: %s", strerror(errno));
 	took = ticks() - began;
 	if (!WIFEXITED(status))
-		workload_fail("stress-ng was killed by signal %d: %s", WTERMSIG(status), last_words());
+		workload_fail("stress-ng was killed by signal %d: %s", WTERMSIG(status),
+			      last_words());
 	if (WEXITSTATUS(status) == 127)
 		workload_fail("stress-ng did not start: is it in this image?");
 	if (WEXITSTATUS(status) == NO_RESOURCE || WEXITSTATUS(status) == NOT_IMPLEMENTED)
-		workload_fail("this guest lacks what the stressor %s needs: %s", stressors[stressor], last_words());
+		workload_fail("this guest lacks what the stressor %s needs: %s",
+			      stressors[stressor], last_words());
 	if (WEXITSTATUS(status))
-		workload_fail("stress-ng found an error (exit status %d): %s", WEXITSTATUS(status), last_words());
+		workload_fail("stress-ng found an error (exit status %d): %s", WEXITSTATUS(status),
+			      last_words());
 	getrusage(RUSAGE_CHILDREN, &usage);
 
 	metric_clock("operation_%s.mean", took * clock_scale() / wanted);
-	metric("faults.mean", "faults/operation", (double)(usage.ru_minflt + usage.ru_majflt) / wanted);
+	metric("faults.mean", "faults/operation",
+	       (double)(usage.ru_minflt + usage.ru_majflt) / wanted);
 	metric("rss_kib.max", "KiB", usage.ru_maxrss);
 	workload_end();
 }

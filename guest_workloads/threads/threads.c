@@ -44,7 +44,8 @@ static void *work(void *argument)
 	pthread_barrier_wait(&barrier);
 	worker->began = ticks();
 	for (; region < end; region++)
-		for (long page = same ? worker->number : 0; page < pages_per_region; page += same ? worker->count : 1)
+		for (long page = same ? worker->number : 0; page < pages_per_region;
+		     page += same ? worker->count : 1)
 			*(volatile char *)(memory + region * REGION + page * PAGE) = 1;
 	worker->ended = ticks();
 	pthread_barrier_wait(&barrier);
@@ -106,7 +107,8 @@ int main(int argc, char **argv)
 	if (share == OWN_REGIONS && regions < threads)
 		workload_fail("%ld threads cannot divide %ld regions", threads, regions);
 	if (share == SAME_REGION && pages_per_region < threads)
-		workload_fail("%ld threads cannot divide %ld pages of a region", threads, pages_per_region);
+		workload_fail("%ld threads cannot divide %ld pages of a region", threads,
+			      pages_per_region);
 	node_count = nodes_find(nodes);
 	workers = calloc(threads, sizeof(*workers));
 	if (!workers)

@@ -44,8 +44,9 @@ static void write_all(uint64_t seed, bool check_zero)
 			words[0] = mark(seed, region, n);
 			for (size_t i = 1; check_zero && i < WORDS_PER_PAGE; i++)
 				if (words[i])
-					workload_fail("page %ld of region %ld is not zero at first: %#llx", n, region,
-						      (unsigned long long)words[i]);
+					workload_fail(
+						"page %ld of region %ld is not zero at first: %#llx",
+						n, region, (unsigned long long)words[i]);
 			words[WORDS_PER_PAGE - 1] = words[0];
 		}
 	}
@@ -57,7 +58,8 @@ static bool check_all(uint64_t seed)
 		for (long n = 0; n < pages_per_region; n++) {
 			const uint64_t *words = page_at(region, n);
 
-			if (words[0] != mark(seed, region, n) || words[WORDS_PER_PAGE - 1] != words[0])
+			if (words[0] != mark(seed, region, n) ||
+			    words[WORDS_PER_PAGE - 1] != words[0])
 				return false;
 		}
 	}

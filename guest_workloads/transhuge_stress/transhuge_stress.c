@@ -64,8 +64,9 @@ int main(int argc, char **argv)
 	log = fopen(LOG, "r");
 	while (log && fgets(line, sizeof(line), log)) {
 		/* Its "page" is a huge page, in microseconds, which is more precise than the time of a loop. */
-		if (sscanf(line, "# %*f s/loop, %lf ms/page, %*f MiB/s %ld succeed, %ld failed, %ld different", &ms,
-			   &succeeded, &failed, &different) != 4)
+		if (sscanf(line,
+			   "# %*f s/loop, %lf ms/page, %*f MiB/s %ld succeed, %ld failed, %ld different",
+			   &ms, &succeeded, &failed, &different) != 4)
 			continue;
 		loops++;
 		sum_ms += ms;

@@ -20,7 +20,8 @@ static void arm(void)
 	static const char *const attributes[] = { SLAB, PAGES };
 	char path[128];
 
-	if (access(NTH, W_OK) || access(SLAB "probability", W_OK) || access(PAGES "probability", W_OK))
+	if (access(NTH, W_OK) || access(SLAB "probability", W_OK) ||
+	    access(PAGES "probability", W_OK))
 		skip("this kernel has no fault injection");
 	for (size_t i = 0; i < ARRAY_SIZE(attributes); i++) {
 		snprintf(path, sizeof(path), "%sverbose", attributes[i]);
@@ -99,8 +100,8 @@ static void fail_first_write(void)
 		if (!hit)
 			break;
 	}
-	note("%u allocations failed in turn; %u failures left the range without a reservation and uncounted", hits,
-	     uncounted);
+	note("%u allocations failed in turn; %u failures left the range without a reservation and uncounted",
+	     hits, uncounted);
 	EXPECT(hits >= 3, "only %u allocations could be made to fail", hits);
 	EXPECT(counters().failed > 0, "no failure to reserve was counted");
 }
@@ -126,12 +127,14 @@ static void fail_first_of_mm(void)
 			hit = nth_failed();
 			for (unsigned int slot = 0; slot < 511; slot++)
 				put(image, start, slot % 2, slot, seed_of(0, slot, n));
-			expect_contents(image, start, "an allocation of the first reservation has failed");
+			expect_contents(image, start,
+					"an allocation of the first reservation has failed");
 			fflush(stdout);
 			_exit(reported() ? 2 : hit);
 		}
 		status = end_of(child);
-		EXPECT(WIFEXITED(status) && WEXITSTATUS(status) < 2, "allocation %d: ended with %#x", n, status);
+		EXPECT(WIFEXITED(status) && WEXITSTATUS(status) < 2,
+		       "allocation %d: ended with %#x", n, status);
 		expect_identity("an allocation of the first reservation has failed");
 		if (!status)
 			break;
@@ -167,7 +170,8 @@ static void fail_tree_nodes(void)
 			*(volatile char *)PAGE_OF(start, 0, 9) = 1;
 			stop_failing();
 			page_fill(PAGE_OF(start, 0, 10), 7);
-			EXPECT(*PAGE_OF(start, 0, 9) == 1 && page_is(PAGE_OF(start, 0, 10), 7), "contents");
+			EXPECT(*PAGE_OF(start, 0, 9) == 1 && page_is(PAGE_OF(start, 0, 10), 7),
+			       "contents");
 			test_end();
 		}
 		end_child(child);
@@ -176,7 +180,8 @@ static void fail_tree_nodes(void)
 	setting(SLAB "cache-filter", "N");
 	setting(filter, "0");
 	note("%ld reservations, %ld without", since(before).alloc, 60 - since(before).alloc);
-	EXPECT(since(before).alloc < 60 && since(before).alloc > 0, "%ld of 60 reservations", since(before).alloc);
+	EXPECT(since(before).alloc < 60 && since(before).alloc > 0, "%ld of 60 reservations",
+	       since(before).alloc);
 	expect_identity("nodes of the tree could not be allocated");
 }
 
@@ -269,7 +274,8 @@ static void fail_mremap(void)
 		expect_contents(image, where, "and was written to");
 		munmap(from, 5 * REGION);
 		munmap(to, 5 * REGION);
-		EXPECT(!counters().reserved, "%ld pages reserved when all is unmapped", counters().reserved);
+		EXPECT(!counters().reserved, "%ld pages reserved when all is unmapped",
+		       counters().reserved);
 		expect_identity("an allocation of mremap has failed");
 		free(image);
 		if (!hit)
@@ -344,7 +350,8 @@ static void fail_at_random(void)
 			for (unsigned int i = 0; i < COUNT * 300; i++) {
 				unsigned int page = (i * 1201 + round) % (COUNT * 512);
 
-				put(image, start, page / 512, page % 512, seed_of(page, page, round + c));
+				put(image, start, page / 512, page % 512,
+				    seed_of(page, page, round + c));
 				if (i % 200 == 199)
 					madvise(start + i % COUNT * REGION, REGION, MADV_COLLAPSE);
 			}
@@ -366,10 +373,14 @@ static void fail_at_random(void)
 }
 
 const struct test failing_tests[] = {
-	{ "fail_first_write", fail_first_write, "reserve", 0, "a failed reservation is lost or not counted" },
-	{ "fail_first_of_mm", fail_first_of_mm, "reserve", 0, "remains of a tree that could not grow" },
-	{ "fail_tree_nodes", fail_tree_nodes, "reserve", 0, "remains of a tree that could not grow" },
-	{ "fail_later_writes", fail_later_writes, "reserve", 0, "a page is lost when its charge fails" },
+	{ "fail_first_write", fail_first_write, "reserve", 0,
+	  "a failed reservation is lost or not counted" },
+	{ "fail_first_of_mm", fail_first_of_mm, "reserve", 0,
+	  "remains of a tree that could not grow" },
+	{ "fail_tree_nodes", fail_tree_nodes, "reserve", 0,
+	  "remains of a tree that could not grow" },
+	{ "fail_later_writes", fail_later_writes, "reserve", 0,
+	  "a page is lost when its charge fails" },
 	{ "fail_promotion", fail_promotion, "in-place", 0, "promotion is not rolled back" },
 	{ "fail_mremap", fail_mremap, "reserve", 0, "mremap's rollback on error: injected ENOMEM" },
 	{ "fail_fork", fail_fork, "reserve", 0, "a failed fork shares the parent's tree" },

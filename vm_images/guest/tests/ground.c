@@ -8,7 +8,8 @@
 #define COUNT 8
 
 static const char *const names[] = {
-	"nr_thp_reserved", "thp_res_alloc", "thp_res_alloc_failed", "thp_res_mapped", "thp_res_released",
+	"nr_thp_reserved", "thp_res_alloc",    "thp_res_alloc_failed",
+	"thp_res_mapped",  "thp_res_released",
 };
 
 /* Names and values are in two tables, so a missing or extra name shifts all later ones. */
@@ -29,14 +30,16 @@ static void vmstat_names(void)
 
 	/* Node counters before and after the new one. */
 	pages_kib = event_count("nr_anon_pages") * 4;
-	EXPECT(labs(pages_kib - (long)meminfo_kib("AnonPages:")) < 4096, "nr_anon_pages is %ld KiB, AnonPages %lu",
-	       pages_kib, meminfo_kib("AnonPages:"));
+	EXPECT(labs(pages_kib - (long)meminfo_kib("AnonPages:")) < 4096,
+	       "nr_anon_pages is %ld KiB, AnonPages %lu", pages_kib, meminfo_kib("AnonPages:"));
 	free_kib = event_count("nr_free_pages") * 4;
-	EXPECT(labs(free_kib - (long)meminfo_kib("MemFree:")) < 16384, "nr_free_pages is %ld KiB, MemFree %lu", free_kib,
-	       meminfo_kib("MemFree:"));
-	EXPECT(labs(event_count("nr_page_table_pages") * 4 - (long)meminfo_kib("PageTables:")) < 1024,
+	EXPECT(labs(free_kib - (long)meminfo_kib("MemFree:")) < 16384,
+	       "nr_free_pages is %ld KiB, MemFree %lu", free_kib, meminfo_kib("MemFree:"));
+	EXPECT(labs(event_count("nr_page_table_pages") * 4 - (long)meminfo_kib("PageTables:")) <
+		       1024,
 	       "nr_page_table_pages is not PageTables");
-	EXPECT(event_count("nr_dirty_background_threshold") > 0 && event_count("nr_dirty_threshold") > 0,
+	EXPECT(event_count("nr_dirty_background_threshold") > 0 &&
+		       event_count("nr_dirty_threshold") > 0,
 	       "thresholds after the node counters do not match their names");
 
 	/* The last counter: both tables have the same length. */
@@ -52,7 +55,8 @@ static void vmstat_names(void)
 		*PAGE_OF(start, region, 1) = 1;
 	EXPECT(event_count("thp_fault_alloc") - before == COUNT, "thp_fault_alloc: %ld of %d",
 	       event_count("thp_fault_alloc") - before, COUNT);
-	EXPECT(event_count("pgfault") - faults >= COUNT, "pgfault: %ld", event_count("pgfault") - faults);
+	EXPECT(event_count("pgfault") - faults >= COUNT, "pgfault: %ld",
+	       event_count("pgfault") - faults);
 	before = event_count("thp_split_pmd");
 	for (unsigned int region = 0; region < COUNT; region++)
 		munmap(PAGE_OF(start, region, 7), PAGE);
@@ -69,9 +73,11 @@ static void threshold_bounds(void)
 	for (size_t i = 0; i < ARRAY_SIZE(wrong); i++) {
 		int error = *wrong[i] ? try_write(path, wrong[i]) : try_write(path, "\n");
 
-		EXPECT(error == -EINVAL || error == -ERANGE, "\"%s\" gives %s", wrong[i], strerror(-error));
+		EXPECT(error == -EINVAL || error == -ERANGE, "\"%s\" gives %s", wrong[i],
+		       strerror(-error));
 	}
-	EXPECT(try_write(path, "0") == -EINVAL && try_write(path, "513") == -EINVAL, "values out of bounds are accepted");
+	EXPECT(try_write(path, "0") == -EINVAL && try_write(path, "513") == -EINVAL,
+	       "values out of bounds are accepted");
 	EXPECT(number_in(path) == 256, "a rejected value has changed it to %ld", number_in(path));
 	for (int good = 1; good <= 512; good += 511) {
 		threshold(good);
@@ -89,8 +95,10 @@ static void threshold_one(void)
 	start = regions(COUNT);
 	for (unsigned int region = 0; region < COUNT; region++)
 		*PAGE_OF(start, region, 3) = 1;
-	EXPECT(!since(before).alloc && !since(before).reserved, "%ld reservations", since(before).alloc);
-	EXPECT(huge_regions(start, COUNT) == COUNT, "%u of %d regions are huge", huge_regions(start, COUNT), COUNT);
+	EXPECT(!since(before).alloc && !since(before).reserved, "%ld reservations",
+	       since(before).alloc);
+	EXPECT(huge_regions(start, COUNT) == COUNT, "%u of %d regions are huge",
+	       huge_regions(start, COUNT), COUNT);
 	unmap(start, COUNT);
 }
 
@@ -107,9 +115,10 @@ static void zeroed_pages(void)
 		*(volatile char *)PAGE_OF(start, region, 7 + region) = 0;
 	delta = since(before);
 	if (has_stage("reserve")) {
-		EXPECT(delta.alloc == COUNT && !delta.failed, "%ld reservations, %ld failed", delta.alloc, delta.failed);
-		EXPECT(delta.mapped == COUNT && delta.reserved == COUNT * 511, "mapped %ld, reserved %ld", delta.mapped,
-		       delta.reserved);
+		EXPECT(delta.alloc == COUNT && !delta.failed, "%ld reservations, %ld failed",
+		       delta.alloc, delta.failed);
+		EXPECT(delta.mapped == COUNT && delta.reserved == COUNT * 511,
+		       "mapped %ld, reserved %ld", delta.mapped, delta.reserved);
 	}
 	/* A byte of each page except for the last, so that no region is full. */
 	for (unsigned int page = 0; page < COUNT * PAGES_PER_REGION; page++)
@@ -118,8 +127,8 @@ static void zeroed_pages(void)
 	expect_contents(image, start, "only zeros were written");
 	if (has_stage("reserve")) {
 		delta = since(before);
-		EXPECT(delta.mapped == COUNT * 511 && delta.reserved == COUNT, "mapped %ld, reserved %ld", delta.mapped,
-		       delta.reserved);
+		EXPECT(delta.mapped == COUNT * 511 && delta.reserved == COUNT,
+		       "mapped %ld, reserved %ld", delta.mapped, delta.reserved);
 	}
 	for (unsigned int page = 0; page < COUNT * PAGES_PER_REGION; page++)
 		put(image, start, page / PAGES_PER_REGION, page % PAGES_PER_REGION,
@@ -140,7 +149,8 @@ static void own_place(void)
 		/* Each page once, in a non-sequential order. */
 		unsigned int other = page * 1201 % (COUNT * PAGES_PER_REGION);
 
-		put(image, start, other / PAGES_PER_REGION, other % PAGES_PER_REGION, seed_of(other, other, 1));
+		put(image, start, other / PAGES_PER_REGION, other % PAGES_PER_REGION,
+		    seed_of(other, other, 1));
 	}
 	EXPECT(contiguous(start, COUNT), "a region is not one aligned block");
 	expect_contents(image, start, "written in non-sequential order");
@@ -165,8 +175,10 @@ static void thresholds(void)
 		for (int slot = 0; slot < values[i] - 1; slot++)
 			put(image, start, 0, slot, seed_of(0, slot, values[i]));
 		EXPECT(since(before).alloc == 1 && since(before).mapped == values[i] - 1,
-		       "threshold %d: alloc %ld, mapped %ld", values[i], since(before).alloc, since(before).mapped);
-		EXPECT(!huge_regions(start, 1), "threshold %d: huge after %d pages", values[i], values[i] - 1);
+		       "threshold %d: alloc %ld, mapped %ld", values[i], since(before).alloc,
+		       since(before).mapped);
+		EXPECT(!huge_regions(start, 1), "threshold %d: huge after %d pages", values[i],
+		       values[i] - 1);
 		put(image, start, 0, values[i] - 1, seed_of(0, values[i] - 1, values[i]));
 		if (has_stage("sync-promotion"))
 			EXPECT(huge_regions(start, 1) == 1 && since(before).collapsed == 1,
@@ -176,7 +188,8 @@ static void thresholds(void)
 			for (int tries = 0; tries < 10 && !huge_regions(start, 1); tries++)
 				scans();
 			scan_often(false);
-			EXPECT(huge_regions(start, 1) == 1, "threshold %d: khugepaged did not promote", values[i]);
+			EXPECT(huge_regions(start, 1) == 1,
+			       "threshold %d: khugepaged did not promote", values[i]);
 		}
 		expect_contents(image, start, "after the threshold was reached");
 		unmap(start, 1);
@@ -193,12 +206,14 @@ static void read_then_write(void)
 
 	start = regions(COUNT);
 	expect_contents(image, start, "read only");
-	EXPECT(!since(before).alloc && !since(before).reserved, "reads made %ld reservations", since(before).alloc);
+	EXPECT(!since(before).alloc && !since(before).reserved, "reads made %ld reservations",
+	       since(before).alloc);
 	for (unsigned int region = 0; region < COUNT; region++)
 		put(image, start, region, 5, seed_of(region, 5, 0));
 	delta = since(before);
 	if (has_stage("zero-page"))
-		EXPECT(delta.alloc == COUNT && delta.mapped == COUNT, "alloc %ld, mapped %ld", delta.alloc, delta.mapped);
+		EXPECT(delta.alloc == COUNT && delta.mapped == COUNT, "alloc %ld, mapped %ld",
+		       delta.alloc, delta.mapped);
 	expect_contents(image, start, "read all, write one");
 	unmap(start, COUNT);
 
@@ -212,8 +227,8 @@ static void read_then_write(void)
 		for (unsigned int slot = 1; slot < 30; slot += 3)
 			put(image, start, region, slot, seed_of(region, slot, 1));
 	if (has_stage("zero-page"))
-		EXPECT(since(before).alloc == COUNT && since(before).mapped == COUNT * 10, "alloc %ld, mapped %ld",
-		       since(before).alloc, since(before).mapped);
+		EXPECT(since(before).alloc == COUNT && since(before).mapped == COUNT * 10,
+		       "alloc %ld, mapped %ld", since(before).alloc, since(before).mapped);
 	expect_contents(image, start, "read all, write some");
 	unmap(start, COUNT);
 }
@@ -287,8 +302,8 @@ static void same_page_threads(void)
 	}
 	EXPECT(!lost, "%u bytes are lost or not zero", lost);
 	if (has_stage("reserve"))
-		EXPECT(since(before).alloc == race_regions, "%ld reservations for %u regions", since(before).alloc,
-		       race_regions);
+		EXPECT(since(before).alloc == race_regions, "%ld reservations for %u regions",
+		       since(before).alloc, race_regions);
 	unmap(raced, race_regions);
 }
 
@@ -304,21 +319,29 @@ static void memory_available(void)
 	for (unsigned int region = 0; region < 64; region++)
 		*PAGE_OF(start, region, 0) = 1;
 	after = meminfo_kib("MemAvailable:");
-	EXPECT(before - after < 64 * 2048 / 8, "64 regions with one page each have reduced MemAvailable by %ld KiB",
+	EXPECT(before - after < 64 * 2048 / 8,
+	       "64 regions with one page each have reduced MemAvailable by %ld KiB",
 	       before - after);
 	unmap(start, 64);
 }
 
 const struct test ground_tests[] = {
 	{ "vmstat_names", vmstat_names, "counters", QUICK, "misaligned name table" },
-	{ "threshold_bounds", threshold_bounds, "threshold-knob", QUICK, "a value outside of 1..512 is accepted" },
-	{ "threshold_one", threshold_one, "threshold-knob", QUICK, "threshold 1 differs from the baseline" },
+	{ "threshold_bounds", threshold_bounds, "threshold-knob", QUICK,
+	  "a value outside of 1..512 is accepted" },
+	{ "threshold_one", threshold_one, "threshold-knob", QUICK,
+	  "threshold 1 differs from the baseline" },
 	{ "zeroed_pages", zeroed_pages, "reserve", QUICK | ANY_KERNEL, "unzeroed page" },
-	{ "own_place", own_place, "reserve", QUICK, "a page that is not from its slot in the block" },
-	{ "same_page_threads", same_page_threads, "reserve", QUICK | ANY_KERNEL | MATRIX, "page handed out twice" },
-	{ "memory_available", memory_available, "reserve", QUICK, "MemAvailable does not include reserved pages" },
-	{ "read_then_write", read_then_write, "zero-page", QUICK | ANY_KERNEL, "a read makes a reservation" },
-	{ "not_over_pages", not_over_pages, "zero-page", QUICK | ANY_KERNEL, "a reservation over existing pages" },
+	{ "own_place", own_place, "reserve", QUICK,
+	  "a page that is not from its slot in the block" },
+	{ "same_page_threads", same_page_threads, "reserve", QUICK | ANY_KERNEL | MATRIX,
+	  "page handed out twice" },
+	{ "memory_available", memory_available, "reserve", QUICK,
+	  "MemAvailable does not include reserved pages" },
+	{ "read_then_write", read_then_write, "zero-page", QUICK | ANY_KERNEL,
+	  "a read makes a reservation" },
+	{ "not_over_pages", not_over_pages, "zero-page", QUICK | ANY_KERNEL,
+	  "a reservation over existing pages" },
 	{ "thresholds", thresholds, "copy", 0, "a threshold other than the default is off by one" },
 	{ 0 },
 };

@@ -178,7 +178,8 @@ void bind_to(char *start, size_t size, int node)
 {
 	unsigned long mask = 1UL << node;
 
-	EXPECT(!syscall(SYS_mbind, start, size, MPOL_BIND, &mask, 64, 0), "mbind to node %d: %s", node, strerror(errno));
+	EXPECT(!syscall(SYS_mbind, start, size, MPOL_BIND, &mask, 64, 0), "mbind to node %d: %s",
+	       node, strerror(errno));
 }
 
 bool swap_is_on(void)
@@ -270,9 +271,11 @@ struct counters since(struct counters earlier)
 	struct counters now = counters();
 
 	return (struct counters){
-		now.alloc - earlier.alloc,	 now.failed - earlier.failed,	  now.mapped - earlier.mapped,
-		now.released - earlier.released, now.filled - earlier.filled,	  now.reserved - earlier.reserved,
-		now.dumped - earlier.dumped,	 now.copied - earlier.copied,	  now.collapsed - earlier.collapsed,
+		now.alloc - earlier.alloc,	   now.failed - earlier.failed,
+		now.mapped - earlier.mapped,	   now.released - earlier.released,
+		now.filled - earlier.filled,	   now.reserved - earlier.reserved,
+		now.dumped - earlier.dumped,	   now.copied - earlier.copied,
+		now.collapsed - earlier.collapsed,
 	};
 }
 
@@ -282,12 +285,15 @@ void expect_identity(const char *when)
 
 	/* An exit or a dump may still be running. */
 	for (int attempt = 0; attempt < 50; attempt++, now = counters()) {
-		if ((long)PAGES_PER_REGION * now.alloc == now.reserved + now.mapped + now.released + now.filled)
+		if ((long)PAGES_PER_REGION * now.alloc ==
+		    now.reserved + now.mapped + now.released + now.filled)
 			return;
 		usleep(20000);
 	}
-	EXPECT(false, "the counters do not add up %s: 512 * alloc %ld != reserved %ld + mapped %ld + released %ld + "
-	       "filled %ld", when, now.alloc, now.reserved, now.mapped, now.released, now.filled);
+	EXPECT(false,
+	       "the counters do not add up %s: 512 * alloc %ld != reserved %ld + mapped %ld + released %ld + "
+	       "filled %ld",
+	       when, now.alloc, now.reserved, now.mapped, now.released, now.filled);
 }
 
 long reserved_on(int node)
@@ -339,7 +345,8 @@ unsigned int huge_regions(char *start, unsigned int count)
 
 	while (file && fgets(line, sizeof(line), file)) {
 		if (sscanf(line, "%lx-%lx ", &first, &end) == 2)
-			inside = first < (uintptr_t)start + count * REGION && end > (uintptr_t)start;
+			inside = first < (uintptr_t)start + count * REGION &&
+				 end > (uintptr_t)start;
 		else if (inside && sscanf(line, "AnonHugePages: %lu", &kib) == 1)
 			total += kib;
 	}
@@ -358,7 +365,8 @@ unsigned long pfn_of(const char *address)
 		fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
 		owner = getpid();
 	}
-	if (pread(fd, &entry, sizeof(entry), (uintptr_t)address / PAGE * sizeof(entry)) != sizeof(entry))
+	if (pread(fd, &entry, sizeof(entry), (uintptr_t)address / PAGE * sizeof(entry)) !=
+	    sizeof(entry))
 		return 0;
 	return entry >> 63 ? entry & ((1UL << 55) - 1) : 0;
 }
@@ -433,7 +441,8 @@ unsigned char seed_of(unsigned int region, unsigned int slot, unsigned int round
 	return 1 + (region * 41 + slot * 7 + round * 101) % 255;
 }
 
-void put(struct image *image, char *start, unsigned int region, unsigned int slot, unsigned char seed)
+void put(struct image *image, char *start, unsigned int region, unsigned int slot,
+	 unsigned char seed)
 {
 	page_fill(PAGE_OF(start, region, slot), seed);
 	image->seed[region * PAGES_PER_REGION + slot] = seed;
@@ -458,9 +467,11 @@ void expect_contents(const struct image *image, const char *start, const char *w
 			continue;
 		while (is[at] == shall[at])
 			at++;
-		EXPECT(false, "%s: %u pages are wrong, the first is page %lu of region %lu: byte %u is %#x, not %#x",
-		       when, wrong_pages(image, start), page % PAGES_PER_REGION, page / PAGES_PER_REGION, at,
-		       (unsigned char)is[at], (unsigned char)shall[at]);
+		EXPECT(false,
+		       "%s: %u pages are wrong, the first is page %lu of region %lu: byte %u is %#x, not %#x",
+		       when, wrong_pages(image, start), page % PAGES_PER_REGION,
+		       page / PAGES_PER_REGION, at, (unsigned char)is[at],
+		       (unsigned char)shall[at]);
 		return;
 	}
 }

@@ -50,7 +50,8 @@ static void ksm(void)
 		for (unsigned int slot = 0; slot < 300; slot++)
 			if (slot != 33)
 				put(image, start, region, slot, 1 + slot % 5);
-	REQUIRE(!madvise(start, COUNT * REGION, MADV_MERGEABLE), "MADV_MERGEABLE: %s", strerror(errno));
+	REQUIRE(!madvise(start, COUNT * REGION, MADV_MERGEABLE), "MADV_MERGEABLE: %s",
+		strerror(errno));
 	setting(KSM "pages_to_scan", "20000");
 	setting(KSM "sleep_millisecs", "5");
 	if (!access(KSM "smart_scan", W_OK))
@@ -153,21 +154,23 @@ static void written_from_outside(void)
 		mprotect(start, REGION, PROT_READ);
 		raise(SIGSTOP);
 		EXPECT(*(long *)PAGE_OF(start, 0, 300) == 0x1234567890, "POKEDATA into a hole");
-		EXPECT(*(long *)PAGE_OF(start, 0, 200) == 0x1234567890, "POKEDATA into a read-only page");
+		EXPECT(*(long *)PAGE_OF(start, 0, 200) == 0x1234567890,
+		       "POKEDATA into a read-only page");
 		for (unsigned int at = 8; at < PAGE; at++)
-			EXPECT(!PAGE_OF(start, 0, 300)[at], "the poked page has other contents besides the word");
+			EXPECT(!PAGE_OF(start, 0, 300)[at],
+			       "the poked page has other contents besides the word");
 		test_end();
 	}
 	waitpid(child, &status, WUNTRACED);
 	page_fill(page, 22);
 	mine = (struct iovec){ page, PAGE };
 	theirs = (struct iovec){ PAGE_OF(start, 0, 100), PAGE };
-	EXPECT(process_vm_writev(child, &mine, 1, &theirs, 1, 0) == (ssize_t)PAGE, "process_vm_writev: %s",
-	       strerror(errno));
+	EXPECT(process_vm_writev(child, &mine, 1, &theirs, 1, 0) == (ssize_t)PAGE,
+	       "process_vm_writev: %s", strerror(errno));
 	page_fill(page, 33);
 	theirs.iov_base = PAGE_OF(start, 0, 200);
-	EXPECT(process_vm_writev(child, &mine, 1, &theirs, 1, 0) == (ssize_t)PAGE, "process_vm_writev: %s",
-	       strerror(errno));
+	EXPECT(process_vm_writev(child, &mine, 1, &theirs, 1, 0) == (ssize_t)PAGE,
+	       "process_vm_writev: %s", strerror(errno));
 	kill(child, SIGCONT);
 	waitpid(child, &status, WUNTRACED);
 	if (!WIFSTOPPED(status)) {
@@ -177,8 +180,10 @@ static void written_from_outside(void)
 	REQUIRE(!ptrace(PTRACE_SEIZE, child, 0, 0), "PTRACE_SEIZE: %s", strerror(errno));
 	ptrace(PTRACE_INTERRUPT, child, 0, 0);
 	waitpid(child, &status, 0);
-	EXPECT(!ptrace(PTRACE_POKEDATA, child, PAGE_OF(start, 0, 300), 0x1234567890), "POKEDATA: %s", strerror(errno));
-	EXPECT(!ptrace(PTRACE_POKEDATA, child, PAGE_OF(start, 0, 200), 0x1234567890), "POKEDATA: %s", strerror(errno));
+	EXPECT(!ptrace(PTRACE_POKEDATA, child, PAGE_OF(start, 0, 300), 0x1234567890),
+	       "POKEDATA: %s", strerror(errno));
+	EXPECT(!ptrace(PTRACE_POKEDATA, child, PAGE_OF(start, 0, 200), 0x1234567890),
+	       "POKEDATA: %s", strerror(errno));
 	ptrace(PTRACE_DETACH, child, 0, 0);
 	kill(child, SIGCONT);
 	end_child(child);
@@ -213,8 +218,8 @@ static void reached_from_outside(void)
 	for (unsigned int slot = 60; slot < 80; slot++) {
 		page_fill(page, slot);
 		theirs = (struct iovec){ PAGE_OF(start, 0, slot), PAGE };
-		EXPECT(process_vm_writev(child, &mine, 1, &theirs, 1, 0) == (ssize_t)PAGE, "process_vm_writev: %s",
-		       strerror(errno));
+		EXPECT(process_vm_writev(child, &mine, 1, &theirs, 1, 0) == (ssize_t)PAGE,
+		       "process_vm_writev: %s", strerror(errno));
 	}
 	kill(child, SIGCONT);
 	end_child(child);
@@ -268,7 +273,8 @@ static void poisoned_unused_page(void)
 	before = counters();
 	madvise(start, REGION, MADV_COLLAPSE);
 	EXPECT(!since(before).collapsed, "promoted in place with a bad page");
-	EXPECT(pfn_of(PAGE_OF(start, 0, 410)) != first + 410, "the bad page is part of a huge page");
+	EXPECT(pfn_of(PAGE_OF(start, 0, 410)) != first + 410,
+	       "the bad page is part of a huge page");
 	expect_contents(image, start, "collapsed");
 	unmap(start, 2);
 	setting("/sys/kernel/debug/hwpoison/unpoison-pfn", text);
@@ -343,10 +349,14 @@ static void numa_balancing(void)
 const struct test neighbour_tests[] = {
 	{ "ksm", ksm, "in-place", MATRIX, "a KSM page with a matching PFN" },
 	{ "swapped_out", swapped_out, "in-place", MATRIX, "swap has replaced the page of a slot" },
-	{ "written_from_outside", written_from_outside, "reserve", QUICK, "a fault on behalf of another mm" },
-	{ "reached_from_outside", reached_from_outside, "sync-promotion", QUICK, "promotion in the mm of another process" },
-	{ "soft_offline", soft_offline, "in-place", QUICK, "a replaced page in the middle of a block" },
-	{ "poisoned_unused_page", poisoned_unused_page, "in-place", QUICK, "hwpoison on an unused page" },
+	{ "written_from_outside", written_from_outside, "reserve", QUICK,
+	  "a fault on behalf of another mm" },
+	{ "reached_from_outside", reached_from_outside, "sync-promotion", QUICK,
+	  "promotion in the mm of another process" },
+	{ "soft_offline", soft_offline, "in-place", QUICK,
+	  "a replaced page in the middle of a block" },
+	{ "poisoned_unused_page", poisoned_unused_page, "in-place", QUICK,
+	  "hwpoison on an unused page" },
 	{ "soft_dirty", soft_dirty, "in-place", QUICK, "promotion loses soft-dirty bits" },
 	{ "compaction", compaction, "in-place", 0, "compaction migrates an unused reserved page" },
 	{ "numa_balancing", numa_balancing, "in-place", 0, "an inaccessible PTE counts as empty" },

@@ -30,8 +30,8 @@ static void drop_caches(void)
 
 	REQUIRE(before.reserved > COUNT * 400, "%ld pages are reserved", before.reserved);
 	setting("/proc/sys/vm/drop_caches", "2");
-	EXPECT(counters().reserved < before.reserved / 10, "drop_caches=2 leaves %ld of %ld pages", counters().reserved,
-	       before.reserved);
+	EXPECT(counters().reserved < before.reserved / 10, "drop_caches=2 leaves %ld of %ld pages",
+	       counters().reserved, before.reserved);
 	EXPECT(since(before).dumped > 0, "no dump was counted");
 	expect_contents(image, start, "dumped");
 	/* Pages written afterwards are not from the block. */
@@ -53,16 +53,19 @@ static void debugfs_lists(void)
 	if (!file)
 		skip("this kernel has no list of reservations");
 	while (fgets(line, sizeof(line), file)) {
-		if (sscanf(line, "%d %63s %lx %lx %d %u", &pid, mm, &address, &pfn, &node, &unused) != 6)
+		if (sscanf(line, "%d %63s %lx %lx %d %u", &pid, mm, &address, &pfn, &node,
+			   &unused) != 6)
 			continue;
 		unused_total += unused;
-		mine += pid == getpid() && address >= (uintptr_t)start && address < (uintptr_t)start + COUNT * REGION &&
-			pfn % PAGES_PER_REGION == 0 && pfn_of((char *)address + 7 * PAGE) / 512 * 512 <= pfn + 512;
+		mine += pid == getpid() && address >= (uintptr_t)start &&
+			address < (uintptr_t)start + COUNT * REGION &&
+			pfn % PAGES_PER_REGION == 0 &&
+			pfn_of((char *)address + 7 * PAGE) / 512 * 512 <= pfn + 512;
 	}
 	fclose(file);
 	EXPECT(mine == COUNT, "%u of %d regions are listed", mine, COUNT);
-	EXPECT((long)unused_total == counters().reserved, "%lu unused pages are listed, %ld are reserved", unused_total,
-	       counters().reserved);
+	EXPECT((long)unused_total == counters().reserved,
+	       "%lu unused pages are listed, %ld are reserved", unused_total, counters().reserved);
 	EXPECT(try_write("/sys/kernel/debug/thp_reserve/dump", "2") == -EINVAL, "dump accepts 2");
 	dump();
 	EXPECT(!counters().reserved, "%ld pages are left after a dump", counters().reserved);
@@ -88,7 +91,8 @@ static void traced(void)
 	close(open(TRACING "trace", O_WRONLY | O_TRUNC));
 	before = counters();
 	for (size_t e = 0; e < ARRAY_SIZE(events); e++) {
-		snprintf(path, sizeof(path), TRACING "events/huge_memory/mm_thp_resv_%s/enable", events[e]);
+		snprintf(path, sizeof(path), TRACING "events/huge_memory/mm_thp_resv_%s/enable",
+			 events[e]);
 		setting(path, "1");
 	}
 	start = regions(4);
@@ -101,13 +105,15 @@ static void traced(void)
 	munlock(start, REGION);
 	threshold(1);
 	madvise(PAGE_OF(start, 3, 0), REGION, MADV_COLLAPSE);
-	REQUIRE(mremap(PAGE_OF(start, 2, 0), REGION, REGION, MREMAP_MAYMOVE | MREMAP_FIXED, target) == target, "mremap: %s",
-		strerror(errno));
+	REQUIRE(mremap(PAGE_OF(start, 2, 0), REGION, REGION, MREMAP_MAYMOVE | MREMAP_FIXED,
+		       target) == target,
+		"mremap: %s", strerror(errno));
 	unmap(target, 1);
 	munmap(PAGE_OF(start, 3, 0), REGION);
 	munmap(start, 2 * REGION);
 	for (size_t e = 0; e < ARRAY_SIZE(events); e++) {
-		snprintf(path, sizeof(path), TRACING "events/huge_memory/mm_thp_resv_%s/enable", events[e]);
+		snprintf(path, sizeof(path), TRACING "events/huge_memory/mm_thp_resv_%s/enable",
+			 events[e]);
 		setting(path, "0");
 	}
 	delta = since(before);
@@ -128,12 +134,16 @@ static void traced(void)
 		}
 	}
 	fclose(file);
-	EXPECT(seen[0] == 4 && delta.alloc == 4, "%u reservations traced, %ld counted", seen[0], delta.alloc);
-	EXPECT(seen[1] == delta.mapped, "%u pages handed out traced, %ld counted", seen[1], delta.mapped);
+	EXPECT(seen[0] == 4 && delta.alloc == 4, "%u reservations traced, %ld counted", seen[0],
+	       delta.alloc);
+	EXPECT(seen[1] == delta.mapped, "%u pages handed out traced, %ld counted", seen[1],
+	       delta.mapped);
 	EXPECT(seen[2] == 1, "%u moves traced", seen[2]);
-	EXPECT(seen[3] == 3 && released == delta.released, "%u given up traced with %u pages, %ld pages counted", seen[3],
-	       released, delta.released);
-	EXPECT(seen[4] == delta.collapsed && seen[4] == 1, "%u promotions traced, %ld counted", seen[4], delta.collapsed);
+	EXPECT(seen[3] == 3 && released == delta.released,
+	       "%u given up traced with %u pages, %ld pages counted", seen[3], released,
+	       delta.released);
+	EXPECT(seen[4] == delta.collapsed && seen[4] == 1, "%u promotions traced, %ld counted",
+	       seen[4], delta.collapsed);
 	EXPECT(without_page == 1, "%u of the reservations given up had no page", without_page);
 }
 
@@ -197,17 +207,20 @@ static void right_node(void)
 	}
 	for (int node = 0; node < nodes; node++) {
 		before[node] = reserved_on(node);
-		EXPECT(before[node] == NODE_REGIONS * 511, "node %d holds %ld reserved pages", node, before[node]);
+		EXPECT(before[node] == NODE_REGIONS * 511, "node %d holds %ld reserved pages", node,
+		       before[node]);
 	}
-	EXPECT(fill_node(victim, NODE_REGIONS * 700), "killed although %d MiB were reserved", NODE_REGIONS * 2);
+	EXPECT(fill_node(victim, NODE_REGIONS * 700), "killed although %d MiB were reserved",
+	       NODE_REGIONS * 2);
 	for (int node = 0; node < nodes; node++) {
 		after = reserved_on(node);
 		note("node %d: %ld reserved pages, then %ld", node, before[node], after);
 		if (node == victim)
-			EXPECT(after < before[node], "node %d was short of memory and kept its reservations", node);
+			EXPECT(after < before[node],
+			       "node %d was short of memory and kept its reservations", node);
 		else
-			EXPECT(after == before[node], "node %d lost %ld pages for node %d", node, before[node] - after,
-			       victim);
+			EXPECT(after == before[node], "node %d lost %ld pages for node %d", node,
+			       before[node] - after, victim);
 		expect_contents(images[node], starts[node], "after pressure");
 		unmap(starts[node], NODE_REGIONS);
 	}
@@ -258,8 +271,10 @@ static void one_node_full(void)
 		usleep(100000);
 		ended = waitpid(filling, NULL, WNOHANG) == filling;
 	}
-	EXPECT(ended && event_count("oom_kill") > kills, "no process was killed within a minute although node 0 is full");
-	EXPECT(!since(before).dumped, "%ld reservations on node 1 were given up for node 0", since(before).dumped);
+	EXPECT(ended && event_count("oom_kill") > kills,
+	       "no process was killed within a minute although node 0 is full");
+	EXPECT(!since(before).dumped, "%ld reservations on node 1 were given up for node 0",
+	       since(before).dumped);
 	if (!ended) {
 		kill(filling, SIGKILL);
 		end_of(filling);
@@ -285,15 +300,19 @@ static void all_memory_reserved(void)
 	for (unsigned int region = 0; region < count; region++)
 		put(image, start, region, region % 512, seed_of(region, region, 0));
 	now = since(before);
-	note("%u regions: %ld reserved, %ld failed, %ld dumped", count, now.alloc, now.failed, now.dumped);
+	note("%u regions: %ld reserved, %ld failed, %ld dumped", count, now.alloc, now.failed,
+	     now.dumped);
 	/* Dump all of it as fast as possible. */
 	began = monotonic_ns();
 	if (dump()) {
-		note("a dump of %ld pages took %.0f ms", now.reserved, (monotonic_ns() - began) / 1e6);
-		EXPECT(counters().reserved < now.reserved / 10 + 512, "%ld pages are left", counters().reserved);
+		note("a dump of %ld pages took %.0f ms", now.reserved,
+		     (monotonic_ns() - began) / 1e6);
+		EXPECT(counters().reserved < now.reserved / 10 + 512, "%ld pages are left",
+		       counters().reserved);
 	}
 	for (unsigned int region = 0; region < count; region++)
-		total += page_is(PAGE_OF(start, region, region % 512), image->seed[region * 512 + region % 512]);
+		total += page_is(PAGE_OF(start, region, region % 512),
+				 image->seed[region * 512 + region % 512]);
 	EXPECT(total == count, "%ld of %u pages are right after the dump", total, count);
 	/* Write half of the regions completely: they fit. */
 	for (unsigned int region = 0; region < count / 2; region++)
@@ -301,8 +320,9 @@ static void all_memory_reserved(void)
 			put(image, start, region, slot, seed_of(region, slot, 1));
 	for (unsigned int region = 0; region < count / 2; region += 7)
 		for (unsigned int slot = 0; slot < 512; slot++)
-			EXPECT(page_is(PAGE_OF(start, region, slot), image->seed[region * 512 + slot]), "region %u page %u",
-			       region, slot);
+			EXPECT(page_is(PAGE_OF(start, region, slot),
+				       image->seed[region * 512 + slot]),
+			       "region %u page %u", region, slot);
 	unmap(start, count);
 }
 
@@ -321,14 +341,17 @@ static void sparse_beyond_memory(void)
 		for (unsigned int region = 0; region < count; region++)
 			page_fill(PAGE_OF(start, region, region * 37 % 512), seed_of(region, 0, 0));
 		for (unsigned int region = 0; region < count; region++)
-			wrong += !page_is(PAGE_OF(start, region, region * 37 % 512), seed_of(region, 0, 0));
+			wrong += !page_is(PAGE_OF(start, region, region * 37 % 512),
+					  seed_of(region, 0, 0));
 		EXPECT(!wrong, "%u of %u pages are wrong", wrong, count);
 		test_end();
 	}
 	end_child(child);
 	now = since(before);
-	note("%u regions: %ld reserved, %ld failed, %ld dumped", count, now.alloc, now.failed, now.dumped);
-	EXPECT(now.alloc + now.failed >= count, "%ld first writes for %u regions", now.alloc + now.failed, count);
+	note("%u regions: %ld reserved, %ld failed, %ld dumped", count, now.alloc, now.failed,
+	     now.dumped);
+	EXPECT(now.alloc + now.failed >= count, "%ld first writes for %u regions",
+	       now.alloc + now.failed, count);
 }
 
 /* Processes make reservations, exit, fork and are killed while memory is short. */
@@ -352,7 +375,8 @@ static void dump_against_exit(void)
 			unsigned int wrong = 0;
 
 			for (unsigned int region = 0; region < each; region++) {
-				page_fill(PAGE_OF(start, region, region * 37 % 512), seed_of(region, w, round));
+				page_fill(PAGE_OF(start, region, region * 37 % 512),
+					  seed_of(region, w, round));
 				if (region % 64 == w) {
 					pid_t child = begin_child();
 
@@ -360,18 +384,22 @@ static void dump_against_exit(void)
 						char *own = regions(4);
 
 						for (unsigned int slot = 0; slot < 64; slot++)
-							page_fill(PAGE_OF(own, slot % 4, slot), slot + 1);
+							page_fill(PAGE_OF(own, slot % 4, slot),
+								  slot + 1);
 						if (region % 128 == w)
 							raise(SIGKILL);
 						for (unsigned int slot = 0; slot < 64; slot++)
-							EXPECT(page_is(PAGE_OF(own, slot % 4, slot), slot + 1), "child");
+							EXPECT(page_is(PAGE_OF(own, slot % 4, slot),
+								       slot + 1),
+							       "child");
 						test_end();
 					}
 					end_of(child);
 				}
 			}
 			for (unsigned int region = 0; region < each; region++)
-				wrong += !page_is(PAGE_OF(start, region, region * 37 % 512), seed_of(region, w, round));
+				wrong += !page_is(PAGE_OF(start, region, region * 37 % 512),
+						  seed_of(region, w, round));
 			EXPECT(!wrong, "%u of %u pages are wrong", wrong, each);
 			unmap(start, each);
 		}
@@ -388,7 +416,8 @@ static void dump_against_exit(void)
 /* The number of regions with one page each that fit in a memcg. */
 static unsigned int fits(const char *enabled, int pages, long kib)
 {
-	volatile unsigned int *progress = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	volatile unsigned int *progress =
+		mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	const unsigned int most = 20000;
 	unsigned int reached;
 	int status;
@@ -428,13 +457,16 @@ static void memcg_one_page_a_region(void)
 		skip("with swap a memcg is not killed at its limit");
 	never = fits("never", 1, 65536);
 	reserved = fits("madvise", 256, 65536);
-	note("64 MiB, one page per region: %u regions without huge pages, %u with reservations", never, reserved);
+	note("64 MiB, one page per region: %u regions without huge pages, %u with reservations",
+	     never, reserved);
 	EXPECT(never > 1000, "the limit does not work: %u regions", never);
-	EXPECT(reserved >= never - never / 50, "%u regions with reservations, %u without", reserved, never);
+	EXPECT(reserved >= never - never / 50, "%u regions with reservations, %u without", reserved,
+	       never);
 	/* There is memory for a reservation of each region, but the limit leaves little room for their descriptors. */
 	never = fits("never", 1, 5120);
 	reserved = fits("madvise", 256, 5120);
-	note("5 MiB, one page per region: %u regions without huge pages, %u with reservations", never, reserved);
+	note("5 MiB, one page per region: %u regions without huge pages, %u with reservations",
+	     never, reserved);
 	EXPECT(reserved >= never - 4, "%u regions with reservations, %u without", reserved, never);
 }
 
@@ -443,7 +475,8 @@ static void memcg_one_page_a_region(void)
 /* The number of pages of a memcg below a limit shared with another memcg, which has one page in each of its regions. */
 static unsigned int fits_beside(bool reservations, unsigned int idle_regions)
 {
-	volatile unsigned int *progress = mmap(NULL, 2 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	volatile unsigned int *progress =
+		mmap(NULL, 2 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	volatile unsigned int *ready = progress + PAGE / sizeof(*progress);
 	unsigned int reached;
 	pid_t idle, busy;
@@ -476,7 +509,8 @@ static unsigned int fits_beside(bool reservations, unsigned int idle_regions)
 
 		setting("/proc/self/oom_score_adj", "1000");
 		memcg_enter("family/busy", 0);
-		start = mmap(NULL, most * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+		start = mmap(NULL, most * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
+			     -1, 0);
 		madvise(start, most * PAGE, MADV_NOHUGEPAGE);
 		for (unsigned int page = 0; page < most; page++) {
 			start[page * PAGE] = 1;
@@ -504,8 +538,8 @@ static void memcg_shared_limit(void)
 		skip("with swap a memcg is not killed at its limit");
 	without = fits_beside(false, 600);
 	with = fits_beside(true, 600);
-	note("next to a memcg with 600 regions: %u pages without reservations, %u with, %ld dumped", without, with,
-	     since(before).dumped);
+	note("next to a memcg with 600 regions: %u pages without reservations, %u with, %ld dumped",
+	     without, with, since(before).dumped);
 	EXPECT(without > 1000 && without < 4096, "the limit does not work: %u pages", without);
 	/* The descriptors of 600 reservations take 22 pages. */
 	EXPECT(with + 10 >= without, "%u pages with reservations, %u without", with, without);
@@ -526,7 +560,8 @@ static void memcg_limit_contents(void)
 			/* 24 regions with 255 pages are 24 MiB; none is promoted. */
 			for (unsigned int slot = round; slot < 255; slot += 3)
 				for (unsigned int region = 0; region < 24; region++)
-					put(image, start, region, slot, seed_of(region, slot, round));
+					put(image, start, region, slot,
+					    seed_of(region, slot, round));
 			expect_contents(image, start, "below the limit");
 		}
 		memcg_leave("contents");
@@ -551,7 +586,8 @@ static void memcg_counts(void)
 		for (unsigned int region = 0; region < 16; region++)
 			*PAGE_OF(start, region, 3) = 1;
 		pages = since(before).reserved;
-		REQUIRE(pages >= 4 * 511, "%ld pages reserved, %ld failures to reserve", pages, since(before).failed);
+		REQUIRE(pages >= 4 * 511, "%ld pages reserved, %ld failures to reserve", pages,
+			since(before).failed);
 		/* memory.stat is up to date to within two seconds (cgroup-v2.rst). */
 		for (int wait = 0; wait < 40; wait++) {
 			group = memcg_stat("counts", "memory.stat", "thp_reserved");
@@ -560,8 +596,10 @@ static void memcg_counts(void)
 			usleep(200000);
 		}
 		parent = memcg_stat("", "memory.stat", "thp_reserved");
-		EXPECT(group == pages * (long)PAGE, "thp_reserved is %ld pages, not %ld", group / (long)PAGE, pages);
-		EXPECT(parent >= group, "the root memcg has fewer pages than its child: %ld", parent);
+		EXPECT(group == pages * (long)PAGE, "thp_reserved is %ld pages, not %ld",
+		       group / (long)PAGE, pages);
+		EXPECT(parent >= group, "the root memcg has fewer pages than its child: %ld",
+		       parent);
 		unmap(start, 16);
 		for (int wait = 0; wait < 40 && group; wait++) {
 			usleep(200000);
@@ -611,7 +649,8 @@ static void memory_offline(void)
 		skip("memory cannot be taken offline");
 	start = filled(image, 0);
 	while ((entry = readdir(directory)) && tried < 64) {
-		if (strncmp(entry->d_name, "memory", 6) || entry->d_name[6] < '0' || entry->d_name[6] > '9')
+		if (strncmp(entry->d_name, "memory", 6) || entry->d_name[6] < '0' ||
+		    entry->d_name[6] > '9')
 			continue;
 		if (!is_movable(entry->d_name))
 			continue;
@@ -725,31 +764,45 @@ static void contiguous_allocation(void)
 		setting(path, text);
 	}
 	note("%ld of 3 allocations of %s pages", worked, text);
-	EXPECT(worked, "no contiguous memory although all but %u pages are unused reserved pages", count);
+	EXPECT(worked, "no contiguous memory although all but %u pages are unused reserved pages",
+	       count);
 	for (unsigned int region = 0; region < count; region++)
-		EXPECT(page_is(PAGE_OF(start, region, region % 512), image->seed[region * 512 + region % 512]), "region %u",
-		       region);
+		EXPECT(page_is(PAGE_OF(start, region, region % 512),
+			       image->seed[region * 512 + region % 512]),
+		       "region %u", region);
 	unmap(start, count);
 }
 
 const struct test pressure_tests[] = {
 	{ "drop_caches", drop_caches, "shrinker", QUICK, "the shrinker does not run" },
 	{ "debugfs_lists", debugfs_lists, "debugfs", QUICK, "the list of reservations is wrong" },
-	{ "traced", traced, "tracepoints", QUICK, "an event is not traced, or accesses removed pages" },
-	{ "right_node", right_node, "shrinker", MATRIX, "wrong node: pages of node N freed when node M is short" },
-	{ "one_node_full", one_node_full, "pressure", 0, "giving up reservations on another node counts as progress" },
-	{ "all_memory_reserved", all_memory_reserved, "pressure", MATRIX, "the dump frees a million pages at once" },
-	{ "sparse_beyond_memory", sparse_beyond_memory, "pressure", MATRIX, "reclaim recursion; an OOM kill although "
+	{ "traced", traced, "tracepoints", QUICK,
+	  "an event is not traced, or accesses removed pages" },
+	{ "right_node", right_node, "shrinker", MATRIX,
+	  "wrong node: pages of node N freed when node M is short" },
+	{ "one_node_full", one_node_full, "pressure", 0,
+	  "giving up reservations on another node counts as progress" },
+	{ "all_memory_reserved", all_memory_reserved, "pressure", MATRIX,
+	  "the dump frees a million pages at once" },
+	{ "sparse_beyond_memory", sparse_beyond_memory, "pressure", MATRIX,
+	  "reclaim recursion; an OOM kill although "
 	  "pages are only reserved" },
-	{ "dump_against_exit", dump_against_exit, "pressure", MATRIX, "a reservation is lost in a race with exit" },
-	{ "memcg_one_page_a_region", memcg_one_page_a_region, "memcg-limit", MATRIX, "a process in a 64 MiB memcg that "
+	{ "dump_against_exit", dump_against_exit, "pressure", MATRIX,
+	  "a reservation is lost in a race with exit" },
+	{ "memcg_one_page_a_region", memcg_one_page_a_region, "memcg-limit", MATRIX,
+	  "a process in a 64 MiB memcg that "
 	  "touches one page per region is killed" },
-	{ "memcg_shared_limit", memcg_shared_limit, "memcg-limit", MATRIX, "uncharged pages are in a stock and not "
+	{ "memcg_shared_limit", memcg_shared_limit, "memcg-limit", MATRIX,
+	  "uncharged pages are in a stock and not "
 	  "found" },
-	{ "memcg_limit_contents", memcg_limit_contents, "memcg-limit", MATRIX, "contents are lost at the limit" },
-	{ "memcg_counts", memcg_counts, "memcg-stat", QUICK, "thp_reserved in memory.stat is wrong" },
+	{ "memcg_limit_contents", memcg_limit_contents, "memcg-limit", MATRIX,
+	  "contents are lost at the limit" },
+	{ "memcg_counts", memcg_counts, "memcg-stat", QUICK,
+	  "thp_reserved in memory.stat is wrong" },
 	{ "memory_offline", memory_offline, "pressure", 0, "offline is blocked by reservations" },
-	{ "offline_in_use", offline_in_use, "pressure", 0, "a reservation accesses pages that it no longer owns" },
-	{ "contiguous_allocation", contiguous_allocation, "pressure", 0, "CMA is blocked by reservations" },
+	{ "offline_in_use", offline_in_use, "pressure", 0,
+	  "a reservation accesses pages that it no longer owns" },
+	{ "contiguous_allocation", contiguous_allocation, "pressure", 0,
+	  "CMA is blocked by reservations" },
 	{ 0 },
 };

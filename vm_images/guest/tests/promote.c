@@ -29,14 +29,21 @@ enum by { COLLAPSE, KHUGEPAGED_SCAN };
 static bool in_shape(enum shape shape, unsigned int slot, struct random *random)
 {
 	switch (shape) {
-	case ALL: return true;
-	case EVEN: return slot % 2 == 0;
-	case ODD: return slot % 2 == 1;
-	case NOT_FIRST: return slot != 0;
+	case ALL:
+		return true;
+	case EVEN:
+		return slot % 2 == 0;
+	case ODD:
+		return slot % 2 == 1;
+	case NOT_FIRST:
+		return slot != 0;
 	/* The tail pages whose flags and fields a huge page uses. */
-	case NOT_TAIL_STATE: return slot != 511 && (slot < 1 || slot > 3);
-	case RANDOM: return random_below(random, 100) < 80;
-	default: return slot < 300;
+	case NOT_TAIL_STATE:
+		return slot != 511 && (slot < 1 || slot > 3);
+	case RANDOM:
+		return random_below(random, 100) < 80;
+	default:
+		return slot < 300;
 	}
 }
 
@@ -54,8 +61,8 @@ static void promote(char *start, enum by by)
 {
 	if (by == COLLAPSE) {
 		for (unsigned int region = 0; region < COUNT; region++)
-			EXPECT(!madvise(start + region * REGION, REGION, MADV_COLLAPSE), "MADV_COLLAPSE: %s",
-			       strerror(errno));
+			EXPECT(!madvise(start + region * REGION, REGION, MADV_COLLAPSE),
+			       "MADV_COLLAPSE: %s", strerror(errno));
 		return;
 	}
 	scan_often(true);
@@ -118,8 +125,9 @@ static void write_on_both_sides(struct image *image, char *start)
 static void split_and_write(struct image *image, char *start)
 {
 	munmap(PAGE_OF(start, 0, 5), PAGE);
-	REQUIRE(mmap(PAGE_OF(start, 0, 5), PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1,
-		     0) != MAP_FAILED, "mmap");
+	REQUIRE(mmap(PAGE_OF(start, 0, 5), PAGE, PROT_READ | PROT_WRITE,
+		     MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) != MAP_FAILED,
+		"mmap");
 	image->seed[5] = 0;
 	mprotect(PAGE_OF(start, 1, 9), PAGE, PROT_READ);
 	mprotect(PAGE_OF(start, 1, 9), PAGE, PROT_READ | PROT_WRITE);
@@ -154,11 +162,13 @@ static void promoted(enum shape shape, enum by by)
 	if (has_stage("reserve"))
 		EXPECT(since(before).alloc == COUNT, "%ld reservations", since(before).alloc);
 	promote(start, by);
-	EXPECT(huge_regions(start, COUNT) == COUNT, "%u of %d regions are huge", huge_regions(start, COUNT), COUNT);
+	EXPECT(huge_regions(start, COUNT) == COUNT, "%u of %d regions are huge",
+	       huge_regions(start, COUNT), COUNT);
 	delta = since(before);
 	if (has_stage("in-place"))
 		EXPECT(delta.collapsed == COUNT && !delta.copied && !delta.reserved,
-		       "in place %ld, by copy %ld, still reserved %ld", delta.collapsed, delta.copied, delta.reserved);
+		       "in place %ld, by copy %ld, still reserved %ld", delta.collapsed,
+		       delta.copied, delta.reserved);
 	expect_contents(image, start, "promoted");
 	write_on_both_sides(image, start);
 	unmap(start, COUNT);
@@ -212,7 +222,8 @@ static void khugepaged_threshold(void)
 	start = reserved_regions(8);
 	for (unsigned int region = 0; region < 8; region++)
 		for (unsigned int slot = 0; slot < (region < 4 ? 256 : 255); slot++)
-			put(image, start, region, slot * 2 % 512 + (slot >= 256), seed_of(region, slot, 0));
+			put(image, start, region, slot * 2 % 512 + (slot >= 256),
+			    seed_of(region, slot, 0));
 	dense = regions(1);
 	madvise(dense, REGION, MADV_NOHUGEPAGE);
 	for (unsigned int slot = 0; slot < 255; slot++)
@@ -224,7 +235,8 @@ static void khugepaged_threshold(void)
 		scans();
 	scans();
 	scan_often(false);
-	EXPECT(huge_regions(start, 8) == 4, "%u of 4 regions with 256 pages are huge", huge_regions(start, 8));
+	EXPECT(huge_regions(start, 8) == 4, "%u of 4 regions with 256 pages are huge",
+	       huge_regions(start, 8));
 	EXPECT(!huge_regions(dense, 1), "a region without a reservation and 255 pages is huge");
 	expect_contents(image, start, "promoted at the threshold");
 	unmap(start, 8);
@@ -293,7 +305,8 @@ static void shared_with_child(void)
 	/* A range without a writable page is skipped. */
 	put(image, start, 0, 9, 200);
 	outcome = collapse(start);
-	EXPECT(!outcome.error && !outcome.delta.collapsed, "shared pages were promoted in place (%d)", outcome.error);
+	EXPECT(!outcome.error && !outcome.delta.collapsed,
+	       "shared pages were promoted in place (%d)", outcome.error);
 	expect_contents(image, start, "copied while shared");
 	kill(child, SIGKILL);
 	end_of(child);
@@ -332,7 +345,8 @@ static void shared_with_child(void)
 	for (unsigned int slot = 0; slot < 512; slot++)
 		put(image, start, 0, slot, seed_of(0, slot, 5));
 	outcome = collapse(start);
-	EXPECT(!outcome.error, "not promoted after the child has exited: %s", strerror(outcome.error));
+	EXPECT(!outcome.error, "not promoted after the child has exited: %s",
+	       strerror(outcome.error));
 	expect_contents(image, start, "promoted after the child has exited");
 	unmap(start, 1);
 }
@@ -356,13 +370,13 @@ static void migrated_away(void)
 				pages[i] = PAGE_OF(start, 0, 17 + i * 100);
 				nodes[i] = !node_of(pages[i]);
 			}
-			EXPECT(!syscall(SYS_move_pages, 0, 3, pages, nodes, status, 2), "move_pages: %s",
-			       strerror(errno));
+			EXPECT(!syscall(SYS_move_pages, 0, 3, pages, nodes, status, 2),
+			       "move_pages: %s", strerror(errno));
 		}
 		expect_contents(image, start, "migrated");
 		outcome = collapse(start);
-		EXPECT(!outcome.error && !outcome.delta.collapsed, "in place with foreign pages: %ld",
-		       outcome.delta.collapsed);
+		EXPECT(!outcome.error && !outcome.delta.collapsed,
+		       "in place with foreign pages: %ld", outcome.delta.collapsed);
 		expect_contents(image, start, "copied after migration");
 		for (unsigned int slot = 0; slot < 512; slot++)
 			put(image, start, 0, slot, seed_of(0, slot, 6));
@@ -383,8 +397,10 @@ static void pinned_by_pipe(void)
 	REQUIRE(!pipe(ends), "pipe");
 	REQUIRE(vmsplice(ends[1], &page, 1, 0) == (ssize_t)PAGE, "vmsplice: %s", strerror(errno));
 	outcome = collapse(start);
-	EXPECT(outcome.error && !outcome.delta.collapsed && !outcome.delta.copied, "promoted with a pinned page");
-	EXPECT(read(ends[0], there, PAGE) == (ssize_t)PAGE && page_is(there, image->seed[33]), "wrong contents in the pipe");
+	EXPECT(outcome.error && !outcome.delta.collapsed && !outcome.delta.copied,
+	       "promoted with a pinned page");
+	EXPECT(read(ends[0], there, PAGE) == (ssize_t)PAGE && page_is(there, image->seed[33]),
+	       "wrong contents in the pipe");
 	close(ends[0]);
 	close(ends[1]);
 	expect_contents(image, start, "was pinned");
@@ -415,9 +431,11 @@ static void pinned_long_term(void)
 		/* 298 and 299 exist, 300 and 301 do not; a read-only pin takes pages for these too. */
 		pin.addr = (uintptr_t)PAGE_OF(start, 0, 298);
 		pin.flags = for_write;
-		REQUIRE(!ioctl(device, PIN_LONGTERM_TEST_START, &pin), "PIN_LONGTERM_TEST_START: %s", strerror(errno));
+		REQUIRE(!ioctl(device, PIN_LONGTERM_TEST_START, &pin),
+			"PIN_LONGTERM_TEST_START: %s", strerror(errno));
 		outcome = collapse(start);
-		EXPECT(!outcome.delta.collapsed && !outcome.delta.copied, "promoted with pinned pages");
+		EXPECT(!outcome.delta.collapsed && !outcome.delta.copied,
+		       "promoted with pinned pages");
 		child = begin_child();
 		if (!child) {
 			expect_contents(image, start, "the child of a pinned parent");
@@ -428,11 +446,12 @@ static void pinned_long_term(void)
 		end_child(child);
 		for (unsigned int slot = 290; slot < 310; slot++)
 			put(image, start, 0, slot, seed_of(0, slot, 2));
-		REQUIRE(!ioctl(device, PIN_LONGTERM_TEST_READ, &address), "PIN_LONGTERM_TEST_READ: %s", strerror(errno));
+		REQUIRE(!ioctl(device, PIN_LONGTERM_TEST_READ, &address),
+			"PIN_LONGTERM_TEST_READ: %s", strerror(errno));
 		for (unsigned int i = 0; i < 4; i++)
 			EXPECT(page_is(seen + i * PAGE, image->seed[298 + i]),
-			       "page %u of a pin (%s) does not contain what its owner has written", i,
-			       for_write ? "for writing" : "for reading");
+			       "page %u of a pin (%s) does not contain what its owner has written",
+			       i, for_write ? "for writing" : "for reading");
 		ioctl(device, PIN_LONGTERM_TEST_STOP);
 		expect_contents(image, start, "was pinned");
 		outcome = collapse(start);
@@ -485,7 +504,8 @@ static void lazy_free(void)
 		EXPECT(page_is(PAGE_OF(start, 0, slot), image->seed[slot]), "page %u", slot);
 	/* Freed pages have their old contents or are zero; pages written again keep their contents. */
 	for (unsigned int slot = 0; slot < 100; slot++)
-		EXPECT(page_is(PAGE_OF(start, 0, slot), image->seed[slot]) || page_is(PAGE_OF(start, 0, slot), 0),
+		EXPECT(page_is(PAGE_OF(start, 0, slot), image->seed[slot]) ||
+			       page_is(PAGE_OF(start, 0, slot), 0),
 		       "page %u", slot);
 	for (unsigned int slot = 0; slot < 512; slot++)
 		put(image, start, 0, slot, seed_of(0, slot, 3));
@@ -512,7 +532,8 @@ static void deposited_table(void)
 		expect_contents(image, start, "split");
 		mprotect(start, REGION, PROT_READ | PROT_WRITE);
 		if (round % 2)
-			madvise(start, REGION, MADV_DONTNEED), memset(image->seed, 0, PAGES_PER_REGION);
+			madvise(start, REGION, MADV_DONTNEED),
+				memset(image->seed, 0, PAGES_PER_REGION);
 		for (unsigned int slot = 0; slot < 512; slot += 5)
 			put(image, start, 0, slot, seed_of(0, slot, round));
 		expect_contents(image, start, "split and written");
@@ -537,16 +558,16 @@ static void memcg_fold(void)
 		charged = memcg_number("fold", "memory.current");
 		promote(start, COLLAPSE);
 		huge = memcg_number("fold", "memory.current");
-		note("charged %ld KiB for written pages, %ld KiB more for unused ones", (charged - empty) / 1024,
-		     (huge - charged) / 1024);
-		EXPECT(labs((huge - charged) / (long)PAGE - COUNT * 212) < 128, "%ld pages charged for %d",
-		       (huge - charged) / (long)PAGE, COUNT * 212);
+		note("charged %ld KiB for written pages, %ld KiB more for unused ones",
+		     (charged - empty) / 1024, (huge - charged) / 1024);
+		EXPECT(labs((huge - charged) / (long)PAGE - COUNT * 212) < 128,
+		       "%ld pages charged for %d", (huge - charged) / (long)PAGE, COUNT * 212);
 		expect_contents(image, start, "promoted");
 		split_and_write(image, start);
 		munmap(start, COUNT * REGION);
 		after = memcg_number("fold", "memory.current");
-		EXPECT((after - empty) / (long)PAGE < 400, "%ld pages are charged when all is unmapped",
-		       (after - empty) / (long)PAGE);
+		EXPECT((after - empty) / (long)PAGE < 400,
+		       "%ld pages are charged when all is unmapped", (after - empty) / (long)PAGE);
 		memcg_leave("fold");
 		test_end();
 	}
@@ -588,8 +609,8 @@ static void memcg_moved(void)
 		start = written(image, 300);
 		memcg_enter("moved-to", memcg_number("moved-to", "memory.current") / 1024 + 400);
 		outcome = collapse(start);
-		EXPECT(!outcome.delta.collapsed && outcome.delta.reserved == 0, "promoted without room: error %d",
-		       outcome.error);
+		EXPECT(!outcome.delta.collapsed && outcome.delta.reserved == 0,
+		       "promoted without room: error %d", outcome.error);
 		expect_contents(image, start, "not promoted");
 		munmap(start, REGION);
 		memcg_leave("moved-to");
@@ -628,7 +649,8 @@ static void sync_promotion(void)
 	for (unsigned int region = 0; region < 8; region++)
 		put(image, start, region, 0, seed_of(region, 0, 1));
 	EXPECT(since(before).collapsed == 8 && huge_regions(start, 8) == 8 && !since(before).copied,
-	       "%ld of 8 in place at the 256th page, %ld by copy", since(before).collapsed, since(before).copied);
+	       "%ld of 8 in place at the 256th page, %ld by copy", since(before).collapsed,
+	       since(before).copied);
 	expect_contents(image, start, "promoted");
 	unmap(start, 8);
 }
@@ -656,7 +678,8 @@ static void hopping_writer(void)
 		scans();
 	scan_often(false);
 	note("khugepaged has promoted them after %d scans", 2 * tries);
-	EXPECT(huge_regions(start, 4) == 4, "khugepaged has not promoted them: %u of 4", huge_regions(start, 4));
+	EXPECT(huge_regions(start, 4) == 4, "khugepaged has not promoted them: %u of 4",
+	       huge_regions(start, 4));
 	expect_contents(image, start, "promoted");
 	unmap(start, 4);
 }
@@ -672,7 +695,8 @@ static void *hopper(void *argument)
 			if (slot % 5 == 0)
 				hop(slot / 5 + me);
 			if (slot % 4 == me)
-				memset(PAGE_OF(hopped, region, slot) + 8, seed_of(region, slot, 0), PAGE - 8);
+				memset(PAGE_OF(hopped, region, slot) + 8, seed_of(region, slot, 0),
+				       PAGE - 8);
 			PAGE_OF(hopped, region, slot * 37 % 512)[me] = me + 1;
 		}
 	return NULL;
@@ -697,7 +721,9 @@ static void hopping_threads(void)
 			const unsigned char *page = (void *)PAGE_OF(hopped, region, slot);
 
 			for (unsigned int at = 0; at < PAGE; at++)
-				wrong += page[at] != (at < 4 ? at + 1 : at < 8 ? 0 : seed_of(region, slot, 0));
+				wrong += page[at] != (at < 4 ? at + 1 :
+						      at < 8 ? 0 :
+							       seed_of(region, slot, 0));
 		}
 	EXPECT(!wrong, "%u bytes are wrong", wrong);
 	unmap(hopped, 6);
@@ -713,7 +739,8 @@ static void sync_from_kernel(void)
 	threshold(256);
 	hop(0);
 	start = regions(2);
-	EXPECT(read(zero, start, REGION + REGION / 2) == (ssize_t)(REGION + REGION / 2), "read: %s", strerror(errno));
+	EXPECT(read(zero, start, REGION + REGION / 2) == (ssize_t)(REGION + REGION / 2), "read: %s",
+	       strerror(errno));
 	EXPECT(since(before).collapsed == 2, "%ld of 2 in place", since(before).collapsed);
 	for (unsigned int slot = 0; slot < 2 * 512; slot++)
 		EXPECT(page_is(start + slot * PAGE, 0), "page %u is not zero", slot);
@@ -736,25 +763,38 @@ static void sync_from_kernel(void)
 }
 
 const struct test promote_tests[] = {
-	{ "khugepaged_threshold", khugepaged_threshold, "copy", 0, "khugepaged collapses below the threshold" },
+	{ "khugepaged_threshold", khugepaged_threshold, "copy", 0,
+	  "khugepaged collapses below the threshold" },
 	{ "scan_against_dump", scan_against_dump, "copy", MATRIX, "a scan races with a dump" },
-	{ "promote_all", promote_all, "in-place", QUICK, "stale state in tail pages: promote, fork, split, write, compare" },
-	{ "promote_holes", promote_holes, "in-place", 0, "unused pages are not zeroed by promotion" },
+	{ "promote_all", promote_all, "in-place", QUICK,
+	  "stale state in tail pages: promote, fork, split, write, compare" },
+	{ "promote_holes", promote_holes, "in-place", 0,
+	  "unused pages are not zeroed by promotion" },
 	{ "promote_tail_state", promote_tail_state, "in-place", 0, "wrong flags of tail pages" },
-	{ "promote_random", promote_random, "in-place", QUICK | MATRIX, "stale state in tail pages" },
-	{ "promote_by_khugepaged", promote_by_khugepaged, "in-place", MATRIX, "stale state in tail pages" },
-	{ "shared_with_child", shared_with_child, "in-place", QUICK, "shared pages become an exclusive huge page" },
-	{ "migrated_away", migrated_away, "in-place", QUICK, "migration away and back: the page is not checked" },
+	{ "promote_random", promote_random, "in-place", QUICK | MATRIX,
+	  "stale state in tail pages" },
+	{ "promote_by_khugepaged", promote_by_khugepaged, "in-place", MATRIX,
+	  "stale state in tail pages" },
+	{ "shared_with_child", shared_with_child, "in-place", QUICK,
+	  "shared pages become an exclusive huge page" },
+	{ "migrated_away", migrated_away, "in-place", QUICK,
+	  "migration away and back: the page is not checked" },
 	{ "pinned_by_pipe", pinned_by_pipe, "in-place", QUICK, "an external reference is lost" },
-	{ "pinned_long_term", pinned_long_term, "in-place", 0, "references to tail pages by a pin; fork with a pin" },
+	{ "pinned_long_term", pinned_long_term, "in-place", 0,
+	  "references to tail pages by a pin; fork with a pin" },
 	{ "mlocked", mlocked, "in-place", QUICK, "mlock's batches" },
-	{ "lazy_free", lazy_free, "in-place", QUICK, "MADV_FREE pages: wrong class of NR_ISOLATED" },
-	{ "deposited_table", deposited_table, "in-place", QUICK, "a deposited page table that is not empty" },
+	{ "lazy_free", lazy_free, "in-place", QUICK,
+	  "MADV_FREE pages: wrong class of NR_ISOLATED" },
+	{ "deposited_table", deposited_table, "in-place", QUICK,
+	  "a deposited page table that is not empty" },
 	{ "memcg_fold", memcg_fold, "in-place", QUICK, "memcg data of tail pages is not merged" },
 	{ "memcg_moved", memcg_moved, "in-place", QUICK, "pages of two memcgs become one" },
-	{ "sync_promotion", sync_promotion, "sync-promotion", QUICK, "not promoted at the threshold" },
+	{ "sync_promotion", sync_promotion, "sync-promotion", QUICK,
+	  "not promoted at the threshold" },
 	{ "hopping_writer", hopping_writer, "sync-promotion", 0, "LRU batches of other CPUs" },
-	{ "hopping_threads", hopping_threads, "sync-promotion", MATRIX, "LRU batches of other CPUs" },
-	{ "sync_from_kernel", sync_from_kernel, "sync-promotion", QUICK, "promotion in an exiting mm" },
+	{ "hopping_threads", hopping_threads, "sync-promotion", MATRIX,
+	  "LRU batches of other CPUs" },
+	{ "sync_from_kernel", sync_from_kernel, "sync-promotion", QUICK,
+	  "promotion in an exiting mm" },
 	{ 0 },
 };

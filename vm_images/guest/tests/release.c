@@ -31,7 +31,8 @@ static void expect_reserved(long pages, const char *when)
 {
 	struct counters now = counters();
 
-	EXPECT(now.reserved == pages, "%s: %ld pages are reserved, not %ld", when, now.reserved, pages);
+	EXPECT(now.reserved == pages, "%s: %ld pages are reserved, not %ld", when, now.reserved,
+	       pages);
 }
 
 /* A forgotten reservation would give its pages to the next mapping at that address. */
@@ -54,10 +55,12 @@ static void unmap_remap(void)
 		threshold(512);
 		touch(start, COUNT, 0);
 		threshold(1);
-		for (unsigned int slot = 0; slot < PAGES_PER_REGION; slot += round ? 1 + (round * 37) % 300 : 1)
+		for (unsigned int slot = 0; slot < PAGES_PER_REGION;
+		     slot += round ? 1 + (round * 37) % 300 : 1)
 			for (unsigned int region = 0; region < COUNT; region++)
 				put(image, start, region, slot, seed_of(region, slot, round));
-		EXPECT(since(before).alloc == COUNT, "round %d: %ld reservations", round, since(before).alloc);
+		EXPECT(since(before).alloc == COUNT, "round %d: %ld reservations", round,
+		       since(before).alloc);
 		expect_contents(image, start, "mapped again");
 		munmap(start, COUNT * REGION);
 		expect_reserved(0, "unmapped again");
@@ -71,7 +74,8 @@ static void partial_unmap(void)
 
 	munmap(hole, PAGE);
 	expect_reserved((COUNT - 1) * 511, "one page unmapped");
-	REQUIRE(mmap(hole, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == hole,
+	REQUIRE(mmap(hole, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED,
+		     -1, 0) == hole,
 		"mmap into the hole");
 	madvise(hole, PAGE, MADV_HUGEPAGE);
 	for (unsigned int region = 0; region < COUNT; region++)
@@ -94,7 +98,8 @@ static void dontneed(void)
 	expect_reserved(0, "all zapped");
 	before = counters();
 	touch(start, COUNT, 2);
-	EXPECT(!since(before).alloc, "a refault with a page table has made %ld reservations", since(before).alloc);
+	EXPECT(!since(before).alloc, "a refault with a page table has made %ld reservations",
+	       since(before).alloc);
 	madvise(start, COUNT * REGION, MADV_DONTNEED);
 	expect_contents(image, start, "zapped");
 	unmap(start, COUNT);
@@ -154,11 +159,12 @@ static void fork_leaves_to_parent(void)
 			put(childs, start, region, 1, seed_of(region, 1, 5));
 			put(childs, start, region, 50, seed_of(region, 50, 5));
 		}
-		EXPECT(!since(mine).mapped && !since(mine).reserved, "the child has taken %ld pages of its parent",
-		       since(mine).mapped);
+		EXPECT(!since(mine).mapped && !since(mine).reserved,
+		       "the child has taken %ld pages of its parent", since(mine).mapped);
 		other = regions(1);
 		*other = 1;
-		EXPECT(since(mine).alloc == 1 && since(mine).mapped == 1, "the child cannot reserve");
+		EXPECT(since(mine).alloc == 1 && since(mine).mapped == 1,
+		       "the child cannot reserve");
 		expect_contents(childs, start, "the child after it has written");
 		test_end();
 	}
@@ -168,7 +174,8 @@ static void fork_leaves_to_parent(void)
 	for (unsigned int region = 0; region < COUNT; region++)
 		put(image, start, region, 50, seed_of(region, 50, 6));
 	/* After the reads above, these are zero pages, so COW takes the pages. */
-	EXPECT(since(before).mapped >= COUNT, "the parent does not take its pages from its reservation");
+	EXPECT(since(before).mapped >= COUNT,
+	       "the parent does not take its pages from its reservation");
 	expect_contents(image, start, "the parent after it has written");
 	unmap(start, COUNT);
 }
@@ -195,7 +202,8 @@ static void fork_storm(void)
 				char *own = regions(2);
 
 				for (unsigned int region = 0; region < COUNT; region++)
-					put(image, start, region, round + 1, seed_of(region, round, w + 1));
+					put(image, start, region, round + 1,
+					    seed_of(region, round, w + 1));
 				own[REGION] = own[0] = 1;
 				expect_contents(image, start, "child");
 				if (round % 3 == 0)
@@ -285,7 +293,8 @@ static void memory_comes_back(void)
 	}
 	lost = before - free_pages();
 	note("%u reservations given up: %ld fewer pages are free", rounds * each, lost);
-	EXPECT(lost < rounds * each / 2, "%ld pages are lost by %u reservations", lost, rounds * each);
+	EXPECT(lost < rounds * each / 2, "%ld pages are lost by %u reservations", lost,
+	       rounds * each);
 }
 
 static void advice_and_protection(void)
@@ -334,7 +343,9 @@ static void userfaultfd_after(void)
 	end_child(child);
 	{
 		static char page[PAGE] __attribute__((aligned(PAGE)));
-		struct uffdio_copy copy = { .dst = (uintptr_t)PAGE_OF(start, 0, 9), .src = (uintptr_t)page, .len = PAGE };
+		struct uffdio_copy copy = { .dst = (uintptr_t)PAGE_OF(start, 0, 9),
+					    .src = (uintptr_t)page,
+					    .len = PAGE };
 
 		page_fill(page, 77);
 		REQUIRE(!ioctl(fd, UFFDIO_COPY, &copy), "UFFDIO_COPY: %s", strerror(errno));
@@ -376,16 +387,20 @@ static void userfaultfd_protection(void)
 	REQUIRE(!ioctl(fd, UFFDIO_REGISTER, &range), "UFFDIO_REGISTER: %s", strerror(errno));
 	protect.range.start += 17 * PAGE;
 	protect.range.len = PAGE;
-	REQUIRE(!ioctl(fd, UFFDIO_WRITEPROTECT, &protect), "UFFDIO_WRITEPROTECT: %s", strerror(errno));
+	REQUIRE(!ioctl(fd, UFFDIO_WRITEPROTECT, &protect), "UFFDIO_WRITEPROTECT: %s",
+		strerror(errno));
 	status = madvise(start, REGION, MADV_COLLAPSE);
 	EXPECT(status && !huge_regions(start, 1), "a protected range was promoted");
 	REQUIRE(!pthread_create(&writer, NULL, write_one, PAGE_OF(start, 0, 17)), "pthread_create");
-	for (int wait = 0; wait < 500 && read(fd, &message, sizeof(message)) != sizeof(message); wait++)
+	for (int wait = 0; wait < 500 && read(fd, &message, sizeof(message)) != sizeof(message);
+	     wait++)
 		usleep(10000);
-	EXPECT(message.event == UFFD_EVENT_PAGEFAULT && message.arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WP,
+	EXPECT(message.event == UFFD_EVENT_PAGEFAULT &&
+		       message.arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WP,
 	       "a write to a protected page was not reported");
 	protect.mode = 0;
-	REQUIRE(!ioctl(fd, UFFDIO_WRITEPROTECT, &protect), "UFFDIO_WRITEPROTECT off: %s", strerror(errno));
+	REQUIRE(!ioctl(fd, UFFDIO_WRITEPROTECT, &protect), "UFFDIO_WRITEPROTECT off: %s",
+		strerror(errno));
 	pthread_join(writer, NULL);
 	EXPECT(*PAGE_OF(start, 0, 17) == 1, "the write is lost");
 	put(image, start, 0, 17, 9);
@@ -417,7 +432,8 @@ static void mbind_after(void)
 			touch(start, COUNT, slot);
 		for (unsigned int region = 0; region < COUNT; region++)
 			for (unsigned int slot = 2; slot < 100; slot += 9)
-				EXPECT(node_of(PAGE_OF(start, region, slot)) == node, "a page is on node %d, not %d",
+				EXPECT(node_of(PAGE_OF(start, region, slot)) == node,
+				       "a page is on node %d, not %d",
 				       node_of(PAGE_OF(start, region, slot)), node);
 		unmap(start, COUNT);
 
@@ -427,7 +443,8 @@ static void mbind_after(void)
 		for (unsigned int slot = 0; slot < 100; slot += 9)
 			touch(start, COUNT, slot);
 		for (unsigned int region = 0; region < COUNT; region++)
-			EXPECT(node_of(PAGE_OF(start, region, 90)) == node, "a reserved page is on node %d, not %d",
+			EXPECT(node_of(PAGE_OF(start, region, 90)) == node,
+			       "a reserved page is on node %d, not %d",
 			       node_of(PAGE_OF(start, region, 90)), node);
 		if (has_stage("reserve"))
 			EXPECT(reserved_on(node) > 0, "node %d has no reserved page", node);
@@ -453,20 +470,22 @@ static void mremap_contents(void)
 	for (unsigned int region = 0; region < COUNT; region++)
 		put(image, from, region, 1, seed_of(region, 1, 0));
 	before = counters();
-	REQUIRE(mremap(from, COUNT * REGION, COUNT * REGION, MREMAP_MAYMOVE | MREMAP_FIXED, to) == to, "mremap: %s",
-		strerror(errno));
+	REQUIRE(mremap(from, COUNT * REGION, COUNT * REGION, MREMAP_MAYMOVE | MREMAP_FIXED, to) ==
+			to,
+		"mremap: %s", strerror(errno));
 	expect_reserved(keeps ? COUNT * (512 - 68) : 0, "moved");
 	expect_contents(image, to, "moved");
 	for (unsigned int region = 0; region < COUNT; region++)
 		for (unsigned int slot = 2; slot < 512; slot += 3)
 			put(image, to, region, slot, seed_of(region, slot, 1));
-	EXPECT(since(before).alloc == 0 && since(before).mapped == (keeps ? COUNT * 170 : 0), "alloc %ld, mapped %ld",
-	       since(before).alloc, since(before).mapped);
+	EXPECT(since(before).alloc == 0 && since(before).mapped == (keeps ? COUNT * 170 : 0),
+	       "alloc %ld, mapped %ld", since(before).alloc, since(before).mapped);
 	expect_contents(image, to, "written after the move");
 	if (keeps) {
 		for (unsigned int page = 0; page < COUNT * PAGES_PER_REGION; page++)
 			if (!image->seed[page])
-				put(image, to, page / 512, page % 512, seed_of(page / 512, page % 512, 2));
+				put(image, to, page / 512, page % 512,
+				    seed_of(page / 512, page % 512, 2));
 		EXPECT(contiguous(to, COUNT), "not one block after the move");
 	}
 	munmap(to, COUNT * REGION);
@@ -487,33 +506,39 @@ static void mremap_forms(void)
 	/* Different alignment. */
 	from = touched(COUNT);
 	to = regions(COUNT + 1);
-	moved = mremap(from, COUNT * REGION, COUNT * REGION, MREMAP_MAYMOVE | MREMAP_FIXED, to + PAGE);
+	moved = mremap(from, COUNT * REGION, COUNT * REGION, MREMAP_MAYMOVE | MREMAP_FIXED,
+		       to + PAGE);
 	EXPECT(moved == to + PAGE, "mremap: %s", strerror(errno));
 	expect_reserved(0, "moved by a page");
-	EXPECT(*PAGE_OF(moved, 0, 1) == 2 && *PAGE_OF(moved, 3, 1) == 2 && !*PAGE_OF(moved, 2, 7), "contents");
+	EXPECT(*PAGE_OF(moved, 0, 1) == 2 && *PAGE_OF(moved, 3, 1) == 2 && !*PAGE_OF(moved, 2, 7),
+	       "contents");
 	unmap(to, COUNT + 1);
 
 	/* From the middle of a region to the middle of another: whole regions in between keep their reservations. */
 	from = touched(COUNT);
 	touch(from, COUNT, 400);
 	to = regions(COUNT);
-	moved = mremap(from + REGION / 2, 3 * REGION, 3 * REGION, MREMAP_MAYMOVE | MREMAP_FIXED, to + REGION / 2);
+	moved = mremap(from + REGION / 2, 3 * REGION, 3 * REGION, MREMAP_MAYMOVE | MREMAP_FIXED,
+		       to + REGION / 2);
 	EXPECT(moved == to + REGION / 2, "mremap: %s", strerror(errno));
 	expect_reserved(keeps ? 2 * 510 : 0, "a part moved");
-	EXPECT(*PAGE_OF(to, 1, 1) == 2 && *PAGE_OF(to, 2, 1) == 2 && *PAGE_OF(to, 0, 400) == 1, "contents");
+	EXPECT(*PAGE_OF(to, 1, 1) == 2 && *PAGE_OF(to, 2, 1) == 2 && *PAGE_OF(to, 0, 400) == 1,
+	       "contents");
 	unmap(from, COUNT);
 	unmap(to, COUNT);
 
 	/* The source stays mapped and is empty. */
 	from = touched(COUNT);
 	to = regions(COUNT);
-	moved = mremap(from, COUNT * REGION, COUNT * REGION, MREMAP_MAYMOVE | MREMAP_DONTUNMAP | MREMAP_FIXED, to);
+	moved = mremap(from, COUNT * REGION, COUNT * REGION,
+		       MREMAP_MAYMOVE | MREMAP_DONTUNMAP | MREMAP_FIXED, to);
 	if (moved == to) {
 		expect_reserved(keeps ? COUNT * 511 : 0, "moved, not unmapped");
 		touch(from, COUNT, 9);
 		touch(to, COUNT, 8);
-		EXPECT(!*PAGE_OF(from, 0, 1) && *PAGE_OF(to, 0, 1) == 2 && *PAGE_OF(from, 3, 9) == 10 &&
-		       !*PAGE_OF(to, 3, 9), "contents");
+		EXPECT(!*PAGE_OF(from, 0, 1) && *PAGE_OF(to, 0, 1) == 2 &&
+			       *PAGE_OF(from, 3, 9) == 10 && !*PAGE_OF(to, 3, 9),
+		       "contents");
 	}
 	unmap(from, COUNT);
 	unmap(to, COUNT);
@@ -530,19 +555,28 @@ static void mremap_forms(void)
 }
 
 const struct test release_tests[] = {
-	{ "unmap_remap", unmap_remap, "reserve", QUICK, "a fully used reservation is skipped by a release hook" },
-	{ "partial_unmap", partial_unmap, "reserve", QUICK, "partial munmap and a new mapping at the same address" },
+	{ "unmap_remap", unmap_remap, "reserve", QUICK,
+	  "a fully used reservation is skipped by a release hook" },
+	{ "partial_unmap", partial_unmap, "reserve", QUICK,
+	  "partial munmap and a new mapping at the same address" },
 	{ "dontneed", dontneed, "reserve", QUICK, "a release hook is missing" },
 	{ "exits", exits, "reserve", QUICK, "a block is leaked on exit, exec or kill" },
-	{ "fork_leaves_to_parent", fork_leaves_to_parent, "reserve", QUICK, "a reservation is shared with a child" },
+	{ "fork_leaves_to_parent", fork_leaves_to_parent, "reserve", QUICK,
+	  "a reservation is shared with a child" },
 	{ "fork_storm", fork_storm, "reserve", MATRIX, "a shared tree after memcpy" },
 	{ "parallel_exits", parallel_exits, "reserve", 0, "a non-atomic change of a counter" },
-	{ "memory_comes_back", memory_comes_back, "reserve", 0, "pages of a reservation are never freed" },
-	{ "advice_and_protection", advice_and_protection, "reserve", QUICK, "a release hook is missing" },
-	{ "userfaultfd_after", userfaultfd_after, "reserve", QUICK, "userfaultfd registered after reserving" },
-	{ "userfaultfd_protection", userfaultfd_protection, "in-place", QUICK, "promotion loses the bit of userfaultfd" },
+	{ "memory_comes_back", memory_comes_back, "reserve", 0,
+	  "pages of a reservation are never freed" },
+	{ "advice_and_protection", advice_and_protection, "reserve", QUICK,
+	  "a release hook is missing" },
+	{ "userfaultfd_after", userfaultfd_after, "reserve", QUICK,
+	  "userfaultfd registered after reserving" },
+	{ "userfaultfd_protection", userfaultfd_protection, "in-place", QUICK,
+	  "promotion loses the bit of userfaultfd" },
 	{ "mbind_after", mbind_after, "reserve", QUICK, "mbind leaves pages on the old node" },
-	{ "mremap_contents", mremap_contents, "reserve", QUICK, "a page at a wrong address after mremap" },
-	{ "mremap_forms", mremap_forms, "reserve", QUICK, "partially moved regions keep their reservation" },
+	{ "mremap_contents", mremap_contents, "reserve", QUICK,
+	  "a page at a wrong address after mremap" },
+	{ "mremap_forms", mremap_forms, "reserve", QUICK,
+	  "partially moved regions keep their reservation" },
 	{ 0 },
 };

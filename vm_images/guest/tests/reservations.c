@@ -20,13 +20,14 @@
 #include <sys/prctl.h>
 #include <time.h>
 
-#define SKIPPED 4	/* kselftest.h: KSFT_SKIP */
+#define SKIPPED 4 /* kselftest.h: KSFT_SKIP */
 #define REASON 200
 #define SETTLE_MS 5000
 #define MOST_LINES 20
 
 static const struct test *const groups[] = {
-	ground_tests, release_tests, promote_tests, pressure_tests, neighbour_tests, stress_tests, failing_tests,
+	ground_tests,	 release_tests, promote_tests, pressure_tests,
+	neighbour_tests, stress_tests,	failing_tests,
 };
 
 static const char *stages = "";
@@ -49,7 +50,8 @@ bool has_stage(const char *name)
 	return listed(stages, name);
 }
 
-bool expect_at(bool good, const char *file, int line, const char *condition, const char *format, ...)
+bool expect_at(bool good, const char *file, int line, const char *condition, const char *format,
+	       ...)
 {
 	static int said;
 	va_list arguments;
@@ -60,7 +62,8 @@ bool expect_at(bool good, const char *file, int line, const char *condition, con
 	if (said++ >= MOST_LINES)
 		return false;
 	va_start(arguments, format);
-	printf("# %s:%d: not %s: ", strrchr(file, '/') ? strrchr(file, '/') + 1 : file, line, condition);
+	printf("# %s:%d: not %s: ", strrchr(file, '/') ? strrchr(file, '/') + 1 : file, line,
+	       condition);
 	vprintf(format, arguments);
 	printf("\n");
 	va_end(arguments);
@@ -206,7 +209,8 @@ static bool run_test(const struct test *test, int number, unsigned int timeout_s
 	failed = false;
 	*reason = 0;
 	if (*stages ? !has_stage(test->stage) : !(test->flags & ANY_KERNEL)) {
-		printf("ok %d %s # SKIP the kernel has no stage %s\n", number, test->name, test->stage);
+		printf("ok %d %s # SKIP the kernel has no stage %s\n", number, test->name,
+		       test->stage);
 		return true;
 	}
 	status = run_in_child(test, timeout_s);
@@ -255,10 +259,14 @@ static void usage(const char *what)
 int main(int argc, char **argv)
 {
 	static const struct option options[] = {
-		{ "stages", required_argument, NULL, 's' }, { "only", required_argument, NULL, 'o' },
-		{ "matrix", no_argument, NULL, 'm' },	    { "quick", no_argument, NULL, 'q' },
-		{ "prefill", no_argument, NULL, 'p' },	    { "list", no_argument, NULL, 'l' },
-		{ "timeout", required_argument, NULL, 't' }, { NULL, 0, NULL, 0 },
+		{ "stages", required_argument, NULL, 's' },
+		{ "only", required_argument, NULL, 'o' },
+		{ "matrix", no_argument, NULL, 'm' },
+		{ "quick", no_argument, NULL, 'q' },
+		{ "prefill", no_argument, NULL, 'p' },
+		{ "list", no_argument, NULL, 'l' },
+		{ "timeout", required_argument, NULL, 't' },
+		{ NULL, 0, NULL, 0 },
 	};
 	const char *only = NULL;
 	unsigned int wanted = 0, timeout_s = 600;
@@ -268,14 +276,29 @@ int main(int argc, char **argv)
 
 	for (int option; (option = getopt_long(argc, argv, "", options, NULL)) != -1;) {
 		switch (option) {
-		case 's': stages = optarg; break;
-		case 'o': only = optarg; break;
-		case 'm': wanted |= MATRIX; break;
-		case 'q': wanted |= QUICK; break;
-		case 'p': fill = true; break;
-		case 'l': list = true; break;
-		case 't': timeout_s = atoi(optarg); break;
-		default: return 2;
+		case 's':
+			stages = optarg;
+			break;
+		case 'o':
+			only = optarg;
+			break;
+		case 'm':
+			wanted |= MATRIX;
+			break;
+		case 'q':
+			wanted |= QUICK;
+			break;
+		case 'p':
+			fill = true;
+			break;
+		case 'l':
+			list = true;
+			break;
+		case 't':
+			timeout_s = atoi(optarg);
+			break;
+		default:
+			return 2;
 		}
 	}
 	if (optind != argc)

@@ -52,24 +52,24 @@ struct test {
 };
 
 /* The tests of each file; the last entry has no name. */
-extern const struct test ground_tests[], release_tests[], promote_tests[], pressure_tests[], neighbour_tests[],
-	stress_tests[], failing_tests[];
+extern const struct test ground_tests[], release_tests[], promote_tests[], pressure_tests[],
+	neighbour_tests[], stress_tests[], failing_tests[];
 
 /* Report a failure and continue the test. */
-#define EXPECT(condition, ...)                                                                                        \
-	({                                                                                                            \
-		/* Before the text, which may have errno in it. */                                                    \
-		bool good_ = !!(condition);                                                                           \
-		expect_at(good_, __FILE__, __LINE__, #condition, __VA_ARGS__);                                        \
+#define EXPECT(condition, ...)                                                 \
+	({                                                                     \
+		/* Before the text, which may have errno in it. */             \
+		bool good_ = !!(condition);                                    \
+		expect_at(good_, __FILE__, __LINE__, #condition, __VA_ARGS__); \
 	})
 /* Like EXPECT, but end the test on failure. */
-#define REQUIRE(condition, ...)                                                                                       \
-	do {                                                                                                          \
-		if (!EXPECT(condition, __VA_ARGS__))                                                                  \
-			test_end();                                                                                   \
+#define REQUIRE(condition, ...)                      \
+	do {                                         \
+		if (!EXPECT(condition, __VA_ARGS__)) \
+			test_end();                  \
 	} while (0)
-bool expect_at(bool good, const char *file, int line, const char *condition, const char *format, ...)
-	__attribute__((format(printf, 5, 6)));
+bool expect_at(bool good, const char *file, int line, const char *condition, const char *format,
+	       ...) __attribute__((format(printf, 5, 6)));
 /* Print a diagnostic line. */
 void note(const char *format, ...) __attribute__((format(printf, 1, 2)));
 /* Skip the test: this kernel or machine lacks something that it needs. */
@@ -133,7 +133,8 @@ struct image {
 struct image *image_of(unsigned int count);
 struct image *image_copy(const struct image *image);
 /* Write a pattern (not 0: use memset) to a page, and record it. */
-void put(struct image *image, char *start, unsigned int region, unsigned int slot, unsigned char seed);
+void put(struct image *image, char *start, unsigned int region, unsigned int slot,
+	 unsigned char seed);
 /* The seed of a page; 0 is never the result. */
 unsigned char seed_of(unsigned int region, unsigned int slot, unsigned int round);
 /* Compare every byte of every page. */

@@ -30,15 +30,16 @@
 #include <unistd.h>
 
 #ifndef STATE
-#define STATE "/run/argv-exec"	/* a test overrides this */
+#define STATE "/run/argv-exec" /* a test overrides this */
 #endif
-#define TOLD 255		/* the real status is in the file */
-#define CANNOT 126		/* sh(1): found but not executable */
-#define NOT_FOUND 127		/* sh(1) */
+#define TOLD 255 /* the real status is in the file */
+#define CANNOT 126 /* sh(1): found but not executable */
+#define NOT_FOUND 127 /* sh(1) */
 
 static void fail(const char *what, const char *which)
 {
-	fprintf(stderr, "argv-exec: %s%s%s: %s\n", what, which ? " " : "", which ? which : "", strerror(errno));
+	fprintf(stderr, "argv-exec: %s%s%s: %s\n", what, which ? " " : "", which ? which : "",
+		strerror(errno));
 	exit(CANNOT);
 }
 
@@ -71,7 +72,7 @@ static void reset_oom_score(void)
 	int fd = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
 
 	if (fd < 0)
-		return;	/* commands can run even without /proc */
+		return; /* commands can run even without /proc */
 	if (write(fd, "0", 1) != 1)
 		fprintf(stderr, "argv-exec: cannot reset the OOM score: %s\n", strerror(errno));
 	close(fd);
@@ -171,12 +172,13 @@ static int kill_group(const char *token, const char *number)
 
 	state_path(path, sizeof(path), token, "");
 	if (access(path, F_OK) < 0)
-		return 0;	/* it has ended already */
+		return 0; /* it has ended already */
 	text = read_file(path);
 	if (sscanf(text, "group %d", &group) != 1)
 		return 0;
 	/* No such group: the child has not created it yet, or has just ended. */
-	if (kill(-group, atoi(number)) < 0 && (errno != ESRCH || (kill(group, atoi(number)) < 0 && errno != ESRCH)))
+	if (kill(-group, atoi(number)) < 0 &&
+	    (errno != ESRCH || (kill(group, atoi(number)) < 0 && errno != ESRCH)))
 		fail("cannot signal", path);
 	return 0;
 }
@@ -250,7 +252,7 @@ int main(int argc, char **argv)
 	close(STDERR_FILENO);
 	while (waitpid(child, &status, 0) < 0)
 		if (errno != EINTR)
-			return TOLD;	/* the file still contains "group": the status is unknown */
+			return TOLD; /* the file still contains "group": the status is unknown */
 	if (WIFEXITED(status) && WEXITSTATUS(status) < TOLD) {
 		unlink(path);
 		return WEXITSTATUS(status);

@@ -56,7 +56,8 @@ static long long now(void)
 /* A mapping from the middle of one range to the middle of the next but one. */
 static int give_work(void)
 {
-	char *start = mmap(NULL, 4 * HUGE_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	char *start = mmap(NULL, 4 * HUGE_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
+			   -1, 0);
 	char *middle;
 
 	if (start == MAP_FAILED)
@@ -87,7 +88,8 @@ int main(int argc, char **argv)
 	}
 	first = strtoul(text, NULL, 10);
 	if (!give_work()) {
-		fprintf(stderr, "khugepaged-barrier: cannot map memory to scan: %s\n", strerror(errno));
+		fprintf(stderr, "khugepaged-barrier: cannot map memory to scan: %s\n",
+			strerror(errno));
 		return 1;
 	}
 	for (;;) {
@@ -103,14 +105,15 @@ int main(int argc, char **argv)
 			return 0;
 		}
 		if (now() >= end) {
-			fprintf(stderr, "khugepaged-barrier: %lu of %lu full scans in %s ms\n", scans - first,
-				advance, argv[2]);
+			fprintf(stderr, "khugepaged-barrier: %lu of %lu full scans in %s ms\n",
+				scans - first, advance, argv[2]);
 			return 3;
 		}
 		fd = open(DIRECTORY "scan_sleep_millisecs", O_WRONLY);
 		if (fd >= 0) {
 			if (write(fd, interval, strlen(interval)) < 0)
-				fprintf(stderr, "khugepaged-barrier: cannot wake it: %s\n", strerror(errno));
+				fprintf(stderr, "khugepaged-barrier: cannot wake it: %s\n",
+					strerror(errno));
 			close(fd);
 		}
 		nanosleep(&pause, NULL);

@@ -45,14 +45,14 @@
 
 #define NS_PER_S 1000000000LL
 #define NS_PER_MS 1000000LL
-#define LARGEST (1 << 20)	/* largest file in bytes; enough for zoneinfo with 64 nodes */
+#define LARGEST (1 << 20) /* largest file in bytes; enough for zoneinfo with 64 nodes */
 
 struct file {
 	char *path;
-	char *text;		/* content that was printed last, NUL-terminated */
+	char *text; /* content that was printed last, NUL-terminated */
 	size_t length;
-	int descriptor;		/* kept open: procfs and sysfs return new content at offset 0 */
-	char name[16];		/* name of the process (TASK_COMM_LEN), if it is the file of one */
+	int descriptor; /* kept open: procfs and sysfs return new content at offset 0 */
+	char name[16]; /* name of the process (TASK_COMM_LEN), if it is the file of one */
 };
 
 #define PROCESSES "/proc/[0-9]*/smaps_rollup"
@@ -133,7 +133,7 @@ static void find_files(char **patterns, int count)
 			continue;
 		descriptor = open(path, O_RDONLY | O_CLOEXEC);
 		if (descriptor < 0)
-			continue;	/* a write-only file */
+			continue; /* a write-only file */
 		files[file_count].path = path;
 		files[file_count++].descriptor = descriptor;
 	}
@@ -173,7 +173,8 @@ static void find_processes(int ignore)
 		if (!file->path)
 			fail("memory");
 		file->descriptor = ignore ? -1 : open(file->path, O_RDONLY | O_CLOEXEC);
-		snprintf(path, sizeof(path), "%.*s/comm", (int)(strrchr(file->path, '/') - file->path), file->path);
+		snprintf(path, sizeof(path), "%.*s/comm",
+			 (int)(strrchr(file->path, '/') - file->path), file->path);
 		comm = fopen(path, "re");
 		if (!comm || !fgets(file->name, sizeof(file->name), comm))
 			strcpy(file->name, "gone");
@@ -190,7 +191,8 @@ static ssize_t content(struct file *file)
 	size_t length = 0;
 
 	while (length < sizeof(buffer) - 1) {
-		ssize_t got = pread(file->descriptor, buffer + length, sizeof(buffer) - 1 - length, length);
+		ssize_t got = pread(file->descriptor, buffer + length, sizeof(buffer) - 1 - length,
+				    length);
 
 		if (got < 0)
 			return -1;
@@ -281,7 +283,7 @@ static void sample(int processes)
 	}
 	printf("e %lld\n", now(CLOCK_PROCESS_CPUTIME_ID));
 	if (fflush(stdout))
-		exit(0);	/* the reader has gone */
+		exit(0); /* the reader has gone */
 }
 
 static int listen_on(const char *fifo)
@@ -303,7 +305,7 @@ static void sample_while(int fifo, long long interval, int processes, const sigs
 	long long due = now(CLOCK_MONOTONIC);
 
 	while (!stopping) {
-		struct pollfd watched = { .fd = fifo };	/* POLLHUP is always reported */
+		struct pollfd watched = { .fd = fifo }; /* POLLHUP is always reported */
 		long long left = due - now(CLOCK_MONOTONIC);
 		struct timespec timeout;
 
@@ -347,8 +349,9 @@ int main(int argc, char **argv)
 		}
 	}
 	if (at == argc || once == (interval > 0) || once == (fifo != NULL)) {
-		fprintf(stderr, "usage: sampler --once [--refresh] PATTERN...\n"
-				"       sampler --interval-ms N --while FIFO [--processes] PATTERN...\n");
+		fprintf(stderr,
+			"usage: sampler --once [--refresh] PATTERN...\n"
+			"       sampler --interval-ms N --while FIFO [--processes] PATTERN...\n");
 		return 2;
 	}
 	/* The sampler should neither use huge pages, nor be killed by the OOM killer. */

@@ -90,15 +90,29 @@ struct pm_scan_arg {
 #endif
 
 enum kind {
-	OP_MAP, OP_UNMAP, OP_WRITE, OP_READ, OP_PROTECT, OP_ADVISE, OP_REMAP, OP_BIND, OP_LOCK, OP_UNLOCK,
-	OP_FORK, OP_EXIT, OP_KHUGEPAGED, OP_DUMP, OP_SET,
+	OP_MAP,
+	OP_UNMAP,
+	OP_WRITE,
+	OP_READ,
+	OP_PROTECT,
+	OP_ADVISE,
+	OP_REMAP,
+	OP_BIND,
+	OP_LOCK,
+	OP_UNLOCK,
+	OP_FORK,
+	OP_EXIT,
+	OP_KHUGEPAGED,
+	OP_DUMP,
+	OP_SET,
 	/* Requests of the controller that are not in the trace. */
-	OP_FACTS, OP_THREAD,
+	OP_FACTS,
+	OP_THREAD,
 };
 
 static const char *const kinds[] = {
-	"map", "unmap", "write", "read", "protect", "advise", "remap", "bind", "lock", "unlock",
-	"fork", "exit", "khugepaged", "dump", "set", NULL,
+	"map",	"unmap",  "write", "read", "protect",	 "advise", "remap", "bind",
+	"lock", "unlock", "fork",  "exit", "khugepaged", "dump",   "set",   NULL,
 };
 
 struct operation {
@@ -113,7 +127,7 @@ struct operation {
 struct block {
 	bool known, huge;
 	unsigned short present, zero, swapped;
-	unsigned short on_node[MAX_NODES];	/* number of present pages per NUMA node */
+	unsigned short on_node[MAX_NODES]; /* number of present pages per NUMA node */
 	uint64_t hash;
 };
 
@@ -123,9 +137,9 @@ static struct shared {
 	uint32_t done;
 	struct operation operation;
 	int blocks;
-	bool thorough;		/* report the RSS as well */
-	unsigned int stride;	/* distance between the words of a page that are read */
-	uint64_t mask;		/* the blocks to examine */
+	bool thorough; /* report the RSS as well */
+	unsigned int stride; /* distance between the words of a page that are read */
+	uint64_t mask; /* the blocks to examine */
 	/* The result. */
 	const char *error;
 	pid_t child;
@@ -219,7 +233,8 @@ static const char *touch_pages(const struct operation *operation)
 	if (number)
 		return number == SIGBUS ? "SIGBUS" : "SIGSEGV";
 	landing_ready = 1;
-	for (unsigned long page = operation->start; page < operation->start + operation->count; page++) {
+	for (unsigned long page = operation->start; page < operation->start + operation->count;
+	     page++) {
 		if (operation->kind == OP_READ) {
 			*(volatile char *)address_of(page);
 		} else {
@@ -290,7 +305,8 @@ static bool note_block(int number, const struct page_region *regions, int count)
 
 	*block = (struct block){ .known = true };
 	for (int n = 0; n < count; n++) {
-		unsigned long begin = (regions[n].start - ARENA) / PAGE, end = (regions[n].end - ARENA) / PAGE;
+		unsigned long begin = (regions[n].start - ARENA) / PAGE,
+			      end = (regions[n].end - ARENA) / PAGE;
 		uint64_t categories = regions[n].categories;
 
 		if (end <= first || begin >= first + PAGES_PER_BLOCK)
@@ -300,7 +316,8 @@ static bool note_block(int number, const struct page_region *regions, int count)
 		for (; page < begin; page++)
 			hash *= 0x100000001b3ULL;
 		if (!(categories & (IS_SWAPPED | IS_PFNZERO)) &&
-		    !note_nodes(block, begin, end, categories & IS_HUGE && end - begin == PAGES_PER_BLOCK))
+		    !note_nodes(block, begin, end,
+				categories & IS_HUGE && end - begin == PAGES_PER_BLOCK))
 			return false;
 		for (; page < end; page++) {
 			uint64_t word = 0;
@@ -419,8 +436,10 @@ static const char *make_thread(int thread)
 	pthread_attr_init(&attributes);
 	pthread_attr_setstack(&attributes, stacks[slot], STACK);
 	pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
-	return pthread_create(&made, &attributes, thread_main, (void *)(intptr_t)(thread | slot << 8)) ? "thread"
-												       : NULL;
+	return pthread_create(&made, &attributes, thread_main,
+			      (void *)(intptr_t)(thread | slot << 8)) ?
+		       "thread" :
+		       NULL;
 }
 
 static const char *perform(const struct operation *operation)
@@ -432,11 +451,12 @@ static const char *perform(const struct operation *operation)
 
 	switch (operation->kind) {
 	case OP_MAP:
-		result = mmap(start, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE,
-			      -1, 0);
+		result = mmap(start, size, PROT_READ | PROT_WRITE,
+			      MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
 		if (result == MAP_FAILED)
 			return outcome(-1);
-		return operation->argument < 0 ? NULL : outcome(madvise(start, size, operation->argument));
+		return operation->argument < 0 ? NULL :
+						 outcome(madvise(start, size, operation->argument));
 	case OP_UNMAP:
 		return outcome(munmap(start, size));
 	case OP_WRITE:
@@ -447,14 +467,16 @@ static const char *perform(const struct operation *operation)
 	case OP_ADVISE:
 		return outcome(madvise(start, size, operation->argument));
 	case OP_REMAP:
-		result = operation->new_start == operation->start
-				 ? mremap(start, size, operation->new_count * PAGE, 0)
-				 : mremap(start, size, operation->new_count * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED,
-					  address_of(operation->new_start));
+		result = operation->new_start == operation->start ?
+				 mremap(start, size, operation->new_count * PAGE, 0) :
+				 mremap(start, size, operation->new_count * PAGE,
+					MREMAP_MAYMOVE | MREMAP_FIXED,
+					address_of(operation->new_start));
 		return outcome(result == MAP_FAILED ? -1 : 0);
 	case OP_BIND:
 		/* MPOL_BIND of linux/mempolicy.h; the last argument is a number of bits, from which the kernel subtracts one. */
-		return outcome(syscall(SYS_mbind, start, size, 2, &nodes, 8 * sizeof(nodes) + 1, 0));
+		return outcome(
+			syscall(SYS_mbind, start, size, 2, &nodes, 8 * sizeof(nodes) + 1, 0));
 	case OP_LOCK:
 		return outcome(mlock(start, size));
 	case OP_UNLOCK:
@@ -637,7 +659,8 @@ static void begin_processes(void)
 	if (pid < 0)
 		fail("cannot fork: %s", strerror(errno));
 	if (!pid) {
-		const struct sigaction action = { .sa_sigaction = on_fault, .sa_flags = SA_SIGINFO | SA_NODEFER };
+		const struct sigaction action = { .sa_sigaction = on_fault,
+						  .sa_flags = SA_SIGINFO | SA_NODEFER };
 
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
 		/* Children are reaped automatically. */
@@ -726,7 +749,8 @@ static bool with_settings = true;
 static void remember_settings(void)
 {
 	for (size_t n = 0; n < SETTINGS; n++) {
-		settings[n].there = text_of(settings[n].path, settings[n].before, sizeof(settings[n].before)) > 0;
+		settings[n].there = text_of(settings[n].path, settings[n].before,
+					    sizeof(settings[n].before)) > 0;
 		chosen(settings[n].before);
 	}
 }
@@ -734,7 +758,9 @@ static void remember_settings(void)
 static void apply_settings(bool ours)
 {
 	for (size_t n = 0; with_settings && n < SETTINGS; n++) {
-		const char *value = ours && settings[n].value ? settings[n].value : settings[n].before, *error;
+		const char *value = ours && settings[n].value ? settings[n].value :
+								settings[n].before,
+			   *error;
 		char text[48];
 
 		text_of(settings[n].path, text, sizeof(text));
@@ -888,7 +914,8 @@ static const char *scan(unsigned int count)
  */
 static void keep_work(void)
 {
-	char *start = mmap(NULL, 4 * BLOCK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	char *start =
+		mmap(NULL, 4 * BLOCK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	char *middle;
 
 	if (start == MAP_FAILED)
@@ -1007,8 +1034,10 @@ static struct operation parse(char *line)
 {
 	static const char *const protections[] = { "none", "r", "rw", NULL };
 	static const int protection[] = { PROT_NONE, PROT_READ, PROT_READ | PROT_WRITE };
-	static const char *const advices[] = { "dontneed", "free", "huge", "nohuge", "collapse", NULL };
-	static const int advice[] = { MADV_DONTNEED, MADV_FREE, MADV_HUGEPAGE, MADV_NOHUGEPAGE, MADV_COLLAPSE };
+	static const char *const advices[] = { "dontneed", "free",     "huge",
+					       "nohuge",   "collapse", NULL };
+	static const int advice[] = { MADV_DONTNEED, MADV_FREE, MADV_HUGEPAGE, MADV_NOHUGEPAGE,
+				      MADV_COLLAPSE };
 	struct operation operation = { .process = -1, .argument = -1 };
 	char *word = need_word(&line), *dot = strchr(word, '.');
 
@@ -1131,8 +1160,9 @@ static void print_answer(long step, bool thorough)
 			if (!block->known || is_empty(block))
 				continue;
 			printf("%s\"%d\": {\"huge\": %s, \"present\": %u, \"zero\": %u, \"swapped\": %u, \"hash\": \"%016llx\", ",
-			       any ? ", " : "", number, block->huge ? "true" : "false", block->present, block->zero,
-			       block->swapped, (unsigned long long)block->hash);
+			       any ? ", " : "", number, block->huge ? "true" : "false",
+			       block->present, block->zero, block->swapped,
+			       (unsigned long long)block->hash);
 			print_nodes(block);
 			printf("}");
 			any = true;
@@ -1158,7 +1188,8 @@ static void print_answer(long step, bool thorough)
 static bool step(const struct operation *operation, bool thorough, bool last)
 {
 	int process = operation->process;
-	bool everything = thorough || operation->kind == OP_KHUGEPAGED || operation->kind == OP_DUMP;
+	bool everything = thorough || operation->kind == OP_KHUGEPAGED ||
+			  operation->kind == OP_DUMP;
 
 	for (int each = 0; each < MAX_PROCESSES; each++)
 		for (int number = 0; number < MAX_BLOCKS; number++)
@@ -1169,9 +1200,9 @@ static bool step(const struct operation *operation, bool thorough, bool last)
 	shared->error = NULL;
 	shared->torn_count = 0;
 	if (process < 0) {
-		shared->error = operation->kind == OP_SET    ? set(operation->knob, operation->value)
-				: operation->kind == OP_DUMP ? dump()
-							     : scan(2);
+		shared->error = operation->kind == OP_SET ? set(operation->knob, operation->value) :
+				operation->kind == OP_DUMP ? dump() :
+							     scan(2);
 	} else if (!processes[process].alive) {
 		shared->error = "ESRCH";
 	} else if (operation->kind == OP_EXIT) {
@@ -1181,7 +1212,8 @@ static bool step(const struct operation *operation, bool thorough, bool last)
 		bury(process);
 	} else {
 		if (!processes[process].thread[operation->thread]) {
-			shared->operation = (struct operation){ .kind = OP_THREAD, .argument = operation->thread };
+			shared->operation = (struct operation){ .kind = OP_THREAD,
+								.argument = operation->thread };
 			shared->mask = 0;
 			shared->go[process][operation->thread] = 0;
 			if (!ask(process, 0))
@@ -1196,7 +1228,9 @@ static bool step(const struct operation *operation, bool thorough, bool last)
 			memset(shared->go[operation->other], 0, sizeof(shared->go[0]));
 		}
 		shared->operation = *operation;
-		shared->mask = operation->kind == OP_FORK ? ~0ULL : blocks_of(operation->start, operation->count);
+		shared->mask = operation->kind == OP_FORK ?
+				       ~0ULL :
+				       blocks_of(operation->start, operation->count);
 		if (operation->kind == OP_REMAP)
 			shared->mask |= blocks_of(operation->new_start, operation->new_count);
 		if (!ask(process, operation->thread))
@@ -1267,7 +1301,8 @@ static void run_trace(long index, char **lines, long line_count, long first_line
 		bool thorough = (n + 1) % CHECK_STEPS == 0 || n + 1 == count;
 
 		if (!step(&operations[n], thorough, n + 1 == count)) {
-			printf("{\"abandoned\": %ld, \"step\": %ld, \"reason\": \"%s\"}\n", index, n, abandoned);
+			printf("{\"abandoned\": %ld, \"step\": %ld, \"reason\": \"%s\"}\n", index,
+			       n, abandoned);
 			break;
 		}
 		print_answer(n, thorough);
@@ -1313,7 +1348,8 @@ int main(int argc, char **argv)
 	for (char *at = text; *at; at++)
 		line_count += *at == '\n';
 	lines = calloc(line_count + 2, sizeof(*lines));
-	shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1,
+		      0);
 	if (!lines || shared == MAP_FAILED)
 		fail("no memory");
 	line_count = 0;

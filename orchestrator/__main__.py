@@ -7,7 +7,7 @@ from orchestrator.errors import missing_package
 
 
 def start() -> None:
-    """Start the command line; where it cannot even be imported, say what is missing.
+    """Start the command line; if it cannot be imported, name the missing package.
 
     Raises:
         ImportError: a module of this project is missing.

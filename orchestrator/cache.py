@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A content-addressed cache of everything expensive: source trees, kernels, images, probe answers.
+"""A content-addressed cache of everything expensive: source trees, kernels, images, probe results.
 
-An artefact's key is all its inputs. It is built in a temporary directory and renamed into place, so an
-interruption leaves nothing half-made, and several processes can share one cache.
+The key of an artefact is the hash of all its inputs. An artefact is built in a temporary directory and renamed
+into place, so an interruption leaves nothing half-made, and several processes can share one cache.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from typing import Any
 import platformdirs
 from filelock import FileLock, Timeout
 
-# A new SSH key would shut the door on guests that run; the others are small.
+# Removing an SSH key would lock us out of running guests; the other kinds are small.
 _KEPT = ("ssh-keys", "probe", "packages", "calibration")
-#: Part of every key: raise it when the layout of what is stored changes.
+#: Part of every key. Increase it when the layout of stored artefacts changes.
 GENERATION = 1
 
 
@@ -43,13 +43,13 @@ def file_digest(path: Path) -> str:
 
 
 @dataclass(frozen=True, order=True)
-class Entry:
-    """Something in the cache that can be made again.
+class CacheEntry:
+    """A cache entry that can be rebuilt.
 
     Args:
-        used: time of last use, seconds since the epoch.
-        path: its directory.
-        lock: name of the lock that whoever makes or changes it holds.
+        used: time of last use, in seconds since the epoch.
+        path: directory of the entry.
+        lock: name of the lock to hold while creating or changing the entry.
     """
 
     used: float
@@ -58,11 +58,11 @@ class Entry:
 
     @property
     def name(self) -> str:
-        """Its kind and its own name, for a person."""
+        """Kind and name of the entry, for display."""
         return f"{self.path.parent.name}/{self.path.name}"
 
     def size(self) -> int:
-        """Bytes of its files on disk; a file that several entries share counts for each."""
+        """Disk space of the entry in bytes; a hard-linked file counts once per entry."""
         return sum(
             path.lstat().st_blocks * 512
             for path in self.path.rglob("*")
@@ -75,7 +75,7 @@ class Cache:
     """A cache below one directory.
 
     Args:
-        root: the directory; made when first needed.
+        root: the directory; created when first needed.
     """
 
     root: Path
@@ -87,20 +87,20 @@ class Cache:
         return cls(Path(named) if named else Path(platformdirs.user_cache_dir("orchestrate")))
 
     def path(self, kind: str, key: Mapping[str, Any]) -> Path:
-        """Where the artefact of `kind` with `key` is, or would be."""
+        """The directory of the artefact of `kind` with `key`, whether or not it exists."""
         return self.root / kind / digest({"generation": GENERATION, **key})
 
     def has(self, kind: str, key: Mapping[str, Any]) -> bool:
-        """Whether the artefact is there, complete."""
+        """Whether the artefact exists and is complete."""
         return (self.path(kind, key) / "key.json").is_file()
 
     def obtain(self, kind: str, key: Mapping[str, Any], make: Callable[[Path], None]) -> Path:
-        """The directory of an artefact, made by `make` where it is not there yet.
+        """Return the directory of an artefact; call `make` if it does not exist yet.
 
         Args:
-            kind: what it is, a directory name such as ``kernel``.
-            key: all its inputs, as JSON values.
-            make: fills the empty directory it is given; on an exception nothing is kept.
+            kind: kind of artefact, used as a directory name, e.g. ``kernel``.
+            key: all inputs of the artefact, as JSON values.
+            make: fills the empty directory that it is passed; if it raises, nothing is kept.
         """
         final = self.path(kind, key)
         if self.has(kind, key):
@@ -124,38 +124,38 @@ class Cache:
         return final
 
     def lock(self, name: str) -> FileLock:
-        """A lock that processes sharing this cache agree on; released when the holder dies."""
+        """An inter-process lock of this cache; released when its holder dies."""
         directory = self.root / "locks"
         directory.mkdir(parents=True, exist_ok=True)
         return FileLock(directory / f"{name}.lock")
 
     def workspace(self, name: str) -> Path:
-        """A directory that is kept between uses and is not content-addressed, e.g. a build's objects."""
+        """A directory that persists between uses and is not content-addressed, e.g. object files of a build."""
         directory = self.root / "workspace" / name
         directory.mkdir(parents=True, exist_ok=True)
         return directory
 
-    def entries(self) -> Iterator[Entry]:
-        """What can be made again, at the price of time; neither keys nor answers that cost no space."""
+    def entries(self) -> Iterator[CacheEntry]:
+        """All entries that can be rebuilt; SSH keys and small entries such as probe results are left out."""
         for key in self.root.glob("*/*/key.json"):
             kind = key.parent.parent.name
             if kind not in _KEPT:
-                yield Entry(key.stat().st_mtime, key.parent, f"{kind}-{key.parent.name}")
+                yield CacheEntry(key.stat().st_mtime, key.parent, f"{kind}-{key.parent.name}")
         for place in (self.root / "workspace").glob("build-*"):
             log = place / "build.log"
             if (place / "objects").is_dir():
                 used = (log if log.is_file() else place).stat().st_mtime
-                yield Entry(used, place, place.name)
-        for half_made in self.root.glob("*/.*-*"):  # its maker was killed
-            yield Entry(
+                yield CacheEntry(used, place, place.name)
+        for half_made in self.root.glob("*/.*-*"):  # the process that made it was killed
+            yield CacheEntry(
                 half_made.stat().st_mtime, half_made, f"{half_made.parent.name}-{half_made.name[1:21]}"
             )
 
-    def remove(self, entry: Entry) -> bool:
+    def remove(self, entry: CacheEntry) -> bool:
         """Remove an entry.
 
         Returns:
-            False where it is in use: then it is left alone.
+            False if the entry is in use and was therefore not removed.
         """
         try:
             with self.lock(entry.lock).acquire(timeout=0):
@@ -166,5 +166,5 @@ class Cache:
 
     @staticmethod
     def _touch(directory: Path) -> None:
-        # The time of last use decides what `orchestrate results gc` may take.
+        # `orchestrate results gc` removes entries by their time of last use.
         os.utime(directory / "key.json")

@@ -1,24 +1,23 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Defaults that commands show in their help, apart from the code that uses them: --help imports none of that."""
+"""Defaults that the help texts show; kept apart from the code that uses them, so that --help imports little."""
 
 from __future__ import annotations
 
 from typing import Final
 
-#: Fresh boots per variant and workload: the fewest with which the statistics can decide over the primary metrics.
+#: Fresh boots per variant and workload: the fewest for which the statistics can decide on the primary metrics.
 REPEAT: Final = 6
 WORKLOADS: Final = ("chunk", "fault_latency")
-#: Four nodes, so that memory has places. A guest of 8 GiB gives the same answers in chunk and takes twice as long.
+#: Four nodes, for placement across nodes. A guest of 8 GiB gives the same answers in chunk and takes twice as long.
 TOPOLOGY: Final = "4x1G"
-#: Relative difference up to which a metric counts as unchanged.
+#: Largest relative difference that counts as unchanged.
 MARGIN: Final = 0.005
 
-#: Of a bisection: the probability that its answer is right, the share of a bad stage's boots that show an outcome
-#: (at least), and how many boots it may take.
+#: Bisection: probability that the result is right, lowest reproduction rate of a bad stage, limit of boots.
 CONFIDENCE: Final = 0.99
 RATE: Final = 0.3
 MAX_BOOTS: Final = 200
 
-#: Of `check` and of `test`.
+#: Default topologies of `check` and `test`.
 CHECK_TOPOLOGY: Final = "2x512M/1"
 TEST_TOPOLOGY: Final = "2x1536M"

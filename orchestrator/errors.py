@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The two families of errors: the request was wrong, or the host let us down.
+"""The two kinds of errors: the request was wrong, or the host failed.
 
 A message is one sentence that says what is wrong and what to do. The command line prints it without a
-traceback, and ends with the family's exit status. What a *guest* does wrong is no error of ours: that is a
-value, see :class:`orchestrator.store.outcome.Outcome`.
+traceback and ends with the exit status of its kind. A failure of the *guest* is not an exception but a result:
+see :class:`orchestrator.store.outcome.Outcome`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ class OrchestrateError(Exception):
 
     Args:
         message: one sentence.
-        log: the file that holds the evidence, where there is one.
+        log: log file with the details, if there is one.
     """
 
     exit_status = 1
@@ -36,18 +36,18 @@ class InfrastructureError(OrchestrateError):
     """The tool or its host failed: a program is missing, a disk is full."""
 
 
-#: Packages that only ``--executor dask://...`` needs, and that a plain set-up leaves out.
+#: Packages that only ``--executor dask://...`` needs; scripts/setup installs them with --cluster only.
 _OF_CLUSTER = ("dask", "distributed")
 
 
 def missing_package(error: ImportError) -> str | None:
-    """What to say of a Python package that cannot be imported.
+    """The error message for a Python package that cannot be imported.
 
     Returns:
-        One sentence; None where a module of this project is missing, which is a fault of the project.
+        One sentence; None if a module of this project is missing, which is a bug.
     """
     cause: BaseException | None = error
-    # pandas hides the package that it misses behind an error without a name.
+    # pandas wraps the error about a missing dependency in one without a name.
     while cause is not None and not (isinstance(cause, ModuleNotFoundError) and cause.name):
         cause = cause.__cause__ or cause.__context__
     if isinstance(cause, ModuleNotFoundError) and cause.name:
@@ -58,5 +58,5 @@ def missing_package(error: ImportError) -> str | None:
         return f"the Python package {package} is missing; run scripts/setup {option}"
     if (error.name or "").partition(".")[0] == __name__.partition(".")[0]:
         return None
-    reason = (str(error).strip().splitlines() or ["no reason is given"])[0].rstrip(".:")
+    reason = (str(error).strip().splitlines() or ["no reason given"])[0].rstrip(".:")
     return f"a Python package cannot be imported ({reason}); run scripts/setup --force"

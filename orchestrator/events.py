@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Events: what the tool is doing, as steps with a start, progress and an end.
+"""Events: what the tool is doing, as steps that start, make progress and end.
 
-Live progress on a terminal, the plain lines elsewhere and the run's ``logs/events.jsonl`` are all written by
-listeners of the same stream, so they cannot disagree.
+Live progress on a terminal, plain lines elsewhere, and ``logs/events.jsonl`` of a run are all written by
+listeners of the same stream of events, so they cannot disagree.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ Kind = Literal["start", "progress", "item", "note", "end", "failed"]
 
 @dataclass(frozen=True)
 class Event:
-    """One thing that happened in one step.
+    """An event of a step.
 
     Args:
-        kind: what happened to the step; ``item``: one of its equal parts ended, which is worth a line.
-        step: path of the step's names, outermost first, e.g. ``("build core-only", "compile")``.
-        text: what a person reads; for ``failed`` the error's message.
-        done, total: progress in the step's own `unit`; ``total`` is None where it is not known.
-        unit: the plural of what is counted, e.g. ``files``.
-        seconds: since the step began.
-        left_s: host seconds that it will take still; None where nobody knows.
-        like: what the step's duration can be compared with, e.g. ``kernel-next measure``; empty for nothing.
-        part: the step is one of another's equal parts, and the other says how it ended.
+        kind: what happened to the step; ``item``: one of its equal parts ended, which is reported on a line.
+        step: names of the nested steps, outermost first, e.g. ``("build core-only", "compile")``.
+        text: text to show; for ``failed`` the error message.
+        done, total: progress in `unit`; ``total`` is None if unknown.
+        unit: what is counted, in the plural, e.g. ``files``.
+        seconds: host seconds since the step began.
+        left_s: estimated host seconds until the step ends; None if unknown.
+        like: class of steps with a similar duration, e.g. ``kernel-next measure``; empty if there is none.
+        part: the step is an item of an outer step, and the outer step reports how it ended.
     """
 
     kind: Kind
@@ -47,13 +47,13 @@ class Event:
 
 Listener = Callable[[Event], None]
 
-#: Share of a step that has to be done before its rate says how long the rest takes.
+#: Share of a step that must be done before the remaining time is estimated from its rate.
 _RATE_FROM = 0.05
 
 
 @dataclass
 class Step:
-    """A step under way; made by :meth:`Events.step`."""
+    """A running step; created by :meth:`Events.step`."""
 
     events: Events
     names: tuple[str, ...]
@@ -69,29 +69,29 @@ class Step:
         text: str = "",
         left_s: float | None = None,
     ) -> None:
-        """Say how far the step is, `done` of `total` in `unit`.
+        """Report that `done` of `total` `unit` are done.
 
         Args:
-            left_s: host seconds that are left, where the caller knows better than the rate until now.
+            left_s: host seconds left, if the caller has a better estimate than the rate so far.
         """
         self._emit("progress", text, done, total, unit, left_s)
 
     def item(self, done: int, total: int | None, unit: str, text: str, left_s: float | None = None) -> None:
-        """Say that the `done`-th of `total` equal parts ended, and how.
+        """Report that the `done`-th of `total` equal parts ended, and how.
 
         Args:
-            total: None where nobody knows how many there will be.
-            left_s: host seconds that the others will take, where the caller knows better than the rate until now.
+            total: None if the number of parts is unknown.
+            left_s: host seconds left, if the caller has a better estimate than the rate so far.
         """
         self._emit("item", text, done, total, unit, left_s)
 
     def note(self, text: str) -> None:
-        """Say something that a person should see, e.g. why a cached artefact is not used."""
+        """Report something the user should see, e.g. why a cached artefact is not used."""
         self._emit("note", text)
 
     @property
     def seconds(self) -> float:
-        """Seconds since the step began."""
+        """Host seconds since the step began."""
         return time.monotonic() - self.began
 
     def _emit(
@@ -110,7 +110,7 @@ class Step:
         )
 
     def _left(self, done: float | None, total: float | None) -> float | None:
-        """Seconds that are left: by the rate until now, else by how long such steps took."""
+        """Estimated seconds left: from the rate so far, else from the duration of earlier steps of this class."""
         if total and done and done >= _RATE_FROM * total:
             return self.seconds * (total - done) / done
         expected = self.events.expected(self.like)
@@ -131,23 +131,23 @@ class Events:
     def __init__(self, *listeners: Listener) -> None:
         self._listeners = list(listeners)
         self._lock = threading.Lock()
-        #: How many seconds a step like that is expected to take; None where nobody knows.
+        #: Expected duration in seconds of a step of a class (`Event.like`); None if unknown.
         self.expected: Callable[[str], float | None] = lambda like: None
 
     def listen(self, listener: Listener) -> None:
-        """Add a listener; it is called in the thread that emits, one event at a time."""
+        """Add a listener. It is called in the emitting thread, one event at a time."""
         with self._lock:
             self._listeners.append(listener)
 
     def emit(self, event: Event) -> None:
-        """Hand one event to every listener."""
+        """Pass an event to every listener."""
         with self._lock:
             for listener in self._listeners:
                 listener(event)
 
     @contextmanager
     def step(self, *names: str, like: str = "", part: bool = False) -> Iterator[Step]:
-        """Announce a step, and its end: ``failed`` when an exception leaves the block, else ``end``.
+        """Report the start of a step and its end: ``failed`` if the block raises, else ``end``.
 
         Args:
             like, part: see :class:`Event`.

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The one place that starts external programs.
 
-Each command line is logged, its output is kept, and it dies with us: ``setpriv --pdeathsig`` (setpriv(1),
-prctl(2) PR_SET_PDEATHSIG) makes the kernel kill it when the thread that started it ends. A process is therefore
-started by the thread that will also wait for it.
+Every command line is logged and its output is kept. Children die with their parent: ``setpriv --pdeathsig``
+(setpriv(1), prctl(2) PR_SET_PDEATHSIG) makes the kernel kill a child when the *thread* that started it ends.
+So the thread that starts a process must also wait for it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from orchestrator.errors import InfrastructureError
 
 log = logging.getLogger(__name__)
 
-#: Debian packages of the programs we start, for the sentence that says what to install.
+#: Debian packages of the programs that are started, for error messages.
 PACKAGES = {
     "apt-get": "apt",
     "bc": "bc",
@@ -54,13 +54,13 @@ PACKAGES = {
 
 @dataclass(frozen=True)
 class Completed:
-    """A program that ended.
+    """The result of a program that ended.
 
     Args:
-        argv: its command line.
-        returncode: exit status; negative signal number where a signal ended it.
-        stdout, stderr: what it printed; ``stderr`` is empty where both were joined by `on_line`.
-        seconds: wall time it took.
+        argv: command line.
+        returncode: exit status; the negative signal number if a signal killed it.
+        stdout, stderr: output; with `on_line` both are in ``stdout``, and ``stderr`` is empty.
+        seconds: wall-clock seconds it took.
     """
 
     argv: tuple[str, ...]
@@ -71,7 +71,7 @@ class Completed:
 
 
 def tied(argv: Sequence[str], parent_death: str = "KILL") -> list[str]:
-    """The command line that runs `argv` so that it dies with the thread that starts it."""
+    """The command line that runs `argv` and makes it die with the thread that starts it."""
     return ["setpriv", "--pdeathsig", parent_death, "--", *argv]
 
 
@@ -79,7 +79,7 @@ def require(program: str) -> str:
     """The path of `program`.
 
     Raises:
-        InfrastructureError: it is not installed; the sentence names its Debian package.
+        InfrastructureError: it is not installed; the message names its Debian package.
     """
     found = shutil.which(program)
     if found is None:
@@ -90,7 +90,7 @@ def require(program: str) -> str:
 
 
 def version_of(program: str) -> str:
-    """The first line that ``PROGRAM --version`` prints; asked once, until the program is another file.
+    """The first line that ``PROGRAM --version`` prints; cached until the program's file changes.
 
     Raises:
         InfrastructureError: it is not installed, or fails.
@@ -116,13 +116,13 @@ def spawn(
     stderr: int | IO[bytes] | None = None,
     own_session: bool = True,
 ) -> subprocess.Popen[bytes]:
-    """Start a program that goes on while we do other things.
+    """Start a program in the background.
 
     Args:
         argv: command line; never a shell string.
-        env: variables *added* to ours.
-        own_session: in a session and process group of its own, so that a terminal's Ctrl-C reaches only us;
-            False for a program that a person talks to on that terminal.
+        env: variables *added* to the environment.
+        own_session: start it in a new session and process group, so that Ctrl-C on the terminal does not reach
+            it; False for an interactive program on that terminal.
 
     Raises:
         InfrastructureError: the program is not installed.
@@ -152,20 +152,20 @@ def run(
     log_file: Path | None = None,
     on_line: Callable[[str], None] | None = None,
 ) -> Completed:
-    """Run a program to its end.
+    """Run a program until it ends.
 
     Args:
         argv: command line; never a shell string.
-        env: variables *added* to ours.
-        input_text: what it reads from standard input; nothing where None.
-        timeout_s: seconds after which its whole process group is killed.
-        check: raise where its exit status is not 0.
-        log_file: appended to: the command line, then everything it prints.
+        env: variables *added* to the environment.
+        input_text: its standard input; None for empty input.
+        timeout_s: wall-clock seconds after which its whole process group is killed.
+        check: raise an error if its exit status is not 0.
+        log_file: file to append to: the command line, then all output.
         on_line: called with each line (stdout and stderr joined) as it appears, without the newline.
 
     Raises:
-        InfrastructureError: not installed, timed out, or (with `check`) failed; the sentence ends with the
-            last line that the program printed.
+        InfrastructureError: it is not installed, timed out, or (with `check`) failed; the message ends with the
+            last line of its output.
     """
     began = time.monotonic()
     joined = on_line is not None or log_file is not None
@@ -201,7 +201,7 @@ def run(
     completed = Completed(tuple(argv), process.returncode, stdout, stderr, time.monotonic() - began)
     if expired.is_set():
         raise InfrastructureError(
-            f"{shlex.join(argv)} took more than {timeout_s:g} s and was ended.", log_file
+            f"{shlex.join(argv)} took more than {timeout_s:g} s and was killed.", log_file
         )
     if check and completed.returncode != 0:
         last = next(
@@ -214,8 +214,8 @@ def run(
 
 
 def kill_group(process: subprocess.Popen[bytes]) -> None:
-    """Kill a process made by :func:`spawn` with all its children."""
-    with suppress(ProcessLookupError):  # it may have ended by itself
+    """Kill a process started by :func:`spawn` and its whole process group."""
+    with suppress(ProcessLookupError):  # it may have ended already
         os.killpg(process.pid, signal.SIGKILL)
 
 

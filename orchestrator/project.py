@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Where the project's data lies: patches, workloads, image recipes, results."""
+"""Directories of the project's data: patches, workloads, image recipes, results."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from orchestrator.errors import UserError
 
 @dataclass(frozen=True)
 class Project:
-    """A checkout of this project, or a directory laid out like one.
+    """A checkout of this project, or a directory with the same layout.
 
     Args:
         root: the directory that holds ``kernel_patches/``, ``guest_workloads/`` and ``vm_images/``.
@@ -22,12 +22,12 @@ class Project:
 
     @property
     def kernel_patches(self) -> Path:
-        """The staged series."""
+        """The patch series."""
         return self.root / "kernel_patches"
 
     @property
     def guest_workloads(self) -> Path:
-        """C sources and manifests of the guest programs."""
+        """C sources and manifests of the workloads."""
         return self.root / "guest_workloads"
 
     @property
@@ -37,15 +37,15 @@ class Project:
 
     @property
     def results(self) -> Path:
-        """Run directories, unless ``$ORCHESTRATE_RESULTS`` names another place."""
+        """The run directories; ``$ORCHESTRATE_RESULTS`` overrides this."""
         return Path(os.environ.get("ORCHESTRATE_RESULTS") or self.root / "results")
 
 
 def find_project(start: Path | None = None) -> Project:
-    """Find the project: ``$ORCHESTRATE_ROOT``, else above `start`, else around this package.
+    """Find the project: in ``$ORCHESTRATE_ROOT``, else in `start` or a parent, else around this package.
 
     Args:
-        start: directory to search upwards from; the working directory where none is given.
+        start: directory to search upwards from; default: the working directory.
 
     Raises:
         UserError: no directory with ``kernel_patches/`` and ``vm_images/`` was found.
@@ -57,6 +57,6 @@ def find_project(start: Path | None = None) -> Project:
         if (candidate / "kernel_patches").is_dir() and (candidate / "vm_images").is_dir():
             return Project(candidate)
     raise UserError(
-        f"no kernel_patches/ and vm_images/ in {candidates[0]} or above it; "
-        "run inside a clone of the project or set ORCHESTRATE_ROOT to one."
+        f"no kernel_patches/ and vm_images/ in {candidates[0]} or its parent directories; "
+        "run inside a clone of the project, or set ORCHESTRATE_ROOT to one."
     )

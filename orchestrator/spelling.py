@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Which of some names a person may have meant."""
+"""Suggestions for misspelled names."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ import difflib
 from collections.abc import Iterable
 from typing import Final
 
-#: Similarity (difflib.SequenceMatcher.ratio) from which on one name is taken for a misspelling of another.
+#: Lowest similarity (difflib.SequenceMatcher.ratio) at which one name counts as a misspelling of another.
 _NEAR: Final = 0.75
-#: The same for a name of at most four letters, where two that changed places already make a third of it differ.
+#: The same for names of at most four letters, where two swapped letters are already a large part of the name.
 _NEAR_SHORT: Final = 0.66
-#: Letters of a part of a name that stand for all of it.
+#: Shortest part of a name, in letters, that is accepted for the whole name.
 _PART: Final = 4
 
 
 def near(name: str, known: Iterable[str]) -> str | None:
-    """The one of `known` that `name` is a likely misspelling of; None where none is near.
+    """The name in `known` that `name` is most likely a misspelling of; None if none is similar.
 
     >>> near("core-onyl", ["baseline", "core-only"])
     'core-only'
@@ -27,7 +27,7 @@ def near(name: str, known: Iterable[str]) -> str | None:
 
 
 def meant(name: str, known: Iterable[str]) -> str | None:
-    """As :func:`near`, and also the one of `known` that `name` is a part of, whatever the case of its letters.
+    """Like :func:`near`, but also finds the name in `known` that contains `name`, ignoring case.
 
     >>> meant("threshold", ["promotion_threshold", "enabled"]), meant("ALWAYS", ["always"])
     ('promotion_threshold', 'always')
@@ -41,7 +41,7 @@ def meant(name: str, known: Iterable[str]) -> str | None:
 
 
 def hint(name: str, known: Iterable[str], otherwise: str = "there are") -> str:
-    """The end of a sentence that refuses `name`: the name that was meant, or all there are.
+    """The end of an error message about an unknown `name`: the name that was probably meant, or all names.
 
     >>> hint("chnuk", ["chunk", "touch"]), hint("x", ["chunk", "touch"])
     ('did you mean chunk?', 'there are chunk, touch.')

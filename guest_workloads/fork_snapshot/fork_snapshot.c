@@ -228,7 +228,7 @@ int main(int argc, char **argv)
 	metric("rss_kib.before", "KiB", before.rss_kib);
 	metric("anon_huge_kib.before", "KiB", before.anon_huge_kib);
 	metric_reserved("reserved_kib.before");
-	metric("rss_per_useful.ratio", "bytes a byte", before.rss_kib * (double)KIB / info("memory", "used_memory"));
+	metric("rss_per_useful.ratio", "bytes/byte", before.rss_kib * (double)KIB / info("memory", "used_memory"));
 
 	available_kib = least_kib = meminfo_kib("MemAvailable:");
 	faults = faults_of(server);

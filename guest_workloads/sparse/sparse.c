@@ -79,7 +79,7 @@ int main(int argc, char **argv)
 	metric("useful_kib.sum", "KiB", useful_kib);
 	metric("rss_kib.max", "KiB", rollup.rss_kib);
 	metric("anon_huge_kib.max", "KiB", rollup.anon_huge_kib);
-	metric("memory_per_useful.ratio", "bytes a byte",
+	metric("memory_per_useful.ratio", "bytes/byte",
 	       most_kib > before_kib ? (most_kib - before_kib) / useful_kib : 0);
 	histogram("insert_%s", took, entries);
 	workload_end();

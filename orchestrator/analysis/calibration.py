@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
+from orchestrator.store.manifest import Manifest
+
 #: Pages touched of a region's 512: those of the sweep in guest_workloads/fault_latency.
 DENSITIES = (1, 16, 64, 96, 256, 512)
 #: Native rounds that count.
@@ -143,12 +145,13 @@ class Calibration:
             raise ValueError(f"not a calibration: {error!r}") from error
 
 
-def calibration_line(manifest: Mapping[str, Any]) -> str:
+def calibration_line(manifest: Manifest) -> str:
     """What a run's report says of the processor beside instructions; empty where its clock is not instructions."""
-    if (manifest.get("accelerator") or {}).get("clock") != "insns":
+    if manifest.accelerator.clock != "insns":
         return ""
-    said = (manifest.get("calibration") or {}).get("sentence")
-    return str(said) if said else "not calibrated on the run's host; `orchestrate calibrate` does it"
+    if manifest.calibration is None:
+        return "not calibrated on the run's host; `orchestrate calibrate` does it"
+    return manifest.calibration.sentence
 
 
 def _costs(facts: Mapping[str, Any]) -> Costs:

@@ -14,12 +14,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from string import ascii_lowercase
-from typing import Any, Final
+from typing import Final
 
 from orchestrator.analysis.aspect import ASPECTS, OTHERS, aspect_of
-from orchestrator.analysis.base import notes_on_bases
 from orchestrator.analysis.comparison import Comparison, Row
 from orchestrator.analysis.conclusion import conclusion
+from orchestrator.analysis.condition import notes_on_bases
 from orchestrator.analysis.density import WORKLOAD as DENSITY_WORKLOAD
 from orchestrator.analysis.density import break_even, densities
 from orchestrator.analysis.notation import (
@@ -36,6 +36,7 @@ from orchestrator.analysis.table import control_line
 from orchestrator.analysis.text_plot import Bar, bars, points
 from orchestrator.errors import UserError
 from orchestrator.spelling import hint
+from orchestrator.store.manifest import Role
 from orchestrator.store.run import Run
 
 WIDTH: Final = 75
@@ -55,7 +56,7 @@ def check_choice(
         if stage not in ends:
             there = ", ".join(map(str, sorted(ends))) or "none"
             raise UserError(f"--stage {stage}: no variant of this run ends at it; there are {there}.")
-    known = list(run.manifest["workloads"])
+    known = list(run.manifest.workloads)
     for workload in workloads:
         if workload not in known:
             there = ", ".join(known) or "none"
@@ -72,9 +73,9 @@ def check_choice(
 def _ends(run: Run) -> dict[str, int]:
     """Patched variant -> number of its last stage."""
     return {
-        str(variant["name"]): int(variant["stages"][-1]["number"])
-        for variant in run.manifest["variants"]
-        if variant["role"] == "patched" and variant.get("stages")
+        variant.name: variant.stages[-1].number
+        for variant in run.manifest.variants
+        if variant.role is Role.PATCHED and variant.stages
     }
 
 
@@ -138,7 +139,7 @@ def _introduction(run: Run, comparison: Comparison) -> str:
     conditions = comparison.conditions
     clock = CLOCKS.get(conditions.clock, conditions.clock)
     stages = {len(variant.stages) for variant in comparison.compared}
-    series = (run.manifest.get("series") or {}).get("title")
+    series = run.manifest.series.title
     applied = f", {series}" if series and stages != {0} else ""
     return _wrapped(
         f"Medians of {conditions.repeat} fresh boots in a {conditions.topology} guest ({conditions.kernel}{applied}), "
@@ -278,8 +279,7 @@ def _findings(comparison: Comparison) -> str:
 
 def _reproduction(run: Run) -> str:
     """The command, continued with backslashes where it is long, so that it can still be pasted."""
-    command: Any = run.manifest.get("command")
-    words = shlex.split(run.manifest.get("reproduce", "")) if command is None else list(map(str, command))
+    words = run.manifest.command
     if not words:
         return "The command of this run is not known."
     # An option and its value stay on one line.

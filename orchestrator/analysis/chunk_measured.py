@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from orchestrator.errors import UserError
-from orchestrator.model.chunk_test import RANGE_KIB, Distribution, Machine, distribution
+from orchestrator.model.chunk_test import RANGE_KIB, ChunkTestMachine, Distribution, distribution
+from orchestrator.store.manifest import Role
 from orchestrator.store.run import Run
 
 WORKLOAD = "chunk"
@@ -39,7 +40,7 @@ class Point:
 class MeasuredChunk:
     """The chunk test of a run."""
 
-    machine: Machine
+    machine: ChunkTestMachine
     chunk_kib: int
     pattern: str
     pages: int
@@ -57,14 +58,14 @@ def measured_chunk(run: Run) -> MeasuredChunk:
     Raises:
         UserError: it has none.
     """
-    described = run.manifest["workloads"].get(WORKLOAD)
+    described = run.manifest.workloads.get(WORKLOAD)
     cells = run.cells
     cells = cells[(cells["workload"] == WORKLOAD) & (cells["outcome"] == "ok")]
     if described is None or cells.empty:
         raise UserError(f"{run.path.name} has no chunk test that ended ok; name a run of the workload chunk.")
-    parameters = described["parameters"]
-    nodes = [node for node in run.manifest["topology"]["nodes"] if node["memory_mib"]]
-    installed_kib = sum(int(node["memory_mib"]) for node in nodes) * 1024
+    parameters = described.parameters
+    nodes = [node for node in run.manifest.topology.nodes if node.memory_mib]
+    installed_kib = sum(node.memory_mib for node in nodes) * 1024
     ballast = int(parameters.get("ballast_percent", 0))
     samples = run.samples
     before = samples[
@@ -79,7 +80,7 @@ def measured_chunk(run: Run) -> MeasuredChunk:
     chunk_kib = (chunk_kib + RANGE_KIB // 2) // RANGE_KIB * RANGE_KIB
     pattern = _PATTERNS.get(parameters["pattern"], parameters["pattern"])
     return MeasuredChunk(
-        Machine(installed_kib, len(nodes), available_kib),
+        ChunkTestMachine(installed_kib, len(nodes), available_kib),
         chunk_kib,
         pattern,
         int(parameters["max_pages"]),
@@ -90,15 +91,15 @@ def measured_chunk(run: Run) -> MeasuredChunk:
 def _points(run: Run) -> Iterator[Point]:
     metrics = run.metrics
     metrics = metrics[metrics["workload"] == WORKLOAD]
-    for variant in run.manifest["variants"]:
-        knobs = variant["knobs"]
-        if variant["role"] == "control" or knobs.get("enabled", "always") != "always":
+    for variant in run.manifest.variants:
+        knobs = variant.knobs
+        if variant.role is Role.CONTROL or knobs.get("enabled", "always") != "always":
             continue
-        own = metrics[metrics["variant"] == variant["name"]]
+        own = metrics[metrics["variant"] == variant.name]
         medians = {str(name): float(np.median(part["value"])) for name, part in own.groupby("metric")}
         if "survivors.total" in medians:
             yield Point(
-                variant["name"],
+                variant.name,
                 int(knobs.get(_THRESHOLD, 1)),
                 medians["survivors.total"],
                 medians["survivors_oom.total"],

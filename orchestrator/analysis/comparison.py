@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from typing import Any, Final, Literal
@@ -13,9 +13,8 @@ from typing import Any, Final, Literal
 import numpy as np
 import pandas as pd
 
-from orchestrator.analysis.base import base_differences, notes_on_bases
 from orchestrator.analysis.calibration import calibration_line
-from orchestrator.analysis.clock import clock_differences
+from orchestrator.analysis.condition import differences, notes_on_bases
 from orchestrator.analysis.invariants import check_counters
 from orchestrator.analysis.statistics import (
     ALPHA,
@@ -33,8 +32,9 @@ from orchestrator.analysis.statistics import (
     repetitions_needed,
     variation,
 )
-from orchestrator.defaults import MARGIN
 from orchestrator.errors import UserError
+from orchestrator.store.manifest import Manifest, Role, VariantRecord
+from orchestrator.store.observation import Metric
 from orchestrator.store.outcome import Outcome
 from orchestrator.store.run import Run
 
@@ -268,7 +268,7 @@ def compare(run: Run, against: str | None = None, margin: float | None = None) -
     Raises:
         UserError: no such variant, or a margin that is no fraction.
     """
-    variants = [_Variant(run, entry) for entry in run.manifest["variants"]]
+    variants = [_Variant(run, entry) for entry in run.manifest.variants]
     baseline = _chosen(variants, against)
     control = next((v for v in variants if v.role == "control"), None)
     return _compare([run], variants, baseline, control, margin)
@@ -286,11 +286,11 @@ def compare_runs(
         UserError: the runs differ in something that makes their figures incomparable; the sentence names it.
     """
     _refuse_incomparable(first, second)
-    baseline = _chosen([_Variant(first, entry) for entry in first.manifest["variants"]], against)
+    baseline = _chosen([_Variant(first, entry) for entry in first.manifest.variants], against)
     variants = [baseline]
     control: _Variant | None = None
-    for entry in second.manifest["variants"]:
-        variant = _Variant(second, entry, label=f"{entry['name']} ({second.name})")
+    for entry in second.manifest.variants:
+        variant = _Variant(second, entry, label=f"{entry.name} ({second.name})")
         if variant.role == "control":
             continue
         if control is None and variant.same_kernel_as(baseline):
@@ -302,24 +302,22 @@ def compare_runs(
         notes.append(
             "the second run has no copy of the baseline, so what lies between the two runs is not known."
         )
-    if first.manifest.get("seed") != second.manifest.get("seed"):
+    if first.manifest.seed != second.manifest.seed:
         notes.append("the two runs have different seeds: workloads drew different pages.")
-    if first.manifest.get("image") != second.manifest.get("image"):
+    if first.manifest.image != second.manifest.image:
         notes.append("the two runs have different guest images.")
-    comparison = _compare([first, second], variants, baseline, control, margin, notes)
-    clocks = clock_differences(first.manifest, second.manifest)
-    return replace(comparison, cautions=(*comparison.cautions, *clocks))
+    return _compare([first, second], variants, baseline, control, margin, notes)
 
 
 class _Variant:
     """A variant of one run, with its measured values."""
 
-    def __init__(self, run: Run, entry: Mapping[str, Any], label: str | None = None) -> None:
+    def __init__(self, run: Run, entry: VariantRecord, label: str | None = None) -> None:
         self.run = run
         self.entry = entry
-        self.own_name = str(entry["name"])
+        self.own_name = entry.name
         self.name = label or self.own_name
-        self.role = str(entry["role"])
+        self.role = str(entry.role)
         cells = run.cells
         self.cells: pd.DataFrame = cells[cells["variant"] == self.own_name]
         ok = self.cells.loc[self.cells["outcome"] == Outcome.OK.value, "cell"]
@@ -339,25 +337,23 @@ class _Variant:
         return int((self.cells["workload"] == workload).sum())
 
     def same_kernel_as(self, other: _Variant) -> bool:
-        def facts(entry: Mapping[str, Any]) -> tuple[Any, ...]:
-            stages = [stage["digest"] for stage in entry.get("stages", ())]
-            return (entry.get("tree"), stages, dict(entry.get("knobs", {})), list(entry.get("cmdline", ())))
+        def facts(entry: VariantRecord) -> tuple[Any, ...]:
+            return entry.tree, [stage.digest for stage in entry.stages], entry.knobs, entry.cmdline
 
         return facts(self.entry) == facts(other.entry)
 
     def described(self) -> ComparedVariant:
         entry = self.entry
-        knobs = {str(key): str(value) for key, value in entry.get("knobs", {}).items()}
-        neutral = any(knobs.get(key) == value for key, value in _NEUTRAL_KNOBS.items())
+        neutral = any(entry.knobs.get(key) == value for key, value in _NEUTRAL_KNOBS.items())
         return ComparedVariant(
             name=self.name,
             role=self.role,
-            patchset=str(entry.get("patchset", "")),
-            knobs=knobs,
-            cmdline=tuple(map(str, entry.get("cmdline", ()))),
-            stages=tuple(int(stage["number"]) for stage in entry.get("stages", ())),
-            neutral=bool(entry.get("neutral", neutral and self.role == "patched")),
-            release=(entry.get("kernel") or {}).get("release"),
+            patchset=entry.patchset,
+            knobs=entry.knobs,
+            cmdline=entry.cmdline,
+            stages=tuple(stage.number for stage in entry.stages),
+            neutral=neutral and self.role == Role.PATCHED,
+            release=entry.kernel.release if entry.kernel else None,
         )
 
     def failures(self) -> list[Failure]:
@@ -390,47 +386,39 @@ def _chosen(variants: Sequence[_Variant], against: str | None) -> _Variant:
 
 def _refuse_incomparable(first: Run, second: Run) -> None:
     """Every difference at once, for a person fixes them together."""
-    differences = []
-    for what, keys in (
-        ("clock", ("accelerator", "clock")),
-        ("accelerator", ("accelerator", "name")),
-        ("topology", ("topology", "text")),
-        ("NUMA distances", ("topology", "distances")),
-        ("kernel configuration", ("flavour",)),
+    found = []
+    one, two = first.manifest, second.manifest
+    for what, left, right in (
+        ("clock", one.accelerator.clock, two.accelerator.clock),
+        ("accelerator", one.accelerator.name, two.accelerator.name),
+        ("topology", one.topology.text, two.topology.text),
+        ("NUMA distances", _rows_of(one.topology.distances), _rows_of(two.topology.distances)),
+        ("kernel configuration", one.flavour, two.flavour),
     ):
-        left, right = _at(first.manifest, keys), _at(second.manifest, keys)
         if left != right:
-            differences.append(f"{what} ({left} and {right})")
+            found.append(f"{what} ({left} and {right})")
     configurations = [
-        {(variant.get("kernel") or {}).get("configuration") for variant in run.manifest["variants"]} - {None}
-        for run in (first, second)
+        {variant.kernel.configuration for variant in manifest.variants if variant.kernel}
+        for manifest in (one, two)
     ]
     if all(configurations) and configurations[0] != configurations[1]:
-        differences.append("options of the kernel configuration")
-    shared = [name for name in first.manifest["workloads"] if name in second.manifest["workloads"]]
+        found.append("options of the kernel configuration")
+    shared = [name for name in one.workloads if name in two.workloads]
     if not shared:
-        differences.append("workloads: they have none in common")
+        found.append("workloads: they have none in common")
     for name in shared:
-        left = first.manifest["workloads"][name].get("parameters", {})
-        right = second.manifest["workloads"][name].get("parameters", {})
-        for key in sorted({*left, *right}):
-            if left.get(key) != right.get(key):
-                differences.append(
-                    f"parameter {key} of workload {name} ({left.get(key)} and {right.get(key)})"
-                )
-    if differences:
+        mine, theirs = one.workloads[name].parameters, two.workloads[name].parameters
+        for key in sorted({*mine, *theirs}):
+            if mine.get(key) != theirs.get(key):
+                found.append(f"parameter {key} of workload {name} ({mine.get(key)} and {theirs.get(key)})")
+    if found:
         raise UserError(
-            f"{first.name} and {second.name} cannot be compared, they differ in "
-            + "; ".join(differences)
-            + "."
+            f"{first.name} and {second.name} cannot be compared, they differ in {'; '.join(found)}."
         )
 
 
-def _at(manifest: Mapping[str, Any], keys: Iterable[str]) -> Any:
-    value: Any = manifest
-    for key in keys:
-        value = value.get(key) if isinstance(value, Mapping) else None
-    return value
+def _rows_of(distances: Sequence[Sequence[int]]) -> str:
+    return " / ".join(" ".join(map(str, row)) for row in distances)
 
 
 @dataclass(frozen=True)
@@ -450,21 +438,21 @@ def _metrics_of(variants: Sequence[_Variant], workload: str) -> list[_Metric]:
         own = variant.metrics[variant.metrics["workload"] == workload]
         for metric, unit in zip(own["metric"], own["unit"], strict=True):
             seen.setdefault(str(metric), str(unit))
-    declared: Mapping[str, Any] = variants[0].run.manifest["workloads"].get(workload, {}).get("metrics", {})
+    declared = variants[0].run.manifest.workloads[workload].metrics
     names = [name for name in declared if name in seen] + sorted(
         name for name in seen if name not in declared
     )
     metrics = []
     for name in names:
-        facts = declared.get(name, {})
+        facts = declared.get(name) or Metric(name, seen[name], None)
         metrics.append(
             _Metric(
                 workload=workload,
                 name=name,
-                unit=facts.get("unit") or seen[name],
-                better=facts.get("better"),
-                primary=bool(facts.get("primary")),
-                help=str(facts.get("help") or ""),
+                unit=facts.unit or seen[name],
+                better=facts.better,
+                primary=facts.primary,
+                help=facts.help,
             )
         )
     return sorted(metrics, key=lambda metric: not metric.primary)
@@ -479,13 +467,13 @@ def _compare(
     notes: Sequence[str] = (),
 ) -> Comparison:
     manifest = runs[0].manifest
-    chosen_margin = float(manifest.get("margin", MARGIN)) if margin is None else margin
+    chosen_margin = manifest.margin if margin is None else margin
     if not 0 < chosen_margin < 1:
         raise UserError(f"margin is {chosen_margin:g}; it is a fraction, e.g. 0.005 for half a per cent.")
     workloads = {
-        name: str(entry.get("title") or name)
-        for name, entry in manifest["workloads"].items()
-        if all(name in run.manifest["workloads"] for run in runs)
+        name: workload.title or name
+        for name, workload in manifest.workloads.items()
+        if all(name in run.manifest.workloads for run in runs)
     }
     # The A/A pair is the baseline and its copy, also where something else is compared against.
     pair = next((v for v in variants if v.role == "baseline"), baseline)
@@ -517,6 +505,7 @@ def _compare(
             if row.verdict is Verdict.REGRESSED
         ),
     ]
+    different = differences(runs)
     return Comparison(
         runs=tuple(run.name for run in runs),
         baseline=baseline.name,
@@ -531,21 +520,25 @@ def _compare(
         failures=failures,
         findings=tuple(findings),
         counters_checked=sum(check.cells for check in checks),
-        notes=(*notes_on_bases(runs), *notes, *_notes(variants, control, control_rows, rows)),
-        cautions=tuple(base_differences(runs)),
+        notes=(
+            *different.notes,
+            *notes_on_bases(runs),
+            *notes,
+            *_notes(variants, control, control_rows, rows),
+        ),
+        cautions=different.cautions,
     )
 
 
-def _conditions(manifest: Mapping[str, Any]) -> Conditions:
-    source = manifest.get("source") or {}
+def _conditions(manifest: Manifest) -> Conditions:
     return Conditions(
-        clock=_at(manifest, ("accelerator", "clock")),
-        accelerator=str(_at(manifest, ("accelerator", "name"))),
-        accelerator_reason=str(_at(manifest, ("accelerator", "reason")) or ""),
-        topology=str(_at(manifest, ("topology", "text"))),
-        flavour=str(manifest.get("flavour", "")),
-        kernel=str(source.get("description") or source.get("requested") or ""),
-        repeat=int(manifest.get("repeat", 0)),
+        clock=manifest.accelerator.clock,
+        accelerator=manifest.accelerator.name,
+        accelerator_reason=manifest.accelerator.reason,
+        topology=manifest.topology.text,
+        flavour=manifest.flavour,
+        kernel=manifest.source.description,
+        repeat=manifest.repeat,
         calibration=calibration_line(manifest),
     )
 

@@ -51,7 +51,7 @@ def densities(run: Run) -> dict[str, Density]:
         return {}
     own = own.assign(pages=own["metric"].str.extract(_METRIC)[0].astype(int))
     found = {}
-    for variant in (str(each["name"]) for each in run.manifest["variants"]):
+    for variant in (each.name for each in run.manifest.variants):
         table = own[own["variant"] == variant].pivot_table(
             index="repetition", columns="pages", values="value"
         )

@@ -58,10 +58,10 @@ def promotion_curves(run: Run) -> dict[str, dict[str, Curve]]:
         if steps:
             of_variant = boots.setdefault(str(cell.workload), {}).setdefault(str(cell.variant), [])
             of_variant.append(_boot(steps))
-    order = [str(variant["name"]) for variant in run.manifest["variants"]]
+    order = [variant.name for variant in run.manifest.variants]
     return {
         workload: {name: _curve(boots[workload][name]) for name in order if name in boots[workload]}
-        for workload in run.manifest["workloads"]
+        for workload in run.manifest.workloads
         if workload in boots
     }
 

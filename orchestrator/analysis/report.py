@@ -11,9 +11,8 @@ import base64
 import hashlib
 import os
 import re
-import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
@@ -40,6 +39,8 @@ from orchestrator.analysis.notation import (
 )
 from orchestrator.analysis.rule import rule_lines
 from orchestrator.analysis.table import control_line
+from orchestrator.output import is_stream, write_output
+from orchestrator.store.manifest import Manifest
 from orchestrator.store.outcome import Outcome
 from orchestrator.store.run import Run
 
@@ -125,8 +126,8 @@ def write_report(run: Run, comparison: Comparison, plots: Sequence[Path], path: 
     planned = sum(sum(each.values()) for each in comparison.planned.values())
     page = environment.get_template(_TEMPLATE).render(
         run=run.name,
-        series=(manifest.get("series") or {}).get("title") or "",
-        created=manifest.get("created_utc", ""),
+        series=manifest.series.title,
+        created=manifest.created_utc,
         comparison=comparison,
         conditions=comparison.conditions,
         clock=CLOCKS.get(comparison.conditions.clock, comparison.conditions.clock),
@@ -146,12 +147,13 @@ def write_report(run: Run, comparison: Comparison, plots: Sequence[Path], path: 
         outcomes=sorted(set(run.cells["outcome"])),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        variants=manifest["variants"],
-        reproduce=manifest.get("reproduce") or shlex.join(map(str, manifest.get("command", ()))),
+        variants=manifest.variants,
+        reproduce=manifest.reproduce,
         facts=_facts(manifest),
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
+    if not is_stream(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_output(path, page)
 
 
 def _breakable(name: str) -> Markup:
@@ -280,10 +282,12 @@ def _seconds(value: Any) -> str:
     return "" if value is None or value != value else f"{float(value):.1f} s"
 
 
-def _facts(manifest: Any) -> list[tuple[str, str]]:
-    """Host and tools: what a reader needs who doubts the figures."""
-    host = manifest.get("host") or {}
-    tools = manifest.get("tools") or {}
-    return [(f"host {key}", str(value)) for key, value in host.items()] + [
-        (str(key), str(value)) for key, value in tools.items()
+def _facts(manifest: Manifest) -> list[tuple[str, str]]:
+    """Code, host and tools: what a reader needs who doubts the figures."""
+    return [
+        *(("orchestrate", str(code)) for code in (manifest.code, *manifest.finished_by)),
+        ("guest CPU", manifest.accelerator.cpu or "not recorded"),
+        ("QEMU binary", f"SHA-256 {manifest.accelerator.qemu_digest or 'not recorded'}"),
+        *((f"host {key}", str(value)) for key, value in asdict(manifest.host).items()),
+        *manifest.tools.items(),
     ]

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from orchestrator.store.manifest import Role
 from orchestrator.store.run import Run
 
 
@@ -65,23 +66,23 @@ def tradeoff_of(run: Run) -> Tradeoff | None:
 
     The control is left out: it is the baseline once more.
     """
-    asked: Mapping[str, str] = run.manifest.get("tradeoff") or {}
+    asked = run.manifest.tradeoff
     if not asked:
         return None
     axes = tuple(_axis(run, name, source) for name, source in asked.items())
     metrics = run.metrics
     metrics = metrics[metrics["cell"].isin(run.cells.loc[run.cells["outcome"] == "ok", "cell"])]
     found: list[tuple[str, list[npt.NDArray[np.float64]]]] = []
-    for variant in run.manifest["variants"]:
-        if variant["role"] == "control":
+    for variant in run.manifest.variants:
+        if variant.role is Role.CONTROL:
             continue
-        own = metrics[metrics["variant"] == variant["name"]]
+        own = metrics[metrics["variant"] == variant.name]
         values = [
             own.loc[(own["workload"] == a.workload) & (own["metric"] == a.metric), "value"].to_numpy(float)
             for a in axes
         ]
         if all(each.size for each in values):
-            found.append((variant["name"], values))
+            found.append((variant.name, values))
     if not found:
         return None
     middles = [[float(np.median(each)) for each in values] for _, values in found]
@@ -134,6 +135,6 @@ def pareto_front(
 
 def _axis(run: Run, name: str, source: str) -> Axis:
     workload, _, metric = source.partition("/")
-    metric = metric.replace("{clock}", str(run.manifest["accelerator"]["clock"]))
-    facts = run.manifest["workloads"][workload]["metrics"][metric]
-    return Axis(name, workload, metric, facts["unit"], facts["better"], facts["help"])
+    metric = metric.replace("{clock}", str(run.manifest.accelerator.clock))
+    facts = run.manifest.workloads[workload].metrics[metric]
+    return Axis(name, workload, metric, facts.unit, str(facts.better), facts.help)

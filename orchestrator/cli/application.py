@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Mapping
+from itertools import takewhile
 from typing import Annotated, Any, ClassVar
 
 import typer
@@ -119,7 +120,8 @@ def main() -> None:
 
 def status_of(arguments: list[str]) -> int:
     """Run one command line and return its exit status: 0, 1, 2, 3 or 130."""
-    with_traceback = "--debug" in arguments
+    # Behind the command's name it may be an option of a program in the guest.
+    with_traceback = "--debug" in takewhile(lambda word: word.startswith("-"), arguments)
     try:
         status = app(arguments, standalone_mode=False, prog_name="orchestrate")
     except _UsageError as error:

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -27,9 +27,10 @@ if TYPE_CHECKING:
     from orchestrator.experiment.cell import Cell
     from orchestrator.experiment.question import Question
     from orchestrator.experiment.staged_search import StagedSearch
-    from orchestrator.guest.workload import Metric
     from orchestrator.kernel.build import KernelBuild
     from orchestrator.model.trace import Trace
+    from orchestrator.store.manifest import Manifest
+    from orchestrator.store.observation import Metric
     from orchestrator.store.run import RunWriter
 
 NAME = "bisect"
@@ -171,6 +172,7 @@ def command(
     from orchestrator.machine.topology import Topology
     from orchestrator.model.generator import PROFILES, generate
     from orchestrator.model.trace import format_trace
+    from orchestrator.store.manifest import RunKind, WorkloadRecord
     from orchestrator.store.run import RunWriter
 
     terminal = terminal_of(context)
@@ -221,10 +223,14 @@ def command(
         experiment.topology.check_host(1)
         check_clock(asked, _metrics_of(bench, search.workload), bench.accelerator.clock)
         described = replace(experiment, workloads={}) if diverges else experiment
-        manifest = manifest_of(described, bench, ["orchestrate", *sys.argv[1:]])
-        manifest |= {"cells": [], "bisection": search.describe()}
+        manifest = replace(
+            manifest_of(described, bench, ["orchestrate", *sys.argv[1:]]),
+            kind=RunKind.BISECT,
+            cells=(),
+            bisection=search.record,
+        )
         if diverges:
-            manifest["workloads"] = {CHECK: {"title": "Traces", "parameters": {}, "metrics": {}}}
+            manifest = replace(manifest, workloads={CHECK: WorkloadRecord(title="Traces")})
         writer = RunWriter.create(terminal.project.results, experiment.name, manifest)
         for each, content in traces.items():
             (writer.path / "logs" / f"{each}.trace").write_text(format_trace(content), encoding="utf-8")
@@ -240,22 +246,22 @@ def _resume(terminal: Terminal, events: Events, name: str, build_jobs: int | Non
     path = find_run(terminal.project.results, name)
     writer = RunWriter.reopen(path)
     manifest = writer.manifest
-    if "bisection" not in manifest:
+    asked = manifest.bisection
+    if asked is None:
         raise UserError(f"{path.name} is no bisection; finish it with: orchestrate run --resume {path.name}")
-    directory = manifest["series"].get("directory")
+    directory = manifest.series.directory
     bench = terminal.bench(
         events,
         None,
-        manifest["accelerator"]["name"],
-        manifest["flavour"],
+        manifest.accelerator.name,
+        manifest.flavour,
         build_jobs,
         Path(directory) if directory else None,
     )
     bench.source = requested_source(manifest, bench)
     check_same_series(writer, bench)
-    asked = manifest["bisection"]
-    metrics = _metrics_of(bench, next(iter(manifest["workloads"])))
-    question = _question(asked.get("metric"), asked.get("until"), asked.get("matching"), metrics)
+    metrics = _metrics_of(bench, next(iter(manifest.workloads)))
+    question = _question(asked.metric, asked.until, asked.matching, metrics)
     search = search_of_manifest(manifest, question, bench.series)
     search.experiment.topology.check_host(1)
     return _search(terminal, events, search, bench, writer, as_json)
@@ -320,7 +326,7 @@ def _search(
     else:
         trial = WorkloadTrial(measure, search.question)
     with attempt(events, writer, "orchestrate bisect --resume"):
-        writer.update_manifest(accelerator=bench.accelerator.facts)
+        writer.update_manifest(accelerator=bench.accelerator.record)
         verdict = StagedBisection(search, bench, writer, trial).run()
     if as_json:
         terminal.print_json(_as_json(verdict, writer.manifest, writer.path))
@@ -336,9 +342,16 @@ def _search(
     }[verdict.answer.conclusion]
 
 
-def _as_json(verdict: Verdict, manifest: Mapping[str, Any], path: Path) -> dict[str, object]:
+def _as_json(verdict: Verdict, manifest: Manifest, path: Path) -> dict[str, object]:
+    assert manifest.bisection is not None
+    # One of metric and until is asked for; the other is left out.
+    asked = {
+        key: value
+        for key, value in asdict(manifest.bisection).items()
+        if value is not None or key not in ("metric", "until")
+    }
     return {
-        **manifest["bisection"],
+        **asked,
         "run": str(path),
         "boots": [
             {

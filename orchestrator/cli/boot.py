@@ -25,27 +25,28 @@ def command(
     flavour: option.Flavour = "measure",
     source: option.Source = None,
     series: option.SeriesDirectory = None,
+    build_jobs: option.BuildJobs = None,
+    logs: option.Logs = None,
     check: Annotated[
         bool, typer.Option("--check", help="Shut the guest down as soon as it is up; for scripts.")
     ] = False,
 ) -> int:
     """Boot a variant, print how to connect to it, and keep it running until it ends or Ctrl-C."""
-    from orchestrator.cli.guest_of import guest_of
+    from orchestrator.cli.guest_of import GuestRequest, Up, guest_of
     from orchestrator.guest.ssh import ssh_command
 
     terminal = terminal_of(context)
-    with guest_of(terminal, patchset, topology, accel, settings, cmdline, flavour, source, series) as up:
-        terminal.print(f"up after {up.booted.boot_s:.1f} s; console log {up.booted.machine.console_log}")
-        terminal.print("shell    " + " ".join(ssh_command(up.booted.machine.ssh_port, up.image)))
+
+    def use(up: Up) -> int:
         machine = up.booted.machine
-        try:
-            while not check and machine.alive:
-                time.sleep(0.2)
-        except KeyboardInterrupt:
-            if up.ended():
-                return 3
-            raise
-        status = up.ended()
-        if not status and not machine.switched_off:
-            machine.watch()
-        return status
+        terminal.print(f"up after {up.booted.boot_s:.1f} s; console log {machine.console_log}")
+        terminal.print("shell    " + " ".join(ssh_command(machine.ssh_port, up.image)))
+        while not check and machine.alive:
+            time.sleep(0.2)
+        return 0
+
+    return guest_of(
+        terminal,
+        GuestRequest(patchset, topology, accel, settings, cmdline, flavour, source, series, build_jobs, logs),
+        use,
+    )

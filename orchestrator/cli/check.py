@@ -16,7 +16,7 @@ from orchestrator import defaults
 from orchestrator.analysis.layout import WIDTH, fitted
 from orchestrator.cli import completion, option
 from orchestrator.cli.terminal import terminal_of
-from orchestrator.errors import InfrastructureError, UserError
+from orchestrator.errors import UserError
 from orchestrator.spelling import hint
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ EXAMPLE = "Example: orchestrate check --patchset core-only --seeds 1..20 --ops 1
 
 _SEEDS = re.compile(r"(\d{1,18})(?:\.\.(\d{1,18}))?")
 _MOST_SEEDS = 100_000
+#: Lines of the kernel's report that are printed.
+_SHOWN_LINES = 20
 
 
 def command(
@@ -92,8 +94,6 @@ def command(
         manifest_of,
         memory_nodes,
     )
-    from orchestrator.guest.ssh import GuestLost
-    from orchestrator.machine.qemu import MachineFailure
     from orchestrator.machine.topology import Topology
     from orchestrator.model.generator import PROFILES, generate
     from orchestrator.store.run import RunWriter
@@ -130,10 +130,7 @@ def command(
             manifest_of(asked, bench, ["orchestrate", *sys.argv[1:]]),
         )
         with attempt(events, writer):
-            try:
-                summary = execute(asked, bench, writer)
-            except (MachineFailure, GuestLost) as error:
-                raise InfrastructureError(f"{patchset} did not come up: {error}") from error
+            summary = execute(asked, bench, writer)
     text = as_text(patchset, summary)
     (writer.path / "check.txt").write_text(fitted(text, WIDTH) + "\n", encoding="utf-8")
     if as_json:
@@ -141,7 +138,7 @@ def command(
     else:
         terminal.print(fitted(text, terminal.width))
         terminal.print(str(writer.path))
-    return 3 if summary.found else 0
+    return summary.exit_status
 
 
 def parse_seeds(seed: int | None, seeds: str | None) -> range:
@@ -205,6 +202,7 @@ def as_text(patchset: str, summary: CheckSummary) -> str:
             lines.append(f"    {each.field} is {each.observed}, expected {each.expected}")
         if more > 5:
             lines.append(f"    and {more - 5} more fields")
+        lines += _shown(found.report)
         lines.append(f"    {len(found.minimal.operations)} operations: {found.file}")
         if found.first_stage:
             lines.append(f"    from {found.first_stage} on")
@@ -212,6 +210,17 @@ def as_text(patchset: str, summary: CheckSummary) -> str:
             lines.append(
                 f"    not with the last stage ({', '.join(s for s, d in found.stages.items() if d)})"
             )
+    for name, ending in summary.incomparable.items():
+        first, _, rest = ending.evidence.partition("\n")
+        lines += [f"{name}: {ending.outcome.value}: {first}", *_shown(rest)]
     if not summary.found:
-        lines.append("no divergence")
+        compared = summary.traces - len(summary.incomparable)
+        lines.append("no divergence" if not summary.incomparable else f"no divergence in {compared} traces")
     return "\n".join(lines)
+
+
+def _shown(report: str) -> list[str]:
+    """The first lines of what the kernel or QEMU said; the run directory has all of them."""
+    said = report.splitlines()
+    more = [f"    and {len(said) - _SHOWN_LINES} more lines"] if len(said) > _SHOWN_LINES else []
+    return [*(f"    {line}" for line in said[:_SHOWN_LINES]), *more]

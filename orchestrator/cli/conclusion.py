@@ -15,7 +15,8 @@ def conclude(terminal: Terminal, events: Events, path: Path, as_json: bool) -> b
     """Write and print what a run shows.
 
     Returns:
-        Whether something was found: a kernel bug, a failed cell, a regression past the margin.
+        Whether something was found besides failed cells: counters that contradict each other, or a regression
+        past the margin.
     """
     from orchestrator.analysis.changelog import changelog_text
     from orchestrator.analysis.comparison import compare
@@ -45,4 +46,4 @@ def conclude(terminal: Terminal, events: Events, path: Path, as_json: bool) -> b
                 terminal.print(f"plot     {plot}")
         terminal.print(f"report   {path / 'report.html'}")
         terminal.print(f"run      {path}")
-    return comparison.found_something
+    return any(finding.kind != "failed-cell" for finding in comparison.findings)

@@ -24,6 +24,8 @@ def command(
     flavour: option.Flavour = "measure",
     source: option.Source = None,
     series: option.SeriesDirectory = None,
+    build_jobs: option.BuildJobs = None,
+    logs: option.Logs = None,
     breakpoints: Annotated[
         list[str] | None,
         typer.Option("--break", "-b", metavar="SYMBOL", help="Set a breakpoint at this symbol; repeatable."),
@@ -39,25 +41,13 @@ def command(
     ] = None,
 ) -> int:
     """Boot a variant built with debugging information, and attach gdb with the matching vmlinux."""
-    from orchestrator.cli.guest_of import guest_of
+    from orchestrator.cli.guest_of import GuestRequest, Up, guest_of
     from orchestrator.debugger.gdb import Gdb
     from orchestrator.guest.ssh import ssh_command
 
     terminal = terminal_of(context)
-    with guest_of(
-        terminal,
-        patchset,
-        topology,
-        accel,
-        settings,
-        cmdline,
-        flavour,
-        source,
-        series,
-        gdb=True,
-        dwarf=True,
-        breakpoints=breakpoints or (),
-    ) as up:
+
+    def use(up: Up) -> int:
         machine = up.booted.machine
         assert machine.gdb_socket is not None
         notes = up.booted.guest.read_bytes("/sys/kernel/notes")
@@ -65,8 +55,16 @@ def command(
         with Gdb.attach(machine.gdb_socket, up.kernel.vmlinux, notes) as gdb:
             for symbol in breakpoints or ():
                 gdb.break_at(symbol)
+            if batch:  # a person sees for themselves that nothing happens any more
+                machine.on_failure(lambda failure: gdb.stop_waiting())
             for line in batch or ():
                 terminal.print(gdb.command(line))
             if not batch:
                 gdb.interactive()
-        return up.ended()
+        return 0
+
+    request = GuestRequest(
+        patchset, topology, accel, settings, cmdline, flavour, source, series, build_jobs, logs,
+        gdb=True, dwarf=True, breakpoints=breakpoints or (),
+    )  # fmt: skip
+    return guest_of(terminal, request, use)

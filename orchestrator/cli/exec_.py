@@ -36,6 +36,8 @@ def command(
     flavour: option.Flavour = "measure",
     source: option.Source = None,
     series: option.SeriesDirectory = None,
+    build_jobs: option.BuildJobs = None,
+    logs: option.Logs = None,
     timeout: Annotated[
         float,
         typer.Option(
@@ -44,11 +46,10 @@ def command(
     ] = 600.0,
 ) -> int:
     """Boot a variant, run one command in it, and exit with the command's status."""
-    from orchestrator.cli.guest_of import guest_of
+    from orchestrator.cli.guest_of import GuestRequest, Up, guest_of
     from orchestrator.guest.ssh import CommandTimeout
 
-    terminal = terminal_of(context)
-    with guest_of(terminal, patchset, topology, accel, settings, cmdline, flavour, source, series) as up:
+    def use(up: Up) -> int:
         end: Finished | CommandTimeout
         try:
             end = up.booted.guest.run(argv, timeout_s=timeout)
@@ -58,8 +59,14 @@ def command(
         sys.stderr.write(end.stderr)
         if isinstance(end, CommandTimeout):
             typer.echo(f"orchestrate: {end} --timeout gives it longer.", err=True)
-            return up.ended(3)
+            return 3
         if end.status is None:
             typer.echo(f"orchestrate: {argv[0]} was ended by signal {end.signal}.", err=True)
-            return up.ended(3)
-        return up.ended(end.status)
+            return 3
+        return end.status
+
+    return guest_of(
+        terminal_of(context),
+        GuestRequest(patchset, topology, accel, settings, cmdline, flavour, source, series, build_jobs, logs),
+        use,
+    )

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,9 +16,41 @@ from orchestrator.cli.terminal import Terminal
 from orchestrator.errors import InfrastructureError, UserError
 
 if TYPE_CHECKING:
+    from orchestrator.events import Events
     from orchestrator.execution.bench import Bench, Booted
     from orchestrator.guest.image import GuestImage
     from orchestrator.kernel.build import KernelBuild
+    from orchestrator.machine.topology import Topology
+
+#: What a guest leaves in its log directory, of which another guest's must not be overwritten.
+_CONSOLE = "console.log"
+
+
+@dataclass(frozen=True)
+class GuestRequest:
+    """The guest that the flags ask for.
+
+    Args:
+        settings: ``KEY=VALUE``, one value per knob.
+        logs: directory that keeps what the guest leaves; None keeps nothing.
+        gdb: serve gdb.
+        dwarf: build the kernel with debugging information.
+        breakpoints: places that the kernel must have.
+    """
+
+    patchset: str
+    topology: str
+    accel: str = "auto"
+    settings: Sequence[str] | None = None
+    cmdline: Sequence[str] | None = None
+    flavour: str = "measure"
+    source: str | None = None
+    series: Path | None = None
+    build_jobs: int | None = None
+    logs: Path | None = None
+    gdb: bool = False
+    dwarf: bool = False
+    breakpoints: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -30,76 +62,122 @@ class Up:
     image: GuestImage
     bench: Bench
 
-    def ended(self, status: int = 0) -> int:
-        """The exit status of the command: its own status, or 3 where that is 0 and the kernel has reported anything.
 
-        What it has reported is shown. To be called while the guest is still there.
-        """
-        findings = self.booted.machine.findings()
-        for finding in findings:
-            typer.echo(f"{finding.outcome}: {finding.title}\n{finding.text}", err=True)
-        return status or (3 if findings else 0)
+def guest_of(terminal: Terminal, request: GuestRequest, use: Callable[[Up], int]) -> int:
+    """Boot a guest, let a command use it, and report how it ended.
 
+    Progress is shown until the guest is up, then the screen is the command's. What the kernel reported is printed,
+    however the command ended.
 
-@contextmanager
-def guest_of(
-    terminal: Terminal,
-    patchset: str,
-    topology: str,
-    accel: str,
-    settings: Sequence[str] | None,
-    cmdline: Sequence[str] | None,
-    flavour: str,
-    source: str | None,
-    series: Path | None = None,
-    *,
-    gdb: bool = False,
-    dwarf: bool = False,
-    breakpoints: Sequence[str] = (),
-) -> Iterator[Up]:
-    """Boot a variant named by the flags; progress is shown until it is up, then the screen is the caller's.
+    Args:
+        use: returns the command's own exit status.
+
+    Returns:
+        That status. Instead of it 3 if the kernel died, and 1 if the guest was lost through the host or the tool.
+        Instead of 0 also 3 if the kernel reported anything.
 
     Raises:
         UserError: a flag is wrong, a knob is given several values, or the kernel has no such breakpoint.
-        InfrastructureError: the guest did not come up; the sentence names the console log.
+        InfrastructureError: the host failed before there was a guest.
     """
-    from orchestrator.experiment.knob import parse_settings
-    from orchestrator.experiment.variant import Role, Variant, check_variant
-    from orchestrator.guest.ssh import GuestLost
-    from orchestrator.machine.qemu import MachineFailure
+    from orchestrator.execution.ending import GuestEnded
     from orchestrator.machine.topology import Topology
 
-    asked = Topology.parse(topology)
-    asked.check_host(1)
-    with terminal.events() as events:
-        bench = terminal.bench(events, source, accel, flavour, series=series)
-        knobs = {}
-        for key, values in parse_settings(settings or (), bench.series).items():
-            if len(values) > 1:
-                raise UserError(f"--set {key}: one guest takes one value, not {','.join(values)}.")
-            knobs[key] = values[0]
-        check_variant(Variant(patchset, Role.PATCHED, patchset, knobs), bench.series)
-        kernel = bench.kernel(patchset, dwarf)
-        if breakpoints:
-            from orchestrator.debugger.gdb import check_places
+    topology = Topology.parse(request.topology)
+    topology.check_host(1)
+    booted: Booted | None = None
+    with _log_directory(request.logs) as logs:
+        try:
+            with ExitStack() as stack:
+                with terminal.events() as events:
+                    up = _booted(terminal, request, topology, events, logs, stack)
+                booted = up.booted
+                try:
+                    status = use(up)
+                except KeyboardInterrupt:
+                    if not booted.findings():
+                        raise
+                    status = 0
+                ending = booted.ending()
+                if ending.is_lost and booted.machine.switched_off:
+                    return status  # by the guest's own wish
+        except GuestEnded as error:
+            cause = error.__cause__
+            if isinstance(cause, InfrastructureError) and str(cause) == error.ending.evidence:
+                raise cause from None  # the guest had no part in it
+            if terminal.debug:
+                raise
+            ending, status = error.ending, error.exit_status
+            if booted is None:
+                _say(f"{request.patchset} did not come up:")
+        if ending.is_ok:
+            return status
+        for report in ending.reports:
+            typer.echo(report, err=True)
+        kept = f"the logs are in {logs}" if request.logs else "--logs DIR keeps the console log"
+        _say(f"{kept}.")
+        is_gone = booted is None or booted.machine.failure is not None
+        return ending.exit_status if is_gone else status or ending.exit_status
 
-            check_places(kernel.vmlinux, breakpoints)
-        image = bench.image
-        logs = Path(tempfile.mkdtemp(prefix="orchestrate-logs-"))
-        with events.step("boot", patchset) as step:
-            step.note(bench.accelerator.reason)
-            context = bench.boot(
-                kernel, asked, log_directory=logs, knobs=knobs, cmdline=cmdline or (), gdb=gdb
+
+def _booted(
+    terminal: Terminal,
+    request: GuestRequest,
+    topology: Topology,
+    events: Events,
+    logs: Path,
+    stack: ExitStack,
+) -> Up:
+    """Boot what is asked for; the guest is gone when `stack` is left."""
+    from orchestrator.experiment.knob import parse_settings
+    from orchestrator.experiment.variant import Variant, check_variant
+    from orchestrator.store.manifest import Role
+
+    bench = terminal.bench(
+        events, request.source, request.accel, request.flavour, request.build_jobs, request.series
+    )
+    knobs = {}
+    for key, values in parse_settings(request.settings or (), bench.series).items():
+        if len(values) > 1:
+            raise UserError(f"--set {key}: one guest takes one value, not {','.join(values)}.")
+        knobs[key] = values[0]
+    check_variant(Variant(request.patchset, Role.PATCHED, request.patchset, knobs), bench.series)
+    kernel = bench.kernel(request.patchset, request.dwarf)
+    if request.breakpoints:
+        from orchestrator.debugger.gdb import check_places
+
+        check_places(kernel.vmlinux, request.breakpoints)
+    image = bench.image
+    with events.step("boot", request.patchset) as step:
+        step.note(bench.accelerator.reason)
+        booted = stack.enter_context(
+            bench.boot(
+                kernel,
+                topology,
+                log_directory=logs,
+                knobs=knobs,
+                cmdline=request.cmdline or (),
+                gdb=request.gdb,
             )
-            try:
-                booted = context.__enter__()
-            except (MachineFailure, GuestLost) as error:
-                raise InfrastructureError(
-                    f"{patchset} did not come up: {error}", logs / "console.log"
-                ) from error
+        )
+    return Up(booted, kernel, image, bench)
+
+
+@contextmanager
+def _log_directory(wanted: Path | None) -> Iterator[Path]:
+    """Where the guest's logs go: to the directory asked for, or to one that is removed again."""
+    if wanted is None:
+        with tempfile.TemporaryDirectory(prefix="orchestrate-logs-", ignore_cleanup_errors=True) as directory:
+            yield Path(directory)
+        return
+    if (wanted / _CONSOLE).exists():
+        raise UserError(f"--logs {wanted}: it has the logs of another guest; name a new directory.")
     try:
-        yield Up(booted, kernel, image, bench)
-    except (MachineFailure, GuestLost) as error:
-        raise InfrastructureError(f"the guest went away: {error}", logs / "console.log") from error
-    finally:
-        context.__exit__(None, None, None)
+        wanted.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--logs {wanted}: cannot make this directory ({error.strerror}).") from error
+    yield wanted
+
+
+def _say(message: str) -> None:
+    typer.echo(f"orchestrate: {message}", err=True)

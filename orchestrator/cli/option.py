@@ -112,6 +112,15 @@ BuildJobs = Annotated[
     int | None,
     typer.Option("--build-jobs", metavar="N", help="Parallel jobs of make; default: number of CPUs.", min=1),
 ]
+Logs = Annotated[
+    Path | None,
+    typer.Option(
+        "--logs",
+        metavar="DIR",
+        help="Keep the guest's console log and QEMU's command line in this directory.",
+        file_okay=False,
+    ),
+]
 Run = Annotated[
     str,
     typer.Argument(

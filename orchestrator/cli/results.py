@@ -29,22 +29,23 @@ _TOLD: Final = ("check.txt", "correctness.txt", "bisection.log")
 @app.command("list", epilog="Example: orchestrate results list --json")
 def list_runs(context: typer.Context, as_json: option.Json = False) -> int:
     """List the run directories, newest last."""
-    from orchestrator.store.run import Run
+    from orchestrator.store.run import Run, run_directories
 
     terminal = terminal_of(context)
     rows: list[dict[str, Any]] = []
-    for path in terminal.project.results.glob("*/run.json"):
+    for path in run_directories(terminal.project.results):
         try:
-            run = Run.open(path.parent)
+            run = Run.open(path)
         except OrchestrateError as error:
-            rows.append({"run": path.parent.name, "problem": str(error)})
+            rows.append({"run": path.name, "problem": str(error)})
             continue
         rows.append(
             {
-                "run": path.parent.name,
-                "created": str(run.manifest.get("created_utc", "")),
-                "topology": run.manifest["topology"]["text"],
-                "accelerator": run.manifest["accelerator"]["name"],
+                "run": path.name,
+                "created": run.manifest.created_utc,
+                "kind": run.manifest.kind.value,
+                "topology": run.manifest.topology.text,
+                "accelerator": run.manifest.accelerator.name,
                 "outcomes": run.outcomes(),
             }
         )
@@ -99,7 +100,7 @@ def show(context: typer.Context, run: option.Run) -> int:
 
 def _is_current(run: Run) -> bool:
     """Whether the table that was written is of all that was measured: it may have been finished since."""
-    ended = run.manifest.get("ended_utc")
+    ended = run.manifest.ended_utc
     table = run.path / _TABLE
     return bool(
         ended and table.is_file() and table.stat().st_mtime >= datetime.fromisoformat(ended).timestamp()

@@ -234,7 +234,7 @@ def _resume(
 
     writer = RunWriter.reopen(find_run(terminal.project.results, name))
     asked = experiment_of_manifest(writer.manifest)
-    directory = writer.manifest["series"].get("directory")
+    directory = writer.manifest.series.directory
     series = Path(directory) if directory else None
     bench = terminal.bench(events, None, asked.accelerator, asked.flavour, build_jobs, series)
     bench.source = requested_source(writer.manifest, bench)
@@ -267,11 +267,11 @@ def place_of(executor: str, guests: int | None, asked: Experiment, bench: Bench)
 
 def check_same_series(writer: RunWriter, bench: Bench) -> None:
     """A run is finished with the patches it was begun with, or not at all."""
-    for variant in writer.manifest["variants"]:
-        now = [stage.digest for stage in bench.series.select(variant["patchset"])]
-        if [stage["digest"] for stage in variant["stages"]] != now:
+    for variant in writer.manifest.variants:
+        now = [stage.digest for stage in bench.series.select(variant.patchset)]
+        if [stage.digest for stage in variant.stages] != now:
             raise UserError(
-                f"the patches of {variant['patchset']} have changed since {writer.path.name} began; start a new run."
+                f"the patches of {variant.patchset} have changed since {writer.path.name} began; start a new run."
             )
 
 
@@ -291,7 +291,7 @@ def _measure(
     with attempt(events, writer, "orchestrate run --resume"):
         summary = execute(asked, bench, writer, place)
         found = conclude(terminal, events, writer.path, as_json)
-        return 3 if found or not summary.all_ok else 0
+        return 3 if found else summary.exit_status
 
 
 def _print_plan(

@@ -11,7 +11,7 @@ import typer
 from orchestrator.analysis.layout import WIDTH, listing, text_of
 from orchestrator.cli import option
 from orchestrator.cli.terminal import terminal_of
-from orchestrator.errors import UserError
+from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.spelling import hint
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def command(
         try:
             for report in verification.verify(stages):
                 reports.append(report)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, InfrastructureError):
             if reports and not as_json:
                 terminal.print(table(reports, terminal.width))
             raise

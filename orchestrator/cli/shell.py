@@ -8,6 +8,11 @@ import typer
 from orchestrator.cli import option
 from orchestrator.cli.terminal import terminal_of
 
+#: ssh(1): the connection failed, else it is the shell's own status.
+_SSH_FAILED = 255
+#: Host seconds that the machine may take to notice that the guest has gone.
+_REASON_S = 5.0
+
 NAME = "shell"
 EXAMPLE = "Example: orchestrate shell --patchset core-only --set promotion_threshold=64"
 
@@ -22,14 +27,28 @@ def command(
     flavour: option.Flavour = "measure",
     source: option.Source = None,
     series: option.SeriesDirectory = None,
+    build_jobs: option.BuildJobs = None,
+    logs: option.Logs = None,
 ) -> int:
     """Boot a variant and open an SSH shell in it; the guest stops when the shell exits."""
-    from orchestrator.cli.guest_of import guest_of
-    from orchestrator.guest.ssh import ssh_command
+    from orchestrator.cli.guest_of import GuestRequest, Up, guest_of
+    from orchestrator.guest.ssh import GuestLost, ssh_command
     from orchestrator.process import spawn
 
-    terminal = terminal_of(context)
-    with guest_of(terminal, patchset, topology, accel, settings, cmdline, flavour, source, series) as up:
+    def use(up: Up) -> int:
         # stdin, stdout and stderr are the person's own: ssh makes the terminal raw and restores it.
         argv = ssh_command(up.booted.machine.ssh_port, up.image)
-        return up.ended(spawn(argv, stdin=None, stdout=None, stderr=None, own_session=False).wait())
+        status = spawn(argv, stdin=None, stdout=None, stderr=None, own_session=False).wait()
+        if status != _SSH_FAILED:
+            return status
+        machine = up.booted.machine
+        reason = machine.why(_REASON_S)
+        if machine.switched_off:
+            return 0
+        raise GuestLost(str(reason or "the connection of the shell broke, and the guest runs on"), reason)
+
+    return guest_of(
+        terminal_of(context),
+        GuestRequest(patchset, topology, accel, settings, cmdline, flavour, source, series, build_jobs, logs),
+        use,
+    )

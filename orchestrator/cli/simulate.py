@@ -17,7 +17,7 @@ from orchestrator.errors import UserError
 
 if TYPE_CHECKING:
     from orchestrator.analysis.chunk_measured import Point
-    from orchestrator.model.chunk_test import Distribution, Machine, Outcome
+    from orchestrator.model.chunk_test import ChunkTestMachine, ChunkTestResult, Distribution
 
 NAME = "simulate"
 EXAMPLE = "Example: orchestrate simulate --memory 256G --chunk 16G"
@@ -86,7 +86,7 @@ def command(
 ) -> int:
     """Calculate how many children of the chunk test fit into a machine."""
     from orchestrator.analysis.chunk_measured import measured_chunk
-    from orchestrator.model.chunk_test import Machine, Policy, simulate
+    from orchestrator.model.chunk_test import ChunkTestMachine, Policy, simulate
     from orchestrator.store.run import Run, find_run
 
     terminal = terminal_of(context)
@@ -104,7 +104,7 @@ def command(
         )
         pattern, pages = measured.pattern, measured.pages
     else:
-        machine = Machine(_size(memory, "--memory"), nodes)
+        machine = ChunkTestMachine(_size(memory, "--memory"), nodes)
         if machine.memory_kib < _LEAST_MEMORY_KIB or machine.begin_kib < machine.memory_kib // 4:
             raise UserError(
                 f"--memory {memory}: too little for {nodes} nodes; give it more, or fewer --nodes."
@@ -152,7 +152,7 @@ def _size(text: str, flag: str) -> int:
     return int(match[1]) * _KIB[match[2]]
 
 
-def _chunk(text: str, machine: Machine) -> int:
+def _chunk(text: str, machine: ChunkTestMachine) -> int:
     from orchestrator.model.chunk_test import RANGE_KIB
 
     match = _SHARE.fullmatch(text)
@@ -181,8 +181,8 @@ def _print(
     terminal: Terminal,
     under: str,
     thresholds: Sequence[int],
-    none: Sequence[Outcome],
-    every: Sequence[Outcome],
+    none: Sequence[ChunkTestResult],
+    every: Sequence[ChunkTestResult],
     points: Sequence[Point],
 ) -> None:
     columns = (
@@ -220,14 +220,14 @@ def _print(
 
 
 def _as_json(
-    machine: Machine,
+    machine: ChunkTestMachine,
     chunk_kib: int,
     pattern: str,
     pages: int,
     seed: int,
     thresholds: Sequence[int],
-    none: Sequence[Outcome],
-    every: Sequence[Outcome],
+    none: Sequence[ChunkTestResult],
+    every: Sequence[ChunkTestResult],
     points: Sequence[Point],
 ) -> dict[str, object]:
     return {

@@ -101,7 +101,7 @@ def command(
     else:
         terminal.print(as_text(summary, terminal.width))
         terminal.print(str(writer.path))
-    return 3 if summary.troubles else 0
+    return summary.exit_status
 
 
 def as_text(summary: CorrectnessSummary, width: int = WIDTH) -> str:

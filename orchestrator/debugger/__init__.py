@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The debugger: gdb attached to a live guest."""
+"""The debugger: gdb attached to a running guest."""

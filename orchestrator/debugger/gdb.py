@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""gdb attached to a live guest over QEMU's stub, driven from Python or by a person.
+"""gdb attached to a running guest through QEMU's gdb stub, controlled from Python or interactively.
 
-gdb runs its ordinary command line on a pseudo terminal, so that a person can take over at any moment
-(:meth:`Gdb.interactive`); what is *read* from it comes as machine interface records (``interpreter-exec mi3``, see
-"GDB/MI" in the gdb manual), so that nothing depends on how gdb words things for people.
+gdb runs its normal command line on a pseudo terminal, so that the user can take over at any time
+(:meth:`Gdb.interactive`). Its output is *parsed* only as records of the machine interface (``interpreter-exec mi3``,
+see "GDB/MI" in the gdb manual), so that nothing depends on the wording of its messages.
 
-With TCG, QEMU's stub keeps breakpoints outside the guest's memory: they hold from the first instruction on. With KVM
-a breakpoint is an ``int3`` in memory, which the kernel's decompression overwrites: before the kernel runs, set it with
-``hardware=True``.
+With TCG, QEMU keeps breakpoints outside of the guest's memory, so they work from the first instruction on. With KVM,
+a breakpoint is an ``int3`` in memory, which the decompression of the kernel overwrites; use ``hardware=True`` for
+breakpoints that are set before the kernel runs.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import contextlib
 import os
 import re
 import signal
+import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,13 +30,15 @@ from orchestrator import process
 from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.kernel.elf import build_id, build_id_of_notes, has_dwarf
 
-#: Host seconds that a command may take; the first one that needs DWARF reads hundreds of MB of it.
+#: Time limit of a command in host seconds; the first one that needs DWARF reads hundreds of megabytes.
 COMMAND_TIMEOUT_S = 120.0
 #: Registers of the first six arguments of a kernel function (System V ABI, x86-64).
 ARGUMENT_REGISTERS = ("rdi", "rsi", "rdx", "rcx", "r8", "r9")
 
-#: Host seconds that gdb may take to end by itself.
+#: Host seconds to wait for gdb to exit.
 _END_TIMEOUT_S = 10.0
+#: How often a command that takes long looks whether it is still to wait, in host seconds.
+_LOOK_S = 1.0
 _PROMPT = "(orchestrate-gdb)"
 _NUMBER = re.compile(r"(?:\([^()]*\) )?(?P<number>0x[0-9a-f]+|-?\d+)(?![\w.])")
 _SYMBOL = re.compile(r"[A-Za-z_][\w.$]*")
@@ -42,18 +46,18 @@ _SYMBOL = re.compile(r"[A-Za-z_][\w.$]*")
 Value = str | list[Any] | dict[str, Any]
 
 
-class StopTimeout(Exception):  # noqa: N818 - nothing is wrong: the guest just went on
-    """The guest did not stop within the time given; it still runs."""
+class StopTimeout(Exception):  # noqa: N818 - not an error: the guest continued to run
+    """The guest did not stop within the time limit; it still runs."""
 
 
 @dataclass(frozen=True)
-class Frame:
+class StackFrame:
     """One frame of a backtrace.
 
     Args:
-        function: empty where gdb knows none.
-        pc: address.
-        place: ``file:line``, empty without DWARF.
+        function: name of the function; empty if gdb does not know it.
+        pc: program counter.
+        place: ``file:line``; empty without DWARF.
     """
 
     function: str
@@ -63,16 +67,16 @@ class Frame:
 
 @dataclass(frozen=True)
 class Stop:
-    """A guest that stands still.
+    """A stop of the guest.
 
     Args:
-        function: where; empty where gdb knows none.
-        args: its arguments; a number where gdb prints one, else what it prints, e.g. ``<optimized out>``.
-        args_by_name: whether `args` are named as in the source. Without DWARF they are the six argument
-            registers, which hold arguments at a function's first instruction only.
-        thread: gdb's number of the CPU: CPU 0 is 1.
-        pc: address.
-        reason: what gdb says of the stop, e.g. ``Breakpoint 1`` or ``SIGINT``.
+        function: name of the current function; empty if gdb does not know it.
+        args: its arguments, as numbers if gdb prints numbers, else as gdb prints them, e.g. ``<optimized out>``.
+        args_by_name: whether `args` have their names in the source. Without DWARF they are the six argument
+            registers, which are valid only at the first instruction of a function.
+        thread: gdb's thread number of the CPU; CPU 0 is thread 1.
+        pc: program counter.
+        reason: reason of the stop according to gdb, e.g. ``Breakpoint 1`` or ``SIGINT``.
     """
 
     function: str
@@ -84,19 +88,19 @@ class Stop:
 
 
 def check_places(vmlinux: Path, places: Sequence[str]) -> None:
-    """Ask gdb whether breakpoints can be set, without a guest.
+    """Check with gdb, without a guest, that breakpoints can be set.
 
     Args:
-        places: as :meth:`Gdb.break_at` takes them.
+        places: places as for :meth:`Gdb.break_at`.
 
     Raises:
-        UserError: there is no such place in this kernel.
+        UserError: a place does not exist in this kernel.
         InfrastructureError: gdb is not installed.
     """
     for place in places:
         if "\n" in place:
             raise UserError(
-                f"--break {place!r}: a place is one line, e.g. do_anonymous_page or mm/memory.c:100."
+                f"--break {place!r}: a place must be one line, e.g. do_anonymous_page or mm/memory.c:100."
             )
     commands = [word for place in places for word in ("-ex", "echo \\n#place\\n", "-ex", f"break {place}")]
     argv = ["gdb", "--nx", "--quiet", "--batch", *commands, str(vmlinux)]
@@ -107,7 +111,7 @@ def check_places(vmlinux: Path, places: Sequence[str]) -> None:
 
 
 class Gdb:
-    """A gdb that is attached to a guest; a context manager that lets the guest go on.
+    """A gdb that is attached to a guest; a context manager that lets the guest continue at the end.
 
     For example::
 
@@ -118,9 +122,9 @@ class Gdb:
             stop.args["vmf"]
 
     Args:
-        gdb: a gdb at its prompt.
+        gdb: a gdb process that shows its prompt.
         dwarf: whether its vmlinux has debugging information.
-        transcript: gets everything that gdb is told and says.
+        transcript: file for all input and output of gdb.
     """
 
     def __init__(self, gdb: pexpect.spawn[str], dwarf: bool, transcript: Path | None = None) -> None:
@@ -130,24 +134,25 @@ class Gdb:
         self._gdb.logfile = self._transcript
         self._attached = False
         self._running = False
+        self._stop_wanted = threading.Event()
         self._said = ""
 
     @classmethod
     def attach(
         cls, socket: Path, vmlinux: Path, notes: bytes | None = None, transcript: Path | None = None
     ) -> Gdb:
-        """Start gdb on `vmlinux` and attach it; the guest stands still from then on.
+        """Start gdb on `vmlinux` and attach it to the guest, which stops the guest.
 
         gdb dies with the thread that calls this (see :mod:`orchestrator.process`).
 
         Args:
-            socket: of :attr:`orchestrator.machine.qemu.Machine.gdb_socket`.
-            vmlinux: of the kernel that the guest runs.
-            notes: the guest's ``/sys/kernel/notes``; None where the guest is not up yet, and nothing is checked.
-            transcript: gets everything that gdb was told and said.
+            socket: :attr:`orchestrator.machine.qemu.Machine.gdb_socket`.
+            vmlinux: vmlinux of the guest's kernel.
+            notes: content of the guest's ``/sys/kernel/notes``, to check `vmlinux`; None if the guest is not up yet.
+            transcript: file for all input and output of gdb.
 
         Raises:
-            UserError: the guest runs another kernel than `vmlinux`.
+            UserError: `vmlinux` is not the kernel that the guest runs.
             InfrastructureError: gdb is not installed, or cannot attach.
         """
         process.require("gdb")
@@ -155,7 +160,7 @@ class Gdb:
             running, given = build_id_of_notes(notes), build_id(vmlinux)
             if running != given:
                 raise UserError(
-                    f"{vmlinux} has build id {given}, but the guest runs {running}; "
+                    f"{vmlinux} has build ID {given}, but the guest runs {running}; "
                     "give gdb the vmlinux of the kernel that was booted."
                 )
         argv = process.tied(["gdb", "--nx", "--quiet", *_setup(), str(vmlinux)])
@@ -187,25 +192,25 @@ class Gdb:
 
     @property
     def running(self) -> bool:
-        """Whether the guest runs, as far as gdb was told."""
+        """Whether the guest runs, as far as gdb knows."""
         return self._running
 
     def break_at(self, place: str, hardware: bool = False, condition: str = "") -> int:
         """Set a breakpoint.
 
         Args:
-            place: a function, ``file:line`` or ``*address``. Without DWARF it is put on a function's first
-                instruction, where the argument registers are intact; else behind its prologue.
-            hardware: in a debug register of the CPU: four at most, and the only kind that works under KVM
-                before the kernel is in place.
-            condition: an expression; the guest stops only where it is not 0. gdb evaluates it, at a cost of
-                about a millisecond each time.
+            place: a function, ``file:line`` or ``*address``. For a function, it is set after the prologue, or without
+                DWARF on the first instruction, where the argument registers are valid.
+            hardware: use a debug register of the CPU. There are four, and with KVM only these work before the kernel
+                has been decompressed.
+            condition: an expression; the guest stops only if it is not 0. Each evaluation by gdb takes about a
+                millisecond.
 
         Returns:
             gdb's number of the breakpoint.
 
         Raises:
-            UserError: there is no such place.
+            UserError: the place does not exist.
         """
         bare = not self._dwarf and _SYMBOL.fullmatch(place) is not None
         words = [
@@ -218,57 +223,55 @@ class Gdb:
             answer = self._mi(" ".join(words))
         except GdbError as error:
             raise UserError(
-                f"gdb cannot break at {place}: {error}; it may be inlined, or misspelt."
+                f"gdb cannot break at {place}: {error}; it may be inlined, or misspelled."
             ) from error
         return int(_text(_table(answer.get("bkpt")).get("number")) or 0)
 
     def delete(self, number: int | None = None) -> None:
-        """Delete breakpoint `number`; all of them where None."""
+        """Delete breakpoint `number`; None deletes all breakpoints."""
         self.command("delete" if number is None else f"delete {number}")
 
     def continue_(self) -> None:
-        """Let the guest go on, and return once it does; :meth:`wait_stop` waits for its next stop.
+        """Continue the guest, and return once it runs; :meth:`wait_stop` waits for its next stop.
 
         Raises:
-            InfrastructureError: gdb does not let it go on, e.g. because it ended.
+            InfrastructureError: gdb cannot continue it, e.g. because it ended.
         """
         self._need_stopped()
         self._gdb.sendline("continue")
-        # An interrupt that came before gdb has read the line would make the terminal throw the line away.
+        # If an interrupt came before gdb has read the line, the terminal would discard the line.
         try:
             heard = self._gdb.expect_exact(["Continuing.", _PROMPT], timeout=COMMAND_TIMEOUT_S)
         except (pexpect.TIMEOUT, pexpect.EOF) as error:
-            raise InfrastructureError("gdb does not let the guest go on.") from error
+            raise InfrastructureError("gdb cannot continue the guest.") from error
         if heard == 1:
-            raise InfrastructureError(f"gdb does not let the guest go on: {(self._gdb.before or '').strip()}")
+            raise InfrastructureError(f"gdb cannot continue the guest: {(self._gdb.before or '').strip()}")
         self._running = True
 
     def wait_stop(self, timeout_s: float) -> Stop:
         """Wait until the guest stops.
 
         Raises:
-            StopTimeout: it did not within `timeout_s` host seconds; it goes on running.
+            StopTimeout: it did not stop within `timeout_s` host seconds; it still runs.
             InfrastructureError: the guest or gdb ended.
         """
         if self._running:
             self._await_prompt(timeout_s)
             self._running = False
-            if "Remote connection closed" in self._said or "The program is not being run" in self._said:
-                self._attached = False
-                raise InfrastructureError("the guest ended while gdb waited for it.")
+            self._refuse_ended()
         return self._stop(_reason(self._said))
 
     def interrupt(self, timeout_s: float = 30.0) -> Stop:
-        """Stop a running guest wherever it is."""
+        """Stop a running guest."""
         if self._running:
             self._gdb.sendintr()
         return self.wait_stop(timeout_s)
 
     def evaluate(self, expression: str) -> int | str:
-        """The value of a C expression in the selected frame: a number where gdb prints one.
+        """The value of a C expression in the selected frame, as a number if gdb prints one.
 
         Raises:
-            UserError: gdb cannot evaluate it; the sentence ends with its words.
+            UserError: gdb cannot evaluate it; the message ends with that of gdb.
         """
         self._need_stopped()
         try:
@@ -277,24 +280,46 @@ class Gdb:
             raise UserError(f"gdb cannot evaluate {expression}: {error}.") from error
         return _number(_text(answer.get("value")))
 
-    def backtrace(self, limit: int = 64) -> list[Frame]:
-        """The frames of the selected CPU, innermost first, at most `limit` of them."""
+    def backtrace(self, limit: int = 64) -> list[StackFrame]:
+        """At most `limit` stack frames of the selected CPU, innermost first."""
         self._need_stopped()
         answer = self._mi(f"-stack-list-frames 0 {limit - 1}")
         return [_frame(_table(frame)) for frame in _list(answer.get("stack"))]
 
     def command(self, line: str, timeout_s: float = COMMAND_TIMEOUT_S) -> str:
-        """Run any gdb command and return what it prints.
+        """Run any gdb command and return its output.
 
-        A command that lets the guest go on returns when it stops again.
+        A command that continues the guest returns when the guest stops again.
+
+        Raises:
+            InfrastructureError: gdb does not answer in time, or the guest ended.
         """
         self._need_stopped()
         self._gdb.sendline(line)
-        self._await_prompt(timeout_s)
+        until = time.monotonic() + timeout_s
+        interrupted = False
+        while True:
+            left_s = until - time.monotonic()
+            try:
+                self._await_prompt(max(min(left_s, _LOOK_S), 0.0))
+                break
+            except InfrastructureError as error:
+                if not isinstance(error.__cause__, pexpect.TIMEOUT):
+                    raise
+                if left_s <= _LOOK_S:
+                    raise InfrastructureError(f"gdb did not answer within {timeout_s:g} s.") from error
+            if self._stop_wanted.is_set() and not interrupted:
+                self._gdb.sendintr()
+                interrupted = True
+        self._refuse_ended()
         return self._said
 
+    def stop_waiting(self) -> None:
+        """From any thread: have each :meth:`command` that lets the guest go on stop it again soon, now and later."""
+        self._stop_wanted.set()
+
     def detach(self) -> None:
-        """Delete all breakpoints and leave the guest running."""
+        """Delete all breakpoints and detach; the guest continues."""
         if not self._attached:
             return
         if self._running:
@@ -304,28 +329,28 @@ class Gdb:
         self._attached = False
 
     def interactive(self) -> None:
-        """Hand gdb to the person at our terminal, until they quit or detach.
+        """Connect gdb to the user's terminal, until the user quits or detaches.
 
-        The guest stands still when it is handed over; quitting lets it go on.
+        The guest is stopped at first; it continues when the user quits.
         """
         if self._running:
             self.interrupt()
-        # Our prompt and our settings are for a program.
+        # Restore the usual prompt and interactive settings.
         self._gdb.setecho(True)
         self._gdb.sendline("set editing on")
         self._await_prompt(COMMAND_TIMEOUT_S)
         for line in ("set pagination on", "set confirm off", "set style enabled on", "set width unlimited"):
             self.command(line)
-        self._gdb.logfile = None  # else a person would see all twice
+        self._gdb.logfile = None  # else all output would appear twice
         self._gdb.sendline("set prompt (gdb) ")
         self._gdb.interact(escape_character=None)
         self._attached = False
         self.close()
 
     def close(self) -> None:
-        """Detach and end gdb; harmless when repeated."""
+        """Detach and end gdb. May be called repeatedly."""
         if self._gdb.isalive():
-            # Where the guest is gone, or does not answer, there is nobody to leave running.
+            # Ignore errors: if the guest is gone or does not respond, there is nothing to detach from.
             with contextlib.suppress(
                 InfrastructureError, StopTimeout, GdbError, pexpect.ExceptionPexpect, OSError
             ):
@@ -334,7 +359,7 @@ class Gdb:
                 self._gdb.expect(pexpect.EOF, timeout=_END_TIMEOUT_S)
             with contextlib.suppress(ProcessLookupError):
                 self._gdb.kill(signal.SIGKILL)
-            # pexpect's own close() gives a child 0.2 s to vanish, which a busy host does not keep.
+            # pexpect's own close() gives a child only 0.2 s to exit, which is too short on a busy host.
             self._gdb.wait()
         self._gdb.close()
         if self._transcript is not None:
@@ -345,9 +370,14 @@ class Gdb:
         said = self.command(f"target remote {socket}")
         answer = self._mi("-thread-info")
         if not _list(answer.get("threads")):
-            last = next((line for line in reversed(said.splitlines()) if line.strip()), "it said nothing")
+            last = next((line for line in reversed(said.splitlines()) if line.strip()), "it printed nothing")
             raise InfrastructureError(f"gdb cannot attach to {socket}: {last.strip()}")
         self._attached = True
+
+    def _refuse_ended(self) -> None:
+        if "Remote connection closed" in self._said or "The program is not being run" in self._said:
+            self._attached = False
+            raise InfrastructureError("the guest ended while gdb waited for it.")
 
     def _stop(self, reason: str) -> Stop:
         answer = _table(self._mi("-stack-info-frame").get("frame"))
@@ -371,8 +401,8 @@ class Gdb:
             raise UserError("the guest is running; wait for it to stop or interrupt it first.")
 
     def _mi(self, command: str) -> dict[str, Value]:
-        """Run a machine interface command, and return its results by name."""
-        # gdb takes the outer quotes off by the rules of buildargv(3).
+        """Run a command of the machine interface, and return its results by name."""
+        # gdb removes the outer quotes by the rules of buildargv(3).
         escaped = command.replace("\\", "\\\\").replace('"', '\\"')
         said = self.command(f'interpreter-exec mi3 "{escaped}"')
         for line in said.splitlines():
@@ -393,21 +423,21 @@ class Gdb:
 
 
 class GdbError(Exception):
-    """gdb refused a command; the message is its own."""
+    """gdb rejected a command; the message is gdb's."""
 
 
 def parse_result(line: str) -> dict[str, Value]:
-    """Read a result record of the machine interface, e.g. ``^done,value="1"``.
+    """Parse a result record of the machine interface, e.g. ``^done,value="1"``.
 
     Returns:
-        its results by name: text, lists and tables of them.
+        The results by name: strings, lists and tables.
 
     Raises:
-        GdbError: it is ``^error``, or no result record.
+        GdbError: it is ``^error``, or not a result record.
     """
     match = re.match(r"\^(?P<class>[a-z]+)", line)
     if match is None:
-        raise GdbError(f"no result record: {line}")
+        raise GdbError(f"not a result record: {line}")
     reader = _Reader(line, match.end())
     results = reader.results_to_end()
     if match["class"] == "error":
@@ -416,7 +446,7 @@ def parse_result(line: str) -> dict[str, Value]:
 
 
 class _Reader:
-    """A reader of the values of gdb's machine interface (its manual, "GDB/MI Output Syntax")."""
+    """A parser for values of gdb's machine interface ("GDB/MI Output Syntax" in the gdb manual)."""
 
     _NAME = re.compile(r"[A-Za-z_][\w.-]*")
     _STRING = re.compile(r'"((?:[^"\\]|\\.)*)"')
@@ -447,7 +477,7 @@ class _Reader:
         if self._take("{"):
             return dict(self._sequence("}", self._result))
         if self._take("["):
-            # A list holds values, or results of one name ("stack=[frame={…},frame={…}]").
+            # A list contains values, or results with the same name ("stack=[frame={…},frame={…}]").
             return list(self._sequence("]", self._element))
         string = self._STRING.match(self.text, self.position)
         if string is None:
@@ -504,12 +534,12 @@ def _setup() -> list[str]:
 
 
 def _environment() -> dict[str, str]:
-    # No look-ups of debugging information over the network: ours lies beside the kernel.
+    # Do not look for debugging information on the network: it is next to the kernel.
     return {name: value for name, value in os.environ.items() if name != "DEBUGINFOD_URLS"}
 
 
 def _quoted(text: str) -> str:
-    """A C string of the machine interface."""
+    """Quote a string for the machine interface."""
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
@@ -525,9 +555,11 @@ def _number(text: str) -> int | str:
     return int(match["number"], 0) if match else text
 
 
-def _frame(table: Mapping[str, Any]) -> Frame:
+def _frame(table: Mapping[str, Any]) -> StackFrame:
     place = f"{table['file']}:{table['line']}" if "file" in table and "line" in table else ""
-    return Frame(_text(table.get("func")).removeprefix("??"), int(_text(table.get("addr")) or "0", 16), place)
+    return StackFrame(
+        _text(table.get("func")).removeprefix("??"), int(_text(table.get("addr")) or "0", 16), place
+    )
 
 
 def _text(value: object) -> str:

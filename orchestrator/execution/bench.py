@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,13 +14,14 @@ from orchestrator.cache import Cache
 from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.events import Events
 from orchestrator.execution.durations import Durations
+from orchestrator.execution.ending import Ending, GuestEnded, ending_of
 from orchestrator.experiment.experiment import ACCELERATORS
 from orchestrator.experiment.knob import knob_path
 from orchestrator.guest.image import GuestImage, build_image
 from orchestrator.guest.image import is_built as is_image_built
 from orchestrator.guest.selftests import SelftestPlan, Selftests, build_selftests, load_selftests
 from orchestrator.guest.selftests import are_built as are_selftests_built
-from orchestrator.guest.ssh import Guest, GuestLost
+from orchestrator.guest.ssh import Guest
 from orchestrator.guest.topology_check import verify
 from orchestrator.guest.workload import Workload, load_workloads
 from orchestrator.kernel.build import KernelBuild, build_kernel, is_built
@@ -30,6 +31,7 @@ from orchestrator.kernel.series import BASELINE, Series, load_series
 from orchestrator.kernel.source import Origin, SourceTree, find_origin, import_origin
 from orchestrator.kernel.tree import PatchedTree, apply_stages
 from orchestrator.machine.accelerator import Accelerator, choose_accelerator
+from orchestrator.machine.oops import Finding
 from orchestrator.machine.qemu import Machine, MachineFailure
 from orchestrator.machine.topology import Topology
 from orchestrator.project import Project
@@ -38,15 +40,43 @@ from orchestrator.store.outcome import Outcome
 
 #: Host seconds from QEMU's start to SSH. TCG on a loaded host needs many; debugging kernels more.
 BOOT_TIMEOUT_S = 300.0
+#: Host seconds in which the machine notices that its guest is gone.
+_REASON_S = 1.0
 
 
 @dataclass(frozen=True)
 class Booted:
-    """A guest that is up: verified topology, verified kernel, knobs set."""
+    """A guest that is up: verified topology, verified kernel, knobs set.
+
+    Args:
+        boot_s: host seconds from QEMU's start.
+        counts: whether a report of the kernel counts as one; all do unless the caller says otherwise.
+    """
 
     machine: Machine
     guest: Guest
     boot_s: float
+    counts: Callable[[Finding], bool] = lambda finding: True
+
+    def findings(self) -> list[Finding]:
+        """What the kernel has reported so far."""
+        return [finding for finding in self.machine.findings() if self.counts(finding)]
+
+    def ending(self, error: Exception | None = None, *, since: int = 0) -> Ending:
+        """How the guest has ended, or is.
+
+        Args:
+            error: what stopped the work in it; None where nothing did.
+            since: leave out so many of the first findings.
+
+        Raises:
+            Exception: `error`, where it does not concern the guest.
+        """
+        ending = ending_of(error, self.findings()[since:], self.machine.failure)
+        if ending is None:
+            assert error is not None
+            raise error
+        return ending
 
 
 @dataclass
@@ -200,6 +230,7 @@ class Bench:
         cmdline: Sequence[str] = (),
         gdb: bool = False,
         layers: Sequence[str] = (),
+        counts: Callable[[Finding], bool] = lambda finding: True,
     ) -> Iterator[Booted]:
         """Boot `kernel` and connect; the guest is gone when the block is left.
 
@@ -207,41 +238,52 @@ class Bench:
             log_directory: where console, QEMU command line and SSH transcript are written.
             knobs: set before the block begins, and read back.
             layers: of the guest image.
+            counts: whether a report of the kernel counts as one.
 
         Raises:
-            MachineFailure: it did not come up, came up as something else than what was asked for, or failed later.
-            GuestLost: the connection broke, and the machine knows no reason.
+            GuestEnded: it did not come up, came up as something else than what was asked for, or ended before the
+                block did. That is what every exception in the block becomes that concerns the guest.
         """
         image = self.image_with(layers)
+        machine = Machine(
+            kernel.bzimage,
+            image.initramfs,
+            topology,
+            self.accelerator,
+            cmdline,
+            log_directory,
+            gdb=gdb,
+            events=self.events,
+        )
+        is_up = False
         with ExitStack() as stack:
-            machine = stack.enter_context(
-                Machine(
-                    kernel.bzimage,
-                    image.initramfs,
-                    topology,
-                    self.accelerator,
-                    cmdline,
-                    log_directory,
-                    gdb=gdb,
-                    events=self.events,
-                )
-            )
-            with self._lock:
-                self._machines.add(machine)
-            stack.callback(self._forget, machine)
-            boot_s = machine.boot(BOOT_TIMEOUT_S)
             try:
+                stack.enter_context(machine)
+                with self._lock:
+                    self._machines.add(machine)
+                stack.callback(self._forget, machine)
+                boot_s = machine.boot(BOOT_TIMEOUT_S)
                 guest = stack.enter_context(
-                    Guest.connect(machine.ssh_port, image, BOOT_TIMEOUT_S, log_directory / "ssh.log")
+                    Guest.connect(
+                        machine.ssh_port, image, BOOT_TIMEOUT_S, log_directory / "ssh.log", machine.why
+                    )
                 )
                 machine.on_failure(guest.abort)
                 self._verify(guest, kernel, topology)
                 for key, value in (knobs or {}).items():
                     self._set_knob(guest, key, value)
-                yield Booted(machine, guest, boot_s)
-            except GuestLost:
-                machine.watch(within_s=1.0)  # raises the reason: a panic, a signal that ended QEMU
+                is_up = True
+                yield Booted(machine, guest, boot_s, counts)
+            except GuestEnded:
                 raise
+            except Exception as error:
+                if is_up and isinstance(error, InfrastructureError):
+                    machine.why(_REASON_S)  # what talked to the guest may have noticed first that it is gone
+                findings = [finding for finding in machine.findings() if counts(finding)]
+                ending = ending_of(error, findings, machine.failure, is_up=is_up)
+                if ending is None:
+                    raise
+                raise GuestEnded(ending, machine.console_log) from error
 
     def abort(self) -> None:
         """End every guest at once, e.g. on Ctrl-C; whoever waits for one is told that it is lost."""
@@ -256,12 +298,15 @@ class Bench:
 
     @staticmethod
     def _verify(guest: Guest, kernel: KernelBuild, topology: Topology) -> None:
-        running = build_id_of_notes(guest.read_bytes("/sys/kernel/notes"))
+        try:
+            running = build_id_of_notes(guest.read_bytes("/sys/kernel/notes"))
+            differences = verify(guest, topology)
+        except UserError as error:  # it was we who asked
+            raise MachineFailure(Outcome.BOOT_FAILED, str(error)) from error
         if running != kernel.build_id:
             raise MachineFailure(
                 Outcome.BOOT_FAILED, f"the guest runs kernel {running}, but {kernel.build_id} was built"
             )
-        differences = verify(guest, topology)
         if differences:
             raise MachineFailure(
                 Outcome.BOOT_FAILED,

@@ -16,18 +16,16 @@ from orchestrator.cache import Cache
 from orchestrator.errors import InfrastructureError
 from orchestrator.events import Step
 from orchestrator.execution.bench import Bench
+from orchestrator.execution.ending import GuestEnded
 from orchestrator.execution.processor import processor_model
 from orchestrator.guest.image import compile_workload
-from orchestrator.guest.ssh import CommandTimeout, GuestLost
 from orchestrator.guest.workload import (
-    WorkloadFailed,
     check_parameters,
     observations_of,
     parse_output,
     run_workload,
 )
 from orchestrator.kernel.series import BASELINE
-from orchestrator.machine.qemu import MachineFailure
 from orchestrator.machine.topology import Topology
 from orchestrator.process import run
 
@@ -146,24 +144,24 @@ def _native(bench: Bench, rounds: int, step: Step) -> Costs:
 
 def _in_guest(bench: Bench) -> Costs:
     kernel = bench.kernel(BASELINE)
-    logs = Path(tempfile.mkdtemp(prefix="orchestrate-logs-"))
     workload = bench.workloads[WORKLOAD]
-    try:
-        with (
-            bench.events.step("count instructions in a guest"),
-            bench.boot(kernel, Topology.parse(_TOPOLOGY), log_directory=logs) as booted,
-        ):
-
-            def measure(advice: str) -> dict[str, float]:
-                parameters = {**_PARAMETERS, "advice": advice}
-                done = run_workload(booted.guest, workload, parameters, 0, "insns", logs, _GUEST_TIMEOUT_S)
-                return {o.metric: o.value for o in done.observations}
-
-            return _both("insns", measure)
-    except (MachineFailure, GuestLost, WorkloadFailed, CommandTimeout) as error:
-        raise InfrastructureError(
-            f"the guest to calibrate by failed: {error}", logs / "console.log"
-        ) from error
+    with tempfile.TemporaryDirectory(prefix="orchestrate-logs-") as directory:
+        logs = Path(directory)
+        try:
+            with (
+                bench.events.step("count instructions in a guest"),
+                bench.boot(kernel, Topology.parse(_TOPOLOGY), log_directory=logs) as booted,
+            ):
+                measured = {}
+                for advice in ("nohugepage", "hugepage"):
+                    parameters = {**_PARAMETERS, "advice": advice}
+                    done = run_workload(
+                        booted.guest, workload, parameters, 0, "insns", logs, _GUEST_TIMEOUT_S
+                    )
+                    measured[advice] = {o.metric: o.value for o in done.observations}
+        except GuestEnded as error:
+            raise InfrastructureError(f"the guest to calibrate by failed: {error}") from error
+    return _both("insns", measured.__getitem__)
 
 
 def _both(unit: str, measure: Callable[[str], Mapping[str, float]]) -> Costs:

@@ -7,10 +7,11 @@ import json
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from orchestrator.errors import UserError
+from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.events import Step
 from orchestrator.execution.bench import Bench
 from orchestrator.execution.countdown import Countdown, line_of
@@ -21,41 +22,33 @@ from orchestrator.execution.differential import (
     TraceGuest,
     check_traces,
 )
-from orchestrator.execution.provenance import keep_build_log, kernel_facts, provenance
+from orchestrator.execution.ending import Ending, GuestEnded
+from orchestrator.execution.provenance import begin, built, keep_build_log, variant_record
 from orchestrator.execution.shrinking import shrink
-from orchestrator.experiment.variant import Role
-from orchestrator.guest.workload import Observation
+from orchestrator.experiment.variant import Variant
 from orchestrator.kernel.series import BASELINE, Series, Stage
 from orchestrator.kernel.trait import WALKS_PAST_HUGE_PMDS, traits_of
 from orchestrator.machine.topology import Topology
 from orchestrator.model.memory import STAGES, Model
 from orchestrator.model.point_release import WalksPastHugePmds
 from orchestrator.model.trace import Operation, Trace, TraceError, format_trace, parse
+from orchestrator.store.manifest import Manifest, PlannedCell, Role, RunKind, WorkloadRecord
+from orchestrator.store.observation import Metric, Observation
 from orchestrator.store.outcome import Outcome
 from orchestrator.store.run import CellRow, RunWriter
 
 #: The workload's name in the tables of this kind of run.
 WORKLOAD = "check"
-_METRICS = {
-    "steps.total": {
-        "unit": "operations",
-        "better": None,
-        "primary": False,
-        "help": "Operations up to the first divergence, or all.",
-    },
-    "compared_fields.total": {
-        "unit": "fields",
-        "better": None,
-        "primary": False,
-        "help": "Answers that were compared.",
-    },
-    "uncompared_fields.total": {
-        "unit": "fields",
-        "better": None,
-        "primary": False,
-        "help": "Counters that the kernel reported and the model does not have.",
-    },
-}
+_METRICS = (
+    Metric("steps.total", "operations", None, help="Operations up to the first divergence, or all."),
+    Metric("compared_fields.total", "fields", None, help="Answers that were compared."),
+    Metric(
+        "uncompared_fields.total",
+        "fields",
+        None,
+        help="Counters that the kernel reported and the model does not have.",
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -83,6 +76,7 @@ class FoundDivergence:
     Args:
         minimal: the shortest trace found; the whole one where it was not shrunk.
         file: where that lies, for ``--trace``.
+        report: the kernel's own words, if it reported anything.
         stages: with ``every_stage`` what each stage's kernel does with it; None where it agrees.
     """
 
@@ -91,6 +85,7 @@ class FoundDivergence:
     minimal: Trace
     file: Path
     shrunk: bool = False
+    report: str = ""
     stages: dict[str, Divergence | None] = field(default_factory=dict)
 
     @property
@@ -112,6 +107,8 @@ class CheckSummary:
         compared, uncompared: number of comparisons per kind of field.
         moved: the kinds of fields that were expected to have another value than their first one at some step.
         run_s: host seconds from the first trace on, shrinking left out.
+        found: the traces that diverge.
+        incomparable: name -> why that trace was not compared to its end.
     """
 
     traces: int = 0
@@ -121,6 +118,13 @@ class CheckSummary:
     uncompared: Counter[str] = field(default_factory=Counter)
     moved: set[str] = field(default_factory=set)
     found: list[FoundDivergence] = field(default_factory=list)
+    incomparable: dict[str, Ending] = field(default_factory=dict)
+
+    @property
+    def exit_status(self) -> int:
+        """0 if all traces were compared and agree, 3 for a divergence or a guest that failed, 1 for a lost guest."""
+        statuses = [3 for _ in self.found] + [ending.exit_status for ending in self.incomparable.values()]
+        return max(statuses, default=0)
 
     @property
     def moved_share(self) -> float:
@@ -138,6 +142,10 @@ class CheckSummary:
             "uncompared": dict(sorted(self.uncompared.items())),
             "moved": sorted(self.moved),
             "moved_share": round(self.moved_share, 4),
+            "incomparable": {
+                name: {"outcome": ending.outcome.value, "evidence": ending.evidence}
+                for name, ending in self.incomparable.items()
+            },
             "divergences": [
                 {
                     "name": each.name,
@@ -215,41 +223,24 @@ def pinned(trace: Trace, model_for: ModelFor) -> Trace:
     return replace(trace, settings=model_for(trace).settings)
 
 
-def manifest_of(check: Check, bench: Bench, command: Sequence[str]) -> dict[str, object]:
+def manifest_of(check: Check, bench: Bench, command: Sequence[str]) -> Manifest:
     """What ``run.json`` says before anything slow starts."""
-    series = bench.series
-    return {
-        **provenance(bench, check.topology, command),
-        "kind": WORKLOAD,
-        "name": f"check-{check.patchset}",
-        "variants": [
-            {
-                "name": check.patchset,
-                "role": _role(check.patchset).value,
-                "patchset": check.patchset,
-                "knobs": {},
-                "cmdline": list(check.cmdline),
-                "stages": [
-                    {"number": stage.number, "name": stage.name, "digest": stage.digest}
-                    for stage in series.select(check.patchset)
-                ],
-            }
-        ],
-        "workloads": {
-            WORKLOAD: {"title": "Traces against the reference model", "parameters": {}, "metrics": _METRICS}
+    variant = Variant(check.patchset, _role(check.patchset), check.patchset, cmdline=tuple(check.cmdline))
+    return begin(
+        RunKind.CHECK,
+        f"check-{check.patchset}",
+        bench,
+        check.topology,
+        command,
+        variants=[variant_record(variant, bench)],
+        workloads={
+            WORKLOAD: WorkloadRecord(
+                title="Traces against the reference model",
+                metrics={metric.name: metric for metric in _METRICS},
+            )
         },
-        "cells": [
-            {
-                "cell": _cell(check.patchset, number),
-                "variant": check.patchset,
-                "role": _role(check.patchset).value,
-                "workload": WORKLOAD,
-                "repetition": number,
-                "seed": trace.seed or 0,
-            }
-            for number, trace in enumerate(check.traces.values(), 1)
-        ],
-    }
+        cells=[_planned(check, number, trace) for number, trace in enumerate(check.traces.values(), 1)],
+    )
 
 
 def execute(check: Check, bench: Bench, writer: RunWriter) -> CheckSummary:
@@ -257,17 +248,16 @@ def execute(check: Check, bench: Bench, writer: RunWriter) -> CheckSummary:
 
     Raises:
         InfrastructureError: the host failed; what was found until then is kept.
-        MachineFailure: the kernel does not boot.
     """
     summary = CheckSummary()
     try:
         accelerator = bench.accelerator
         kernel = bench.kernel(check.patchset)
         keep_build_log(writer.path, check.patchset, kernel)
-        (variant,) = writer.manifest["variants"]
+        (variant,) = writer.manifest.variants
         writer.update_manifest(
-            accelerator=accelerator.facts,
-            variants=[{**variant, **kernel_facts(check.patchset, kernel, bench)}],
+            accelerator=accelerator.record,
+            variants=(built(variant, kernel, bench),),
             image={WORKLOAD: bench.image.digest},
         )
         traits = traits_of(bench.tree(check.patchset))
@@ -308,7 +298,8 @@ def _run(
     names = list(check.traces)
     where = f"{bench.accelerator.name} {check.topology.text}"
     kinds = [f"trace {len(trace.operations)} {where}" for trace in check.traces.values()]
-    guest.up()  # a boot is no part of the first trace
+    with suppress(GuestEnded):  # that is then how every trace ends
+        guest.up()  # a boot is no part of the first trace
     began = time.monotonic()
     with bench.events.step("check", check.patchset) as step:
         countdown = Countdown(step, bench.durations, kinds, "traces")
@@ -322,11 +313,14 @@ def _run(
             summary.moved |= checked.comparison.moved
             summary.run_s = time.monotonic() - began
             result, reason = "ok", ""
+            if checked.incomparable:
+                summary.incomparable[name] = checked.incomparable
+                result, reason = checked.ending.outcome.value, checked.ending.evidence
             if checked.divergence is not None:
                 diverged.append((name, checked))
                 result, reason = "diverges", str(checked.divergence)
             _record(check, summary.traces, checked, writer)
-            typical_s = None if checked.divergence else checked.seconds
+            typical_s = None if checked.divergence or checked.incomparable else checked.seconds
             countdown.ended(kind, line_of(name, result, checked.seconds, reason), typical_s)
 
         check_traces(guest, list(check.traces.values()), model_for, on_checked)
@@ -334,22 +328,16 @@ def _run(
 
 
 def _record(check: Check, number: int, checked: Checked, writer: RunWriter) -> None:
-    divergence = checked.divergence
-    outcome = Outcome.OK
+    divergence, outcome, evidence = checked.divergence, checked.ending.outcome, checked.ending.evidence
     if divergence is not None:
-        console = divergence.first.field == "console"
-        outcome = Outcome.KERNEL_BUG if console else Outcome.WORKLOAD_FAILED
+        outcome = Outcome.WORKLOAD_FAILED if checked.ending.is_ok else outcome
+        evidence = f"diverges at {divergence}\n{evidence}".strip()
     comparison = checked.comparison
     writer.record(
         CellRow(
-            cell=_cell(check.patchset, number),
-            variant=check.patchset,
-            role=_role(check.patchset).value,
-            workload=WORKLOAD,
-            repetition=number,
-            seed=checked.trace.seed or 0,
+            _planned(check, number, checked.trace),
             outcome=outcome,
-            evidence="" if divergence is None else f"diverges at {divergence}",
+            evidence=evidence,
             run_s=checked.seconds,
             total_s=checked.seconds,
         ),
@@ -366,7 +354,8 @@ def _keep(check: Check, name: str, checked: Checked, writer: RunWriter) -> Found
     divergence = checked.divergence
     assert divergence is not None
     trace = replace(checked.trace, operations=checked.trace.operations[: divergence.step + 1])
-    found = FoundDivergence(name, divergence, trace, writer.path / f"{name}.trace")
+    report = "\n".join(finding.text for finding in checked.ending.findings)
+    found = FoundDivergence(name, divergence, trace, writer.path / f"{name}.trace", report=report)
     (writer.path / "logs" / f"{name}.answers.jsonl").write_text("\n".join(checked.answers.lines) + "\n")
     (writer.path / "logs" / f"{name}.whole.trace").write_text(format_trace(checked.trace), encoding="utf-8")
     _write(check, found)
@@ -392,6 +381,8 @@ def _shrink(
 
     def first_failing(traces: Sequence[Trace]) -> int | None:
         for number, checked in enumerate(check_traces(guest, traces, model_for)):
+            if checked.incomparable and checked.ending.is_lost:
+                raise GuestEnded(checked.ending)
             divergence = checked.divergence
             if divergence is not None and kinds & {each.kind for each in divergence.differences}:
                 latest.clear()
@@ -405,9 +396,15 @@ def _shrink(
         step.progress(len(whole.operations) - len(trace.operations), len(whole.operations), "operations gone")
 
     # A trace that diverges only after others have run is kept as it is.
-    if first_failing([found.minimal]) is not None:
-        found.divergence = latest[found.minimal.operations]
-        shrink(found.minimal, first_failing, adopt)
+    try:
+        diverges_alone = first_failing([found.minimal]) is not None
+        if diverges_alone:
+            found.divergence = latest[found.minimal.operations]
+            shrink(found.minimal, first_failing, adopt)
+    except GuestEnded as error:
+        step.note(f"not reduced further, the guest was lost: {error.ending.title}")
+        return
+    if diverges_alone:
         step.note(f"{len(found.minimal.operations)} operations: {found.divergence}")
     else:
         found.minimal = whole
@@ -434,6 +431,8 @@ def _find_stages(check: Check, bench: Bench, summary: CheckSummary, logs: Path) 
                     model_of(patchset, bench.series, check.topology, traits_of(bench.tree(patchset))),
                 )
             for found, checked in zip(summary.found, results, strict=True):
+                if checked.incomparable:
+                    raise InfrastructureError(f"{patchset} was not compared: {checked.ending.evidence}")
                 found.stages[patchset] = checked.divergence
             result = "diverges" if any(checked.divergence for checked in results) else "ok"
             line = line_of(patchset, result, time.monotonic() - began)
@@ -450,5 +449,12 @@ def _role(patchset: str) -> Role:
     return Role.BASELINE if patchset == BASELINE else Role.PATCHED
 
 
-def _cell(patchset: str, number: int) -> str:
-    return f"{patchset}.{WORKLOAD}.{number}"
+def _planned(check: Check, number: int, trace: Trace) -> PlannedCell:
+    return PlannedCell(
+        cell=f"{check.patchset}.{WORKLOAD}.{number}",
+        variant=check.patchset,
+        role=_role(check.patchset),
+        workload=WORKLOAD,
+        repetition=number,
+        seed=trace.seed or 0,
+    )

@@ -13,21 +13,20 @@ from pathlib import Path
 from typing import Any, Final
 
 from orchestrator.defaults import TEST_TOPOLOGY
-from orchestrator.errors import InfrastructureError
-from orchestrator.execution.bench import Bench, Booted
+from orchestrator.execution.bench import Bench
 from orchestrator.execution.correctness import Found, Kind, Leak, Suite, SuiteRun
 from orchestrator.execution.countdown import Countdown, line_of
-from orchestrator.execution.provenance import keep_build_log, kernel_facts, provenance
-from orchestrator.experiment.variant import Role
+from orchestrator.execution.ending import GuestEnded
+from orchestrator.execution.provenance import begin, built, keep_build_log, variant_record
+from orchestrator.experiment.variant import Variant
 from orchestrator.guest.ktap import Status, TestResult
 from orchestrator.guest.selftests import Selftest, SelftestPlan, Selftests, build_selftests
-from orchestrator.guest.ssh import CommandTimeout, GuestLost
-from orchestrator.guest.workload import Observation
 from orchestrator.kernel.build import BuildFailed, KernelBuild
 from orchestrator.kernel.series import BASELINE
 from orchestrator.machine.oops import Finding
-from orchestrator.machine.qemu import MachineFailure
 from orchestrator.machine.topology import Topology
+from orchestrator.store.manifest import Manifest, PlannedCell, Role, RunKind, WorkloadRecord
+from orchestrator.store.observation import Metric, Observation
 from orchestrator.store.outcome import Outcome
 from orchestrator.store.run import CellRow, RunWriter
 
@@ -38,18 +37,18 @@ _MORE_YARDSTICKS: Final = 6
 #: For every guest; what a kernel's configuration does not have ignores its word.
 _CMDLINE: Final = ("movablecore=25%", "cma=64M", "page_poison=1")
 _METRICS: Final = {
-    f"{what}.total": {"unit": unit, "better": better, "primary": False, "help": text}
-    for what, unit, better, text in (
-        ("passed_tests", "tests", None, "Tests that passed."),
-        ("failed_tests", "tests", "lower", "Tests that failed."),
-        ("skipped_tests", "tests", None, "Tests that could not run."),
-        (
-            "kernel_reports",
+    metric.name: metric
+    for metric in (
+        Metric("passed_tests.total", "tests", None, help="Tests that passed."),
+        Metric("failed_tests.total", "tests", "lower", help="Tests that failed."),
+        Metric("skipped_tests.total", "tests", None, help="Tests that could not run."),
+        Metric(
+            "kernel_reports.total",
             "reports",
             "lower",
-            "Different reports of the kernel: oops, WARNING, KASAN, lockdep.",
+            help="Different reports of the kernel: oops, WARNING, KASAN, lockdep.",
         ),
-        ("leaks", "objects", "lower", "Objects that kmemleak reported."),
+        Metric("leaks.total", "objects", "lower", help="Objects that kmemleak reported."),
     )
 }
 
@@ -124,11 +123,13 @@ class Trouble:
         where: a cell.
         what: one line.
         text: the words of the test or the kernel.
+        is_lost: whether the host or the tool is to blame, not the kernel.
     """
 
     where: str
     what: str
     text: str = ""
+    is_lost: bool = False
 
 
 @dataclass
@@ -144,6 +145,11 @@ class CorrectnessSummary:
     results: list[SuiteResult] = field(default_factory=list)
     troubles: list[Trouble] = field(default_factory=list)
     notes: list[Trouble] = field(default_factory=list)
+
+    @property
+    def exit_status(self) -> int:
+        """3 if a test regressed or the kernel reported a problem, 1 if guests were lost and nothing else is wrong."""
+        return max((1 if trouble.is_lost else 3 for trouble in self.troubles), default=0)
 
     def to_json(self) -> dict[str, Any]:
         """For ``--json`` and ``correctness.json``."""
@@ -180,33 +186,23 @@ class CorrectnessSummary:
         }
 
 
-def manifest_of(test: CorrectnessTest, bench: Bench, command: Sequence[str]) -> dict[str, object]:
+def manifest_of(test: CorrectnessTest, bench: Bench, command: Sequence[str]) -> Manifest:
     """What ``run.json`` says before anything slow starts."""
-    series = bench.series
     cells = test.cells()
-    return {
-        **provenance(bench, test.topology, command),
-        "kind": "test",
-        "name": f"test-{test.patchset}",
-        "variants": [
-            {
-                "name": patchset,
-                "role": _role(patchset).value,
-                "patchset": patchset,
-                "knobs": {},
-                "cmdline": [*_CMDLINE, *test.cmdline],
-                "stages": [
-                    {"number": stage.number, "name": stage.name, "digest": stage.digest}
-                    for stage in series.select(patchset)
-                ],
-            }
+    cmdline = (*_CMDLINE, *test.cmdline)
+    return begin(
+        RunKind.TEST,
+        f"test-{test.patchset}",
+        bench,
+        test.topology,
+        command,
+        variants=[
+            variant_record(Variant(patchset, _role(patchset), patchset, cmdline=cmdline), bench)
             for patchset in dict.fromkeys(patchset for patchset, _ in cells)
         ],
-        "workloads": {
-            suite.name: {"title": suite.title, "parameters": {}, "metrics": _METRICS} for _, suite in cells
-        },
-        "cells": [_planned(patchset, suite) for patchset, suite in cells],
-    }
+        workloads={suite.name: WorkloadRecord(title=suite.title, metrics=_METRICS) for _, suite in cells},
+        cells=[_planned(patchset, suite) for patchset, suite in cells],
+    )
 
 
 def execute(test: CorrectnessTest, bench: Bench, writer: RunWriter) -> CorrectnessSummary:
@@ -219,7 +215,7 @@ def execute(test: CorrectnessTest, bench: Bench, writer: RunWriter) -> Correctne
     summary = CorrectnessSummary()
     plan = bench.selftest_plan
     try:
-        writer.update_manifest(accelerator=bench.accelerator.facts)
+        writer.update_manifest(accelerator=bench.accelerator.record)
         kernels: dict[str, KernelBuild | BuildFailed] = {}
         for patchset in dict.fromkeys(patchset for patchset, _ in test.cells()):
             try:
@@ -228,12 +224,12 @@ def execute(test: CorrectnessTest, bench: Bench, writer: RunWriter) -> Correctne
                 kernels[patchset] = error
             keep_build_log(writer.path, patchset, kernels[patchset])
         writer.update_manifest(
-            variants=[
-                {**variant, **kernel_facts(variant["patchset"], kernel, bench)}
-                if isinstance(kernel := kernels[variant["patchset"]], KernelBuild)
+            variants=tuple(
+                built(variant, kernel, bench)
+                if isinstance(kernel := kernels[variant.patchset], KernelBuild)
                 else variant
-                for variant in writer.manifest["variants"]
-            ]
+                for variant in writer.manifest.variants
+            )
         )
         with bench.events.step("test") as step:
             kinds = [_kind(suite, test, bench) for _, suite in test.cells()]
@@ -278,14 +274,24 @@ def judge(
     }
     patched = [result for result in results if result.patchset != BASELINE] or list(results)
     notes: list[Trouble] = []
+    lost_yardsticks = [
+        Trouble(result.cell, f"ended as {result.outcome.value}", result.evidence, is_lost=True)
+        for result in baseline.values()
+        if result.outcome is Outcome.LOST and result not in patched
+    ]
     there = {test.name for result in patched for test in result.found.results}
     troubles = [Trouble("every suite", f"there is no test {name}") for name in only if name not in there]
+    if any(result.outcome is Outcome.LOST for result in patched):
+        troubles = []  # it may be among those that were not run
+    troubles += lost_yardsticks
     for result in patched:
         yardstick = baseline.get(result.suite.yardstick or result.suite.name)
         if yardstick is result:
             yardstick = None
+        is_lost = result.outcome is Outcome.LOST
         if result.outcome not in (Outcome.OK, Outcome.WORKLOAD_FAILED, Outcome.KERNEL_BUG):
-            troubles.append(Trouble(result.cell, f"ended as {result.outcome.value}", result.evidence))
+            what = f"ended as {result.outcome.value}"
+            troubles.append(Trouble(result.cell, what, result.evidence, is_lost))
         elif not result.found.complete:
             # Even where the baseline ends by the same report: what was not run is not known to be as good.
             troubles.append(Trouble(result.cell, "ended before all of its tests were run", result.evidence))
@@ -352,7 +358,8 @@ def _of_tests(
         passed_before = not own and before is not None and before.status is Status.PASSED
         if test is None:
             assert before is not None
-            if passed_before:
+            # What a lost guest did not come to says nothing.
+            if passed_before and result.outcome is not Outcome.LOST:
                 what, why = f"{before.name} has no result, and passes on the baseline", meant(before.name)
                 said.append((Trouble(result.cell, f"{what}: {why}" if why else what), bool(why)))
         elif test.status is Status.FAILED and meant(test.name):
@@ -428,7 +435,6 @@ def _run(
 ) -> None:
     suite = result.suite
     began = time.monotonic()
-    booted: Booted | None = None
     selftests: tuple[Sequence[Selftest], Selftests] | None = None
     if suite.kind is Kind.SELFTESTS:
         selftests = plan.tests, build_selftests(bench.tree(result.patchset), plan, bench.cache, bench.events)
@@ -441,6 +447,7 @@ def _run(
                 log_directory=logs,
                 cmdline=[*_CMDLINE, *suite.cmdline, *test.cmdline],
                 layers=suite.layers,
+                counts=_is_no_leak,
             ) as booted:
                 result.boot_s = booted.boot_s
                 booted.machine.end_after_oops()
@@ -449,26 +456,14 @@ def _run(
                     SuiteRun(suite, booted, stages, test.only, logs, result.found, step, selftests).run()
                 finally:
                     result.run_s = time.monotonic() - started
-                    result.findings = _without_leaks(booted.machine.findings())
-            result.outcome, result.evidence = Outcome.OK, ""
-            bad = result.found.count(Status.FAILED)
-            if bad or result.found.faults:
-                result.outcome = Outcome.WORKLOAD_FAILED
-                result.evidence = f"{bad} tests failed" + "".join(f"; {each}" for each in result.found.faults)
-        except (MachineFailure, GuestLost, CommandTimeout) as error:
-            result.outcome = error.outcome if isinstance(error, MachineFailure) else Outcome.LOST
-            if isinstance(error, CommandTimeout):
-                result.outcome = Outcome.TIMEOUT
-            result.evidence = str(error)
-            if booted is not None:
-                result.findings = _without_leaks(booted.machine.findings())
-        except InfrastructureError as error:
-            if booted is None:
-                raise
-            result.outcome, result.evidence = Outcome.LOST, str(error)
-        if result.findings and result.outcome in (Outcome.OK, Outcome.WORKLOAD_FAILED):
-            result.outcome = Outcome.KERNEL_BUG
-            result.evidence = f"{result.findings[0].title}\n{result.findings[0].text}"
+                ending = booted.ending()
+        except GuestEnded as error:
+            ending = error.ending
+        result.outcome, result.evidence, result.findings = ending.outcome, ending.evidence, ending.findings
+        bad = result.found.count(Status.FAILED)
+        if ending.is_ok and (bad or result.found.faults):
+            result.outcome = Outcome.WORKLOAD_FAILED
+            result.evidence = f"{bad} tests failed" + "".join(f"; {each}" for each in result.found.faults)
         result.total_s = time.monotonic() - began
 
 
@@ -519,19 +514,14 @@ def _ask_again(
             _tell(result, again, bench, countdown)
 
 
-def _without_leaks(findings: Sequence[Finding]) -> list[Finding]:
+def _is_no_leak(finding: Finding) -> bool:
     """kmemleak's own line on the console says only that there are some: which, is compared one by one."""
-    return [finding for finding in findings if not finding.title.startswith("kmemleak: suspected")]
+    return not finding.title.startswith("kmemleak: suspected")
 
 
 def _row(result: SuiteResult) -> tuple[CellRow, list[Observation]]:
     row = CellRow(
-        cell=result.cell,
-        variant=result.patchset,
-        role=_role(result.patchset).value,
-        workload=result.suite.name,
-        repetition=result.repetition,
-        seed=0,
+        _planned(result.patchset, result.suite, result.repetition),
         outcome=result.outcome,
         evidence=result.evidence,
         boot_s=result.boot_s,
@@ -546,9 +536,7 @@ def _row(result: SuiteResult) -> tuple[CellRow, list[Observation]]:
         "kernel_reports.total": len(result.findings),
         "leaks.total": sum(leak.count for leak in result.found.leaks),
     }
-    return row, [
-        Observation(metric, str(_METRICS[metric]["unit"]), value) for metric, value in counted.items()
-    ]
+    return row, [Observation(metric, _METRICS[metric].unit, value) for metric, value in counted.items()]
 
 
 def _without_threshold(suite: Suite) -> Suite:
@@ -561,15 +549,15 @@ def _role(patchset: str) -> Role:
     return Role.BASELINE if patchset == BASELINE else Role.PATCHED
 
 
-def _planned(patchset: str, suite: Suite, repetition: int = 1) -> dict[str, object]:
-    return {
-        "cell": _cell(patchset, suite, repetition),
-        "variant": patchset,
-        "role": _role(patchset).value,
-        "workload": suite.name,
-        "repetition": repetition,
-        "seed": 0,
-    }
+def _planned(patchset: str, suite: Suite, repetition: int = 1) -> PlannedCell:
+    return PlannedCell(
+        cell=_cell(patchset, suite, repetition),
+        variant=patchset,
+        role=_role(patchset),
+        workload=suite.name,
+        repetition=repetition,
+        seed=0,
+    )
 
 
 def _cell(patchset: str, suite: Suite, repetition: int = 1) -> str:

@@ -64,9 +64,9 @@ def _groups(stages: Sequence[Stage], groups: Sequence[str]) -> str:
 def _figures(run: Run, stages: Sequence[Stage]) -> str:
     ours = {stage.number: stage for stage in stages}
     measured: dict[int, str] = {}
-    for variant in run.manifest.get("variants", []):
-        for entry in variant.get("stages", []):
-            measured[int(entry["number"])] = str(entry["digest"])
+    for variant in run.manifest.variants:
+        for stage in variant.stages:
+            measured[stage.number] = stage.digest
     unknown = sorted(set(measured) - set(ours))
     if not measured or unknown:
         raise UserError(

@@ -9,8 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from orchestrator.guest.sampler import Sample
-from orchestrator.guest.workload import Metric, Observation
+from orchestrator.store.observation import Metric, Observation, Sample
 
 _VMSTAT = "vmstat"
 _MEMINFO = "meminfo"

@@ -14,8 +14,8 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Protocol, Self
@@ -23,10 +23,10 @@ from typing import Any, Literal, Protocol, Self
 from orchestrator.defaults import CHECK_TOPOLOGY
 from orchestrator.errors import InfrastructureError
 from orchestrator.execution.bench import Bench, Booted
+from orchestrator.execution.ending import Ending, GuestEnded
 from orchestrator.guest.ssh import CommandTimeout, GuestLost
+from orchestrator.guest.workload import WorkloadFailed
 from orchestrator.kernel.build import KernelBuild
-from orchestrator.machine.oops import Finding
-from orchestrator.machine.qemu import MachineFailure
 from orchestrator.machine.topology import Topology
 from orchestrator.model.trace import (
     PAGES_PER_BLOCK,
@@ -41,6 +41,7 @@ from orchestrator.model.trace import (
     format_operation,
     format_trace,
 )
+from orchestrator.store.outcome import Outcome
 
 #: One processor a node, and two nodes, so that there is something to bind to.
 DEFAULT_TOPOLOGY = CHECK_TOPOLOGY
@@ -52,6 +53,8 @@ _TIMEOUT_A_STEP_S = 0.5
 _BATCH_STEPS = 4000
 #: Each so many steps `trace-exec` looks at every block of every process (CHECK_STEPS there), and after the last one.
 CHECK_STEPS = 50
+#: Outcomes of a guest that say nothing of what its kernel would have answered.
+_INCOMPARABLE = frozenset({Outcome.LOST, Outcome.WORKLOAD_FAILED})
 #: Stands for what an answer lacks.
 MISSING = "missing"
 _NUMBERS = re.compile(r"\bp?\d+\b\.?")
@@ -453,6 +456,7 @@ class TraceGuest:
         self._stack = ExitStack()
         self._boots = 0
         self._batches = 0
+        self._refused: GuestEnded | None = None
         self._findings_seen = len(booted.machine.findings()) if booted else 0
 
     def __enter__(self) -> Self:
@@ -468,54 +472,72 @@ class TraceGuest:
         """How many guests it took until now."""
         return self._boots
 
-    def run(self, traces: Sequence[Trace]) -> list[tuple[Answers, list[Finding]]]:
+    def run(self, traces: Sequence[Trace]) -> list[tuple[Answers | None, Ending]]:
         """Run traces one after another, each from nothing.
 
         Returns:
-            For each its answers and what the kernel said of itself meanwhile. A kernel that complains is booted
-            anew, and where several traces were run, each is run alone: it then is known whose complaint it is.
+            For each its answers (None if no guest came up to run it) and how the guest was when it ended. After a
+            report of the kernel the next trace gets a fresh boot; where several traces were run together, each is
+            run again alone, to see which of them the report belongs to. If the guest is lost, so is the trace that
+            was under way, and those behind it get a fresh boot.
         """
-        answers, findings = self._run_once(traces)
-        if not findings and len(answers) == len(traces) and all(each.over for each in answers):
-            return [(each, []) for each in answers]
-        if len(traces) == 1:
-            return [(answers[0] if answers else Answers(), findings)]
-        return [pair for trace in traces for pair in self.run([trace])]
+        results: list[tuple[Answers | None, Ending]] = []
+        while rest := traces[len(results) :]:
+            try:
+                self.up()
+            except GuestEnded as error:
+                return [*results, *((None, error.ending) for _ in rest)]
+            answers, ending = self._run_once(rest)
+            if ending.is_ok and len(answers) == len(rest) and all(each.over for each in answers):
+                return [*results, *((each, ending) for each in answers)]
+            if ending.is_lost:
+                whole = [each for each in answers if each.over][: len(rest) - 1]
+                results += [(each, Ending(Outcome.OK)) for each in whole]
+                results.append((next(iter(answers[len(whole) :]), Answers()), ending))
+            elif len(rest) == 1:
+                results.append((answers[0] if answers else Answers(), ending))
+            else:
+                results += [pair for trace in rest for pair in self.run([trace])]
+        return results
 
-    def _run_once(self, traces: Sequence[Trace]) -> tuple[list[Answers], list[Finding]]:
+    def _run_once(self, traces: Sequence[Trace]) -> tuple[list[Answers], Ending]:
         booted = self.up()
         self._logs.mkdir(parents=True, exist_ok=True)
         output = self._logs / f"answers-{self._batches}.jsonl"
         self._batches += 1
         text = "".join(format_trace(trace) for trace in traces)
         timeout_s = _TIMEOUT_S + _TIMEOUT_A_STEP_S * sum(len(trace.operations) for trace in traces)
-        lost: Exception | None = None
+        stopped: Exception | None = None
         try:
             booted.guest.run([PROGRAM], stdin=text, stdout=output, timeout_s=timeout_s)
-        except (GuestLost, MachineFailure, CommandTimeout) as error:
-            lost = error
+        except (GuestLost, CommandTimeout) as error:
+            stopped = error
         printed = output.read_text(encoding="utf-8") if output.exists() else ""
         output.unlink(missing_ok=True)
         answers, wrong = parse_answers(printed)
-        findings = booted.machine.findings()[self._findings_seen :]
-        self._findings_seen += len(findings)
-        if lost is not None and answers and answers[-1].over is None:
-            answers[-1].reason = str(lost)
-        if wrong is None and len(answers) != len(traces):
-            wrong = f"it answered {len(answers)} traces of {len(traces)}"
-        if wrong is not None and lost is None and not findings:
-            raise InfrastructureError(f"{PROGRAM} in the guest: {wrong}.")
-        if lost is not None or findings:
+        if stopped is None and wrong is not None:
+            stopped = WorkloadFailed(f"{PROGRAM} in the guest: {wrong}")
+        ending = booted.ending(stopped, since=self._findings_seen)
+        self._findings_seen += len(ending.findings)
+        if ending.is_ok and len(answers) != len(traces):  # although it says that it came to its end
+            raise InfrastructureError(
+                f"{PROGRAM} in the guest answered {len(answers)} traces of {len(traces)}."
+            )
+        if not ending.is_ok:
+            if answers and answers[-1].over is None:
+                answers[-1].reason = ending.title
             self._down()
-        return answers, findings
+        return answers, ending
 
     def up(self) -> Booted:
         """The guest that the next traces will run in; booted if there is none.
 
         Raises:
-            MachineFailure: it did not come up.
+            GuestEnded: it did not come up, now or at an earlier attempt.
             InfrastructureError: it was given, and is lost.
         """
+        if self._refused is not None:
+            raise self._refused
         if self._booted is None:
             if self._given is not None:
                 raise InfrastructureError("the guest that traces were to be run in is lost.")
@@ -523,15 +545,19 @@ class TraceGuest:
             logs.mkdir(parents=True, exist_ok=True)
             self._boots += 1
             self._findings_seen = 0
-            self._booted = self._stack.enter_context(
-                self._bench.boot(self._kernel, self._topology, log_directory=logs, cmdline=self._cmdline)
-            )
+            try:
+                self._booted = self._stack.enter_context(
+                    self._bench.boot(self._kernel, self._topology, log_directory=logs, cmdline=self._cmdline)
+                )
+            except GuestEnded as error:
+                self._refused = error
+                raise
+            self._booted.machine.end_after_oops()
         return self._booted
 
     def _down(self) -> None:
         self._booted = None
-        with suppress(GuestLost, MachineFailure):  # it is lost, which is why it goes
-            self._stack.close()
+        self._stack.close()
 
 
 @dataclass(frozen=True)
@@ -540,17 +566,24 @@ class Checked:
 
     Args:
         seconds: host seconds; of traces that were run together, each has its share by operations.
+        ending: how the guest was when the trace ended.
     """
 
     trace: Trace
     answers: Answers
     comparison: Comparison
     seconds: float = 0.0
+    ending: Ending = Ending(Outcome.OK)  # noqa: RUF009 - it is frozen
 
     @property
     def divergence(self) -> Divergence | None:
         """The first difference; None where there is none."""
         return self.comparison.divergence
+
+    @property
+    def incomparable(self) -> Ending | None:
+        """Why the trace was not compared to its end; None where it was, or diverges before."""
+        return None if self.ending.is_ok or self.divergence else self.ending
 
 
 def check_traces(
@@ -564,8 +597,7 @@ def check_traces(
     Args:
         on_checked: called for each as soon as it is known.
 
-    Raises:
-        MachineFailure: a guest did not come up.
+    A guest that does not come up, or is lost, is a value: see :attr:`Checked.ending`.
     """
     results: list[Checked] = []
     for batch in batches(traces):
@@ -573,25 +605,41 @@ def check_traces(
         ran = guest.run(batch)
         run_s = time.monotonic() - began
         operations = sum(len(trace.operations) for trace in batch)
-        for trace, (answers, findings) in zip(batch, ran, strict=True):
+        for trace, (answers, ending) in zip(batch, ran, strict=True):
             began = time.monotonic()
+            if answers is None:
+                results.append(Checked(trace, Answers(), Comparison(None, 0, {}, {}), 0.0, ending))
+                on_checked(results[-1])
+                continue
             comparison = compare(trace, answers, model_for(trace))
-            if findings and (comparison.divergence is None or answers.over is None):
-                comparison = _complained(trace, answers, findings, comparison)
+            if ending.findings and (comparison.divergence is None or answers.over is None):
+                told = Difference("console", "nothing", ending.findings[0].title)
+                comparison = _stopped(trace, answers, told, comparison)
+            elif ending.outcome in _INCOMPARABLE:
+                # Where the answers stop the model expects another, which is not the kernel's fault.
+                if _differs_before(comparison, answers):
+                    ending = Ending(Outcome.OK)
+                else:
+                    comparison = replace(comparison, divergence=None)
+            elif not ending.is_ok and answers.over is None and not _differs_before(comparison, answers):
+                told = Difference("process", "alive", ending.title)
+                comparison = _stopped(trace, answers, told, comparison)
             share = len(trace.operations) / operations if operations else 1 / len(batch)
             seconds = run_s * share + time.monotonic() - began
-            results.append(Checked(trace, answers, comparison, seconds))
+            results.append(Checked(trace, answers, comparison, seconds, ending))
             on_checked(results[-1])
     return results
 
 
-def _complained(
-    trace: Trace, answers: Answers, findings: Sequence[Finding], comparison: Comparison
-) -> Comparison:
-    """A kernel that complains diverges, whatever its memory looks like: no model expects a BUG."""
+def _differs_before(comparison: Comparison, answers: Answers) -> bool:
+    """Whether a step that was answered differs: that the answers stop is another matter."""
+    return comparison.divergence is not None and comparison.divergence.step < len(answers.steps)
+
+
+def _stopped(trace: Trace, answers: Answers, told: Difference, comparison: Comparison) -> Comparison:
+    """A kernel that complains or hangs diverges, whatever its memory looks like: no model expects that."""
     step = len(answers.steps)
     operation = format_operation(trace.operations[step]) if step < len(trace.operations) else "some step"
-    told = Difference("console", "nothing", findings[0].title)
     return Comparison(
         Divergence(step, operation, (told,)),
         comparison.steps,

@@ -6,7 +6,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable, Mapping, Sequence, Set
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from orchestrator.errors import UserError
 from orchestrator.execution.bench import Bench
@@ -15,18 +15,20 @@ from orchestrator.execution.derived import DERIVED_METRICS
 from orchestrator.execution.forecast import kind_of_cell
 from orchestrator.execution.measured_cell import CellResult, write_evidence
 from orchestrator.execution.place import Place
-from orchestrator.execution.provenance import keep_build_log, kernel_facts, provenance, source_facts
+from orchestrator.execution.provenance import begin, built, keep_build_log, source_record, variant_record
 from orchestrator.experiment.cell import Cell
 from orchestrator.experiment.experiment import Experiment
-from orchestrator.experiment.variant import Role
 from orchestrator.guest.sampler import SAMPLER_METRICS
-from orchestrator.guest.workload import Metric, Workload
+from orchestrator.guest.workload import Workload
 from orchestrator.kernel.build import BuildFailed, KernelBuild
+from orchestrator.store.manifest import Manifest, PlannedCell, RunKind, WorkloadRecord
+from orchestrator.store.observation import CLOCK, CLOCKS, Metric
 from orchestrator.store.outcome import Outcome
 from orchestrator.store.run import CellRow, RunWriter
 
 #: Cells in a row that are lost before their guest is up: then it is the host that is broken, not a kernel.
 _GIVE_UP_AFTER = 4
+_NOT_UP = (Outcome.BOOT_FAILED, Outcome.LOST)
 
 
 @dataclass(frozen=True)
@@ -44,65 +46,65 @@ class RunSummary:
         """Whether every planned cell ended ok."""
         return set(self.outcomes) <= {Outcome.OK}
 
+    @property
+    def exit_status(self) -> int:
+        """0 if all ended ok, 1 if the rest were lost through the host, 3 if a kernel or workload failed."""
+        bad = set(self.outcomes) - {Outcome.OK}
+        return 3 if bad - {Outcome.LOST} else 1 if bad else 0
 
-def manifest_of(experiment: Experiment, bench: Bench, command: Sequence[str]) -> dict[str, object]:
+
+def manifest_of(experiment: Experiment, bench: Bench, command: Sequence[str]) -> Manifest:
     """What ``run.json`` says before anything slow starts; nothing here builds or boots."""
-    series = bench.series
-    return {
-        **provenance(bench, experiment.topology, command),
-        "name": experiment.name,
-        "margin": experiment.margin,
-        "repeat": experiment.repeat,
-        "seed": experiment.seed,
-        "timeout_s": experiment.timeout_s,
-        "tradeoff": dict(experiment.tradeoff),
-        "variants": [
-            {
-                "name": variant.name,
-                "role": variant.role.value,
-                "patchset": variant.patchset,
-                "knobs": dict(variant.knobs),
-                "cmdline": list(variant.cmdline),
-                "stages": [
-                    {"number": stage.number, "name": stage.name, "digest": stage.digest}
-                    for stage in series.select(variant.patchset)
-                ],
-            }
-            for variant in experiment.variants
-        ],
-        "workloads": {
-            name: {
-                "title": bench.workloads[name].title,
-                "parameters": {
-                    **{key: str(p.default) for key, p in bench.workloads[name].parameters.items()},
-                    **parameters,
-                },
-                "metrics": {
-                    metric.name.replace("{clock}", clock): {
-                        "unit": metric.unit.replace("{clock}", clock),
-                        "better": metric.better,
-                        "primary": metric.primary,
-                        "help": metric.help,
-                    }
-                    # A workload may say itself what a metric that all have means to it.
-                    for metric in _metrics_of(bench.workloads[name])
-                    for clock in (("insns", "ns") if "{clock}" in metric.name else ("",))
-                },
-            }
+    begun = begin(
+        RunKind.RUN,
+        experiment.name,
+        bench,
+        experiment.topology,
+        command,
+        variants=[variant_record(variant, bench) for variant in experiment.variants],
+        workloads={
+            name: workload_record(bench.workloads[name], parameters)
             for name, parameters in experiment.workloads.items()
         },
-        "cells": [
-            {
-                "cell": cell.id,
-                "variant": cell.variant,
-                "role": experiment.variant(cell.variant).role.value,
-                "workload": cell.workload,
-                "repetition": cell.repetition,
-                "seed": cell.seed,
-            }
-            for cell in experiment.cells
-        ],
-    }
+        cells=[planned_cell(cell, experiment) for cell in experiment.cells],
+    )
+    return replace(
+        begun,
+        margin=experiment.margin,
+        repeat=experiment.repeat,
+        seed=experiment.seed,
+        timeout_s=experiment.timeout_s,
+        tradeoff=dict(experiment.tradeoff),
+    )
+
+
+def workload_record(workload: Workload, parameters: Mapping[str, str]) -> WorkloadRecord:
+    """A workload as ``run.json`` has it.
+
+    Args:
+        parameters: those that differ from the defaults.
+    """
+    declared = _metrics_of(workload)
+    metrics = [
+        metric.by(clock) for metric in declared for clock in (CLOCKS if CLOCK in metric.name else ("",))
+    ]
+    return WorkloadRecord(
+        title=workload.title,
+        parameters={**{key: str(p.default) for key, p in workload.parameters.items()}, **parameters},
+        metrics={metric.name: metric for metric in metrics},
+    )
+
+
+def planned_cell(cell: Cell, experiment: Experiment) -> PlannedCell:
+    """A cell as ``run.json`` has it."""
+    return PlannedCell(
+        cell=cell.id,
+        variant=cell.variant,
+        role=experiment.variant(cell.variant).role,
+        workload=cell.workload,
+        repetition=cell.repetition,
+        seed=cell.seed,
+    )
 
 
 def _metrics_of(workload: Workload) -> Iterable[Metric]:
@@ -149,9 +151,9 @@ Kernels = Mapping[str, KernelBuild | BuildFailed]
 def _prepare(experiment: Experiment, bench: Bench, writer: RunWriter, needed: Set[str]) -> Kernels:
     """Everything slow that cells share, and its facts in ``run.json``."""
     check_same_source(writer, bench)
-    writer.update_manifest(accelerator=bench.accelerator.facts)
+    writer.update_manifest(accelerator=bench.accelerator.record)
     kernels: dict[str, KernelBuild | BuildFailed] = {}
-    facts = {variant["name"]: variant for variant in writer.manifest["variants"]}
+    records = {variant.name: variant for variant in writer.manifest.variants}
     for variant in experiment.variants:
         if variant.name not in needed:
             continue
@@ -163,15 +165,11 @@ def _prepare(experiment: Experiment, bench: Bench, writer: RunWriter, needed: Se
             keep_build_log(writer.path, variant.patchset, kernels[variant.patchset])
         kernel = kernels[variant.patchset]
         if isinstance(kernel, KernelBuild):
-            facts[variant.name].update(kernel_facts(variant.patchset, kernel, bench))
+            records[variant.name] = built(records[variant.name], kernel, bench)
     source = bench.source_tree
     writer.update_manifest(
-        variants=list(facts.values()),
-        source={
-            **source_facts(bench),
-            "version": source.version,
-            "commit": source.commit,
-        },
+        variants=tuple(records.values()),
+        source=replace(source_record(bench), version=source.version, commit=source.commit),
         image={name: bench.image_with(bench.workloads[name].layers).digest for name in experiment.workloads},
     )
     (writer.path / "logs" / "kernel.config").write_text(bench.configuration().text, encoding="utf-8")
@@ -184,11 +182,11 @@ def check_same_source(writer: RunWriter, bench: Bench) -> None:
     Raises:
         UserError: the source has changed.
     """
-    began = writer.manifest["source"].get("commit")
-    if began is not None and began != bench.source_tree.commit:
+    began = writer.manifest.source
+    if began.commit is not None and began.commit != bench.source_tree.commit:
         raise UserError(
             f"{bench.source_tree.description} is not the source that {writer.path.name} began with "
-            f"({writer.manifest['source'].get('description')}); start a new run."
+            f"({began.description}); start a new run."
         )
 
 
@@ -215,7 +213,7 @@ def _measure_all(
         if stopping.is_set() and result.outcome is not Outcome.OK:
             return None  # we ended it ourselves; a resumed run measures it
         write_evidence(result, directory)
-        writer.record(row_of(result, variant.role), result.observations, result.samples)
+        writer.record(row_of(result, experiment), result.observations, result.samples)
         return result
 
     unbooted = 0
@@ -233,9 +231,11 @@ def _measure_all(
                     if result is not None:
                         typical_s = result.total_s if result.outcome is Outcome.OK else None
                         countdown.ended(kinds[result.cell.id], _told(result), typical_s)
-                    unbooted = unbooted + 1 if result and result.outcome is Outcome.BOOT_FAILED else 0
+                    unbooted = unbooted + 1 if result and result.outcome in _NOT_UP else 0
                 if unbooted >= _GIVE_UP_AFTER and len(todo) > 2 * _GIVE_UP_AFTER:
-                    step.note(f"{unbooted} guests in a row did not come up; the remaining cells are left out")
+                    step.note(
+                        f"{unbooted} guests in a row did not come up or were lost; the other cells are left out"
+                    )
                     break
         finally:
             for future in pending:
@@ -252,15 +252,10 @@ def _told(result: CellResult) -> str:
     return line_of(name, result.outcome, result.total_s, result.evidence)
 
 
-def row_of(result: CellResult, role: Role) -> CellRow:
+def row_of(result: CellResult, experiment: Experiment) -> CellRow:
     """The end of a cell as it is stored."""
     return CellRow(
-        cell=result.cell.id,
-        variant=result.cell.variant,
-        role=role.value,
-        workload=result.cell.workload,
-        repetition=result.cell.repetition,
-        seed=result.cell.seed,
+        planned_cell(result.cell, experiment),
         outcome=result.outcome,
         evidence=result.evidence,
         boot_s=result.boot_s,

@@ -8,13 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 
-from orchestrator.errors import UserError
+from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.execution.bench import Bench, Booted
-from orchestrator.guest.ssh import CommandTimeout, Guest, GuestLost
+from orchestrator.execution.ending import GuestEnded
+from orchestrator.guest.ssh import Guest
 from orchestrator.guest.workload import WorkloadFailed, run_workload
 from orchestrator.kernel.build import KernelBuild
 from orchestrator.kernel.series import Knob
-from orchestrator.machine.qemu import MachineFailure
 from orchestrator.machine.topology import Topology
 
 #: Uses memory in a known way, checks its content before and after a fork, and takes seconds.
@@ -86,11 +86,10 @@ def take_inventory(
         knobs: those that any stage has; which of them are there is seen.
 
     Raises:
-        InfrastructureError: the host failed.
+        InfrastructureError: the host failed, or the guest was lost through no fault of its kernel.
     """
     inventory = Inventory()
     log_directory.mkdir(parents=True, exist_ok=True)
-    booted: Booted | None = None
     try:
         with bench.boot(kernel, topology, log_directory=log_directory) as booted:
             inventory.boot = ""
@@ -98,15 +97,18 @@ def take_inventory(
             _look(inventory, booted.guest, knobs)
             inventory.smoke = []
             _smoke(inventory, bench, booted, knobs, log_directory)
-            findings = booted.machine.findings()
-            inventory.smoke += [f"{finding.title}\n{finding.text}" for finding in findings]
-    except (MachineFailure, GuestLost, CommandTimeout) as error:
-        said = [f"{each.title}\n{each.text}" for each in booted.machine.findings()] if booted else []
-        sentence = "\n".join(said) or str(error)
-        if inventory.boot:
-            inventory.boot = sentence
-        else:
-            inventory.smoke = [*(inventory.smoke or []), sentence]
+            ending = booted.ending()
+    except GuestEnded as error:
+        ending = error.ending
+    if ending.is_lost:
+        raise InfrastructureError(
+            f"the guest was lost, which says nothing about its kernel: {ending.evidence}",
+            log_directory / "console.log",
+        )
+    if inventory.boot:
+        inventory.boot = "\n".join(ending.reports)
+    elif not ending.is_ok:
+        inventory.smoke = [*(inventory.smoke or []), *ending.reports]
     return inventory
 
 

@@ -12,14 +12,13 @@ from pathlib import Path
 
 from orchestrator.execution.bench import Bench, Booted
 from orchestrator.execution.derived import observations_from_counters
+from orchestrator.execution.ending import GuestEnded
 from orchestrator.experiment.cell import Cell
 from orchestrator.experiment.experiment import Experiment
-from orchestrator.guest.sampler import Sample, Sampler
-from orchestrator.guest.ssh import CommandTimeout, GuestLost
-from orchestrator.guest.workload import Observation, WorkloadFailed, run_workload
+from orchestrator.guest.sampler import Sampler
+from orchestrator.guest.workload import run_workload
 from orchestrator.kernel.build import KernelBuild
-from orchestrator.machine.oops import Finding
-from orchestrator.machine.qemu import MachineFailure
+from orchestrator.store.observation import Observation, Sample
 from orchestrator.store.outcome import Outcome
 
 
@@ -52,13 +51,12 @@ def measure_cell(
         log_directory: ``logs/<cell>/`` of the run.
 
     Raises:
-        InfrastructureError: the host failed, e.g. QEMU is not installed.
+        InfrastructureError: no guest could be started, e.g. QEMU is not installed.
     """
     result = CellResult(cell)
     variant = experiment.variant(cell.variant)
     began = time.monotonic()
     log_directory.mkdir(parents=True, exist_ok=True)
-    booted: Booted | None = None
     try:
         with bench.boot(
             kernel,
@@ -71,13 +69,12 @@ def measure_cell(
             result.boot_s = booted.boot_s
             booted.machine.end_after_oops()
             _measure(result, experiment, bench, booted, log_directory)
-            _judge_console(result, booted.machine.findings())
-    except (MachineFailure, GuestLost, CommandTimeout, WorkloadFailed) as error:
-        result.outcome, result.evidence = _outcome_of(error), str(error)
-        if booted is not None:
-            _judge_console(result, booted.machine.findings())
+            ending = booted.ending()
+    except GuestEnded as error:
+        ending = error.ending
     finally:
         result.total_s = time.monotonic() - began
+    result.outcome, result.evidence = ending.outcome, ending.evidence
     return result
 
 
@@ -110,26 +107,6 @@ def _measure(
         samples = sampler.samples
         result.samples = samples
     result.observations = [*done.observations, *observations_from_counters(samples), *sampler.observations()]
-    result.outcome, result.evidence = Outcome.OK, ""
-
-
-def _judge_console(result: CellResult, findings: Sequence[Finding]) -> None:
-    """What the kernel said of itself outranks what the workload made of it."""
-    panics = [finding for finding in findings if finding.outcome is Outcome.KERNEL_PANIC]
-    for finding in (*panics, *findings):
-        result.outcome = finding.outcome
-        result.evidence = f"{finding.title}\n{finding.text}"
-        return
-
-
-def _outcome_of(error: Exception) -> Outcome:
-    if isinstance(error, MachineFailure):
-        return error.outcome
-    if isinstance(error, CommandTimeout):
-        return Outcome.TIMEOUT
-    if isinstance(error, WorkloadFailed):
-        return Outcome.WORKLOAD_FAILED
-    return Outcome.LOST
 
 
 def write_evidence(result: CellResult, log_directory: Path) -> None:

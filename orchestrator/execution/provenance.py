@@ -8,9 +8,9 @@ import platform
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from orchestrator import __version__
 from orchestrator.cache import Cache
@@ -18,10 +18,30 @@ from orchestrator.errors import InfrastructureError
 from orchestrator.execution.bench import Bench
 from orchestrator.execution.calibration import last_calibration
 from orchestrator.execution.processor import processor_model
+from orchestrator.experiment.variant import Variant
 from orchestrator.kernel.build import BuildFailed, KernelBuild
 from orchestrator.machine.topology import Topology
-from orchestrator.process import version_of
+from orchestrator.process import run, version_of
+from orchestrator.store.manifest import (
+    AcceleratorRecord,
+    BaseRecord,
+    CalibrationRecord,
+    Code,
+    HostRecord,
+    KernelRecord,
+    Manifest,
+    NodeRecord,
+    PlannedCell,
+    RunKind,
+    SeriesRecord,
+    SourceRecord,
+    StageRecord,
+    TopologyRecord,
+    VariantRecord,
+    WorkloadRecord,
+)
 
+_GIT_TIMEOUT_S = 30
 _VERSION_OF = {
     "qemu": "qemu-system-x86_64",
     "gcc": "gcc",
@@ -33,57 +53,115 @@ _VERSION_OF = {
 }
 
 
-def provenance(bench: Bench, topology: Topology, command: Sequence[str]) -> dict[str, object]:
-    """What ``run.json`` says of any run before anything slow starts; nothing here builds or boots."""
+def begin(
+    kind: RunKind,
+    name: str,
+    bench: Bench,
+    topology: Topology,
+    command: Sequence[str],
+    *,
+    variants: Sequence[VariantRecord],
+    workloads: Mapping[str, WorkloadRecord],
+    cells: Sequence[PlannedCell],
+) -> Manifest:
+    """What ``run.json`` says of any run before anything slow starts; nothing here builds or boots.
+
+    Args:
+        command: words of the command line.
+
+    Raises:
+        UserError: there is no such source.
+        InfrastructureError: this host can get no version of the source's package.
+    """
     series = bench.series
-    return {
-        "command": list(command),
-        "topology": {
-            "text": topology.text,
-            "nodes": [asdict(node) for node in topology.nodes],
-            "distances": [list(row) for row in topology.distances],
-        },
-        "accelerator": {
-            "name": bench.accelerator_request,
-            "clock": None,
-            "reason": "requested; not yet chosen",
-        },
-        "flavour": bench.flavour,
-        "source": source_facts(bench),
-        "series": {
-            "name": series.name,
-            "title": series.title,
-            "base": series.bases.linux,
-            **({"directory": str(bench.series_directory.resolve())} if bench.series_directory else {}),
-        },
-        "host": host_facts(),
-        "calibration": calibration_facts(bench.cache),
-        "tools": tool_facts(),
-    }
+    directory = bench.series_directory
+    return Manifest(
+        kind=kind,
+        name=name,
+        command=tuple(command),
+        code=measuring_code(),
+        source=source_record(bench),
+        series=SeriesRecord(
+            name=series.name,
+            title=series.title,
+            base=series.bases.linux,
+            directory=str(directory.resolve()) if directory else None,
+        ),
+        flavour=bench.flavour,
+        topology=topology_record(topology),
+        accelerator=AcceleratorRecord(
+            name=bench.accelerator_request, clock=None, reason="requested; not yet chosen"
+        ),
+        host=host_record(),
+        calibration=calibration_record(bench.cache),
+        tools=tool_versions(),
+        variants=tuple(variants),
+        workloads=dict(workloads),
+        cells=tuple(cells),
+    )
 
 
-def source_facts(bench: Bench) -> dict[str, object]:
-    """What ``run.json`` says of the kernel source before it is imported.
+def measuring_code() -> Code:
+    """The version of this package, and of the checkout that it runs from."""
+    return Code(version=__version__, checkout=_checkout())
+
+
+@lru_cache
+def _checkout() -> str | None:
+    """``git describe --always --dirty`` of the checkout; None where there is none, or no git."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists() or shutil.which("git") is None:
+        return None
+    described = run(
+        ["git", "-C", str(root), "describe", "--always", "--dirty"], check=False, timeout_s=_GIT_TIMEOUT_S
+    )
+    return described.stdout.strip() or None if described.returncode == 0 else None
+
+
+def topology_record(topology: Topology) -> TopologyRecord:
+    """The emulated machine as ``run.json`` has it."""
+    return TopologyRecord(
+        text=topology.text,
+        nodes=tuple(NodeRecord(cpus=node.cpus, memory_mib=node.memory_mib) for node in topology.nodes),
+        distances=tuple(tuple(row) for row in topology.distances),
+    )
+
+
+def variant_record(variant: Variant, bench: Bench) -> VariantRecord:
+    """A variant as ``run.json`` has it before its kernel is built."""
+    return VariantRecord(
+        name=variant.name,
+        role=variant.role,
+        patchset=variant.patchset,
+        knobs=dict(variant.knobs),
+        cmdline=tuple(variant.cmdline),
+        stages=tuple(
+            StageRecord(number=stage.number, name=stage.name, digest=stage.digest)
+            for stage in bench.series.select(variant.patchset)
+        ),
+    )
+
+
+def source_record(bench: Bench) -> SourceRecord:
+    """The kernel source as ``run.json`` has it before it is imported.
 
     Raises:
         UserError: there is no such source.
         InfrastructureError: this host can get no version of the package.
     """
     package = bench.origin.package
-    return {
-        "requested": bench.source or bench.series.bases.package,
-        "description": bench.origin.description,
-        **(
-            {
-                "package": package.package,
-                "package_version": package.version,
-                "version": package.linux,
-                "checked": bench.unchecked_base is None,
-            }
-            if package is not None
-            else {}
-        ),
-    }
+    known = SourceRecord(
+        requested=bench.source or bench.series.bases.package, description=bench.origin.description
+    )
+    if package is None:
+        return known
+    return replace(
+        known,
+        package=package.package,
+        package_version=package.version,
+        version=package.linux,
+        checked=bench.unchecked_base is None,
+    )
 
 
 @dataclass(frozen=True)
@@ -121,68 +199,70 @@ def base_of(bench: Bench) -> Base:
     return Base(origin.description, origin.is_imported(bench.cache), [unchecked] if unchecked else [])
 
 
-def requested_source(manifest: Mapping[str, Any], bench: Bench) -> str | None:
+def requested_source(manifest: Manifest, bench: Bench) -> str | None:
     """The ``--source`` with which a run is finished: on the base it began with."""
-    source = manifest["source"]
-    if "package_version" in source:
-        return f"{source['package']}={source['package_version']}"
-    requested: str | None = source.get("requested")
-    if requested != bench.series.bases.package:
-        return requested
+    source = manifest.source
+    if source.package_version is not None:
+        return f"{source.package}={source.package_version}"
+    if source.requested != bench.series.bases.package:
+        return source.requested
     # Older runs have the version in their description only.
-    package, _, version = source.get("description", "").partition(" ")
-    return f"{package}={version}" if package == requested and version else None
+    package, _, version = source.description.partition(" ")
+    return f"{package}={version}" if package == source.requested and version else None
 
 
-def kernel_facts(patchset: str, kernel: KernelBuild, bench: Bench) -> dict[str, object]:
+def built(variant: VariantRecord, kernel: KernelBuild, bench: Bench) -> VariantRecord:
     """What ``run.json`` says of a variant once its kernel is built."""
-    tree = bench.tree(patchset)
-    return {
-        "tree": tree.tree,
-        "base": {"description": tree.source.description, "commit": tree.source.commit},
-        "patch_variants": {str(number): name for number, name in tree.variants.items()},
-        "merged": list(tree.merged),
-        "kernel": {
-            "release": kernel.release,
-            "build_id": kernel.build_id,
-            "digest": kernel.digest,
-            "compiler": kernel.compiler,
-            "configuration": bench.configuration().digest,
-            "warnings": len(kernel.warnings),
-        },
-    }
+    tree = bench.tree(variant.patchset)
+    return replace(
+        variant,
+        tree=tree.tree,
+        base=BaseRecord(description=tree.source.description, commit=tree.source.commit),
+        patch_variants={str(number): name for number, name in tree.variants.items()},
+        merged=tuple(tree.merged),
+        kernel=KernelRecord(
+            release=kernel.release,
+            build_id=kernel.build_id,
+            digest=kernel.digest,
+            compiler=kernel.compiler,
+            configuration=bench.configuration().digest,
+            warnings=len(kernel.warnings),
+        ),
+    )
 
 
-def keep_build_log(run: Path, patchset: str, kernel: KernelBuild | BuildFailed) -> None:
+def keep_build_log(directory: Path, patchset: str, kernel: KernelBuild | BuildFailed) -> None:
     """Copy what make printed to ``logs/build-PATCHSET.log`` of a run: the cache may forget it."""
     if kernel.log is not None and kernel.log.is_file():
-        shutil.copyfile(kernel.log, run / "logs" / f"build-{patchset.replace(':', '-')}.log")
+        shutil.copyfile(kernel.log, directory / "logs" / f"build-{patchset.replace(':', '-')}.log")
 
 
-def host_facts() -> dict[str, object]:
+def host_record() -> HostRecord:
     """Processor, memory and kernel of this host; nothing that names it or its owner."""
     import psutil
 
-    return {
-        "cpu": processor_model(),
-        "cpus": os.cpu_count(),
-        "memory_mib": psutil.virtual_memory().total // 2**20,
-        "kernel": platform.release(),
-        "load": [round(figure, 2) for figure in os.getloadavg()],
-    }
+    return HostRecord(
+        cpu=processor_model(),
+        cpus=os.cpu_count(),
+        memory_mib=psutil.virtual_memory().total // 2**20,
+        kernel=platform.release(),
+        load=tuple(round(figure, 2) for figure in os.getloadavg()),
+    )
 
 
-def calibration_facts(cache: Cache) -> dict[str, object] | None:
-    """The last calibration since this host was booted, with the sentence that reports show; None without one."""
+def calibration_record(cache: Cache) -> CalibrationRecord | None:
+    """The last calibration since this host was booted; None without one."""
     last = last_calibration(cache)
-    return {"sentence": last.sentence, **asdict(last)} if last is not None else None
+    if last is None:
+        return None
+    return CalibrationRecord(sentence=last.sentence, cpu=last.cpu, measured=asdict(last))
 
 
-def tool_facts() -> dict[str, str]:
+def tool_versions() -> dict[str, str]:
     """The first line that each tool prints of its version; a missing tool is left out."""
-    facts = {"orchestrate": __version__, "python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for name, program in _VERSION_OF.items():
         if shutil.which(program):
             with suppress(InfrastructureError):  # a tool that is there but does not start says nothing
-                facts[name] = version_of(program)
-    return facts
+                versions[name] = version_of(program)
+    return versions

@@ -11,7 +11,7 @@ from typing import Protocol
 from orchestrator.analysis.bisection import Mark
 from orchestrator.execution.measured_cell import CellResult
 from orchestrator.experiment.cell import Cell
-from orchestrator.experiment.question import DivergenceQuestion, Judgement, MetricQuestion, Question
+from orchestrator.experiment.question import BootJudgement, DivergenceQuestion, MetricQuestion, Question
 from orchestrator.kernel.build import KernelBuild
 from orchestrator.store.outcome import Outcome
 
@@ -29,7 +29,7 @@ class Trial:
     """
 
     result: CellResult
-    judgement: Judgement
+    judgement: BootJudgement
 
 
 class StageTrial(Protocol):
@@ -42,7 +42,7 @@ class StageTrial(Protocol):
     def __call__(self, cell: Cell, kernel: KernelBuild, log_directory: Path) -> Trial:
         """Try one stage once."""
 
-    def judge(self, result: CellResult) -> Judgement:
+    def judge(self, result: CellResult) -> BootJudgement:
         """What a cell that was booted before says."""
 
 
@@ -65,7 +65,7 @@ class WorkloadTrial:
         result = self.measure(cell, kernel, log_directory)
         return Trial(result, self.judge(result))
 
-    def judge(self, result: CellResult) -> Judgement:
+    def judge(self, result: CellResult) -> BootJudgement:
         """What a cell says of the question."""
         assert not isinstance(self.question, DivergenceQuestion), "it has a trial of its own"
         if not isinstance(self.question, MetricQuestion):
@@ -74,6 +74,6 @@ class WorkloadTrial:
         if self.question.is_relative and self.reference is None:
             value = values.get(self.question.metric)
             if result.outcome is Outcome.OK and value is not None:
-                return Judgement(Mark.GOOD, f"{self.question.metric} {value:g}, for reference", value)
+                return BootJudgement(Mark.GOOD, f"{self.question.metric} {value:g}, for reference", value)
             return self.question.judge(result.outcome, result.evidence, {}, 1.0)
         return self.question.judge(result.outcome, result.evidence, values, self.reference)

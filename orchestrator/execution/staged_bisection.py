@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from orchestrator.analysis.bisection import (
     Answer,
@@ -25,15 +25,16 @@ from orchestrator.errors import InfrastructureError
 from orchestrator.events import Step
 from orchestrator.execution.bench import Bench
 from orchestrator.execution.countdown import line_of
-from orchestrator.execution.experiment_run import row_of
+from orchestrator.execution.experiment_run import planned_cell, row_of
 from orchestrator.execution.measured_cell import CellResult, write_evidence
-from orchestrator.execution.provenance import keep_build_log, kernel_facts
+from orchestrator.execution.provenance import built, keep_build_log
 from orchestrator.execution.stage_trial import StageTrial, WorkloadTrial
 from orchestrator.experiment.cell import Cell
-from orchestrator.experiment.question import Judgement, MetricQuestion
+from orchestrator.experiment.question import BootJudgement, MetricQuestion
 from orchestrator.experiment.staged_search import StagedSearch
-from orchestrator.guest.workload import Observation
 from orchestrator.kernel.build import BuildFailed, KernelBuild
+from orchestrator.store.manifest import AnswerRecord, BisectionRecord, BootRecord
+from orchestrator.store.observation import Observation
 from orchestrator.store.outcome import Outcome
 from orchestrator.store.run import Run, RunWriter
 
@@ -56,7 +57,7 @@ class Boot:
     stage: int
     cell: str
     why: str
-    judgement: Judgement
+    judgement: BootJudgement
 
 
 @dataclass
@@ -187,9 +188,9 @@ class StagedBisection:
                 self._bisection.equate(earlier, later)
                 self.verdict.equal[later] = earlier
                 self._note(f"# same kernel: [{self._named(later)}] as [{self._named(earlier)}]")
-        facts = [dict(variant) for variant in self._writer.manifest["variants"]]
-        facts[stage].update(kernel_facts(self._patchset(stage), kernel, self._bench))
-        self._writer.update_manifest(variants=facts)
+        variants = list(self._writer.manifest.variants)
+        variants[stage] = built(variants[stage], kernel, self._bench)
+        self._writer.update_manifest(variants=tuple(variants))
         return kernel
 
     # Boots
@@ -230,28 +231,18 @@ class StagedBisection:
 
     def _boot(self, stage: int, kernel: KernelBuild, why: str, shown: Step) -> None:
         cell = self._next_cell(stage)
-        variant = self.search.experiment.variant(cell.variant)
-        self._writer.plan(
-            {
-                "cell": cell.id,
-                "variant": cell.variant,
-                "role": variant.role.value,
-                "workload": cell.workload,
-                "repetition": cell.repetition,
-                "seed": cell.seed,
-            }
-        )
+        self._writer.plan(planned_cell(cell, self.search.experiment))
         directory = self._writer.cell_directory(cell.id)
         name = titled(self.search, stage)
         with self._bench.events.step(f"boot {len(self.verdict.boots) + 1}: {name}", part=True):
             trial = self._trial(cell, kernel, directory)
         write_evidence(trial.result, directory)
         self._writer.record(
-            row_of(trial.result, variant.role), trial.result.observations, trial.result.samples
+            row_of(trial.result, self.search.experiment), trial.result.observations, trial.result.samples
         )
-        self._writer.update_manifest(
-            boots=[*self._writer.manifest.get("boots", []), {"stage": stage, "cell": cell.id, "why": why}]
-        )
+        record = self._record
+        boots = (*record.boots, BootRecord(stage=stage, cell=cell.id, why=why))
+        self._writer.update_manifest(bisection=replace(record, boots=boots))
         self._learn(Boot(stage, cell.id, why, trial.judgement), replayed=False)
         # How many boots it takes depends on what they show; only the most is known.
         done = len(self.verdict.boots)
@@ -275,8 +266,8 @@ class StagedBisection:
 
     def _replay(self) -> None:
         """Learn again what earlier attempts of this run have booted."""
-        told = list(self._writer.manifest.get("boots", []))
-        if not told:
+        earlier = self._record.boots
+        if not earlier:
             return
         run = Run.open(self._writer.path)
         ends = {str(row["cell"]): row for row in run.cells.to_dict("records")}
@@ -284,8 +275,8 @@ class StagedBisection:
         for row in run.metrics.to_dict("records"):
             observation = Observation(str(row["metric"]), str(row["unit"]), float(row["value"]))
             metrics.setdefault(str(row["cell"]), []).append(observation)
-        for entry in told:
-            stage, cell, why = int(entry["stage"]), str(entry["cell"]), str(entry["why"])
+        for entry in earlier:
+            stage, cell, why = entry.stage, entry.cell, entry.why
             if why != "reference" and self._relative and self.verdict.reference is None:
                 self._set_reference()
             if why != "reference":
@@ -309,9 +300,15 @@ class StagedBisection:
         known = self.search.stages[stage - 1]
         return f"{variant.name}] {known.name} [{known.digest[:12]}"
 
+    @property
+    def _record(self) -> BisectionRecord:
+        record = self._writer.manifest.bisection
+        assert record is not None, "this run is a bisection's"
+        return record
+
     def _write_log(self) -> None:
-        question = self.search.describe()
-        asked = f"--until {question['until']}" if "until" in question else f"--metric '{question['metric']}'"
+        question = self.search.record
+        asked = f"--until {question.until}" if question.until else f"--metric '{question.metric}'"
         variants = self.search.experiment.variants
         (self._writer.path / LOG).write_text(
             f"orchestrate bisect start '{variants[0].patchset}' '{variants[-1].patchset}' "
@@ -330,22 +327,22 @@ class StagedBisection:
         self._note(f"# {sentence(verdict)}")
         answer = verdict.answer
         self._writer.update_manifest(
-            bisection={
-                **self.search.describe(),
-                "answer": {
-                    "conclusion": answer.conclusion.value,
-                    "stages": [variant_name(self.search, stage) for stage in answer.candidates],
-                    "sure": answer.sure,
-                    "condition": answer.condition,
-                    "seen": list(answer.seen),
-                    "alarms": list(answer.alarms),
-                    "contradicted": answer.contradicted,
-                    "verified": answer.verified,
-                    "boots": len(verdict.boots),
-                    "reference": verdict.reference,
-                    "sentence": sentence(verdict),
-                },
-            }
+            bisection=replace(
+                self._record,
+                answer=AnswerRecord(
+                    conclusion=answer.conclusion.value,
+                    stages=tuple(variant_name(self.search, stage) for stage in answer.candidates),
+                    sure=answer.sure,
+                    condition=answer.condition,
+                    seen=tuple(answer.seen),
+                    alarms=tuple(answer.alarms),
+                    contradicted=answer.contradicted,
+                    verified=answer.verified,
+                    boots=len(verdict.boots),
+                    reference=verdict.reference,
+                    sentence=sentence(verdict),
+                ),
+            )
         )
 
 

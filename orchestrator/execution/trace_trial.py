@@ -16,13 +16,11 @@ from orchestrator.execution.measured_cell import CellResult
 from orchestrator.execution.stage_trial import Trial
 from orchestrator.experiment.cell import Cell
 from orchestrator.experiment.experiment import Experiment
-from orchestrator.experiment.question import Judgement
-from orchestrator.guest.ssh import GuestLost
-from orchestrator.guest.workload import Observation
+from orchestrator.experiment.question import BootJudgement
 from orchestrator.kernel.build import KernelBuild
 from orchestrator.kernel.trait import traits_of
-from orchestrator.machine.qemu import MachineFailure
 from orchestrator.model.trace import Trace
+from orchestrator.store.observation import Observation
 from orchestrator.store.outcome import Outcome
 
 METRIC = "divergences.total"
@@ -47,30 +45,29 @@ class TraceTrial:
         traits = traits_of(self.bench.tree(variant.patchset))
         model_for = model_of(variant.patchset, series, topology, traits)
         whole = model_of(self.experiment.variants[-1].patchset, series, topology)
-        result = CellResult(cell)
+        result = CellResult(cell, Outcome.OK, "")
         began = time.monotonic()
-        try:
-            with TraceGuest(self.bench, kernel, topology, log_directory, variant.cmdline) as guest:
-                evidence = ""
-                for name, trace in self.traces.items():
-                    (checked,) = check_traces(guest, [pinned(trace, whole)], model_for)
-                    if checked.divergence is not None:
-                        evidence = f"{name}: {checked.divergence}"
-                        break
-        except (MachineFailure, GuestLost) as error:
-            result.outcome = error.outcome if isinstance(error, MachineFailure) else Outcome.LOST
-            result.evidence = str(error)
-        else:
-            result.outcome, result.evidence = Outcome.OK, evidence
-            result.observations = [Observation(METRIC, "traces", float(bool(evidence)))]
+        diverges = False
+        with TraceGuest(self.bench, kernel, topology, log_directory, variant.cmdline) as guest:
+            for name, trace in self.traces.items():
+                (checked,) = check_traces(guest, [pinned(trace, whole)], model_for)
+                diverges = checked.divergence is not None
+                if diverges or checked.incomparable:
+                    said = f"{name}: {checked.divergence}\n" if diverges else ""
+                    result.outcome = checked.ending.outcome
+                    result.evidence = f"{said}{checked.ending.evidence}".strip()
+                    break
+        if diverges or result.outcome is Outcome.OK:
+            result.observations = [Observation(METRIC, "traces", float(diverges))]
         result.total_s = time.monotonic() - began
         return Trial(result, self.judge(result))
 
-    def judge(self, result: CellResult) -> Judgement:
-        """The judgement of a cell; unclear if the guest did not come up."""
-        first = result.evidence.splitlines()[0] if result.evidence else ""
-        if result.outcome is not Outcome.OK:
-            return Judgement(Mark.UNCLEAR, f"{result.outcome.value}: {first}")
-        if first:
-            return Judgement(Mark.BAD, first)
-        return Judgement(Mark.GOOD, "agrees with its model")
+    def judge(self, result: CellResult) -> BootJudgement:
+        """The judgement of a cell; unclear if its traces were not compared, e.g. because the guest was lost."""
+        first = result.evidence.partition("\n")[0]
+        diverges = next((each.value for each in result.observations if each.metric == METRIC), None)
+        if diverges is None:
+            return BootJudgement(Mark.UNCLEAR, f"{result.outcome.value}: {first}")
+        return (
+            BootJudgement(Mark.BAD, first) if diverges else BootJudgement(Mark.GOOD, "agrees with its model")
+        )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A cell: one variant x one workload x one repetition, the unit of work, of retry and of distribution."""
+"""A cell: one variant x one workload x one repetition. Cells are scheduled, retried and distributed one by one."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Cell:
-    """One fresh boot with one workload in it.
+    """One fresh boot that runs one workload.
 
     Args:
-        variant, workload: their names.
-        repetition: from 1.
-        seed: what the workload draws from. It depends on workload and repetition only, so every variant is
-            given the same touches, and variants differ in nothing but the kernel.
+        variant, workload: names of both.
+        repetition: number of the repetition, from 1.
+        seed: random seed of the workload. It depends on workload and repetition only, so the workload does the
+            same on every variant.
     """
 
     variant: str
@@ -27,15 +27,15 @@ class Cell:
 
     @property
     def id(self) -> str:
-        """Unique in its run, and a directory name: ``core-only@256.chunk.1``."""
+        """Unique within the run, and the name of the cell's directory: ``core-only@256.chunk.1``."""
         return f"{self.variant}.{self.workload}.{self.repetition}"
 
 
 def cells_of(variants: Sequence[str], workloads: Sequence[str], repeat: int, seed: int) -> tuple[Cell, ...]:
-    """Every cell in the order it is run: repetition by repetition, variants shuffled within each.
+    """All cells in the order they run: repetition by repetition, with the variants shuffled within each.
 
-    Interleaving keeps a slow drift of the host out of the difference between variants, and an interrupted run
-    has whole repetitions. The order depends on `seed` alone.
+    Interleaving keeps slow drift of the host out of the difference between variants, and leaves an interrupted
+    run with complete repetitions. The order depends on `seed` alone.
     """
     cells: list[Cell] = []
     for repetition in range(1, repeat + 1):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""An experiment: everything a run depends on, from flags or from a TOML file."""
+"""Experiments: all parameters of a run, from flags or from a TOML file."""
 
 from __future__ import annotations
 
@@ -14,35 +14,36 @@ from typing import Any, TypeVar
 from orchestrator import defaults
 from orchestrator.errors import UserError
 from orchestrator.experiment.cell import Cell, cells_of
-from orchestrator.experiment.variant import Role, Variant, check_variant, with_control
+from orchestrator.experiment.variant import Variant, check_variant, with_control
 from orchestrator.guest.workload import Workload, check_parameters
 from orchestrator.kernel.series import Series
 from orchestrator.machine.topology import Topology
+from orchestrator.store.manifest import Role
 
-#: Workloads of `orchestrate run` where none is named.
+#: Default workloads of `orchestrate run`.
 T = TypeVar("T")
-#: Metrics that a table [tradeoff] has: two axes and a colour.
+#: Number of metrics in a [tradeoff] table: two axes and a colour.
 TRADEOFF_AXES = 3
 ACCELERATORS = ("auto", "icount", "tcg", "kvm")
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """What to compare, on what, how often.
+    """What to compare, on which machine, and how often.
 
     Args:
-        name: part of the run directory's name.
-        variants: exactly one has the role of the baseline.
+        name: name of the experiment, part of the run directory's name.
+        variants: exactly one of them has the role baseline.
         workloads: name -> parameters that differ from the manifest's defaults.
         topology: the emulated machine.
         accelerator: one of :data:`ACCELERATORS`.
         repeat: fresh boots per variant and workload.
-        seed: of everything random in the run.
-        flavour: kernel configuration, a file of ``vm_images/kernel``.
-        margin: relative difference up to which a metric counts as unchanged, e.g. 0.005.
-        timeout_s: host seconds that one workload may take; None: what its manifest says.
-        tradeoff: three metrics to be weighed against each other, each with a better direction: what it stands for
-            -> ``workload/metric``; empty for none.
+        seed: seed for all random choices of the run.
+        flavour: kernel configuration, a file in ``vm_images/kernel``.
+        margin: largest relative difference that counts as unchanged, e.g. 0.005.
+        timeout_s: limit of one workload in host seconds; None for the limit in the workload's manifest.
+        tradeoff: three metrics to plot against each other, each with a better direction: axis label ->
+            ``workload/metric``; empty for none.
     """
 
     name: str
@@ -62,15 +63,15 @@ class Experiment:
         if self.accelerator not in ACCELERATORS:
             raise UserError(f"unknown accelerator {self.accelerator!r}; choose {', '.join(ACCELERATORS)}.")
         if not 1 <= self.repeat <= 1000:
-            raise UserError(f"repeat is {self.repeat}; choose 1 to 1000.")
+            raise UserError(f"repeat is {self.repeat}; choose a number from 1 to 1000.")
         if not 0 < self.margin < 1:
-            raise UserError(f"margin is {self.margin:g}; it is a fraction, e.g. 0.005 for half a per cent.")
+            raise UserError(f"margin is {self.margin:g}; it is a fraction, e.g. 0.005 for 0.5 %.")
         if self.timeout_s is not None and not self.timeout_s > 0:
             raise UserError(f"timeout is {self.timeout_s:g} s; give more than 0.")
         names = [variant.name for variant in self.variants]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise UserError(f"two variants are named {twice[0]}; give each a name of its own.")
+            raise UserError(f"two variants are named {twice[0]}; give each variant a unique name.")
         if sum(variant.role is Role.BASELINE for variant in self.variants) != 1:
             raise UserError(
                 "an experiment needs exactly one baseline variant; mark one with role = 'baseline'."
@@ -79,18 +80,18 @@ class Experiment:
         object.__setattr__(self, "cells", cells)
 
     def variant(self, name: str) -> Variant:
-        """The variant of that name."""
+        """The variant with this name."""
         return next(each for each in self.variants if each.name == name)
 
     def part(self, variants: Collection[str], workloads: Collection[str]) -> Experiment:
-        """Some of it; each cell that is left is what it is in the whole.
+        """A part of the experiment; its cells are the same as in the whole experiment.
 
         Args:
-            variants: names; empty for all. Baseline and control stay in any case.
-            workloads: names; empty for all.
+            variants: names to keep; empty for all. Baseline and control are always kept.
+            workloads: names to keep; empty for all.
 
         Raises:
-            UserError: it has no such variant or workload.
+            UserError: the experiment has no such variant or workload.
         """
         known = [variant.name for variant in self.variants]
         for what, wanted, there in (("variant", variants, known), ("workload", workloads, self.workloads)):
@@ -132,11 +133,11 @@ def load_experiment(path: Path, series: Series, workloads: Mapping[str, Workload
 
     Args:
         path: the TOML file.
-        series: what patchsets and knobs exist.
-        workloads: what workloads and parameters exist.
+        series: the series, for its patchsets and knobs.
+        workloads: the known workloads, by name.
 
     Raises:
-        UserError: the file cannot be read, is no TOML, or says something that is not known; the sentence
+        UserError: the file cannot be read, is not valid TOML, or has an unknown key or a bad value; the message
             starts with file and line.
     """
     try:
@@ -170,7 +171,7 @@ def _experiment(
     _check_keys(table, _KEYS, "an experiment")
     if not table.get("variant"):
         raise _KeyFaultError(
-            "variant", "no [[variant]] is given; add at least a baseline and one to compare with it."
+            "variant", "there is no [[variant]]; add a baseline and at least one variant to compare with it."
         )
     variants = []
     for index, entry in enumerate(table["variant"]):
@@ -224,14 +225,14 @@ def _check_tradeoff(
         workload, _, metric = source.partition("/")
         if workload not in workloads:
             raise _KeyFaultError(
-                name, f"{name} = {source!r}: write 'WORKLOAD/METRIC' with a workload of this experiment."
+                name, f"{name} = {source!r}: write 'WORKLOAD/METRIC', with a workload of this experiment."
             )
         facts = known[workload].metrics.get(metric)
         if facts is None or facts.better is None:
             judged = ", ".join(each.name for each in known[workload].metrics.values() if each.better)
             raise _KeyFaultError(
                 name,
-                f"{name} = {source!r}: {workload} has no such metric with a better direction; it has {judged}.",
+                f"{name} = {source!r}: {workload} has no such metric with a better direction; choose one of {judged}.",
             )
 
 
@@ -240,7 +241,7 @@ def _variant(entry: dict[str, Any], index: int, series: Series) -> Variant:
         raise _KeyFaultError("[[variant]]", "a variant needs a name and a patchset.", index)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9@=,_+-]*", entry["name"]):
         raise _KeyFaultError(
-            "name", f"variant name {entry['name']!r}: use letters, digits and @ = , _ + - only.", index
+            "name", f"variant name {entry['name']!r}: use only letters, digits and @ = , _ + -.", index
         )
     try:
         role = Role(entry.get("role", Role.PATCHED))
@@ -260,7 +261,7 @@ def _variant(entry: dict[str, Any], index: int, series: Series) -> Variant:
 def _check_keys(table: Mapping[str, Any], known: Mapping[str, Any], what: str, occurrence: int = 0) -> None:
     for key, value in table.items():
         if key not in known:
-            raise _KeyFaultError(key, f"unknown key {key!r} in {what}; known are {', '.join(known)}.")
+            raise _KeyFaultError(key, f"unknown key {key!r} in {what}; the keys are {', '.join(known)}.")
         if not isinstance(value, known[key]) or (isinstance(value, bool)):
             raise _KeyFaultError(key, f"{key} has the wrong type ({type(value).__name__}).", occurrence)
 
@@ -273,7 +274,7 @@ def _guarded(key: str, make: Callable[[], T]) -> T:
 
 
 def _line(text: str, key: str, occurrence: int) -> int:
-    """The line (from 1) that mentions `key` as a key or table name for the n-th time; 1 where none does."""
+    """The line number (from 1) of the n-th occurrence of `key` as a key or table name; 1 if there is none."""
     pattern = re.compile(
         rf"^\s*(?:{re.escape(key)}\s*=|\[\[?[^\]]*\b{re.escape(key.strip('[]'))}\b[^\]]*\]\]?|.*\b{re.escape(key.strip('[]'))}\s*=)"
     )

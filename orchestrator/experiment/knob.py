@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Knobs: the sysfs files that a variant may set before its workload starts.
+"""Knobs: sysfs files that a variant may set before its workload starts.
 
-Those of the unpatched kernel are listed here (Documentation/admin-guide/mm/transhuge.rst); those that a series
-introduces come from its ``series.toml``.
+The knobs of the baseline kernel are listed here (Documentation/admin-guide/mm/transhuge.rst). The knobs that a
+series adds are listed in its ``series.toml``.
 """
 
 from __future__ import annotations
@@ -19,15 +19,15 @@ _THP = "/sys/kernel/mm/transparent_hugepage"
 
 
 @dataclass(frozen=True)
-class StockKnob:
-    """A knob of the unpatched kernel.
+class BaselineKnob:
+    """A knob of the baseline kernel.
 
     Args:
-        path: its file in the guest.
-        default: after boot, with the configuration of ``vm_images/kernel/base.config``.
-        help: one line; see Documentation/admin-guide/mm/transhuge.rst.
-        choices: what it accepts; an empty tuple means an integer from `minimum` to `maximum`.
-        unit: of an integer.
+        path: file in the guest.
+        default: value after boot, with the configuration in ``vm_images/kernel/base.config``.
+        help: one line of help; see Documentation/admin-guide/mm/transhuge.rst.
+        choices: accepted values; if empty, the knob takes an integer from `minimum` to `maximum`.
+        unit: unit of an integer knob.
     """
 
     path: str
@@ -39,31 +39,31 @@ class StockKnob:
     unit: str = ""
 
 
-def _switch(path: str, default: str, text: str) -> StockKnob:
-    return StockKnob(f"{_THP}/{path}", default, text, maximum=1)
+def _switch(path: str, default: str, text: str) -> BaselineKnob:
+    return BaselineKnob(f"{_THP}/{path}", default, text, maximum=1)
 
 
-def _choice(path: str, default: str, text: str, *choices: str) -> StockKnob:
-    return StockKnob(f"{_THP}/{path}", default, text, choices)
+def _choice(path: str, default: str, text: str, *choices: str) -> BaselineKnob:
+    return BaselineKnob(f"{_THP}/{path}", default, text, choices)
 
 
 def _number(
     path: str, default: int, unit: str, text: str, *, minimum: int = 0, maximum: int = 2**32 - 1
-) -> StockKnob:
-    return StockKnob(f"{_THP}/{path}", str(default), text, minimum=minimum, maximum=maximum, unit=unit)
+) -> BaselineKnob:
+    return BaselineKnob(f"{_THP}/{path}", str(default), text, minimum=minimum, maximum=maximum, unit=unit)
 
 
-STOCK_KNOBS: Mapping[str, StockKnob] = {
+BASELINE_KNOBS: Mapping[str, BaselineKnob] = {
     "enabled": _choice(
-        "enabled", "always", "Where anonymous memory may be huge.", "always", "madvise", "never"
+        "enabled", "always", "Which anonymous memory may use huge pages.", "always", "madvise", "never"
     ),
     "defrag": _choice(
         "defrag",
         "madvise",
-        "Whether a fault that finds no huge page reclaims and compacts memory.",
+        "When a fault that finds no free huge page reclaims and compacts memory.",
         *("always", "defer", "defer+madvise", "madvise", "never"),
     ),
-    "use_zero_page": _switch("use_zero_page", "1", "Map the huge zero page at a read fault."),
+    "use_zero_page": _switch("use_zero_page", "1", "Map the huge zero page on a read fault."),
     "shrink_underused": _switch(
         "shrink_underused", "1", "Split huge pages that are mostly zero under memory pressure."
     ),
@@ -71,34 +71,49 @@ STOCK_KNOBS: Mapping[str, StockKnob] = {
         "khugepaged/defrag", "1", "Whether khugepaged reclaims and compacts memory."
     ),
     "khugepaged/max_ptes_none": _number(
-        "khugepaged/max_ptes_none", 511, "pages", "Unmapped pages that a collapse may add.", maximum=511
+        "khugepaged/max_ptes_none",
+        511,
+        "pages",
+        "Most empty PTEs in a range that khugepaged collapses.",
+        maximum=511,
     ),
     "khugepaged/max_ptes_swap": _number(
-        "khugepaged/max_ptes_swap", 64, "pages", "Swapped pages that a collapse may bring in.", maximum=511
+        "khugepaged/max_ptes_swap",
+        64,
+        "pages",
+        "Most swapped-out pages in a range that khugepaged collapses.",
+        maximum=511,
     ),
     "khugepaged/max_ptes_shared": _number(
-        "khugepaged/max_ptes_shared", 256, "pages", "Shared pages that a collapse may copy.", maximum=511
+        "khugepaged/max_ptes_shared",
+        256,
+        "pages",
+        "Most shared pages in a range that khugepaged collapses.",
+        maximum=511,
     ),
     "khugepaged/pages_to_scan": _number(
         "khugepaged/pages_to_scan", 4096, "pages", "Pages that khugepaged scans per pass.", minimum=1
     ),
     "khugepaged/scan_sleep_millisecs": _number(
-        "khugepaged/scan_sleep_millisecs", 10000, "ms", "Sleep of khugepaged between passes."
+        "khugepaged/scan_sleep_millisecs", 10000, "ms", "Time that khugepaged sleeps between passes."
     ),
     "khugepaged/alloc_sleep_millisecs": _number(
-        "khugepaged/alloc_sleep_millisecs", 60000, "ms", "Sleep of khugepaged after a failed allocation."
+        "khugepaged/alloc_sleep_millisecs",
+        60000,
+        "ms",
+        "Time that khugepaged sleeps after a failed allocation.",
     ),
     "hugepages-64kB/enabled": _choice(
         "hugepages-64kB/enabled",
         "never",
-        "Where anonymous memory may have folios of 64 KiB.",
+        "Which anonymous memory may use 64 KiB folios.",
         *("always", "inherit", "madvise", "never"),
     ),
 }
 
 
 def parse_settings(arguments: Iterable[str], series: Series) -> dict[str, tuple[str, ...]]:
-    """Read ``--set KEY=VALUE[,VALUE...]`` options; several values make a sweep.
+    """Parse ``--set KEY=VALUE[,VALUE...]`` options; several values make a sweep.
 
     Raises:
         UserError: no ``=``, an unknown key, a key given twice, or a value that the knob does not accept.
@@ -109,10 +124,12 @@ def parse_settings(arguments: Iterable[str], series: Series) -> dict[str, tuple[
         if not equals or not text:
             raise UserError(f"--set {argument}: write KEY=VALUE, e.g. promotion_threshold=1,64,256.")
         if key in settings:
-            raise UserError(f"--set {key} is given twice; join the values with commas to sweep them.")
+            raise UserError(
+                f"--set {key} is given twice; to sweep several values, separate them with commas."
+            )
         values = tuple(value.strip() for value in text.split(","))
         if len(set(values)) != len(values):
-            raise UserError(f"--set {argument}: a value is given twice; name each once.")
+            raise UserError(f"--set {argument}: a value occurs twice; give each value once.")
         for value in values:
             check_value(key, value, series)
         settings[key] = values
@@ -120,21 +137,21 @@ def parse_settings(arguments: Iterable[str], series: Series) -> dict[str, tuple[
 
 
 def check_value(key: str, value: str, series: Series) -> None:
-    """Check one knob's value against what the kernel accepts.
+    """Check that the kernel accepts `value` for a knob.
 
     Raises:
-        UserError: unknown key, or a value out of its range.
+        UserError: unknown knob, or a value out of range.
     """
     knob = series_knob(key, series)
     if knob is not None:
         choices: Sequence[str] = ()
         minimum, maximum = knob.minimum, knob.maximum
-    elif key in STOCK_KNOBS:
-        stock = STOCK_KNOBS[key]
+    elif key in BASELINE_KNOBS:
+        stock = BASELINE_KNOBS[key]
         choices, minimum, maximum = stock.choices, stock.minimum, stock.maximum
     else:
-        known = [*(each.name for each in series.knobs), *STOCK_KNOBS]
-        raise UserError(f"unknown knob {key!r}; {hint(key, known, 'known are')}")
+        known = [*(each.name for each in series.knobs), *BASELINE_KNOBS]
+        raise UserError(f"unknown knob {key!r}; {hint(key, known, 'the knobs are')}")
     if choices:
         if value not in choices:
             raise UserError(f"knob {key} takes one of {', '.join(choices)}, not {value!r}.")
@@ -144,18 +161,18 @@ def check_value(key: str, value: str, series: Series) -> None:
 
 
 def series_knob(key: str, series: Series) -> Knob | None:
-    """The series' own knob of that name, or None where it is a stock knob or unknown."""
+    """The knob of the series with this name; None if the baseline has it or nobody does."""
     return next((each for each in series.knobs if each.name == key), None)
 
 
 def knob_path(key: str, series: Series) -> str:
-    """The file in the guest that knob `key`, already checked, is written to."""
+    """The file in the guest of knob `key`, which must exist."""
     knob = series_knob(key, series)
-    return knob.path if knob is not None else STOCK_KNOBS[key].path
+    return knob.path if knob is not None else BASELINE_KNOBS[key].path
 
 
 def combinations(settings: Mapping[str, Sequence[str]]) -> list[dict[str, str]]:
-    """Every combination of a sweep, in the order given; one empty combination where nothing is set.
+    """All combinations of a sweep, in the order given; one empty combination if nothing is set.
 
     >>> combinations({"a": ("1", "2"), "b": ("x",)})
     [{'a': '1', 'b': 'x'}, {'a': '2', 'b': 'x'}]

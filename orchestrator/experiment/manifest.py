@@ -1,66 +1,52 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""An experiment read back from a run's ``run.json``, so that the run can be finished."""
+"""Reads the experiment from a run's ``run.json``, so that an interrupted run can be resumed."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from orchestrator.errors import UserError
 from orchestrator.experiment.experiment import Experiment
-from orchestrator.experiment.variant import Role, Variant
+from orchestrator.experiment.variant import Variant
 from orchestrator.machine.topology import Node, Topology
+from orchestrator.store.manifest import Manifest
 
 
-def experiment_of_manifest(manifest: Mapping[str, Any]) -> Experiment:
-    """The experiment that a run directory was made for, which plans the very cells that it does.
-
-    Args:
-        manifest: the content of ``run.json``.
+def experiment_of_manifest(manifest: Manifest) -> Experiment:
+    """The experiment of a run directory, checked to have exactly the cells that the run planned.
 
     Raises:
-        UserError: it lacks something, or its planned cells are not those of the experiment it describes.
+        UserError: the planned cells are not those of the described experiment.
     """
     experiment = described_experiment(manifest)
-    if [entry["cell"] for entry in manifest["cells"]] != [cell.id for cell in experiment.cells]:
-        raise UserError("run.json plans other cells than its experiment has; this run cannot be finished.")
+    if [cell.cell for cell in manifest.cells] != [cell.id for cell in experiment.cells]:
+        raise UserError(
+            "the cells planned in run.json do not match its experiment; this run cannot be resumed."
+        )
     return experiment
 
 
-def described_experiment(manifest: Mapping[str, Any]) -> Experiment:
-    """The variants, workloads and machine that ``run.json`` describes, whatever cells were made of them.
+def described_experiment(manifest: Manifest) -> Experiment:
+    """The experiment that ``run.json`` describes, without a check of the planned cells.
 
     Raises:
-        UserError: it lacks something.
+        UserError: the described experiment is not valid.
     """
-    try:
-        return Experiment(
-            name=manifest["name"],
-            variants=tuple(
-                Variant(
-                    entry["name"],
-                    Role(entry["role"]),
-                    entry["patchset"],
-                    entry["knobs"],
-                    tuple(entry["cmdline"]),
-                )
-                for entry in manifest["variants"]
-            ),
-            workloads={name: entry["parameters"] for name, entry in manifest["workloads"].items()},
-            topology=Topology(
-                tuple(Node(**node) for node in manifest["topology"]["nodes"]),
-                tuple(tuple(row) for row in manifest["topology"]["distances"]),
-            ),
-            # A finished choice is kept: a run never mixes clocks.
-            accelerator=manifest["accelerator"]["name"],
-            repeat=manifest["repeat"],
-            seed=manifest["seed"],
-            flavour=manifest["flavour"],
-            margin=manifest["margin"],
-            timeout_s=manifest.get("timeout_s"),
-            tradeoff=manifest.get("tradeoff", {}),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"run.json lacks or garbles {error}; this run cannot be finished, start a new one."
-        ) from error
+    topology = manifest.topology
+    return Experiment(
+        name=manifest.name,
+        variants=tuple(
+            Variant(each.name, each.role, each.patchset, each.knobs, each.cmdline)
+            for each in manifest.variants
+        ),
+        workloads={name: workload.parameters for name, workload in manifest.workloads.items()},
+        topology=Topology(
+            tuple(Node(node.cpus, node.memory_mib) for node in topology.nodes), topology.distances
+        ),
+        # A resumed run keeps the accelerator of its first part, since a run must not mix clocks.
+        accelerator=manifest.accelerator.name,
+        repeat=manifest.repeat,
+        seed=manifest.seed,
+        flavour=manifest.flavour,
+        margin=manifest.margin,
+        timeout_s=manifest.timeout_s,
+        tradeoff=manifest.tradeoff,
+    )

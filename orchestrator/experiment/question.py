@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a bisection looks for: an outcome, or a metric past a limit; and what one boot says of it."""
+"""What a bisection searches for (an outcome, or a metric past a limit), and how one boot is judged."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Literal
 
 from orchestrator.analysis.bisection import Mark
 from orchestrator.errors import UserError
-from orchestrator.guest.workload import CLOCK, CLOCKS, Metric
 from orchestrator.spelling import hint
+from orchestrator.store.observation import CLOCK, CLOCKS, Metric
 from orchestrator.store.outcome import Outcome
 
-#: What `--until` accepts, with the outcomes that are it and, beside ``ok``, those that exclude it. Every other
-#: outcome comes to no verdict: a guest that did not boot says nothing of what its workload would have met.
+#: Values of `--until`, each with the outcomes that make a boot bad and those that, besides ``ok``, make it good. All
+#: other outcomes leave it unclear: a guest that did not boot does not tell what its workload would have done.
 OUTCOMES: Mapping[str, tuple[frozenset[Outcome], frozenset[Outcome]]] = {
-    # A bug may end in a panic, before or after it was reported.
+    # A kernel bug may also cause a panic, before or after its report is printed.
     "kernel-bug": (frozenset({Outcome.KERNEL_BUG, Outcome.KERNEL_PANIC}), frozenset()),
     "kernel-panic": (frozenset({Outcome.KERNEL_PANIC}), frozenset({Outcome.KERNEL_BUG})),
     "workload-failed": (frozenset({Outcome.WORKLOAD_FAILED}), frozenset()),
@@ -39,7 +39,7 @@ OUTCOMES: Mapping[str, tuple[frozenset[Outcome], frozenset[Outcome]]] = {
         frozenset(),
     ),
 }
-#: `--until` of a comparison with the reference model, which no outcome of a workload says.
+#: Value of `--until` for a comparison with the reference model; it is not an outcome of a workload.
 DIVERGES = "diverges"
 
 Operator = Literal[">", ">=", "<", "<=", "==", "!="]
@@ -53,12 +53,12 @@ _EXAMPLE = "write METRIC OPERATOR VALUE, e.g. 'fault_ns.p50 > +2%'"
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """What one boot says.
+class BootJudgement:
+    """Whether one boot is good, bad or unclear.
 
     Args:
-        text: why, for a person; one line.
-        value: of the metric, where the question is one.
+        text: the reason, one line for display.
+        value: value of the metric, if the bisection is by a metric.
     """
 
     mark: Mark
@@ -68,40 +68,40 @@ class Judgement:
 
 @dataclass(frozen=True)
 class OutcomeQuestion:
-    """Whether a cell ends in an outcome.
+    """Does a cell end with a given outcome?
 
     Args:
         text: a key of :data:`OUTCOMES`.
-        matching: where given, only an end whose evidence has this in it counts; another one of the same outcome
-            is something else, and comes to no verdict.
+        matching: if given, a boot is bad only if the evidence of its outcome matches; the same outcome with other
+            evidence is a different fault and makes the boot unclear.
     """
 
     text: str
     matching: re.Pattern[str] | None = None
 
-    def judge(self, outcome: Outcome, evidence: str) -> Judgement:
-        """What a cell's end says."""
+    def judge(self, outcome: Outcome, evidence: str) -> BootJudgement:
+        """Judge a boot by its outcome."""
         first = evidence.splitlines()[0] if evidence else ""
         text = f"{outcome.value}: {first}" if first else outcome.value
         bad, good = OUTCOMES[self.text]
         if outcome in bad:
             if self.matching is None or self.matching.search(evidence):
-                return Judgement(Mark.BAD, text)
-            return Judgement(Mark.UNCLEAR, f"{text} (does not match {self.matching.pattern!r})")
+                return BootJudgement(Mark.BAD, text)
+            return BootJudgement(Mark.UNCLEAR, f"{text} (does not match {self.matching.pattern!r})")
         if outcome is Outcome.OK or outcome in good:
-            return Judgement(Mark.GOOD, text)
-        return Judgement(Mark.UNCLEAR, text)
+            return BootJudgement(Mark.GOOD, text)
+        return BootJudgement(Mark.UNCLEAR, text)
 
 
 @dataclass(frozen=True)
 class MetricQuestion:
-    """Whether a metric is past a limit.
+    """Is a metric past a limit?
 
     Args:
-        text: as it was asked.
-        metric: its name.
+        text: the condition as the user wrote it.
+        metric: name of the metric.
         value: the limit; for ``percent`` and ``difference`` what is added to the reference, which is the
-            median of what the series is applied to.
+            median of the kernel that the search starts from.
     """
 
     text: str
@@ -112,14 +112,14 @@ class MetricQuestion:
 
     @property
     def is_relative(self) -> bool:
-        """Whether the limit depends on a reference."""
+        """Whether the limit is relative to a reference value."""
         return self.relation != "absolute"
 
     def limit(self, reference: float | None) -> float:
-        """The limit in the metric's unit.
+        """The limit, in the metric's unit.
 
         Args:
-            reference: the median that it is relative to; None where it is absolute.
+            reference: the median that the limit is relative to; None for an absolute limit.
         """
         if self.relation == "absolute":
             return self.value
@@ -128,13 +128,13 @@ class MetricQuestion:
 
     def judge(
         self, outcome: Outcome, evidence: str, values: Mapping[str, float], reference: float | None
-    ) -> Judgement:
-        """What a cell's metrics say; one that did not end ok, or did not measure it, comes to no verdict."""
+    ) -> BootJudgement:
+        """Judge a boot by its metrics; it is unclear if it did not end ok or lacks the metric."""
         if outcome is not Outcome.OK:
-            return Judgement(Mark.UNCLEAR, OutcomeQuestion("failure").judge(outcome, evidence).text)
+            return BootJudgement(Mark.UNCLEAR, OutcomeQuestion("failure").judge(outcome, evidence).text)
         value = values.get(self.metric)
         if value is None:
-            return Judgement(Mark.UNCLEAR, f"this kernel has no {self.metric}")
+            return BootJudgement(Mark.UNCLEAR, f"this kernel has no {self.metric}")
         limit = self.limit(reference)
         holds = {
             ">": value > limit,
@@ -146,12 +146,12 @@ class MetricQuestion:
         }[self.operator]
         change = f", {100 * (value / reference - 1):+.2f} %" if reference else ""
         text = f"{self.metric} {value:g}{change}, limit {limit:g}"
-        return Judgement(Mark.BAD if holds else Mark.GOOD, text, value)
+        return BootJudgement(Mark.BAD if holds else Mark.GOOD, text, value)
 
 
 @dataclass(frozen=True)
 class DivergenceQuestion:
-    """Whether a kernel's reservations differ from those of the reference model; what asks it is given by the caller."""
+    """Does the kernel differ from the reference model? The caller provides the check."""
 
     text: str = DIVERGES
 
@@ -160,14 +160,16 @@ Question = OutcomeQuestion | MetricQuestion | DivergenceQuestion
 
 
 def parse_until(text: str, matching: str | None = None) -> OutcomeQuestion | DivergenceQuestion:
-    """Read ``--until`` and ``--matching``.
+    """Parse ``--until`` and ``--matching``.
 
     Raises:
-        UserError: no such outcome, or no regular expression.
+        UserError: unknown outcome, or an invalid regular expression.
     """
     if text == DIVERGES:
         if matching is not None:
-            raise UserError("--matching looks into the evidence of an outcome; a divergence has none.")
+            raise UserError(
+                "--matching applies to the evidence of an outcome; omit it with --until diverges."
+            )
         return DivergenceQuestion()
     if text not in OUTCOMES:
         known = [*OUTCOMES, DIVERGES]
@@ -176,19 +178,19 @@ def parse_until(text: str, matching: str | None = None) -> OutcomeQuestion | Div
     try:
         return OutcomeQuestion(text, re.compile(matching) if matching is not None else None)
     except re.error as error:
-        raise UserError(f"--matching {matching}: no regular expression ({error}).") from error
+        raise UserError(f"--matching {matching}: not a valid regular expression ({error}).") from error
 
 
 def parse_metric(text: str, known: Iterable[Metric]) -> MetricQuestion:
-    """Read ``--metric``: ``METRIC OPERATOR VALUE``.
+    """Parse ``--metric``: ``METRIC OPERATOR VALUE``.
 
-    The value is absolute; with a sign it is added to the reference, with ``%`` it is a share of it.
+    Without a sign the value is absolute. With a sign it is added to the reference; ``%`` makes it a share of it.
 
     Args:
         known: the metrics of the workload, and those derived for every workload.
 
     Raises:
-        UserError: it is no such expression, or no such metric.
+        UserError: not such an expression, or an unknown metric.
 
     >>> parse_metric("a_kib.max > +2%", [Metric("a_kib.max", "KiB", "lower")]).limit(100.0)
     102.0
@@ -196,7 +198,7 @@ def parse_metric(text: str, known: Iterable[Metric]) -> MetricQuestion:
     match = _CONDITION.fullmatch(text.strip())
     if match is None:
         if re.search(r"[^<>=!]=[^=]", text):
-            raise UserError(f"--metric {text!r}: '=' is no operator; write == or one of > >= < <= !=.")
+            raise UserError(f"--metric {text!r}: '=' is not an operator; write == or one of > >= < <= !=.")
         raise UserError(f"--metric {text!r}: {_EXAMPLE}; operators are > >= < <= == !=.")
     names = sorted(name for metric in known for name in _names(metric))
     name = match["metric"]
@@ -211,13 +213,13 @@ def parse_metric(text: str, known: Iterable[Metric]) -> MetricQuestion:
 
 
 def check_clock(question: Question, known: Iterable[Metric], clock: str) -> None:
-    """Check that a metric is measured by the clock there is.
+    """Check that a metric is measured with the clock of the run.
 
     Args:
-        clock: ``insns`` or ``ns``.
+        clock: clock of the run, ``insns`` or ``ns``.
 
     Raises:
-        UserError: it is one of the other clock.
+        UserError: the metric is measured with the other clock.
     """
     if not isinstance(question, MetricQuestion):
         return

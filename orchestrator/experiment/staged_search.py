@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What ``orchestrate bisect`` is asked: which stages, on what machine, and what to look for."""
+"""The request of ``orchestrate bisect``: the stages, the machine, and what to search for."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from orchestrator import defaults
 from orchestrator.errors import UserError
@@ -14,22 +13,22 @@ from orchestrator.experiment.experiment import Experiment
 from orchestrator.experiment.knob import series_knob
 from orchestrator.experiment.manifest import described_experiment
 from orchestrator.experiment.question import MetricQuestion, OutcomeQuestion, Question
-from orchestrator.experiment.variant import Role, Variant
+from orchestrator.experiment.variant import Variant
 from orchestrator.kernel.series import Series, Stage
+from orchestrator.store.manifest import BisectionRecord, Manifest, Role
 
 
-#: Boots of a bad stage that show it, at least, where nobody says otherwise.
 @dataclass(frozen=True)
 class StagedSearch:
-    """A bisection as it was asked for.
+    """The request for a bisection.
 
     Args:
-        experiment: one variant a stage, in their order; the first, with the role of the baseline, is what they
-            are applied to. One workload.
-        stages: the stages that are searched: of every variant but the first.
-        confidence: probability that the answer is right.
-        rate: share of the boots of a bad stage that show an outcome, at least.
-        max_boots: after which it ends undecided.
+        experiment: one variant per stage, in order, and one workload. The first variant is the baseline that the
+            stages are applied to.
+        stages: the stages to search, one for each variant but the first.
+        confidence: probability that the result is right.
+        rate: lowest reproduction rate to assume: the share of a bad stage's boots that show the outcome.
+        max_boots: number of boots after which the search ends without a result.
     """
 
     experiment: Experiment
@@ -45,56 +44,57 @@ class StagedSearch:
                 f"--confidence {self.confidence:g}: choose a probability above 0.5 and below 1, e.g. 0.99."
             )
         if not 0.05 <= self.rate <= 1:
-            raise UserError(
-                f"--rate {self.rate:g}: choose a share of boots from 0.05 to 1, where 1 stands for every boot."
-            )
+            raise UserError(f"--rate {self.rate:g}: choose a share of boots from 0.05 to 1 (every boot).")
         if not 1 <= self.max_boots <= 1000:
-            raise UserError(f"--max-boots {self.max_boots}: choose 1 to 1000.")
+            raise UserError(f"--max-boots {self.max_boots}: choose a number from 1 to 1000.")
 
     @property
     def workload(self) -> str:
-        """The one workload."""
+        """Name of the only workload."""
         return next(iter(self.experiment.workloads))
 
     def cell(self, stage: int, repetition: int) -> Cell:
-        """The cell of a boot.
+        """The cell of one boot.
 
         Args:
-            stage: number of the variant, 0 for the first.
-            repetition: from 1. It decides the seed, so that all stages are given the same ones.
+            stage: number of the variant, 0 for the baseline.
+            repetition: number of the boot of this stage, from 1. It determines the seed, so that all stages get
+                the same seeds.
         """
         name = self.experiment.variants[stage].name
         return cells_of((name,), (self.workload,), repetition, self.experiment.seed)[-1]
 
-    def describe(self) -> dict[str, object]:
-        """What ``run.json`` says of it beside its experiment."""
+    @property
+    def record(self) -> BisectionRecord:
+        """The part of ``run.json`` that describes the search, besides the experiment."""
         question = self.question
-        kind = "metric" if isinstance(question, MetricQuestion) else "until"
+        measured = isinstance(question, MetricQuestion)
         matching = question.matching if isinstance(question, OutcomeQuestion) else None
-        return {
-            kind: question.text,
-            "matching": matching.pattern if matching else None,
-            "confidence": self.confidence,
-            "rate": self.rate,
-            "max_boots": self.max_boots,
-        }
+        return BisectionRecord(
+            metric=question.text if measured else None,
+            until=None if measured else question.text,
+            matching=matching.pattern if matching else None,
+            confidence=self.confidence,
+            rate=self.rate,
+            max_boots=self.max_boots,
+        )
 
 
 def stage_variants(
     patchset: str, against: str, settings: Mapping[str, Sequence[str]], cmdline: Sequence[str], series: Series
 ) -> tuple[tuple[Variant, ...], tuple[Stage, ...]]:
-    """One variant for each stage from `against`, which is the first, to `patchset`.
+    """One variant for `against`, and one per stage from there to `patchset`.
 
-    A knob that the series introduces is set from the stage on that has it.
+    A knob that the series adds is set only on variants that have it.
 
     Args:
-        settings: knob -> its one value.
+        settings: knob -> its only value.
 
     Returns:
-        The variants, and the stages of all but the first.
+        The variants, and the stages of all variants but the first.
 
     Raises:
-        UserError: no such patchset; no stage lies between them; a knob with several values, or that none has.
+        UserError: unknown patchset; no stage between the two; several values for a knob; a knob that no variant has.
     """
     for key, values in settings.items():
         if len(values) > 1:
@@ -102,7 +102,7 @@ def stage_variants(
     last, first = series.select(patchset), series.select(against)
     if len(last) <= len(first):
         raise UserError(
-            f"{patchset} adds no stage to {against}; name a --patchset with more stages, or another --against."
+            f"{patchset} adds no stage to {against}; choose a --patchset with more stages, or another --against."
         )
     stages = last[len(first) :]
     names = [against, *(f"stage-{stage.number}" for stage in stages)]
@@ -126,25 +126,19 @@ def stage_variants(
     return tuple(variants), stages
 
 
-def search_of_manifest(manifest: Mapping[str, Any], question: Question, series: Series) -> StagedSearch:
-    """The bisection that a run directory was made for.
+def search_of_manifest(manifest: Manifest, question: Question, series: Series) -> StagedSearch:
+    """The bisection request of a run directory.
 
     Args:
-        manifest: the content of ``run.json``.
-        question: what it says it looks for.
+        question: what ``run.json`` says the search is for.
 
     Raises:
-        UserError: it is no bisection's, or lacks something.
+        UserError: the run is not a bisection.
     """
-    try:
-        asked = manifest["bisection"]
-        experiment = described_experiment(manifest)
-        patchsets = [variant.patchset for variant in experiment.variants]
-        stages = series.select(patchsets[-1])[len(series.select(patchsets[0])) :]
-        return StagedSearch(
-            experiment, stages, question, asked["confidence"], asked["rate"], asked["max_boots"]
-        )
-    except (KeyError, TypeError) as error:
-        raise UserError(
-            f"run.json lacks or garbles {error}; this is no bisection that could be finished."
-        ) from error
+    asked = manifest.bisection
+    if asked is None:
+        raise UserError(f"{manifest.run} is not a bisection.")
+    experiment = described_experiment(manifest)
+    patchsets = [variant.patchset for variant in experiment.variants]
+    stages = series.select(patchsets[-1])[len(series.select(patchsets[0])) :]
+    return StagedSearch(experiment, stages, question, asked.confidence, asked.rate, asked.max_boots)

@@ -1,26 +1,18 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A variant: a kernel plus its command line plus the knobs set in it."""
+"""A variant: a kernel, its command line, and its knob settings."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 
 from orchestrator.errors import UserError
 from orchestrator.experiment.knob import check_value, combinations, series_knob
 from orchestrator.kernel.series import Series
+from orchestrator.store.manifest import Role
 
-#: What a patched kernel is compared at when nobody says otherwise: 1 must be neutral, 256 must pay off.
+#: Default knob values of patched kernels: a threshold of 1 should change nothing, 256 should be an improvement.
 DEFAULT_SWEEP: Mapping[str, tuple[str, ...]] = {"promotion_threshold": ("1", "256")}
-
-
-class Role(StrEnum):
-    """What a variant is for in the comparison."""
-
-    BASELINE = "baseline"
-    CONTROL = "control"  # the baseline once more: the A/A control that shows the noise floor
-    PATCHED = "patched"
 
 
 @dataclass(frozen=True)
@@ -30,9 +22,9 @@ class Variant:
     Args:
         name: unique within an experiment, e.g. ``core-only@256``.
         role: see :class:`Role`.
-        patchset: a name that :meth:`Series.select` understands.
+        patchset: a name that :meth:`Series.select` accepts.
         knobs: sysfs settings, knob name -> value.
-        cmdline: kernel parameters beyond the machine's own.
+        cmdline: kernel parameters, in addition to those the machine needs.
     """
 
     name: str
@@ -49,13 +41,13 @@ def variants_of(
     cmdline: Sequence[str],
     series: Series,
 ) -> tuple[Variant, ...]:
-    """The variants that the flags of ``orchestrate run`` ask for: the baseline, its control, the patched ones.
+    """The variants for the options of ``orchestrate run``: the baseline, its control, the patched kernels.
 
-    A knob that the series introduces is set only where its stage is applied. Without one in `settings` a
-    patched kernel that has the threshold runs at each value of :data:`DEFAULT_SWEEP`.
+    A knob that the series adds is set only on variants that have it. If `settings` lacks a knob of
+    :data:`DEFAULT_SWEEP`, patched kernels that have it run at each of its values there.
 
     Raises:
-        UserError: unknown patchset; a patchset compared with itself; a series knob that no variant has.
+        UserError: unknown patchset; a patchset compared with itself; a knob of the series that no variant has.
     """
     for patchset in (against, *patchsets):
         series.select(patchset)
@@ -70,7 +62,7 @@ def variants_of(
         }
         unused -= own.keys()
         sweep = own | {key: v for key, v in DEFAULT_SWEEP.items() if key in applied and key not in own}
-        if patchset == against:  # the yardstick is one variant: first value of each knob
+        if patchset == against:  # there is one baseline, with the first value of each knob
             sweep = {key: values[:1] for key, values in sweep.items()}
         for knobs in combinations(sweep):
             role = Role.BASELINE if patchset == against else Role.PATCHED
@@ -84,12 +76,12 @@ def variants_of(
             f"--set {key}: none of {', '.join((against, *patchsets))} has this knob; stage {knob.stage} introduces it."
         )
     if all(variant.role is Role.BASELINE for variant in variants) and patchsets:
-        raise UserError(f"{against} would be compared with itself; name another --patchset or --against.")
+        raise UserError(f"{against} would be compared with itself; choose another --patchset or --against.")
     return with_control(variants)
 
 
 def with_control(variants: Sequence[Variant]) -> tuple[Variant, ...]:
-    """`variants` with the A/A control after the baseline."""
+    """`variants`, with the A/A control inserted after the baseline."""
     result: list[Variant] = []
     for variant in variants:
         result.append(variant)
@@ -103,7 +95,7 @@ def with_control(variants: Sequence[Variant]) -> tuple[Variant, ...]:
 
 
 def check_variant(variant: Variant, series: Series) -> None:
-    """Check what a file says of a variant: its patchset and every knob with its value.
+    """Check a variant from an experiment file: its patchset and all knob values.
 
     Raises:
         UserError: unknown patchset or knob, a bad value, or a knob whose stage is not applied.
@@ -119,7 +111,7 @@ def check_variant(variant: Variant, series: Series) -> None:
 
 
 def _name(patchset: str, knobs: Mapping[str, str], sweep: Mapping[str, Sequence[str]]) -> str:
-    # A knob is named where it tells variants apart; the threshold always, it is what this series is about.
+    # Show the knobs that distinguish variants, and always the threshold, which is the subject of this series.
     shown = {k: v for k, v in knobs.items() if len(sweep[k]) > 1 or k == "promotion_threshold"}
     if not shown:
         return patchset

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What runs inside a machine: its image, the way in, the workloads, the counters."""
+"""The guest: its image, the SSH connection, the workloads and the counters."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The cpio archive that a kernel unpacks as its first root file system.
+"""Writes the cpio archive that the kernel unpacks as its initramfs.
 
-Written here and not by cpio(1): device nodes without being root, no owner or time of this host in it, and the
-same bytes for the same content. Format: Documentation/driver-api/early-userspace/buffer-format.rst.
+It is not written by cpio(1), because it has device nodes without root, no owners or times of this host, and
+identical bytes for identical content. Format: Documentation/driver-api/early-userspace/buffer-format.rst.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ _DIRECTORY_LINKS = 2
 
 
 @dataclass(frozen=True)
-class Entry:
+class ArchiveEntry:
     """One file of an archive.
 
     Args:
-        mode: type and permission bits, as st_mode of inode(7).
-        content: bytes of a regular file, target of a symbolic link, empty for all others.
+        mode: file type and permission bits, as st_mode in inode(7).
+        content: content of a regular file, or target of a symbolic link; else empty.
         device: major and minor number of a device node.
     """
 
@@ -33,52 +33,52 @@ class Entry:
     device: tuple[int, int] = (0, 0)
 
     @classmethod
-    def directory(cls) -> Entry:
-        """A directory that all may enter."""
+    def directory(cls) -> ArchiveEntry:
+        """A directory with mode 0755."""
         return cls(stat.S_IFDIR | 0o755)
 
     @classmethod
-    def file(cls, content: bytes, mode: int = 0o644) -> Entry:
+    def file(cls, content: bytes, mode: int = 0o644) -> ArchiveEntry:
         """A regular file with permission bits `mode`."""
         return cls(stat.S_IFREG | mode, content)
 
     @classmethod
-    def symlink(cls, target: str) -> Entry:
+    def symlink(cls, target: str) -> ArchiveEntry:
         """A symbolic link to `target`."""
         return cls(stat.S_IFLNK | 0o777, target.encode())
 
     @classmethod
-    def character_device(cls, major: int, minor: int, mode: int) -> Entry:
+    def character_device(cls, major: int, minor: int, mode: int) -> ArchiveEntry:
         """A character device node."""
         return cls(stat.S_IFCHR | mode, device=(major, minor))
 
 
-def archive(entries: Mapping[str, Entry]) -> bytes:
-    """A "newc" cpio archive of `entries`, owned by root and without times.
+def archive(entries: Mapping[str, ArchiveEntry]) -> bytes:
+    """A cpio archive in "newc" format, owned by root and without times.
 
     Args:
-        entries: absolute path -> what is there. Parents that are missing are made.
+        entries: absolute path -> entry. Missing parent directories are added.
 
     Returns:
-        The archive, its end padded to 4 bytes.
+        The archive, padded to 4 bytes.
 
-    >>> archive({"/etc/hostname": Entry.file(b"guest")})[:6]
+    >>> archive({"/etc/hostname": ArchiveEntry.file(b"guest")})[:6]
     b'070701'
     """
     complete = dict(entries)
     for path in entries:
         for parent in PurePosixPath(path).parents:
             if str(parent) != "/":
-                complete.setdefault(str(parent), Entry.directory())
+                complete.setdefault(str(parent), ArchiveEntry.directory())
     out = bytearray()
-    # A parent sorts before what is in it, as the kernel needs it.
+    # Parents sort before their contents, as the kernel requires.
     for number, (path, entry) in enumerate(sorted(complete.items()), 1):
         _append(out, number, path.lstrip("/"), entry)
-    _append(out, 0, _TRAILER, Entry(0))
+    _append(out, 0, _TRAILER, ArchiveEntry(0))
     return bytes(out)
 
 
-def _append(out: bytearray, number: int, name: str, entry: Entry) -> None:
+def _append(out: bytearray, number: int, name: str, entry: ArchiveEntry) -> None:
     encoded = name.encode() + b"\0"
     fields = (
         number,

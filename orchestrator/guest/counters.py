@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Counters of the kernel as text files show them. Pure: text in, values out.
+"""Parsers for text files with kernel counters. They are pure functions of the text.
 
-Nothing is filtered: a counter that this module has never heard of comes out like any other. A line without an
-integer, such as a heading, has no value.
+Nothing is filtered: counters unknown to this module are returned like all others. Lines without an integer, such as
+headings, are ignored.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _NODE_LINE = re.compile(r"Node (\d+), zone\s+(\S+)(.*)", re.ASCII)
 _NODE_PREFIX = re.compile(r"Node \d+ ", re.ASCII)
 _PAIR = re.compile(r"\s*(.+?):?\s+(-?\d+)(?:\s+[A-Za-z]+)?\s*", re.ASCII)
 _CHOICE = re.compile(r"(\[)?([\w,+-]+)\]?")
-#: The one line about a CPU that zoneinfo does not indent as the others.
+#: The only line about a CPU that zoneinfo does not indent like the others.
 _LAST_OF_CPU = "vm stats threshold"
 _SIGN = 1 << 63
 _WRAP = 1 << 64
@@ -30,10 +30,10 @@ class Value(NamedTuple):
     """One counter.
 
     Args:
-        source: file it is from, e.g. ``vmstat``; the same for the machine and for a node.
-        node: NUMA node; None where it is of the whole machine.
-        counter: its name in the file.
-        value: in the file's own unit (KiB where it says kB).
+        source: name of its file, e.g. ``vmstat``; the same for the whole machine and for a node.
+        node: NUMA node; None for the whole machine.
+        counter: name in the file.
+        value: value in the unit of the file (KiB where the file says kB).
     """
 
     source: str
@@ -43,9 +43,9 @@ class Value(NamedTuple):
 
 
 def parse_pairs(text: str) -> dict[str, int]:
-    """Lines of a name and a number, with a colon and a unit or without.
+    """Parse lines of a name and a number, with or without a colon and a unit.
 
-    The first of several lines with one name counts.
+    If several lines have the same name, the first one counts.
 
     >>> parse_pairs("nr_free_pages 5\\nMemFree:  12 kB\\n")
     {'nr_free_pages': 5, 'MemFree': 12}
@@ -70,7 +70,7 @@ def parse_meminfo(text: str, node: int | None = None) -> list[Value]:
 
 
 def parse_buddyinfo(text: str) -> list[Value]:
-    """``/proc/buddyinfo``: free blocks of each order, as counters ``<zone>.order<n>``."""
+    """``/proc/buddyinfo``: number of free blocks per order, as counters ``<zone>.order<n>``."""
     values = []
     for line in text.splitlines():
         found = _NODE_LINE.fullmatch(line)
@@ -86,8 +86,8 @@ def parse_buddyinfo(text: str) -> list[Value]:
 def parse_zoneinfo(text: str) -> list[Value]:
     """``/proc/zoneinfo`` (mm/vmstat.c, zoneinfo_show_print()), as counters ``<zone>.<name>``.
 
-    What it lists once a node, under "per-node stats", has no zone in its name. Numbers of a per-CPU list are
-    ``<zone>.cpu<n>.<name>``, and those of a row in parentheses ``<zone>.<name>.<position>``.
+    Counters under "per-node stats" have no zone in their name. Numbers in per-CPU lists become
+    ``<zone>.cpu<n>.<name>``, and numbers in parentheses ``<zone>.<name>.<position>``.
     """
     values: list[Value] = []
     node: int | None = None
@@ -112,7 +112,7 @@ def parse_zoneinfo(text: str) -> list[Value]:
         elif line.strip() == "pagesets" or (_PAIR.fullmatch(line) is None and "(" not in line):
             continue
         elif not line.startswith("    ") and not line.strip().startswith(_LAST_OF_CPU):
-            prefix = zone  # back from the per-CPU lists
+            prefix = zone  # end of the per-CPU lists
         name, parenthesis, row = line.partition("(")
         if parenthesis:
             numbers = [part for part in re.split(r"[,\s)]+", row) if _is_integer(part)]
@@ -128,9 +128,9 @@ def parse_zoneinfo(text: str) -> list[Value]:
 
 
 def parse_setting(text: str, counter: str, source: str = "thp") -> list[Value]:
-    """A file of one number, or of a choice such as ``always [madvise] never``.
+    """A file with one number, or with a choice such as ``always [madvise] never``.
 
-    A choice becomes one counter an alternative, 1 where it is the chosen one.
+    A choice becomes one counter per alternative: 1 for the selected one, else 0.
 
     >>> [(v.counter, v.value) for v in parse_setting("always [never]", "enabled")]
     [('enabled.always', 0), ('enabled.never', 1)]
@@ -146,7 +146,7 @@ def parse_setting(text: str, counter: str, source: str = "thp") -> list[Value]:
 
 
 def parse_smaps_rollup(text: str, source: str = "smaps_rollup") -> list[Value]:
-    """``/proc/PID/smaps_rollup`` (fs/proc/task_mmu.c), in KiB; its heading is no counter."""
+    """``/proc/PID/smaps_rollup`` (fs/proc/task_mmu.c), in KiB; the heading is ignored."""
     body = "\n".join(line for line in text.splitlines() if "[rollup]" not in line)
     return parse_vmstat(body, None, source)
 
@@ -160,13 +160,13 @@ _PARSERS: Mapping[str, Callable[[str], list[Value]]] = {
 
 
 def parse_file(path: str, text: str) -> list[Value]:
-    """The counters of a file of the guest, whatever file it is.
+    """The counters in any file of the guest.
 
     Args:
-        path: absolute path in the guest, which decides the format; an unknown file is taken for one of pairs,
-            with the path as source. That of a process is followed by a space and its name, and the source is then
-            ``process/NAME.PID``.
-        text: its content.
+        path: absolute path in the guest, which determines the format. Unknown files are parsed as pairs, with the
+            path as source. The path of a process's file is followed by a space and the name of the process; the
+            source is then ``process/NAME.PID``.
+        text: content of the file.
     """
     if path in _PARSERS:
         return _PARSERS[path](text)
@@ -196,5 +196,5 @@ def _is_integer(text: str) -> bool:
 
 
 def _signed(text: str) -> int:
-    """The number as a signed 64-bit one: an unsigned counter below zero shows as one near 2**64."""
+    """Convert to a signed 64-bit number: an unsigned counter that underflowed is printed as nearly 2**64."""
     return (int(text) + _SIGN) % _WRAP - _SIGN

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The guest's root file system, made from the recipe in ``vm_images/guest`` without being root.
+"""The guest's root file system, built from the recipe in ``vm_images/guest`` without root.
 
-It holds busybox, an SSH server with the shared libraries it needs, an init script, and the guest's programs,
-compiled static. Programs of Debian's that only some workloads need are layers, which an image has where it is
-asked for them. An image is known by the digest of all its inputs.
+It has busybox, an SSH server with its shared libraries, an init script, and the statically linked programs of this
+project. Debian programs that only some workloads need are in layers, which are added on request. An image is
+identified by the digest of all its inputs.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from typing import Any, cast
 from orchestrator.cache import Cache, file_digest
 from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.events import Events
-from orchestrator.guest.archive import Entry, archive
+from orchestrator.guest.archive import ArchiveEntry, archive
 from orchestrator.guest.keys import Keys, existing_keys, obtain_keys
 from orchestrator.guest.packages import Package, find_packages, root_of
 from orchestrator.guest.selftests import Selftests
 from orchestrator.process import require, run, version_of
 from orchestrator.project import Project
 
-#: Raise it when the way an image is put together changes.
+#: Increase it when the way an image is built changes.
 _GENERATION = 2
-#: Where the guest has its programs: those the tool itself calls, and the workloads, whose names may be those
-#: of shell tools.
+#: Directories of the guest's programs: those that the tool calls, and the workloads, which are kept apart because
+#: they may have the names of shell tools.
 TOOLS = "/usr/bin"
 WORKLOADS = "/usr/lib/workloads"
-#: The name of all guests in known_hosts: their ports differ, their key does not.
+#: Name of all guests in known_hosts: they have different ports, but the same key.
 HOST_ALIAS = "orchestrate-guest"
 _LIBRARY_DIRECTORIES = (
     "usr/lib/x86_64-linux-gnu", "lib/x86_64-linux-gnu", "usr/lib", "lib", "usr/lib64", "lib64",
@@ -60,8 +60,8 @@ class GuestImage:
     """A guest image in the cache.
 
     Args:
-        directory: holds the files named by the properties.
-        digest: of all inputs.
+        directory: directory of the files below.
+        digest: digest of all inputs.
     """
 
     directory: Path
@@ -69,17 +69,17 @@ class GuestImage:
 
     @property
     def initramfs(self) -> Path:
-        """What the kernel is given as its initial RAM file system."""
+        """The initramfs for the kernel."""
         return self.directory / "initramfs"
 
     @property
     def client_key(self) -> Path:
-        """The private key that the guest lets in."""
+        """The private key that the guest accepts."""
         return self.directory / "client_key"
 
     @property
     def host_key_public(self) -> Path:
-        """The only host key that we accept: type and base64 in one line."""
+        """The host key of the guest: type and base64 on one line. No other key is accepted."""
         return self.directory / "host_key.pub"
 
     @property
@@ -89,7 +89,7 @@ class GuestImage:
 
     @property
     def manifest(self) -> Path:
-        """What it was made of, as JSON: packages, sources, compiler, every file with mode and size."""
+        """A JSON file with the inputs (packages, sources, compiler) and every file with mode and size."""
         return self.directory / "manifest.json"
 
 
@@ -98,17 +98,17 @@ class Recipe:
     """``recipe.toml``, checked.
 
     Args:
-        directory: where the recipe and the files it names lie.
-        packages: Debian package -> absolute paths taken from it.
-        libraries: packages that are searched for shared libraries.
-        applets: path of the busybox that lists its own links.
+        directory: directory of the recipe and of the files that it names.
+        packages: Debian package -> absolute paths to copy from it.
+        libraries: packages to search for shared libraries.
+        applets: path of busybox, which lists the links to create for its applets.
         symlinks: path -> target.
-        files: path in the guest -> file name here and mode.
-        nodes: path -> major, minor, mode.
-        programs: path in the guest -> directory here; the C sources in it make that program, together with
-            what the workloads have in common.
+        files: path in the guest -> file name in `directory`, and mode.
+        nodes: path of a device node -> major, minor, mode.
+        programs: path in the guest -> subdirectory of `directory` with the C sources of that program; the common
+            code of the workloads is linked to it.
         selftests: path in the guest -> program of the kernel's tools/testing/selftests/mm.
-        layers: the files of the layers that were added.
+        layers: files of the added layers.
     """
 
     directory: Path
@@ -126,7 +126,7 @@ class Recipe:
 
     @property
     def tools(self) -> dict[str, Path]:
-        """Program name -> C source, of the programs that the tool itself calls in the guest."""
+        """Program name -> C source, for the programs that the tool calls in the guest."""
         return {path.stem: path for path in sorted((self.directory / "tools").glob("*.c"))}
 
 
@@ -134,7 +134,7 @@ def load_recipe(directory: Path) -> Recipe:
     """Read ``recipe.toml`` in `directory`.
 
     Raises:
-        UserError: it is missing or says something that is not understood; the sentence names file and key.
+        UserError: the file is missing, or an entry is invalid; the message names file and key.
     """
     path = directory / "recipe.toml"
     try:
@@ -143,7 +143,7 @@ def load_recipe(directory: Path) -> Recipe:
         raise UserError(f"{path}: cannot read this image recipe: {error}.") from error
     for key, value in table.items():
         if key not in _RECIPE_KEYS:
-            raise UserError(f"{path}: unknown key {key}; known are {', '.join(_RECIPE_KEYS)}.")
+            raise UserError(f"{path}: unknown key {key}; the keys are {', '.join(_RECIPE_KEYS)}.")
         if not isinstance(value, _RECIPE_KEYS[key]):
             raise UserError(f"{path}: {key} has the wrong type ({type(value).__name__}).")
     missing = next((key for key in _RECIPE_KEYS if key not in table), None)
@@ -170,19 +170,21 @@ def load_recipe(directory: Path) -> Recipe:
             },
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: an entry lacks or garbles {error}.") from error
+        raise UserError(f"{path}: an entry has no valid {error}.") from error
 
 
 def with_layer(recipe: Recipe, name: str) -> Recipe:
-    """`recipe` with what ``layers/<name>.toml`` adds to it.
+    """`recipe` with the contents of ``layers/<name>.toml`` added.
 
     Raises:
-        UserError: there is no such layer, or it says something that is not understood.
+        UserError: there is no such layer, or an entry in it is invalid.
     """
     path = recipe.directory / "layers" / f"{name}.toml"
     there = sorted(each.stem for each in path.parent.glob("*.toml"))
     if name not in there:
-        raise UserError(f"the guest image has no layer {name!r}; there are {', '.join(there) or 'none'}.")
+        raise UserError(
+            f"the guest image has no layer {name!r}; the layers are {', '.join(there) or 'none'}."
+        )
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -190,14 +192,14 @@ def with_layer(recipe: Recipe, name: str) -> Recipe:
     for key, value in table.items():
         if key not in _LAYER_KEYS or not isinstance(value, _LAYER_KEYS[key]):
             raise UserError(
-                f"{path}: {key} is unknown or of the wrong type; known are {', '.join(_LAYER_KEYS)}."
+                f"{path}: {key} is unknown or has the wrong type; the keys are {', '.join(_LAYER_KEYS)}."
             )
     try:
         packages = {package: tuple(map(str, files)) for package, files in table.get("packages", {}).items()}
         programs = {place: recipe.directory / str(name) for place, name in table.get("programs", {}).items()}
         libraries = tuple(map(str, table.get("libraries", {"packages": []})["packages"]))
     except (KeyError, TypeError) as error:
-        raise UserError(f"{path}: an entry lacks or garbles {error}.") from error
+        raise UserError(f"{path}: an entry has no valid {error}.") from error
     empty = next((each for each in programs.values() if not any(each.glob("*.c"))), None)
     if empty is not None:
         raise UserError(f"{path}: there is no C source in {empty}.")
@@ -219,11 +221,11 @@ def build_image(
     layers: Sequence[str] = (),
     selftests: Callable[[], Selftests] | None = None,
 ) -> GuestImage:
-    """The guest image of `project`, built or from the cache.
+    """Build the guest image of `project`, or take it from the cache.
 
     Args:
-        layers: names of ``vm_images/guest/layers/*.toml`` that are in it as well.
-        selftests: builds the kernel's own, for layers that have some of them.
+        layers: names of layers to add, from ``vm_images/guest/layers/*.toml``.
+        selftests: function that builds the kernel's selftests, for layers that need them.
 
     Raises:
         UserError: the recipe is wrong, or a workload does not compile.
@@ -238,11 +240,11 @@ def is_built(
     layers: Sequence[str] = (),
     selftests: Callable[[], Selftests | None] | None = None,
 ) -> bool:
-    """Whether the guest image of `project` as it is now lies in the cache.
+    """Whether the guest image of `project` in its current state is in the cache.
 
     Args:
-        selftests: finds the kernel's own, for layers that have some of them; None where they are not built, and
-            hence no image with them.
+        selftests: function that returns the kernel's selftests, for layers that need them; it returns None if they
+            are not built, in which case there is no image with them either.
     """
     keys = existing_keys(cache)
     if keys is None:
@@ -252,23 +254,23 @@ def is_built(
 
 
 def compile_workload(workloads: Path, name: str, program: Path) -> None:
-    """Compile one workload's program as the guest's is compiled.
+    """Compile the program of a workload in the same way as for the guest.
 
     Args:
-        workloads: ``guest_workloads``.
-        name: of the workload.
-        program: the file to write.
+        workloads: directory ``guest_workloads``.
+        name: name of the workload.
+        program: output file.
 
     Raises:
         UserError: it does not compile.
-        InfrastructureError: there is no compiler.
+        InfrastructureError: the compiler is missing.
     """
     require("gcc")
     _compile(program, _with_common(workloads / name, workloads / "common"))
 
 
 def _with_common(directory: Path, common: Path) -> list[str]:
-    """The compiler's arguments for a program and what all programs share."""
+    """The compiler's arguments for a program and the common code."""
     sources = [*sorted(directory.glob("*.c")), *sorted(common.glob("*.c"))]
     return [*map(str, sources), f"-I{common}", "-lm"]
 
@@ -281,10 +283,10 @@ def _compile(program: Path, arguments: Sequence[str]) -> None:
 
 
 def workload_sources(workloads: Path) -> dict[str, Path]:
-    """Program name -> directory of its C sources, of every workload that has any.
+    """Program name -> directory of its C sources, for all workloads that have a program.
 
     Args:
-        workloads: ``guest_workloads``; its ``common`` is compiled into every program.
+        workloads: directory ``guest_workloads``; its ``common`` is linked to every program.
     """
     return {
         directory.name: directory
@@ -294,7 +296,7 @@ def workload_sources(workloads: Path) -> dict[str, Path]:
 
 
 class _Image:
-    """One build of an image: its key, then its making."""
+    """One build of an image: computes its key, then builds it."""
 
     def __init__(
         self,
@@ -314,7 +316,7 @@ class _Image:
 
     @property
     def is_possible(self) -> bool:
-        """Whether the kernel's selftests are at hand, if it has some of them."""
+        """Whether the kernel's selftests are available, if the image needs them."""
         return not self._recipe.selftests or (
             self._build_selftests is not None and self._selftests is not None
         )
@@ -323,9 +325,7 @@ class _Image:
     def _selftests(self) -> Selftests | None:
         if not self._recipe.selftests:
             return None
-        assert self._build_selftests is not None, (
-            "a layer with selftests is built by who has a kernel's source"
-        )
+        assert self._build_selftests is not None, "this layer needs the kernel's selftests; pass a builder"
         return self._build_selftests()
 
     @cached_property
@@ -354,7 +354,7 @@ class _Image:
             "compiler": [version_of("gcc"), *_COMPILER],
             "libc": file_digest(library),
             "keys": self._keys.fingerprint,
-            # Named by what they are made of, as everything in the cache.
+            # Identified by their inputs, like everything in the cache.
             **({"selftests": self._selftests.archive.parent.name} if self._selftests else {}),
         }
 
@@ -382,7 +382,7 @@ class _Image:
             path: {
                 "mode": f"{entry.mode:o}",
                 "bytes": len(entry.content),
-                # The host key is secret, and so is what could confirm a guess of it.
+                # The host key is secret, and so is everything that could confirm a guess of it.
                 **({"sha256": hashlib.sha256(entry.content).hexdigest()} if entry.mode & 0o044 else {}),
             }
             for path, entry in sorted(entries.items())
@@ -390,31 +390,32 @@ class _Image:
         manifest = {**self.key, "files": contents}
         image.manifest.write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
 
-    def _entries(self, scratch: Path) -> dict[str, Entry]:
+    def _entries(self, scratch: Path) -> dict[str, ArchiveEntry]:
         recipe = self._recipe
-        entries = {path: Entry.directory() for path in recipe.directories}
-        entries["/tmp"] = Entry(entries.get("/tmp", Entry.directory()).mode | 0o1777)
-        entries |= {path: Entry.symlink(target) for path, target in recipe.symlinks.items()}
+        entries = {path: ArchiveEntry.directory() for path in recipe.directories}
+        entries["/tmp"] = ArchiveEntry(entries.get("/tmp", ArchiveEntry.directory()).mode | 0o1777)
+        entries |= {path: ArchiveEntry.symlink(target) for path, target in recipe.symlinks.items()}
         entries |= {
-            path: Entry.file(source.read_bytes(), mode) for path, (source, mode) in recipe.files.items()
+            path: ArchiveEntry.file(source.read_bytes(), mode)
+            for path, (source, mode) in recipe.files.items()
         }
         entries |= {
-            path: Entry.character_device(major, minor, mode)
+            path: ArchiveEntry.character_device(major, minor, mode)
             for path, (major, minor, mode) in recipe.nodes.items()
         }
         taken = self._from_packages()
-        entries |= {path: Entry.file(source.read_bytes(), 0o755) for path, source in taken.items()}
+        entries |= {path: ArchiveEntry.file(source.read_bytes(), 0o755) for path, source in taken.items()}
         listed = run([str(taken[recipe.applets].resolve()), "--list-full"]).stdout.split()
         for applet in listed:
-            entries.setdefault(f"/{applet}", Entry.symlink(recipe.applets))
+            entries.setdefault(f"/{applet}", ArchiveEntry.symlink(recipe.applets))
         entries |= self._libraries(list(taken.values()))
         entries |= self._programs(scratch)
         entries |= self._from_selftests()
         entries |= {
-            "/root": Entry(Entry.directory().mode & ~0o077),
-            "/root/.ssh": Entry(Entry.directory().mode & ~0o077),
-            "/root/.ssh/authorized_keys": Entry.file(f"{self._keys.client_public}\n".encode(), 0o600),
-            "/etc/dropbear/host_key": Entry.file(self._keys.host_dropbear, 0o600),
+            "/root": ArchiveEntry(ArchiveEntry.directory().mode & ~0o077),
+            "/root/.ssh": ArchiveEntry(ArchiveEntry.directory().mode & ~0o077),
+            "/root/.ssh/authorized_keys": ArchiveEntry.file(f"{self._keys.client_public}\n".encode(), 0o600),
+            "/etc/dropbear/host_key": ArchiveEntry.file(self._keys.host_dropbear, 0o600),
         }
         return _through_links(entries)
 
@@ -427,32 +428,32 @@ class _Image:
                 if source is None:
                     raise InfrastructureError(
                         f"the package {name} {self._packages[name].version} has no {path}, which "
-                        f"{self._recipe.directory / 'recipe.toml'} wants from it."
+                        f"{self._recipe.directory / 'recipe.toml'} copies from it."
                     )
                 taken[path] = source
         return taken
 
-    def _from_selftests(self) -> dict[str, Entry]:
-        """They need no library but the C library, which the SSH server has brought."""
-        entries: dict[str, Entry] = {}
+    def _from_selftests(self) -> dict[str, ArchiveEntry]:
+        """The kernel's selftests. They need only the C library, which the SSH server needs as well."""
+        entries: dict[str, ArchiveEntry] = {}
         if self._selftests is None:
             return entries
         with tarfile.open(self._selftests.archive) as packed:
             for place, name in self._recipe.selftests.items():
                 if name not in self._selftests.built:
                     raise InfrastructureError(
-                        f"the kernel's selftest {name} was not built, which a layer wants.",
+                        f"the kernel's selftest {name}, which a layer needs, was not built.",
                         self._selftests.log,
                     )
                 member = packed.extractfile(name)
                 assert member is not None
-                entries[place] = Entry.file(member.read(), 0o755)
+                entries[place] = ArchiveEntry.file(member.read(), 0o755)
         return entries
 
-    def _libraries(self, programs: Sequence[Path]) -> dict[str, Entry]:
-        """The loader and every shared library that `programs` need, and those need in turn."""
+    def _libraries(self, programs: Sequence[Path]) -> dict[str, ArchiveEntry]:
+        """The loader and all shared libraries that `programs` need, directly or indirectly."""
         roots = [root_of(self._packages[name], self._cache) for name in self._recipe.libraries]
-        found: dict[str, Entry] = {}
+        found: dict[str, ArchiveEntry] = {}
         todo = list(programs)
         while todo:
             interpreter, needed = needed_libraries(todo.pop())
@@ -463,12 +464,12 @@ class _Image:
                 if place in found:
                     continue
                 source = find_library(library, roots)
-                found[place] = Entry.file(source.read_bytes(), 0o755)
+                found[place] = ArchiveEntry.file(source.read_bytes(), 0o755)
                 todo.append(source)
         return found
 
-    def _programs(self, scratch: Path) -> dict[str, Entry]:
-        """Compile the guest's programs, side by side."""
+    def _programs(self, scratch: Path) -> dict[str, ArchiveEntry]:
+        """Compile the guest's programs in parallel."""
         scratch.mkdir()
         common = self._workloads / "common"
         jobs = {
@@ -478,11 +479,11 @@ class _Image:
         jobs |= {place: _with_common(directory, common) for place, directory in self._recipe.programs.items()}
         jobs |= {f"{TOOLS}/{name}": [str(source)] for name, source in self._recipe.tools.items()}
 
-        def compiled(job: tuple[str, list[str]]) -> tuple[str, Entry]:
+        def compiled(job: tuple[str, list[str]]) -> tuple[str, ArchiveEntry]:
             place, arguments = job
             program = scratch / posixpath.basename(place)
             _compile(program, arguments)
-            return place, Entry.file(program.read_bytes(), 0o755)
+            return place, ArchiveEntry.file(program.read_bytes(), 0o755)
 
         with ThreadPoolExecutor() as pool:
             return dict(pool.map(compiled, jobs.items()))
@@ -490,16 +491,16 @@ class _Image:
 
 @lru_cache(maxsize=1)
 def _static_libc() -> Path:
-    """What the compiler would link as the C library; not absolute where there is none."""
+    """Path of the static C library that the compiler links; a relative path if there is none."""
     require("gcc")
     return Path(run([*_COMPILER, "-print-file-name=libc.a"]).stdout.strip())
 
 
 def needed_libraries(program: Path) -> tuple[str | None, tuple[str, ...]]:
-    """The loader (PT_INTERP) and the shared libraries (DT_NEEDED) of an ELF file; None and () where static.
+    """The loader (PT_INTERP) and the shared libraries (DT_NEEDED) of an ELF file; None and () if it is static.
 
     Raises:
-        InfrastructureError: it is no ELF file.
+        InfrastructureError: it is not an ELF file.
     """
     from elftools.common.exceptions import ELFError
     from elftools.elf.dynamic import DynamicSegment
@@ -516,21 +517,21 @@ def needed_libraries(program: Path) -> tuple[str | None, tuple[str, ...]]:
             elif isinstance(segment, DynamicSegment):
                 needed += [cast(Any, tag).needed for tag in segment.iter_tags("DT_NEEDED")]
     except ELFError as error:
-        raise InfrastructureError(f"{program} is no ELF program ({error}).") from error
+        raise InfrastructureError(f"{program} is not an ELF program ({error}).") from error
     return interpreter, tuple(needed)
 
 
 def _places(root: Path, path: str) -> list[Path]:
-    """Where a package may have a file: Debian moves them from ``/bin`` to ``/usr/bin``, package by package."""
+    """Paths where a package may have a file: Debian packages are moving files from ``/bin`` to ``/usr/bin``."""
     below = path.removeprefix("/usr").lstrip("/")
     return [root / path.lstrip("/"), root / "usr" / below, root / below]
 
 
 def find_library(name: str, roots: Sequence[Path]) -> Path:
-    """The file of shared library `name` below the first of `roots` that has it.
+    """The file of the shared library `name` below the first of `roots` that has it.
 
     Raises:
-        InfrastructureError: none has.
+        InfrastructureError: none of them has it.
     """
     for root in roots:
         for directory in _LIBRARY_DIRECTORIES:
@@ -542,14 +543,14 @@ def find_library(name: str, roots: Sequence[Path]) -> Path:
     )
 
 
-def _through_links(entries: Mapping[str, Entry]) -> dict[str, Entry]:
-    """Move what lies below a linked directory (/lib64/ld.so) to where the link points (/usr/lib64/ld.so)."""
+def _through_links(entries: Mapping[str, ArchiveEntry]) -> dict[str, ArchiveEntry]:
+    """Move files below a symlinked directory (/lib64/ld.so) to the target of the link (/usr/lib64/ld.so)."""
     links = {
         path: posixpath.join(posixpath.dirname(path), entry.content.decode())
         for path, entry in entries.items()
         if entry.mode & 0o170000 == 0o120000
     }
-    moved: dict[str, Entry] = {}
+    moved: dict[str, ArchiveEntry] = {}
     for path, entry in entries.items():
         for link, target in links.items():
             if path.startswith(f"{link}/"):

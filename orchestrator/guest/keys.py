@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The two SSH keys of a cache: the guests' and ours. Made once, both ed25519, neither ever leaves the cache."""
+"""The two SSH keys of a cache: host key of the guests, and client key. Both are ed25519 and never leave the cache."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.cache import Cache
 
-# cryptography is imported where a key is made or read: the questions about an image that is there need neither.
+# cryptography is imported where a key is created or read; an existing image needs neither.
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -24,29 +24,29 @@ class Keys:
     """The keys of one cache.
 
     Args:
-        directory: holds ``host`` and ``client``, private keys in OpenSSH's format.
+        directory: directory of ``host`` and ``client``, private keys in the format of OpenSSH.
     """
 
     directory: Path
 
     @property
     def client(self) -> Path:
-        """Our private key."""
+        """The private client key."""
         return self.directory / "client"
 
     @property
     def client_public(self) -> str:
-        """Our public key, as a line of authorized_keys."""
+        """The public client key, as a line of authorized_keys."""
         return _public_line(_load(self.client))
 
     @property
     def host_public(self) -> str:
-        """The guests' public key, as in known_hosts: type and base64."""
+        """The public host key, as in known_hosts: type and base64."""
         return _public_line(_load(self.directory / "host"))
 
     @property
     def host_dropbear(self) -> bytes:
-        """The guests' private key as dropbear stores it (its signkey.c, buf_put_priv_key)."""
+        """The private host key in the format of dropbear (buf_put_priv_key() in its signkey.c)."""
         from cryptography.hazmat.primitives.serialization import (
             Encoding,
             NoEncryption,
@@ -61,17 +61,17 @@ class Keys:
 
     @property
     def fingerprint(self) -> str:
-        """Changes when either key does."""
+        """A digest of both keys."""
         return hashlib.sha256(f"{self.host_public} {self.client_public}".encode()).hexdigest()
 
 
 def obtain_keys(cache: Cache) -> Keys:
-    """The keys of `cache`, made when first needed."""
+    """The keys of `cache`, created when first needed."""
     return Keys(cache.obtain("ssh-keys", _KEY, _make))
 
 
 def existing_keys(cache: Cache) -> Keys | None:
-    """The keys of `cache`, or None where it has none yet."""
+    """The keys of `cache`; None if it has none yet."""
     return Keys(cache.path("ssh-keys", _KEY)) if cache.has("ssh-keys", _KEY) else None
 
 

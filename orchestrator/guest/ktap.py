@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Results of tests that run in a guest: KTAP, and how khugepaged's selftest says the same.
+"""Parsers for results of tests in a guest: KTAP, and the format of the khugepaged selftest.
 
-Strict in the way of kunit's parser: a plan that is not fulfilled is a failure, and so is output that ends early.
-KTAP: Documentation/dev-tools/ktap.rst. The programs of tools/testing/selftests print it flat, with TAP's version 13.
+They are as strict as kunit's parser: missing results of planned tests are a failure, and so is output that ends
+early. KTAP: Documentation/dev-tools/ktap.rst. Programs in tools/testing/selftests print it flat, as TAP version 13.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ class TestResult:
     """One test.
 
     Args:
-        name: of the test; names of one program are unique, a repeated one gets a number.
-        text: what was said about it, line by line; the reason where it was skipped.
+        name: name of the test, unique within its program; a repeated name gets a number.
+        text: diagnostic lines; for a skipped test the reason.
     """
 
-    __test__ = False  # pytest takes the name for one of its own
+    __test__ = False  # not a test class of pytest, despite its name
 
     name: str
     status: Status
@@ -49,11 +49,11 @@ def parse_ktap(lines: Iterable[str]) -> tuple[list[TestResult], str]:
     """The results in a program's output.
 
     Args:
-        lines: without their ends. Lines that are not KTAP belong to the result that follows them.
+        lines: output lines without newlines. Lines that are not KTAP belong to the next result.
 
     Returns:
-        The results in their order, and what is wrong with the output as a whole: empty, or a sentence such as
-        "3 of 5 planned tests have a result". Output without any KTAP has no results and no fault.
+        The results in order, and a fault of the output as a whole: empty, or a sentence such as "3 of 5 planned
+        tests have a result". Output without any KTAP has no results and no fault.
     """
     results: list[TestResult] = []
     names: dict[str, int] = {}
@@ -75,18 +75,18 @@ def parse_ktap(lines: Iterable[str]) -> tuple[list[TestResult], str]:
     if planned is not None and planned != len(results):
         fault = f"{len(results)} of {planned} planned tests have a result"
         if said:
-            fault += f"; the last words are: {said[-1]}"
+            fault += f"; the last line is: {said[-1]}"
     return results, fault
 
 
 def parse_khugepaged(lines: Iterable[str]) -> list[TestResult]:
-    """The results of selftests/mm/khugepaged: ``Run test: NAME``, then one line a check with OK or Fail.
+    """The results of selftests/mm/khugepaged: ``Run test: NAME``, then one line per check with OK or Fail.
 
-    A test of which nothing more is said has failed: the program ended in the middle of it.
+    A test without any further line has failed: the program ended in the middle of it.
     """
     results: list[TestResult] = []
     names: dict[str, int] = {}
-    unsaid = "it has no verdict"
+    unsaid = "it has no result"
     for raw in lines:
         line = _COLOUR.sub("", raw).strip()
         begun = _RUN_TEST.fullmatch(line)
@@ -121,6 +121,6 @@ def _result(match: re.Match[str], said: list[str]) -> TestResult:
 
 
 def _named(result: TestResult, names: dict[str, int]) -> TestResult:
-    """Selftests give the same name to several tests: those get a number from the second on."""
+    """Number repeated names, from the second on: selftests use one name for several tests."""
     names[result.name] = count = names.get(result.name, 0) + 1
     return result if count == 1 else replace(result, name=f"{result.name} ({count})")

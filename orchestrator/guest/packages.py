@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Files of Debian packages, without being root: of the installed package, else of a downloaded one."""
+"""Files of Debian packages, without root: from the installed package, else from a downloaded one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from orchestrator.cache import Cache
 from orchestrator.errors import InfrastructureError
 from orchestrator.process import run
 
-#: What changes when a package is installed or removed, and when apt learns of another version.
+#: Files that change when a package is installed or removed, or when apt's package lists change.
 _STAMPS = (
     "/var/lib/dpkg/status",
     "/var/lib/apt/lists",
@@ -27,10 +27,10 @@ _STAMPS = (
 
 @dataclass(frozen=True)
 class Package:
-    """A Debian package of one version.
+    """A version of a Debian package.
 
     Args:
-        installed: whether this host has it; else it has to be downloaded.
+        installed: whether it is installed on this host; else it has to be downloaded.
     """
 
     name: str
@@ -39,9 +39,9 @@ class Package:
 
 
 def find_packages(names: Sequence[str], cache: Cache) -> Mapping[str, Package]:
-    """The installed version of each package, else the one apt would install.
+    """The installed version of each package, else the version that apt would install.
 
-    The answer is kept in `cache` until dpkg or apt knows something else: to ask apt takes half a second.
+    The result is cached until the state of dpkg or apt changes, since calling apt takes half a second.
 
     Raises:
         InfrastructureError: apt does not know one of them, or this host has no apt.
@@ -64,7 +64,7 @@ def _ask(names: Sequence[str]) -> list[Package]:
     for tool in ("dpkg-query", "apt-cache"):
         if shutil.which(tool) is None:
             raise InfrastructureError(
-                f"{tool} is missing on this host: the guest image is made of the Debian packages "
+                f"{tool} is missing on this host: the guest image is made from the Debian packages "
                 f"{', '.join(names)}, which need dpkg and apt."
             )
     listed = run(
@@ -86,7 +86,7 @@ def _ask(names: Sequence[str]) -> list[Package]:
     unknown = next((name for name in missing if name not in versions), None)
     if unknown is not None:
         raise InfrastructureError(
-            f"apt knows no package {unknown}, which the guest image is made of; run apt-get update."
+            f"apt does not know the package {unknown}, which the guest image needs; run apt-get update."
         )
     return [versions[name] for name in names]
 
@@ -100,7 +100,7 @@ def _stamp(path: Path) -> list[int]:
 
 
 def root_of(package: Package, cache: Cache) -> Path:
-    """The directory under which the files of `package` are, at their own paths.
+    """The directory below which the files of `package` are at their usual paths.
 
     Raises:
         InfrastructureError: the download failed.

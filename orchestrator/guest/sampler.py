@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Counters of a guest before, while and after a workload runs, and what reading them cost.
+"""Reads the counters of a guest before, during and after a workload, and measures the cost of that.
 
-A program in the guest (vm_images/guest/tools/sampler.c) reads the files and sends what changed; here that
-becomes whole readings again. It samples only while a workload runs: the workload tells it.
+A program in the guest (vm_images/guest/tools/sampler.c) reads the files and sends the changes; this module restores
+complete readings. It samples only while a workload runs; the workload tells it when it starts and ends.
 """
 
 from __future__ import annotations
@@ -12,17 +12,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Literal
 
 from orchestrator.errors import InfrastructureError
 from orchestrator.guest.counters import parse_file
 from orchestrator.guest.ssh import CommandTimeout, Guest, GuestLost, Remote
-from orchestrator.guest.workload import Metric, Observation
-
-Phase = Literal["before", "during", "after"]
+from orchestrator.store.observation import Metric, Observation, Phase, Sample
 
 _PROGRAM = "sampler"
-#: Opened by each workload for as long as it runs (guest_workloads/common/workload.h).
+#: FIFO that a workload keeps open while it runs (guest_workloads/common/workload.h).
 _FIFO = "/run/workload"
 _EDGE_TIMEOUT_S = 120.0
 _READY_TIMEOUT_S = 60.0
@@ -31,9 +28,9 @@ _NS_PER_MS = 1e6
 _NODES = "/sys/devices/system/node/node[0-9]*"
 _THP = "/sys/kernel/mm/transparent_hugepage"
 
-#: Read while the workload runs: what moves, and is cheap to read.
+#: Files read while the workload runs: those that change and are cheap to read.
 DURING = ("/proc/vmstat", "/proc/meminfo", f"{_NODES}/meminfo", f"{_NODES}/vmstat")
-#: Read before and after.
+#: Files read before and after the workload.
 EDGES = (
     *DURING,
     "/proc/buddyinfo",
@@ -44,7 +41,7 @@ EDGES = (
     f"{_THP}/*/*/*",
 )
 
-#: What :meth:`Sampler.observations` measures, in the form of a manifest's metrics.
+#: The metrics of :meth:`Sampler.observations`, in the form of metrics in a manifest.
 SAMPLER_METRICS: Mapping[str, Metric] = {
     metric.name: metric
     for metric in (
@@ -52,42 +49,24 @@ SAMPLER_METRICS: Mapping[str, Metric] = {
             "sampler_ms.sum",
             "ms",
             None,
-            help="guest CPU time that reading the counters took while the workload ran; "
-            "under icount a millisecond is a million instructions",
+            help="guest CPU time spent on reading the counters while the workload ran; "
+            "with icount, a millisecond is a million instructions",
         ),
-        Metric("samples.total", "samples", None, help="readings of the counters while the workload ran"),
+        Metric(
+            "samples.total", "samples", None, help="number of readings of the counters while the workload ran"
+        ),
     )
 }
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One reading of one counter.
-
-    Args:
-        guest_s: the guest's CLOCK_MONOTONIC when the reading began.
-        host_s: this host's time since the epoch when it arrived.
-        phase: before, during or after the workload.
-        source, node, counter, value: see :class:`orchestrator.guest.counters.Value`.
-    """
-
-    guest_s: float
-    host_s: float
-    phase: Phase
-    source: str
-    node: int | None
-    counter: str
-    value: int
-
-
-@dataclass(frozen=True)
 class Cost:
-    """What reading the counters while the workload ran cost the guest.
+    """The cost of sampling to the guest while the workload ran.
 
     Args:
-        readings: how many.
-        cpu_ms: CPU time of the sampling program, in ms of the guest's time; what the kernel and the SSH
-            server take to send a reading comes on top.
+        readings: number of readings.
+        cpu_ms: CPU time of the sampling program in guest milliseconds, without the time that the kernel and the
+            SSH server need to send a reading.
     """
 
     readings: int
@@ -96,12 +75,12 @@ class Cost:
 
 @dataclass(frozen=True)
 class Reading:
-    """All files at one time.
+    """One reading of all files.
 
     Args:
-        guest_s, host_s: as in :class:`Sample`.
+        guest_s, host_s: see :class:`Sample`.
         files: path -> content.
-        cpu_ms: the guest's CPU time it took, in ms.
+        cpu_ms: CPU time of the reading in guest milliseconds.
     """
 
     guest_s: float
@@ -111,7 +90,7 @@ class Reading:
 
 
 class FormatError(InfrastructureError):
-    """The sampling program printed something else than it should."""
+    """The output of the sampling program is invalid."""
 
 
 @dataclass
@@ -119,8 +98,8 @@ class Decoder:
     """Turns the lines of the sampling program into readings.
 
     Args:
-        on_reading: called with each complete one.
-        on_ready: called when the program waits for a workload.
+        on_reading: called with each complete reading.
+        on_ready: called when the program is waiting for a workload.
     """
 
     on_reading: Callable[[Reading], None]
@@ -134,15 +113,15 @@ class Decoder:
     _lines_left: int = 0
 
     def feed(self, line: str) -> None:
-        """Take one line, without its newline.
+        """Process one line, without its newline.
 
         Raises:
-            FormatError: it is not what may come now.
+            FormatError: the line is not valid here.
         """
         try:
             self._take(line)
         except (ValueError, KeyError, IndexError) as error:
-            raise FormatError(f"the guest's sampler printed {line[:100]!r}, which makes no sense.") from error
+            raise FormatError(f"the guest's sampler printed an invalid line: {line[:100]!r}.") from error
 
     def _take(self, line: str) -> None:
         if self._lines_left:
@@ -192,11 +171,11 @@ class Decoder:
 
 
 def read_files(guest: Guest, patterns: Sequence[str], refresh: bool = False) -> Reading:
-    """Read files of the guest, all in one go.
+    """Read several files of the guest at once.
 
     Args:
-        patterns: glob(7) patterns; one that matches nothing is no error.
-        refresh: fold per-CPU counters first, by ``/proc/sys/vm/stat_refresh``.
+        patterns: glob(7) patterns; a pattern without a match is not an error.
+        refresh: fold per-CPU counters first, with ``/proc/sys/vm/stat_refresh``.
 
     Raises:
         InfrastructureError: the program that reads them failed.
@@ -209,12 +188,12 @@ def read_files(guest: Guest, patterns: Sequence[str], refresh: bool = False) -> 
     for line in done.stdout.splitlines():
         decoder.feed(line)
     if len(readings) != 1:
-        raise FormatError(f"the guest's sampler printed {len(readings)} readings where one was due.")
+        raise FormatError(f"the guest's sampler printed {len(readings)} readings instead of one.")
     return readings[0]
 
 
 class Sampler:
-    """Reads all counters of a guest around and during a workload.
+    """Reads all counters of a guest before, during and after a workload.
 
     For example::
 
@@ -222,10 +201,10 @@ class Sampler:
         sampler.before(); sampler.start(); run(); sampler.stop(); sampler.after()
 
     Args:
-        interval_ms: guest time between two readings while a workload runs; 0 reads only before and after.
-        extra: further files, e.g. of a control group, as glob(7) patterns; read each time.
-        processes: read the memory of each process of the workload as well; the kernel walks its page tables for
-            that, with its address space locked for reading.
+        interval_ms: guest milliseconds between two readings while a workload runs; 0 to read only before and after.
+        extra: glob(7) patterns of more files to read each time, e.g. of a control group.
+        processes: also read the memory use of each process of the workload. For that the kernel walks its page
+            tables with mmap_lock held for reading.
     """
 
     def __init__(
@@ -241,21 +220,21 @@ class Sampler:
         self._ready = threading.Event()
 
     def before(self) -> None:
-        """Read all counters; the last thing before the workload."""
+        """Read all counters. Call it right before the workload."""
         self._edge("before")
 
     def after(self) -> None:
-        """Read all counters; the first thing after the workload.
+        """Read all counters. Call it right after the workload.
 
         Raises:
-            InfrastructureError: sampling had ended before it was stopped, so that a peak may be missing.
+            InfrastructureError: sampling ended before it was stopped, so that peaks may be missing.
         """
         if self._end:
-            raise InfrastructureError(f"the guest's sampler ended by itself: {self._end}")
+            raise InfrastructureError(f"the guest's sampler ended prematurely: {self._end}")
         self._edge("after")
 
     def start(self) -> None:
-        """Begin to sample as soon as a workload runs; returns when that is watched for.
+        """Start the sampling program, and return once it is waiting for a workload.
 
         Raises:
             InfrastructureError: the program did not start.
@@ -278,11 +257,11 @@ class Sampler:
             raise InfrastructureError(f"the guest's sampler did not start: {finished.stderr.strip()}")
 
     def stop(self) -> None:
-        """End sampling. What was read until then is kept, also where the guest is gone by now."""
+        """Stop sampling. Readings so far are kept, even if the guest is lost by now."""
         if self._remote is None:
             return
         remote, self._remote = self._remote, None
-        # Whoever talks to the guest next is told; here it would hide how the workload ended.
+        # The next command to the guest raises the error; raising it here would hide how the workload ended.
         with suppress(GuestLost, CommandTimeout):
             finished = remote.stop()
             if finished.status != 0 and finished.signal != "SIGTERM":
@@ -290,7 +269,7 @@ class Sampler:
 
     @property
     def samples(self) -> list[Sample]:
-        """Everything read until now, in the order of time."""
+        """All samples so far, in order of time."""
         return [
             Sample(reading.guest_s, reading.host_s, phase, *value)
             for phase, reading in self._readings
@@ -300,12 +279,12 @@ class Sampler:
 
     @property
     def cost(self) -> Cost:
-        """What sampling cost while the workload ran."""
+        """The cost of sampling while the workload ran."""
         during = [reading.cpu_ms for phase, reading in self._readings if phase == "during"]
         return Cost(len(during), sum(during))
 
     def observations(self) -> list[Observation]:
-        """The cost as observations, see :data:`SAMPLER_METRICS`."""
+        """The cost as observations of :data:`SAMPLER_METRICS`."""
         values = {"sampler_ms.sum": self.cost.cpu_ms, "samples.total": float(self.cost.readings)}
         return [Observation(name, SAMPLER_METRICS[name].unit, value) for name, value in values.items()]
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The kernel's own tools/testing/selftests/mm, built from the tree that is tested and kept by its content."""
+"""Builds the kernel's tools/testing/selftests/mm from a tree, cached by content."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from orchestrator.kernel.tree import PatchedTree
 from orchestrator.kernel.workshop import tool_versions
 from orchestrator.process import require, run
 
-#: Raise it when the way they are built changes.
+#: Increase it when the way they are built changes.
 _GENERATION = 1
 _KIND = "selftests"
 _DIRECTORY = "tools/testing/selftests/mm"
-#: What they are made of: a series that changes nothing in there has the same ones as its base.
+#: Directories that they are built from: a series that changes nothing in these shares them with its base.
 _PATHS = (
     "Makefile", "scripts", "include/uapi", "include/asm-generic", "include/vdso", "arch/x86", "tools/arch",
     "tools/build", "tools/include", "tools/scripts", "tools/testing/selftests", "mm/gup_test.h",
@@ -37,11 +37,11 @@ _TIMEOUT_S = 600.0
 
 @dataclass(frozen=True)
 class Selftest:
-    """One program with its arguments.
+    """A selftest program with its arguments.
 
     Args:
-        name: of this use of it.
-        timeout_s: host seconds.
+        name: name of this combination.
+        timeout_s: time limit in host seconds.
     """
 
     name: str
@@ -55,9 +55,9 @@ class SelftestPlan:
 
     Args:
         packages: Debian packages with headers and static libraries.
-        flags: of the compiler.
-        excluded: what is not run -> why.
-        different: pattern (as fnmatch's) of names of tests that end otherwise above threshold 1 -> why.
+        flags: compiler flags.
+        excluded: selftest that is not run -> reason.
+        different: fnmatch pattern for names of tests with another result at a threshold above 1 -> reason.
     """
 
     tests: tuple[Selftest, ...]
@@ -69,12 +69,12 @@ class SelftestPlan:
 
 @dataclass(frozen=True)
 class Selftests:
-    """The programs, built.
+    """The built programs.
 
     Args:
-        archive: a tar file of them.
-        built: their names.
-        log: what make printed.
+        archive: a tar file of the programs.
+        built: names of the programs.
+        log: output of make.
     """
 
     archive: Path
@@ -86,7 +86,7 @@ def load_selftests(path: Path) -> SelftestPlan:
     """Read the plan.
 
     Raises:
-        UserError: it cannot be read, or an entry is wrong.
+        UserError: the file cannot be read, or an entry is invalid.
     """
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -104,14 +104,14 @@ def load_selftests(path: Path) -> SelftestPlan:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UserError(f"{path}: cannot read this list of selftests: {error}.") from error
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: an entry lacks or garbles {error}.") from error
+        raise UserError(f"{path}: an entry has no valid {error}.") from error
 
 
 def build_selftests(tree: PatchedTree, plan: SelftestPlan, cache: Cache, events: Events) -> Selftests:
-    """Build the programs of a tree, or find them in the cache.
+    """Build the programs of a tree, or take them from the cache.
 
-    The C library is the guest's, everything else is linked statically. A program that does not compile is left
-    out, and is missed when it is to be run.
+    They use the C library of the guest; all other libraries are linked statically. A program that does not compile
+    is left out; the error is reported when it should run.
 
     Raises:
         InfrastructureError: a tool or a package is missing, or not a single program was built.
@@ -132,7 +132,7 @@ def build_selftests(tree: PatchedTree, plan: SelftestPlan, cache: Cache, events:
             with tarfile.open(archive) as packed:
                 packed.extractall(source, filter="tar")
             archive.unlink()
-            step.note("source laid out")
+            step.note("source checked out")
             _make(source, out, roots, plan, directory)
             programs = sorted(path for path in out.iterdir() if path.is_file() and os.access(path, os.X_OK))
             if not programs:
@@ -150,12 +150,12 @@ def build_selftests(tree: PatchedTree, plan: SelftestPlan, cache: Cache, events:
 
 
 def are_built(tree: PatchedTree, plan: SelftestPlan, cache: Cache) -> bool:
-    """Whether the programs of a tree are in the cache; nothing slow is done to find out."""
+    """Whether the programs of a tree are in the cache; this check is fast."""
     return cache.has(_KIND, _key(tree, plan, cache))
 
 
 def _key(tree: PatchedTree, plan: SelftestPlan, cache: Cache) -> dict[str, Any]:
-    """All that they are made of."""
+    """All inputs of the programs."""
     return {
         "generation": _GENERATION,
         "sources": dict(_objects(tree.repository, tree.commit)),
@@ -167,7 +167,7 @@ def _key(tree: PatchedTree, plan: SelftestPlan, cache: Cache) -> dict[str, Any]:
 
 @lru_cache
 def _objects(repository: Path, commit: str) -> tuple[tuple[str, str], ...]:
-    """Path -> its object in a commit, empty where it is not there; git is asked once, for an answer cannot change."""
+    """Path -> object ID in a commit, empty if it does not exist; cached, since a commit never changes."""
     asked = "".join(f"{commit}:{path}\n" for path in _PATHS)
     lines = Repository(repository).git("cat-file", "--batch-check=%(objectname)", input_text=asked).stdout
     return tuple(
@@ -182,7 +182,7 @@ def _selftests_in(directory: Path) -> Selftests:
 
 
 def _make(source: Path, out: Path, roots: list[Path], plan: SelftestPlan, directory: Path) -> None:
-    # Only the static libraries, under the names that -l looks for: the guest has no others.
+    # Only static libraries, under the names that -l looks for: the guest has no shared ones.
     libraries = directory / "libraries"
     libraries.mkdir()
     for root in roots:
@@ -196,13 +196,13 @@ def _make(source: Path, out: Path, roots: list[Path], plan: SelftestPlan, direct
     run(
         [
             *common,
-            "-k",  # the others are built where one is not
+            "-k",  # continue if one of them does not build
             "-C",
             str(source / _DIRECTORY),
             f"OUTPUT={out}",
             f"top_srcdir={source}",
             f"KHDR_INCLUDES=-isystem {source / 'usr/include'}",
-            # With the includes, for check_config.sh asks the compiler whether there is liburing.
+            # With the include paths, since check_config.sh uses CC to test for liburing.
             f"CC=gcc {includes}".rstrip(),
             f"EXTRA_CFLAGS={' '.join(plan.flags)}",
             f"LDFLAGS=-L{libraries} -Wl,--as-needed",

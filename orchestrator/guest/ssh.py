@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The way into a guest: commands, files and a shell over SSH.
+"""Access to a guest over SSH: commands, files and a shell.
 
-A command's arguments never meet a shell, its exit status and the signal that ended it are told apart, and a
-connection that breaks is told apart from both. One connection carries everything; a Guest may be used from
-several threads.
+Arguments of a command are not interpreted by a shell. Exit status, death by a signal and a broken connection are
+distinguished. Everything uses one connection; a Guest may be used from several threads.
 """
 
 from __future__ import annotations
@@ -35,32 +34,47 @@ _ADDRESS = "127.0.0.1"
 _USER = "root"
 _PROGRAM = "/usr/bin/argv-exec"
 _STATE = "/run/argv-exec"
-#: vm_images/guest/init keeps a processor busy until this is there.
+#: vm_images/guest/init keeps a CPU busy until this file exists.
 _CONNECTED = "/run/connected"
-#: argv-exec's exit status for "look into the file".
+#: Exit status of argv-exec that means: the real status is in the state file.
 _TOLD = 255
-#: dropbear refuses commands of 9000 bytes (its sysoptions.h, MAX_CMD_LEN).
+#: dropbear rejects commands of 9000 bytes or more (MAX_CMD_LEN in its sysoptions.h).
 _LONGEST_COMMAND = 8000
 _CHUNK = 1 << 16
-#: Host seconds that a command may take to end when asked to, and a guest short of memory to answer a request.
+#: Host seconds for a command to end after SIGTERM, and for a guest that is short of memory to answer a request.
 _STOP_TIMEOUT_S = 20.0
 _ANSWER_TIMEOUT_S = 60.0
 _CLOSE_TIMEOUT_S = 5.0
+#: Host seconds that the machine may take to notice why a connection broke; a panic's report is waited for.
+_REASON_S = 5.0
 _RETRY_S = 0.2
-#: The symmetric ciphers that cost an emulated processor least, of those both sides have.
+#: Ciphers that both sides support, the cheapest for an emulated CPU first.
 _CIPHERS = ("aes128-ctr", "aes256-ctr")
 
 
-class GuestLost(Exception):  # noqa: N818 - it is an end, and values name it so
-    """The connection to the guest broke: it died, or it was ended. What was asked of it did not finish."""
+#: Why the machine that the guest ran in has ended; None while it runs. Waits up to so many host seconds for a reason.
+Why = Callable[[float], Exception | None]
 
 
-class CommandTimeout(Exception):  # noqa: N818 - it is an end, and values name it so
+class GuestLost(Exception):  # noqa: N818 - named like an outcome
+    """The connection to the guest broke: it died, or it was ended. Pending commands did not finish.
+
+    Args:
+        message: a sentence; the machine's reason where it has one.
+        why: that reason.
+    """
+
+    def __init__(self, message: str, why: Exception | None = None) -> None:
+        super().__init__(message)
+        self.why = why
+
+
+class CommandTimeout(Exception):  # noqa: N818 - named like an outcome
     """A command took too long and was killed.
 
     Args:
-        message: a sentence with the command and the bound.
-        stdout, stderr: what it had printed until then.
+        message: a sentence with the command and the time limit.
+        stdout, stderr: its output up to then.
     """
 
     def __init__(self, message: str, stdout: str = "", stderr: str = "") -> None:
@@ -69,20 +83,20 @@ class CommandTimeout(Exception):  # noqa: N818 - it is an end, and values name i
         self.stderr = stderr
 
 
-class CommandFailed(InfrastructureError):  # noqa: N818 - it is an end, and values name it so
-    """A command that had to succeed ended with another status than 0."""
+class CommandFailed(InfrastructureError):  # noqa: N818 - named like an outcome
+    """A command that had to succeed failed."""
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A command that ended in the guest.
+    """The result of a command that ended in the guest.
 
     Args:
-        argv: its command line.
-        status: exit status; None where a signal ended it.
-        signal: name of that signal, e.g. ``SIGKILL``; None where it exited.
-        stdout, stderr: what it printed; bytes that are no UTF-8 are replaced.
-        seconds: host time it took.
+        argv: command line.
+        status: exit status; None if a signal killed it.
+        signal: name of the signal that killed it, e.g. ``SIGKILL``; None if it exited.
+        stdout, stderr: its output; bytes that are not UTF-8 are replaced.
+        seconds: host seconds it took.
     """
 
     argv: tuple[str, ...]
@@ -94,7 +108,7 @@ class Finished:
 
     @property
     def end(self) -> str:
-        """How it ended, for a sentence: ``exit status 1``, ``signal SIGKILL``."""
+        """How it ended, for messages: ``exit status 1``, ``signal SIGKILL``."""
         return f"exit status {self.status}" if self.signal is None else f"signal {self.signal}"
 
 
@@ -104,7 +118,7 @@ def encode_command(
     """The payload of ``argv-exec`` (vm_images/guest/tools/argv-exec.c): base64url of NUL-terminated fields.
 
     Raises:
-        UserError: `argv` is empty, or a part of it holds a NUL byte, which no argument can.
+        UserError: `argv` is empty, or an argument contains a NUL byte.
 
     >>> encode_command(["true"])
     'ADAAdHJ1ZQA'
@@ -112,19 +126,19 @@ def encode_command(
     entries = [f"{name}={value}" for name, value in (environment or {}).items()]
     fields = [directory, str(len(entries)), *entries, *argv]
     if not argv:
-        raise UserError("there is no command to run in the guest; give at least its name.")
+        raise UserError("there is no command to run in the guest; give at least the name of a program.")
     if any("\0" in part for part in fields):
-        raise UserError("an argument for the guest holds a NUL byte; no argument of a program can.")
+        raise UserError("an argument for the guest contains a NUL byte; remove it.")
     data = b"".join(part.encode(errors="surrogateescape") + b"\0" for part in fields)
     return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
 
 
 def ssh_command(port: int, image: GuestImage, argv: Sequence[str] = ()) -> list[str]:
-    """The ssh(1) command line that opens a shell for a person, trusting exactly this guest's host key.
+    """The ssh(1) command line for an interactive shell, which accepts only the host key of this guest.
 
     Args:
-        port: on this host, forwarded to the guest.
-        argv: a command instead of a login shell; ssh hands it to the guest's shell.
+        port: port of this host that is forwarded to the guest.
+        argv: a command to run instead of a login shell; it is interpreted by the guest's shell.
     """
     options = {
         "UserKnownHostsFile": str(image.known_hosts),
@@ -144,7 +158,7 @@ def ssh_command(port: int, image: GuestImage, argv: Sequence[str] = ()) -> list[
 
 
 class Guest:
-    """A connection to a booted guest; made by :meth:`connect`, closed by leaving its block.
+    """A connection to a booted guest; a context manager, opened by :meth:`connect`.
 
     For example::
 
@@ -152,26 +166,37 @@ class Guest:
             guest.run(["uname", "-r"]).stdout  # '6.12.117\\n'
     """
 
-    def __init__(self, transport: paramiko.Transport, transcript: Path | None) -> None:
+    def __init__(
+        self, transport: paramiko.Transport, transcript: Path | None, why: Why = lambda within_s: None
+    ) -> None:
         self._transport = transport
         self._transcript = transcript
+        self._why = why
         self._lock = threading.Lock()
         self._reason = "the connection to the guest broke"
 
     @classmethod
-    def connect(cls, port: int, image: GuestImage, timeout_s: float, transcript: Path | None = None) -> Guest:
-        """Connect to the guest behind `port` of this host.
+    def connect(
+        cls,
+        port: int,
+        image: GuestImage,
+        timeout_s: float,
+        transcript: Path | None = None,
+        why: Why = lambda within_s: None,
+    ) -> Guest:
+        """Connect to the guest through `port` of this host.
 
         Args:
-            image: holds our key and the host key that the guest must prove to have.
-            timeout_s: host seconds; attempts that fail earlier are repeated.
-            transcript: gets a JSON line for each command and each file transferred.
+            image: image of the guest, with the client key and the expected host key.
+            timeout_s: time limit in host seconds; failed attempts are repeated until then.
+            transcript: file for one JSON line per command and per transferred file.
+            why: called when the connection breaks, and while there is none yet.
 
         Raises:
-            GuestLost: no connection within the time.
-            InfrastructureError: something else than our guest answers there.
+            GuestLost: no connection within the time limit, or the machine has ended.
+            InfrastructureError: the server on this port is not this guest.
         """
-        import paramiko  # here, for most commands connect to no guest, and it takes a while to import
+        import paramiko  # here, since most commands connect to no guest and the import is slow
 
         host_key = paramiko.Ed25519Key(data=base64.b64decode(image.host_key_public.read_text().split()[1]))
         client_key = paramiko.Ed25519Key.from_private_key_file(str(image.client_key))
@@ -179,14 +204,17 @@ class Guest:
         while True:
             left = max(deadline - time.monotonic(), 1.0)
             try:
-                guest = cls(_transport(port, host_key, client_key, left), transcript)
+                guest = cls(_transport(port, host_key, client_key, left), transcript, why)
                 guest.run(["touch", _CONNECTED], timeout_s=left)
                 return guest
             except paramiko.AuthenticationException as error:
                 raise InfrastructureError(
-                    f"the guest refuses the key of its own image ({error}); build the image again."
+                    f"the guest rejects the key of its image ({error}); rebuild the image."
                 ) from error
             except _connection_errors() as error:
+                reason = why(0.0)
+                if reason is not None:
+                    raise GuestLost(str(reason), reason) from error
                 if time.monotonic() >= deadline:
                     raise GuestLost(f"no SSH connection to the guest in {timeout_s:g} s: {error}") from error
             time.sleep(_RETRY_S)
@@ -200,14 +228,14 @@ class Guest:
         self.close()
 
     def close(self) -> None:
-        """Close the connection; the guest stays as it is."""
+        """Close the connection; the guest keeps running."""
         self._transport.close()
 
     def abort(self, reason: object = None) -> None:
-        """Break the connection: whoever waits for the guest, in any thread, gets :class:`GuestLost`.
+        """Break the connection: all threads that wait for the guest get :class:`GuestLost`.
 
         Args:
-            reason: why, the sentence of that exception.
+            reason: message of that exception.
         """
         if reason is not None:
             self._reason = str(reason)
@@ -215,7 +243,7 @@ class Guest:
 
     @property
     def alive(self) -> bool:
-        """Whether the connection stands."""
+        """Whether the connection is up."""
         return self._transport.is_active()
 
     def run(
@@ -230,21 +258,21 @@ class Guest:
         environment: Mapping[str, str] | None = None,
         directory: str = "",
     ) -> Finished:
-        """Run a command to its end.
+        """Run a command until it ends.
 
         Args:
-            argv: command line; no shell sees it.
-            stdout, stderr: files that are written as output appears; it is returned as well.
-            stdin: what the command reads; it reads end-of-file where None.
-            timeout_s: host seconds after which it is killed with its whole process group.
-            check: raise where it ends with anything but exit status 0.
-            environment: variables *added* to the server's.
+            argv: command line; it is not interpreted by a shell.
+            stdout, stderr: files that output is written to as it appears; it is returned as well.
+            stdin: its standard input; None for empty input.
+            timeout_s: host seconds after which its whole process group is killed.
+            check: raise an error unless its exit status is 0.
+            environment: variables *added* to the environment of the SSH server.
             directory: working directory.
 
         Raises:
             GuestLost: the connection broke.
             CommandTimeout: it took more than `timeout_s`.
-            CommandFailed: `check`, and it failed.
+            CommandFailed: it failed, with `check`.
         """
         remote = self._start(argv, stdout, stderr, stdin, None, environment, directory)
         finished = remote.wait(timeout_s)
@@ -262,11 +290,11 @@ class Guest:
         stdin: str | bytes | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> Remote:
-        """Start a command that goes on while we do other things.
+        """Start a command in the background.
 
         Args:
-            on_line: called with each line of its standard output, without the newline, in a thread of its
-                own; where None the lines wait for :meth:`Remote.lines`.
+            on_line: called in a separate thread with each line of its standard output, without the newline; if None,
+                the lines are returned by :meth:`Remote.lines`.
 
         Raises:
             GuestLost: the connection broke.
@@ -278,7 +306,7 @@ class Guest:
         return self._start(argv, stdout, stderr, stdin, on_line, environment, "", lines)
 
     def read_bytes(self, path: str) -> bytes:
-        """The content of a file, also of one in /proc or /sys.
+        """The content of a file, including files in /proc and /sys.
 
         Raises:
             UserError: it cannot be read.
@@ -290,29 +318,29 @@ class Guest:
         return remote.stdout_bytes
 
     def read_text(self, path: str) -> str:
-        """The content of a text file, see :meth:`read_bytes`."""
+        """The content of a text file; see :meth:`read_bytes`."""
         return self.read_bytes(path).decode(errors="replace")
 
     def write_text(self, path: str, text: str) -> None:
-        """Write a file in one go, as files in /proc and /sys want it.
+        """Write a file with a single write, as files in /proc and /sys require.
 
         Raises:
-            UserError: the guest's kernel refused; the sentence has its reason.
+            UserError: the guest's kernel rejected the write; the message has its reason.
         """
         # The path is an argument of the script, not a part of it.
         finished = self.run(["sh", "-c", 'cat >"$1"', "sh", path], stdin=text, timeout_s=_ANSWER_TIMEOUT_S)
         if finished.status != 0:
-            raise UserError(f"the guest refused {text.strip()!r} for {path}: {_last_line(finished)}.")
+            raise UserError(f"the guest rejected {text.strip()!r} for {path}: {_last_line(finished)}.")
 
     def upload(self, local: Path, remote: str, mode: int | None = None) -> None:
         """Copy a file into the guest.
 
         Args:
-            remote: path of the new file, not of a directory.
-            mode: permission bits; the guest's default where None.
+            remote: path of the new file; not a directory.
+            mode: permission bits; None for the guest's default.
 
         Raises:
-            UserError: a path is wrong on either side.
+            UserError: one of the paths is wrong.
         """
         with self._sftp("upload", str(local), remote) as client:
             client.put(str(local), remote)
@@ -320,12 +348,12 @@ class Guest:
                 client.chmod(remote, mode)
 
     def download(self, remote: str, local: Path) -> None:
-        """Copy a file out of the guest; files of /proc and /sys with all that can be read from them.
+        """Copy a file from the guest; files in /proc and /sys are copied completely.
 
         Raises:
-            UserError: a path is wrong on either side.
+            UserError: one of the paths is wrong.
         """
-        # Not client.get(): it believes the file's size, which is 0 in /proc.
+        # Not client.get(): it relies on the file size, which is 0 in /proc.
         with (
             self._sftp("download", remote, str(local)) as client,
             client.open(remote, "rb") as source,
@@ -336,7 +364,7 @@ class Guest:
 
     @contextmanager
     def _sftp(self, what: str, source: str, target: str) -> Iterator[paramiko.SFTPClient]:
-        """A file transfer; its server leaves the guest's memory afterwards."""
+        """A file transfer; the SFTP server exits afterwards and frees its memory."""
         import paramiko
 
         began = time.monotonic()
@@ -358,9 +386,12 @@ class Guest:
         self.note({"argv": [what, source, target], "seconds": round(time.monotonic() - began, 3)})
 
     def lost(self) -> GuestLost:
-        """The exception to raise when the connection turns out to be broken."""
+        """The exception to raise when the connection turns out to be broken, with the machine's reason if any."""
+        reason = self._why(_REASON_S)
+        if reason is not None:
+            return GuestLost(str(reason), reason)
         error = self._transport.get_exception()
-        return GuestLost(f"{self._reason} ({error})" if error is not None else self._reason)
+        return GuestLost(f"{self._reason} ({error})" if str(error or "") else self._reason)
 
     def note(self, record: Mapping[str, object]) -> None:
         """Add one line to the transcript."""
@@ -371,15 +402,15 @@ class Guest:
             stream.write(line + "\n")
 
     def kill(self, token: str, number: int) -> None:
-        """Send a signal to the process group of a command of ours; nothing where it has ended."""
+        """Send a signal to the process group of a command; does nothing if it has ended."""
         self._plain(f"exec {_PROGRAM} --kill {token} {number}")
 
     def ended_otherwise(self, token: str) -> str:
-        """What argv-exec wrote about the end of a command: ``exit 255``, ``signal 9`` or what it last knew."""
+        """The state file that argv-exec wrote for a command: ``exit 255``, ``signal 9`` or its last known state."""
         return self._plain(f"cat {_STATE}/{token}; rm -f {_STATE}/{token}")
 
     def _plain(self, command: str) -> str:
-        """Hand the guest's shell a command that is ours in every letter; what it prints."""
+        """Run a fixed command in the guest's shell, without any input from the user; return its output."""
         channel = self._channel()
         try:
             channel.settimeout(_ANSWER_TIMEOUT_S)
@@ -429,7 +460,7 @@ class Guest:
 
 
 class Remote:
-    """A command under way in the guest; made by :meth:`Guest.spawn`."""
+    """A running command in the guest; created by :meth:`Guest.spawn`."""
 
     def __init__(
         self,
@@ -466,17 +497,17 @@ class Remote:
 
     @property
     def stdout_bytes(self) -> bytes:
-        """What it printed on standard output until now, unchanged."""
+        """Its standard output so far, unchanged."""
         return bytes(self._output)
 
     def lines(self) -> Iterator[str]:
-        """Its lines of standard output as they appear; ends with the command or the connection."""
+        """Lines of its standard output as they appear; ends with the command or the connection."""
         assert self._lines is not None, "the lines go to on_line"
         while (line := self._lines.get()) is not None:
             yield line
 
     def stop(self, timeout_s: float = _STOP_TIMEOUT_S) -> Finished:
-        """Ask it to end (SIGTERM), kill it where it does not within `timeout_s`, and say how it ended.
+        """Send SIGTERM, kill it if it does not end within `timeout_s` host seconds, and return how it ended.
 
         Raises:
             GuestLost: the connection broke.
@@ -489,11 +520,11 @@ class Remote:
             return self.wait(_ANSWER_TIMEOUT_S)
 
     def wait(self, timeout_s: float | None = None) -> Finished:
-        """Wait for its end.
+        """Wait until it ends.
 
         Raises:
             GuestLost: the connection broke.
-            CommandTimeout: it took more than `timeout_s` from now, and was killed.
+            CommandTimeout: it did not end within `timeout_s` host seconds from now, and was killed.
         """
         if self._finished is not None:
             return self._finished
@@ -510,7 +541,7 @@ class Remote:
             raise self._failure
         status: int | None = self._channel.exit_status
         name = None
-        if status == -1:  # paramiko's "never told"
+        if status == -1:  # paramiko: no status was received
             if not self._guest.alive:
                 raise self._guest.lost()
             status, name = None, "unknown"  # argv-exec itself was killed
@@ -533,7 +564,7 @@ class Remote:
         return self._finished
 
     def _ended(self, timeout_s: float | None) -> bool:
-        """Wait until all output is here and the status is known; False where that takes too long."""
+        """Wait until all output has arrived and the status is known; False after the timeout."""
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
 
         def left() -> float | None:
@@ -543,7 +574,7 @@ class Remote:
             thread.join(left())
             if thread.is_alive():
                 return False
-        # Set when the exit status comes, and when the channel closes without one.
+        # Set when the exit status arrives, or when the channel closes without one.
         return self._channel.status_event.wait(left())
 
     def _kill(self) -> None:
@@ -551,14 +582,14 @@ class Remote:
             self._guest.kill(self._token, signal.SIGKILL)
             self._ended(_ANSWER_TIMEOUT_S)
         except GuestLost:
-            pass  # it is gone as well
+            pass  # the connection is lost as well
         self._channel.close()
 
     def _guarded(self, work: Callable[..., None], *arguments: object) -> None:
         try:
             work(*arguments)
         except _connection_errors():
-            pass  # the connection broke; whoever waits sees that there is no status
+            pass  # the connection broke; wait() notices that there is no status
         except BaseException as error:
             self._failure = error
             self._channel.close()
@@ -615,7 +646,7 @@ class Remote:
 
 
 def _connection_errors() -> tuple[type[Exception], ...]:
-    """What a connection that breaks raises."""
+    """Exceptions that a broken connection raises."""
     import paramiko
 
     return paramiko.SSHException, EOFError, OSError
@@ -638,8 +669,8 @@ def _transport(
         transport.start_client(timeout=timeout_s)
         if transport.get_remote_server_key() != host_key:
             raise InfrastructureError(
-                f"port {port} of this host shows another host key than this cache's guests have; "
-                "something else listens there, or the guest's image is not the one given."
+                f"the server on port {port} of this host has another host key than the guests of this cache; "
+                "something else listens there, or the guest was booted from another image."
             )
         transport.auth_publickey(_USER, client_key)
         transport.channel_timeout = _ANSWER_TIMEOUT_S
@@ -650,7 +681,7 @@ def _transport(
 
 
 def _request(channel: paramiko.Channel, command: str) -> None:
-    """Ask for a command; paramiko itself would wait for the answer without a bound."""
+    """Request a command; paramiko itself would wait for the answer without a time limit."""
     overdue = threading.Timer(_ANSWER_TIMEOUT_S, channel.close)
     overdue.daemon = True
     overdue.start()
@@ -661,20 +692,20 @@ def _request(channel: paramiko.Channel, command: str) -> None:
 
 
 def _end_of_input(channel: paramiko.Channel | None) -> None:
-    """Close a channel from the guest's side: it is told the end of its input, and closes when it is done.
+    """Send end-of-file to the guest, so that it closes the channel when the command is done.
 
-    Closing it from ours while the server's process still runs makes dropbear 2022.83 now and then close the
-    channel that is opened next, without an answer to its request.
+    If we close it while the server's process still runs, dropbear 2022.83 sometimes closes the next channel without
+    an answer to its request.
     """
     if channel is None:
         return
     try:
-        # paramiko sets this event when the channel closes; before, for the answer to our request.
+        # paramiko sets this event when the channel closes; earlier it is set for the answer to a request.
         channel.event.clear()
         channel.shutdown_write()
         _await_close(channel)
     except _connection_errors():
-        pass  # the connection broke, which the next command will say
+        pass  # the connection broke; the next command reports it
 
 
 def _await_close(channel: paramiko.Channel) -> None:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Workloads: programs in the guest that measure something, and the manifests that describe them.
 
-A program gets ``--name value`` options and prints JSON lines. The last must be ``{"end": "ok"}``: one that
-stops without it has failed, whatever its exit status.
+A program takes ``--name value`` options and prints JSON lines. The last line must be ``{"end": "ok"}``; without it
+the program has failed, whatever its exit status.
 """
 
 from __future__ import annotations
@@ -20,14 +20,11 @@ from orchestrator.errors import UserError
 from orchestrator.guest.image import WORKLOADS
 from orchestrator.guest.ssh import Finished, Guest
 from orchestrator.spelling import meant
+from orchestrator.store.observation import CLOCK, Better, Metric, Observation
 
-Better = Literal["lower", "higher"] | None
 Kind = Literal["integer", "choice", "size"]
 
-#: What stands for the unit of time in names and units: insns under icount, else ns.
-CLOCK = "{clock}"
-CLOCKS = ("insns", "ns")
-#: The parameter that every workload has: it sets others at once.
+#: A parameter that every workload has: it sets several other parameters at once.
 SIZE = "size"
 SIZES = ("quick", "full")
 #: ``noun_unit.statistic``, e.g. ``fault_ns.p50``.
@@ -45,8 +42,8 @@ class Parameter:
 
     Args:
         kind: ``integer``; ``choice`` of `choices`; ``size`` in bytes, given as 4096, 64K, 2M or 1G.
-        default: in the form the program gets.
-        minimum, maximum: bounds of an integer or a size, both included.
+        default: default value, as passed to the program.
+        minimum, maximum: inclusive bounds of an integer or a size.
     """
 
     name: str
@@ -59,10 +56,10 @@ class Parameter:
     maximum: int | None = None
 
     def check(self, text: str) -> str:
-        """The value in the form the program gets.
+        """Check a value and convert it to the form that is passed to the program.
 
         Raises:
-            UserError: it is not one of those allowed; the sentence does not name the workload.
+            UserError: the value is not allowed; the message does not name the workload.
 
         >>> Parameter("memory", "size", "0", "Memory.", minimum=0, maximum=1 << 40).check("2M")
         '2097152'
@@ -74,34 +71,13 @@ class Parameter:
         number = _bytes_of(text) if self.kind == "size" else _integer_of(text)
         if number is None:
             what = "a size such as 4096, 64K, 2M or 1G" if self.kind == "size" else "an integer"
-            raise UserError(f"{self.name}={text}: give {what}.")
+            raise UserError(f"{self.name}={text}: it must be {what}.")
         if (self.minimum is not None and number < self.minimum) or (
             self.maximum is not None and number > self.maximum
         ):
             unit = " bytes" if self.kind == "size" else f" {self.unit}".rstrip()
-            raise UserError(f"{self.name}={text}: give {self.minimum} to {self.maximum}{unit}.")
+            raise UserError(f"{self.name}={text}: it must be {self.minimum} to {self.maximum}{unit}.")
         return str(number)
-
-
-@dataclass(frozen=True)
-class Metric:
-    """What is measured.
-
-    Args:
-        name: ``noun_unit.statistic``; may hold ``{clock}``.
-        unit: of its values; may be ``{clock}``.
-        better: the direction that is an improvement; None where neither is.
-        primary: whether a comparison is judged by it.
-        clock: whether the name holds ``{clock}``.
-        help: one sentence that says exactly what it counts.
-    """
-
-    name: str
-    unit: str
-    better: Better
-    primary: bool = False
-    clock: bool = False
-    help: str = ""
 
 
 @dataclass(frozen=True)
@@ -109,15 +85,15 @@ class Workload:
     """A program of ``guest_workloads/``.
 
     Args:
-        title: one line.
-        program: its file in the guest, without directory.
-        timeout_s: host seconds it may take.
-        sample_interval_ms: guest time between two readings of the counters while it runs; 0 for none.
-        help: a paragraph.
-        sample_processes: whether the memory of each of its processes is sampled, too.
+        title: one line of description.
+        program: file name of its program in the guest, without directory.
+        timeout_s: time limit in host seconds.
+        sample_interval_ms: guest milliseconds between two readings of the counters while it runs; 0 for none.
+        help: a paragraph of description.
+        sample_processes: whether the memory use of each of its processes is sampled as well.
         layers: layers of the guest image that it needs.
-        quick: what ``size=quick`` stands for: parameter -> value, in the form the program gets. The full size is
-            that of the defaults.
+        quick: the parameters of ``size=quick``: parameter -> value, as passed to the program. ``size=full`` means
+            the defaults.
     """
 
     name: str
@@ -134,26 +110,12 @@ class Workload:
 
 
 @dataclass(frozen=True)
-class Observation:
-    """One measured value.
-
-    Args:
-        metric: its name, with the clock put in.
-        unit: of `value`.
-    """
-
-    metric: str
-    unit: str
-    value: float
-
-
-@dataclass(frozen=True)
 class WorkloadResult:
-    """What a workload that succeeded measured.
+    """The result of a workload that succeeded.
 
     Args:
-        records: every JSON line, in order.
-        status: how its program ended.
+        records: all JSON lines, in order.
+        status: how the program ended.
     """
 
     observations: list[Observation]
@@ -161,13 +123,13 @@ class WorkloadResult:
     status: Finished
 
 
-class WorkloadFailed(Exception):  # noqa: N818 - it is an end, and values name it so
-    """The program failed, or its output cannot be trusted. The message is the evidence."""
+class WorkloadFailed(Exception):  # noqa: N818 - named like an outcome
+    """The program failed, or its output is invalid. The message is the evidence."""
 
 
 @dataclass(frozen=True)
 class _Table:
-    """A table of a manifest, read key by key, so that every fault names file and key."""
+    """A table of a manifest, read key by key, so that error messages name file and key."""
 
     path: Path
     name: str
@@ -185,16 +147,16 @@ class _Table:
                 raise self.fault(key, "this key is missing")
             return default
         value = self.content[key]
-        # In Python a bool is an int; in a manifest it is not.
+        # In Python a bool is an int, but in a manifest it is not.
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            raise self.fault(key, f"wants {_KINDS[kind]}, not {value!r}")
+            raise self.fault(key, f"must be {_KINDS[kind]}, not {value!r}")
         return value
 
     def table(self, key: str) -> dict[str, _Table]:
         entries = self.get(key, dict, {})
         for name, entry in entries.items():
             if not isinstance(entry, dict):
-                raise self.fault(f"{key}.{name}", "wants a table")
+                raise self.fault(f"{key}.{name}", "must be a table")
         prefix = f"{self.name}.{key}" if self.name else key
         return {name: _Table(self.path, f"{prefix}.{name}", entry) for name, entry in entries.items()}
 
@@ -204,26 +166,26 @@ class _Table:
                 raise self.fault(key, f"unknown key{_suggestion(key, self.used)}")
 
 
-_KINDS = {str: "a text", int: "an integer", bool: "true or false", list: "a list", dict: "a table"}
+_KINDS = {str: "a string", int: "an integer", bool: "true or false", list: "a list", dict: "a table"}
 
 
 def load_workloads(directory: Path) -> dict[str, Workload]:
-    """Read the manifest ``<name>/<name>.toml`` of every workload.
+    """Read the manifests ``<name>/<name>.toml`` of all workloads.
 
     Args:
-        directory: ``guest_workloads``.
+        directory: directory ``guest_workloads``.
 
     Raises:
-        UserError: a manifest is wrong; the sentence names file and key.
+        UserError: a manifest is invalid; the message names file and key.
     """
     if not directory.is_dir():
-        raise UserError(f"{directory}: there is no such directory of workloads.")
+        raise UserError(f"{directory}: this directory of workloads does not exist.")
     workloads = {}
     for each in sorted(directory.iterdir()):
         path = each / f"{each.name}.toml"
         if each.is_dir() and each.name != "common":
             if not path.is_file():
-                raise UserError(f"{path}: this manifest is missing, so {each.name} is no workload.")
+                raise UserError(f"{path}: this manifest is missing, so {each.name} is not a workload.")
             workloads[each.name] = load_workload(path)
     return workloads
 
@@ -232,7 +194,7 @@ def load_workload(path: Path) -> Workload:
     """Read one manifest.
 
     Raises:
-        UserError: it is wrong; the sentence names file and key.
+        UserError: it is invalid; the message names file and key.
     """
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -256,13 +218,13 @@ def load_workload(path: Path) -> Workload:
     )
     table.done()
     if not metrics:
-        raise table.fault("metrics", "a workload measures at least one thing")
+        raise table.fault("metrics", "a workload must have at least one metric")
     if workload.timeout_s <= 0:
-        raise table.fault("timeout_s", "wants more than 0 seconds")
+        raise table.fault("timeout_s", "must be more than 0 seconds")
     if workload.sample_processes and not workload.sample_interval_ms:
-        raise table.fault("sample_processes", "wants a sample_interval_ms")
+        raise table.fault("sample_processes", "needs a sample_interval_ms")
     if workload.sample_interval_ms < 0:
-        raise table.fault("sample_interval_ms", "wants 0 (none) or more milliseconds")
+        raise table.fault("sample_interval_ms", "must be 0 (no sampling) or more milliseconds")
     return workload
 
 
@@ -281,7 +243,7 @@ def _quick(table: _Table, parameters: Mapping[str, Parameter]) -> dict[str, str]
 def _parameter(name: str, table: _Table) -> Parameter:
     if not _NAME.fullmatch(name) or name in ("seed", "clock", SIZE):
         raise table.fault(
-            "", "a parameter's name has small letters, digits and _, and is not seed, clock or size"
+            "", "the name of a parameter must have only a-z, 0-9 and _, and must not be seed, clock or size"
         )
     kind = table.get("type", str)
     if kind not in ("integer", "choice", "size"):
@@ -292,7 +254,7 @@ def _parameter(name: str, table: _Table) -> Parameter:
     if kind == "choice":
         choices = tuple(table.get("choices", list))
         if not choices or not all(isinstance(choice, str) for choice in choices):
-            raise table.fault("choices", "wants at least one text")
+            raise table.fault("choices", "must have at least one string")
         default = table.get("default", str)
     elif kind == "integer":
         default = str(table.get("default", int))
@@ -301,7 +263,7 @@ def _parameter(name: str, table: _Table) -> Parameter:
         default = table.get("default", str)
         minimum, maximum = (_bytes_of(table.get(key, str)) for key in ("minimum", "maximum"))
         if minimum is None or maximum is None:
-            raise table.fault("minimum", "wants sizes such as 64K, 2M or 1G as bounds")
+            raise table.fault("minimum", "must be a size such as 64K, 2M or 1G")
     table.done()
     parameter = Parameter(name, kind, default, " ".join(text.split()), unit, choices, minimum, maximum)
     try:
@@ -313,7 +275,9 @@ def _parameter(name: str, table: _Table) -> Parameter:
 
 def _metric(name: str, table: _Table) -> Metric:
     if not _METRIC_NAME.fullmatch(name):
-        raise table.fault("", "a metric is named noun_unit.statistic, e.g. fault_{clock}.p50")
+        raise table.fault(
+            "", "the name of a metric must have the form noun_unit.statistic, e.g. fault_{clock}.p50"
+        )
     unit, better = table.get("unit", str), table.get("better", str, "neither")
     primary, clock = table.get("primary", bool, False), table.get("clock", bool, False)
     text = table.get("help", str)
@@ -321,7 +285,7 @@ def _metric(name: str, table: _Table) -> Metric:
     if better not in ("lower", "higher", "neither"):
         raise table.fault("better", f"{better!r}: choose lower or higher, or leave it out")
     if clock != (CLOCK in name) or (CLOCK in unit and not clock):
-        raise table.fault("clock", "is true exactly where the name holds {clock}")
+        raise table.fault("clock", "must be true if and only if the name contains {clock}")
     direction: Better = "lower" if better == "lower" else "higher" if better == "higher" else None
     return Metric(name, unit, direction, primary, clock, text)
 
@@ -329,16 +293,16 @@ def _metric(name: str, table: _Table) -> Metric:
 def check_parameters(
     known: Mapping[str, Workload], name: str, parameters: Mapping[str, str]
 ) -> dict[str, str]:
-    """The given parameters of workload `name`, checked, in the form the program gets.
+    """Check the given parameters of workload `name`, and convert them to the form that is passed to the program.
 
-    ``size=quick`` becomes the parameters that it stands for, but for those given beside it.
+    ``size=quick`` is replaced by its parameters, except for those that are given explicitly.
 
     Raises:
-        UserError: there is no such workload or parameter (the sentence suggests one), or a value is wrong.
+        UserError: unknown workload or parameter (the message suggests one), or an invalid value.
     """
     if name not in known:
         raise UserError(
-            f"unknown workload {name!r}{_suggestion(name, known)}; there are {', '.join(sorted(known))}."
+            f"unknown workload {name!r}{_suggestion(name, known)}; the workloads are {', '.join(sorted(known))}."
         )
     workload = known[name]
     given = dict(parameters)
@@ -363,13 +327,13 @@ def check_parameters(
 def parse_workload_arguments(
     arguments: Sequence[str], known: Mapping[str, Workload]
 ) -> dict[str, dict[str, str]]:
-    """Workloads as given on a command line: ``NAME`` or ``NAME:KEY=VALUE,KEY=VALUE``.
+    """Parse workloads given on the command line: ``NAME`` or ``NAME:KEY=VALUE,KEY=VALUE``.
 
     Returns:
-        Name -> the parameters given, checked.
+        Name -> checked parameters that were given.
 
     Raises:
-        UserError: one is unknown, wrong or given twice.
+        UserError: a workload or parameter is unknown, invalid or given twice.
     """
     chosen: dict[str, dict[str, str]] = {}
     for argument in arguments:
@@ -383,7 +347,7 @@ def parse_workload_arguments(
                 raise UserError(f"workload {argument}: {key} is given twice.")
             parameters[key] = value
         if name in chosen:
-            raise UserError(f"workload {name} is given twice; a run has each workload once.")
+            raise UserError(f"workload {name} is given twice; a run can have each workload only once.")
         chosen[name] = check_parameters(known, name, parameters)
     return chosen
 
@@ -397,17 +361,17 @@ def run_workload(
     log_dir: Path,
     timeout_s: float,
 ) -> WorkloadResult:
-    """Run a workload to its end.
+    """Run a workload until it ends.
 
     Args:
-        parameters: those that differ from their defaults.
-        seed: of everything random in it.
-        clock: ``insns`` or ``ns``, the unit it reports time in.
-        log_dir: gets ``workload.jsonl`` and ``workload.stderr``, written as they appear.
-        timeout_s: host seconds.
+        parameters: parameters that differ from their defaults.
+        seed: seed for all random choices of the workload.
+        clock: ``insns`` or ``ns``, the unit in which it reports time.
+        log_dir: directory for ``workload.jsonl`` and ``workload.stderr``, written as output appears.
+        timeout_s: time limit in host seconds.
 
     Raises:
-        WorkloadFailed: it failed, or printed something else than it should.
+        WorkloadFailed: it failed, or its output is invalid.
         CommandTimeout: it took longer than `timeout_s`.
         GuestLost: the connection broke.
         UserError: a parameter is wrong.
@@ -428,7 +392,7 @@ def run_workload(
     if fault is None and last.get("end") != "ok":
         fault = str(last.get("reason", f"its last line is {json.dumps(last)}"))
     if fault is None and done.status != 0:
-        fault = f"it said that all went well, but ended with {done.end}"
+        fault = f"it reported success, but ended with {done.end}"
     if fault is not None:
         printed = done.stderr.strip().splitlines()
         words = f"; it printed: {printed[-1]}" if printed else ""
@@ -438,41 +402,41 @@ def run_workload(
 
 
 def parse_output(text: str) -> tuple[list[dict[str, Any]], str | None]:
-    """The records a workload printed, and what is wrong with them.
+    """Parse and check the output of a workload.
 
     Args:
         text: its standard output.
 
     Returns:
-        The records up to the first fault, and that fault as a clause; None where every line is as it should
-        be and the last one is an end.
+        The records up to the first fault, and the fault as a clause; None if every line is valid and the last one
+        reports the end.
     """
     records: list[dict[str, Any]] = []
     for number, line in enumerate(text.split("\n"), 1):
         if not line and number == text.count("\n") + 1:
-            break  # behind the last newline
+            break  # after the last newline
         if records and "end" in records[-1]:
             return records, f"line {number} comes after the end: {line[:_SHOWN]}"
         try:
             record = json.loads(line, parse_constant=_refuse_constant)
         except (ValueError, RecursionError):
-            return records, f"line {number} is no JSON: {line[:_SHOWN]}"
+            return records, f"line {number} is not JSON: {line[:_SHOWN]}"
         fault = _fault_of(record)
         if fault is not None:
             return records, f"line {number} {fault}: {line[:_SHOWN]}"
         records.append(record)
     if not records or "end" not in records[-1]:
-        return records, "it stopped without saying how it ended"
+        return records, "it stopped without reporting its end"
     return records, None
 
 
 def observations_of(
     records: Sequence[Mapping[str, Any]], workload: Workload, clock: str
 ) -> list[Observation]:
-    """The measured values among `records`.
+    """The measured values in `records`.
 
     Raises:
-        WorkloadFailed: one is of a metric that the manifest does not have, has another unit, or comes twice.
+        WorkloadFailed: a metric is not in the manifest, has another unit there, or occurs twice.
     """
     units = {
         metric.name.replace(CLOCK, clock): metric.unit.replace(CLOCK, clock)
@@ -487,7 +451,7 @@ def observations_of(
             raise WorkloadFailed(f"workload {workload.name}: its manifest has no metric {name}")
         if unit != units[name]:
             raise WorkloadFailed(
-                f"workload {workload.name}: {name} is in {unit}, but its manifest says {units[name]}"
+                f"workload {workload.name}: {name} is in {unit}, but in {units[name]} according to its manifest"
             )
         if name in observations:
             raise WorkloadFailed(f"workload {workload.name}: it printed {name} twice")
@@ -496,18 +460,18 @@ def observations_of(
 
 
 def _fault_of(record: object) -> str | None:
-    """What is wrong with one line, or None."""
+    """The fault of one line, or None."""
     if not isinstance(record, dict):
-        return "is no JSON object"
+        return "is not a JSON object"
     kinds = [key for key in ("metric", "histogram", "event", "end") if key in record]
     if len(kinds) != 1:
         return "is not exactly one of metric, histogram, event and end"
     (kind,) = kinds
     if not isinstance(record[kind], str):
-        return f"has a {kind} that is no text"
+        return f"has a {kind} that is not a string"
     if kind == "metric":
         if not isinstance(record.get("unit"), str) or not _is_number(record.get("value")):
-            return "lacks a unit or a number as value"
+            return "lacks a unit or a numeric value"
         if not _METRIC_NAME.fullmatch(record["metric"]):
             return "has a metric that is not named noun_unit.statistic"
     if kind == "histogram":
@@ -525,12 +489,12 @@ def _is_number(value: object) -> bool:
         return False
     try:
         return math.isfinite(float(value))
-    except OverflowError:  # an integer beyond what a float holds
+    except OverflowError:  # an integer too large for a float
         return False
 
 
 def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _bytes_of(text: str) -> int | None:

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""From a source and a staged series to a kernel that boots."""
+"""Turns a kernel source and a patch series into a bootable kernel."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A kernel built from a tree and a configuration, reproducibly; kept by the digest of all its inputs."""
+"""Reproducible kernel builds from a tree and a configuration, cached by the digest of all inputs."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ _IMAGE = "arch/x86/boot/bzImage"
 _TOOLS = ("make", "gcc", "ld", "flex", "bison", "bc", "perl")
 
 
-class BuildFailed(OrchestrateError):  # noqa: N818 - an outcome of a cell as much as an error
-    """The tree does not compile: the fault of its patches, not of the host.
+class BuildFailed(OrchestrateError):  # noqa: N818 - named like the outcome of a cell
+    """The tree does not compile, because of its patches and not because of the host.
 
     Args:
-        message: one sentence, then the compiler's own lines.
-        log: the whole build log.
+        message: one sentence, followed by the compiler's messages.
+        log: the complete build log.
     """
 
     exit_status = 3
@@ -46,23 +46,23 @@ class BuildFailed(OrchestrateError):  # noqa: N818 - an outcome of a cell as muc
         super().__init__(message, log)
 
     def __reduce__(self) -> tuple[type[BuildFailed], tuple[object, ...]]:
-        """Both arguments, so that it survives the way from a worker process."""
+        """Both arguments, so that the exception can be pickled in a worker process."""
         return BuildFailed, (str(self), self.log)
 
 
 @dataclass(frozen=True)
 class KernelBuild:
-    """A kernel in the cache.
+    """A built kernel in the cache.
 
     Args:
-        directory: holds the files named by the properties.
-        release: what ``uname -r`` will say.
-        build_id: of the vmlinux; a running kernel shows it in /sys/kernel/notes.
-        compiler: its version line.
-        warnings: the compiler's, each once.
-        seconds: host seconds it took when it was built.
-        cached: whether it was there already.
-        digest: of all inputs.
+        directory: directory of the files below.
+        release: kernel release, as printed by ``uname -r``.
+        build_id: build ID of the vmlinux; a running kernel shows it in /sys/kernel/notes.
+        compiler: version line of the compiler.
+        warnings: compiler warnings, without duplicates.
+        seconds: host seconds that the build took.
+        cached: whether it was already in the cache.
+        digest: digest of all inputs.
     """
 
     directory: Path
@@ -76,36 +76,36 @@ class KernelBuild:
 
     @property
     def bzimage(self) -> Path:
-        """What QEMU boots."""
+        """The kernel image that QEMU boots."""
         return self.directory / "bzImage"
 
     @property
     def vmlinux(self) -> Path:
-        """What gdb reads."""
+        """The ELF file that gdb reads."""
         return self.directory / "vmlinux"
 
     @property
     def config(self) -> Path:
-        """The ``.config`` it was built with."""
+        """The ``.config`` of the build."""
         return self.directory / "config"
 
     @property
     def log(self) -> Path:
-        """Everything that make printed."""
+        """The output of make."""
         return self.directory / "build.log"
 
 
 def build_kernel(
     tree: PatchedTree, configuration: Configuration, cache: Cache, events: Events, jobs: int | None = None
 ) -> KernelBuild:
-    """Build a kernel, or find it in the cache.
+    """Build a kernel, or take it from the cache.
 
     Args:
         jobs: parallel jobs of make; None for one per CPU.
 
     Raises:
         BuildFailed: the tree does not compile.
-        UserError: a requested option did not survive.
+        UserError: a requested option is not in the final configuration.
         InfrastructureError: a tool or a header is missing, or the disk is full.
     """
     key = _key(tree, configuration)
@@ -113,7 +113,7 @@ def build_kernel(
 
     def make(directory: Path) -> None:
         _check_host()
-        # How long it takes depends above all on whether objects of another stage are there.
+        # The duration depends mostly on whether objects of another stage can be reused.
         like = f"kernel-{'next' if has_objects(configuration, cache) else 'first'} {configuration.flavour}"
         with (
             events.step(f"build {label_of(tree)}", _flavour(configuration), like=like) as step,
@@ -145,12 +145,12 @@ def build_kernel(
 
 
 def is_built(tree: PatchedTree, configuration: Configuration, cache: Cache) -> bool:
-    """Whether :func:`build_kernel` would find it in the cache."""
+    """Whether the kernel is in the cache."""
     return cache.has(_KIND, _key(tree, configuration))
 
 
 def label_of(tree: PatchedTree) -> str:
-    """What a person calls a tree: the patchset that ends with its last stage."""
+    """Name of a tree for display: the patchset that ends with its last stage."""
     if not tree.stages:
         return "baseline"
     last = tree.stages[-1]
@@ -184,7 +184,7 @@ def _collect(workshop: Workshop, directory: Path, seconds: float) -> None:
 def _check_host() -> None:
     for tool in _TOOLS:
         require(tool)
-    # objtool, which every x86 build runs, is linked with libelf.
+    # Every x86 build needs objtool, which is linked with libelf.
     preprocessed = run(
         ["gcc", "-E", "-o", os.devnull, "-x", "c", "-"], input_text="#include <gelf.h>\n", check=False
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What make says while it builds a kernel: what is compiled, warnings, errors, and whose fault those are."""
+"""Parser for the output of a kernel build: compiled objects, warnings, errors and their cause."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ _COMPILED = re.compile(r"^  (?:CC|AS|HOSTCC) +(?:\[M\] +)?(\S+)$")
 _STEP = re.compile(r"^  [A-Z][A-Z0-9]* ")
 _WARNING = re.compile(r"^(?:[^\s:]+:\d+(?::\d+)?|[^\s:]+\.o): warning: ")
 _ERROR = re.compile(r"(?:^|\s)(?:fatal )?[Ee]rror: |^ld: |undefined reference|\*\*\* |syntax error")
-#: What only a source can be blamed for; anything else may come from a damaged object directory.
+#: Errors that only the source can cause; all others may come from a damaged object directory.
 _BLAMES_SOURCE = re.compile(
     r"^\S+?:\d+(?::\d+)?: (?:(?:fatal )?[Ee]rror: |syntax error)|undefined reference to|multiple definition of"
 )
-#: What a linker says of an object that was cut short, before it goes on to find mistakes in it.
+#: Messages of the linker about a truncated object file; further errors about that object then mean nothing.
 _DAMAGED = re.compile(r"file format not recognized|file not recognized|file truncated|malformed archive")
-#: Object that messages are booked on which belong to no single one.
+#: Pseudo object for messages that belong to no single object.
 _LINKED = "vmlinux"
 
 
 def compiled(line: str) -> str | None:
-    """The object that a line says is compiled, relative to the object directory.
+    """The object that a line of make's output names, relative to the object directory; None for other lines.
 
     >>> compiled("  CC      mm/memory.o")
     'mm/memory.o'
@@ -33,10 +33,10 @@ def compiled(line: str) -> str | None:
 
 
 def warnings_by_object(log: Iterable[str]) -> dict[str, list[str]]:
-    """The warnings of compiler and objtool, for each object that was compiled.
+    """The warnings of compiler and objtool per compiled object.
 
     Args:
-        log: lines of ``make --output-sync=target``, which keeps messages behind the line that names the object.
+        log: output of ``make --output-sync=target``, which prints messages right after the line with the object.
 
     >>> warnings_by_object(["  CC      mm/memory.o", "mm/memory.c:12:3: warning: unused", "  CC      mm/gup.o"])
     {'mm/memory.o': ['mm/memory.c:12:3: warning: unused'], 'mm/gup.o': []}
@@ -56,10 +56,10 @@ def warnings_by_object(log: Iterable[str]) -> dict[str, list[str]]:
 
 
 def error_of(log: Sequence[str], context: int = 6) -> list[str]:
-    """The first error, with the line before it and those that follow; the log's end where none is found.
+    """The first error with the line before it and the lines after it; the end of the log if there is no error.
 
     Args:
-        context: lines from the error on.
+        context: number of lines to return, starting at the error.
     """
     for number, line in enumerate(log):
         if _ERROR.search(line):
@@ -68,21 +68,21 @@ def error_of(log: Sequence[str], context: int = 6) -> list[str]:
 
 
 def blames_source(log: Iterable[str]) -> bool:
-    """Whether make failed because of what is compiled, not because of where."""
+    """Whether make failed because of the source, not because of the host or the object directory."""
     lines = list(log)
     return any(map(_BLAMES_SOURCE.search, lines)) and not any(map(_DAMAGED.search, lines))
 
 
 def host_trouble(log: Iterable[str]) -> InfrastructureError | None:
-    """What is wrong with the host, where make failed because of that."""
+    """The error to raise if make failed because of the host; None if it did not."""
     for line in log:
         if "No space left on device" in line:
             return InfrastructureError(
-                "the disk is full; make room with `orchestrate results gc`, or set ORCHESTRATE_CACHE elsewhere."
+                "the disk is full; free space with `orchestrate results gc`, or set ORCHESTRATE_CACHE to another disk."
             )
         if "Killed signal terminated program" in line or "internal compiler error: Killed" in line:
             return InfrastructureError(
-                "the compiler was killed, most likely for lack of memory; use fewer build jobs."
+                "the compiler was killed, most likely because the host ran out of memory; use fewer build jobs."
             )
         if re.search(r"fatal error: openssl/\S+: No such file", line):
             return InfrastructureError(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The kernel's own scripts/checkpatch.pl, as strict as it gets, on one stage's patch."""
+"""Runs the kernel's scripts/checkpatch.pl --strict on the patch of one stage."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from orchestrator.errors import InfrastructureError
 from orchestrator.process import require, run
 
-#: A patch is stored without a sign-off: whoever sends it adds theirs.
+#: Patches are stored without a sign-off; the sender adds one when the series is exported.
 _OPTIONS = ("--strict", "--no-signoff", "--no-color", "--show-types")
 _TOTAL = re.compile(
     r"^total: (?P<errors>\d+) errors?, (?P<warnings>\d+) warnings?(?:, (?P<checks>\d+) checks?)?",
@@ -21,12 +21,12 @@ _FINDING = re.compile(r"^(?:ERROR|WARNING|CHECK):")
 
 @dataclass(frozen=True)
 class Review:
-    """What checkpatch says of a patch.
+    """The result of checkpatch for a patch.
 
     Args:
-        errors, warnings, checks: how many.
-        findings: each as it prints it: kind, type and sentence, with the place below.
-        text: all it prints.
+        errors, warnings, checks: number of each.
+        findings: messages as printed: level, type and text, with the location on the next line.
+        text: the complete output.
     """
 
     errors: int
@@ -37,7 +37,7 @@ class Review:
 
     @property
     def is_clean(self) -> bool:
-        """Whether it finds nothing at all."""
+        """Whether there is no finding at all."""
         return self.errors == self.warnings == self.checks == 0
 
 
@@ -45,10 +45,10 @@ def review(patch: Path, source: Path) -> Review:
     """Run checkpatch.
 
     Args:
-        source: the tree with the patch applied, laid out; its own checkpatch is run.
+        source: work tree with the patch applied; the checkpatch of this tree is run.
 
     Raises:
-        InfrastructureError: it did not come to its end.
+        InfrastructureError: checkpatch did not finish.
     """
     script = source / "scripts" / "checkpatch.pl"
     done = run(
@@ -60,7 +60,7 @@ def review(patch: Path, source: Path) -> Review:
     totals = list(_TOTAL.finditer(done.stdout))
     if not totals:
         last = next((line for line in reversed((done.stderr + done.stdout).splitlines()) if line.strip()), "")
-        raise InfrastructureError(f"{script} did not come to its end: {last or 'it prints nothing'}")
+        raise InfrastructureError(f"{script} did not finish: {last or 'it printed nothing'}")
     errors, warnings, checks = (
         sum(int(total[kind] or 0) for total in totals) for kind in ("errors", "warnings", "checks")
     )

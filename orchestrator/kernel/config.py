@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Kernel configurations: fragments that are requests, and the check that every request was granted."""
+"""Kernel configurations: fragments that request options, and a check that the final .config has them all."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ _UNSET = re.compile(r"# (CONFIG_\w+) is not set")
 
 @dataclass(frozen=True)
 class Configuration:
-    """What a kernel is asked to be; everything that is not requested is off (``make allnoconfig``).
+    """Requested kernel options; everything else is off (``make allnoconfig``).
 
     Args:
-        flavour: name of the fragment that is added to the base.
-        dwarf: whether debugging information is requested too.
-        text: all fragments, one after another, as KCONFIG_ALLCONFIG takes them.
-        requested: option -> value, ``n`` for one that is to be off.
-        digest: of what is requested, not of how it is commented.
+        flavour: name of the fragment that is added to the base fragment.
+        dwarf: whether debugging information is requested as well.
+        text: all fragments, concatenated for KCONFIG_ALLCONFIG.
+        requested: option -> value; ``n`` for an option that must be off.
+        digest: digest of the requested options, without comments.
     """
 
     flavour: str
@@ -40,7 +40,7 @@ class Configuration:
 
 
 def flavours(vm_images: Path) -> tuple[str, ...]:
-    """The names that :func:`configuration` knows."""
+    """Names that :func:`configuration` accepts."""
     found = sorted(path.stem for path in (vm_images / _DIRECTORY).glob("*.config"))
     return tuple(name for name in found if name not in (_BASE, _DWARF))
 
@@ -64,16 +64,16 @@ def summary(vm_images: Path, flavour: str) -> str:
 def configuration(
     vm_images: Path, flavour: str, dwarf: bool = False, extra: Mapping[str, str] | None = None
 ) -> Configuration:
-    """Put a configuration together from the fragments in ``vm_images/kernel``.
+    """Assemble a configuration from the fragments in ``vm_images/kernel``.
 
     Args:
-        flavour: ``measure``, ``debug-vm``, ``debug-locks``.
+        flavour: ``measure``, ``debug-vm`` or ``debug-locks``.
         dwarf: add debugging information.
-        extra: further requests, option -> value; they win over the fragments.
+        extra: more options, option -> value; they override the fragments.
 
     Raises:
-        UserError: unknown flavour, a line or an extra that is no request, or two fragments that contradict each
-            other.
+        UserError: unknown flavour, a line or an extra option that does not parse, or fragments that contradict
+            each other.
     """
     known = flavours(vm_images)
     if flavour not in known:
@@ -88,7 +88,9 @@ def configuration(
         merged.add(path)
     for option, value in (extra or {}).items():
         if parse_line(line_of(option, value)) != (option, value):
-            raise UserError(f"{option}={value} is no request like CONFIG_NUMA=y; write the option in full.")
+            raise UserError(
+                f"{option}={value} is not an option like CONFIG_NUMA=y; write the full name of the option."
+            )
         merged.requested[option] = value
     text = "".join(line_of(option, value) for option, value in sorted(merged.requested.items()))
     digest = hashlib.sha256(text.encode()).hexdigest()
@@ -97,7 +99,7 @@ def configuration(
 
 @dataclass
 class Fragments:
-    """Fragments read one after another; a contradiction between two lines is an error that names both."""
+    """Reads several fragments; two lines that contradict each other are an error that names both."""
 
     requested: dict[str, str] = field(default_factory=dict)
     _where: dict[str, str] = field(default_factory=dict)
@@ -106,7 +108,7 @@ class Fragments:
         """Read one fragment.
 
         Raises:
-            UserError: a line is no request, or contradicts an earlier one.
+            UserError: a line does not parse, or contradicts an earlier line.
         """
         try:
             lines = path.read_text(encoding="utf-8").splitlines()
@@ -116,7 +118,7 @@ class Fragments:
             request = parse_line(line)
             if request is None:
                 if line.strip() and not line.startswith("#"):
-                    raise UserError(f"{path}:{number}: {line.strip()!r} is no request like CONFIG_NUMA=y.")
+                    raise UserError(f"{path}:{number}: {line.strip()!r} is not an option like CONFIG_NUMA=y.")
                 continue
             option, value = request
             here = f"{path.name}:{number}"
@@ -130,7 +132,7 @@ class Fragments:
 
 
 def parse_line(line: str) -> tuple[str, str] | None:
-    """The option and value that a line of a fragment or of a ``.config`` sets; None for any other line.
+    """The option and value set by a line of a fragment or a ``.config``; None for other lines.
 
     >>> parse_line("# CONFIG_KSM is not set")
     ('CONFIG_KSM', 'n')
@@ -148,13 +150,13 @@ def line_of(option: str, value: str) -> str:
 
 
 def check_survived(requested: Mapping[str, str], config: str) -> None:
-    """Check that a ``.config`` grants everything that was requested.
+    """Check that a ``.config`` has every requested option.
 
     Args:
-        config: text of the file that ``make olddefconfig`` left.
+        config: content of the file written by ``make olddefconfig``.
 
     Raises:
-        UserError: an option vanished or has another value; the sentence names each with both values.
+        UserError: an option is missing or has another value; the message lists each with both values.
     """
     granted = dict(filter(None, map(parse_line, config.splitlines())))
     refused = [
@@ -164,6 +166,6 @@ def check_survived(requested: Mapping[str, str], config: str) -> None:
     ]
     if refused:
         raise UserError(
-            f"the kernel's configuration does not grant {len(refused)} requested option(s): {', '.join(refused)}; "
-            "request what they depend on, or drop them."
+            f"the final kernel configuration lacks {len(refused)} requested option(s): {', '.join(refused)}; "
+            "request their dependencies too, or drop them."
         )

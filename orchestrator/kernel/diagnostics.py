@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What compilers and sparse(1) say of a place in a source, compared between two trees."""
+"""Compares the diagnostics of compilers and sparse(1) between two trees."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _PLACE = re.compile(r"^([^\s:]+):\d+(?::\d+)?: ")
 
 
 def added(before: Sequence[str], after: Sequence[str]) -> list[str]:
-    """Lines that there are more of than before, each once: line numbers move, so a text is counted, not located.
+    """Messages that occur more often than before, each once. Line numbers move, so messages are only counted.
 
     >>> added(["a.c:1:2: warning: x"], ["a.c:5:2: warning: x", "a.c:7:1: warning: x"])
     ['a.c:7:1: warning: x']

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What is read out of a vmlinux: its build id, symbols, and the parameters of a function."""
+"""Reads a vmlinux: build ID, symbols, and parameters of functions."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.errors import UserError
 
-# elftools is imported where a file is read: a kernel from the cache is not.
+# elftools is imported only where a file is read; with a cached kernel no file is read.
 if TYPE_CHECKING:
     from elftools.elf.elffile import ELFFile
     from elftools.elf.sections import SymbolTableSection
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _NT_GNU_BUILD_ID = 3
 _SHN_UNDEF = 0
 _STT_FILE = 4
-#: Qualifiers that a type's name begins with.
+#: Qualifiers at the start of a type name.
 _QUALIFIERS = {"DW_TAG_const_type": "const", "DW_TAG_volatile_type": "volatile"}
 
 
@@ -30,8 +30,8 @@ class Symbol:
     """A function or variable.
 
     Args:
-        address: as linked.
-        size: in bytes; 0 where the source does not say, as in assembly.
+        address: link address.
+        size: size in bytes; 0 if the source does not set it, as in assembly.
     """
 
     name: str
@@ -40,11 +40,11 @@ class Symbol:
 
 
 @dataclass(frozen=True)
-class Parameter:
-    """A parameter of a function, as its DWARF describes it.
+class FunctionParameter:
+    """A parameter of a function, according to DWARF.
 
     Args:
-        type: C type as far as it has a name, e.g. ``struct vm_area_struct *``.
+        type: C type, as far as it has a name, e.g. ``struct vm_area_struct *``.
     """
 
     name: str
@@ -60,34 +60,34 @@ def _opened(vmlinux: Path) -> Iterator[ELFFile]:
         with vmlinux.open("rb") as stream:
             yield ELFFile(stream)
     except (OSError, ELFError) as error:
-        raise UserError(f"{vmlinux} is no ELF file that can be read: {error}.") from error
+        raise UserError(f"{vmlinux} is not a readable ELF file: {error}.") from error
 
 
 def build_id(vmlinux: Path) -> str:
-    """The build id, in hexadecimal, that the linker wrote (ld(1) --build-id).
+    """The build ID written by the linker (ld(1) --build-id), in hexadecimal.
 
     Raises:
-        UserError: it is no ELF file, or has none.
+        UserError: the file is not an ELF file, or has no build ID.
     """
     with _opened(vmlinux) as elf:
-        # The kernel collects its notes in one section (include/asm-generic/vmlinux.lds.h, NOTES).
+        # The kernel puts all notes into one section (include/asm-generic/vmlinux.lds.h, NOTES).
         for section in elf.iter_sections():
             if section["sh_type"] == "SHT_NOTE":
                 found = _build_id_in(section.data())
                 if found:
                     return found
-    raise UserError(f"{vmlinux} has no build id; link it with --build-id.")
+    raise UserError(f"{vmlinux} has no build ID; link it with --build-id.")
 
 
 def build_id_of_notes(notes: bytes) -> str:
-    """The build id in the content of a running kernel's ``/sys/kernel/notes``.
+    """The build ID in the content of a running kernel's ``/sys/kernel/notes``.
 
     Raises:
-        UserError: there is none in it.
+        UserError: there is no build ID.
     """
     found = _build_id_in(notes)
     if found is None:
-        raise UserError("the notes of the running kernel hold no build id.")
+        raise UserError("the notes of the running kernel contain no build ID.")
     return found
 
 
@@ -104,7 +104,7 @@ def _build_id_in(notes: bytes) -> str | None:
 
 
 def symbol(vmlinux: Path, name: str) -> Symbol:
-    """A function or variable by its name; a global one before a local one of another file.
+    """Find a function or variable by name; a global symbol is preferred to a local one.
 
     Raises:
         UserError: there is no such symbol.
@@ -117,16 +117,16 @@ def symbol(vmlinux: Path, name: str) -> Symbol:
             found = list(_symbols_of(table, name))
             if found:
                 return max(found, key=lambda each: each[0])[1]
-    raise UserError(f"{vmlinux} has no symbol {name}; it may be inlined, or belong to a later stage.")
+    raise UserError(f"{vmlinux} has no symbol {name}; it may be inlined, or added by a later stage.")
 
 
 def _symbols_of(table: SymbolTableSection, name: str) -> Iterator[tuple[int, Symbol]]:
-    # The records are read in bulk: as objects, the 35,000 symbols of a kernel take seconds.
+    # Read the records in bulk: one object per symbol takes seconds for the 35,000 symbols of a kernel.
     strings = table.stringtable.data()
     wanted = name.encode() + b"\0"
     offsets: set[int] = set()
     at = strings.find(wanted)
-    while at >= 0:  # a linker lets `foo` share the end of `bar_foo`, so each occurrence may be a name
+    while at >= 0:  # a linker may share the end of `bar_foo` as `foo`, so any occurrence may be a name
         offsets.add(at)
         at = strings.find(wanted, at + 1)
     # Elf64_Sym of elf(5).
@@ -136,7 +136,7 @@ def _symbols_of(table: SymbolTableSection, name: str) -> Iterator[tuple[int, Sym
 
 
 def symbol_address(vmlinux: Path, name: str) -> int:
-    """The linked address of a function or variable; a per-CPU variable's is an offset.
+    """The link address of a function or variable; for a per-CPU variable an offset.
 
     Raises:
         UserError: there is no such symbol.
@@ -145,16 +145,16 @@ def symbol_address(vmlinux: Path, name: str) -> int:
 
 
 def has_dwarf(vmlinux: Path) -> bool:
-    """Whether it has debugging information that names types and parameters; tables for unwinding do not count."""
+    """Whether the file has DWARF for types and parameters; unwind tables alone do not count."""
     with _opened(vmlinux) as elf:
         return bool(elf.has_dwarf_info(strict=True))
 
 
-def parameters(vmlinux: Path, function: str) -> tuple[Parameter, ...]:
+def parameters(vmlinux: Path, function: str) -> tuple[FunctionParameter, ...]:
     """The parameters of a function.
 
     Raises:
-        UserError: no debugging information, or no such function in it.
+        UserError: the file has no debugging information, or none for this function.
     """
     address = symbol_address(vmlinux, function)
     with _opened(vmlinux) as elf:
@@ -172,14 +172,14 @@ def parameters(vmlinux: Path, function: str) -> tuple[Parameter, ...]:
     raise UserError(f"the debugging information of {vmlinux} does not describe {function}.")
 
 
-def _parameters_of(entry: object) -> Iterator[Parameter]:
+def _parameters_of(entry: object) -> Iterator[FunctionParameter]:
     for child in entry.iter_children():  # type: ignore[attr-defined]
         if child.tag == "DW_TAG_formal_parameter":
             named = child
             if "DW_AT_abstract_origin" in child.attributes:
                 named = child.get_DIE_from_attribute("DW_AT_abstract_origin")
             name = named.attributes["DW_AT_name"].value.decode()
-            yield Parameter(name, _type_name(named))
+            yield FunctionParameter(name, _type_name(named))
 
 
 def _type_name(entry: object) -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A series as mail: a cover letter and a patch a message, threaded, as git-format-patch(1) writes them."""
+"""Exports a series as mail, as git-format-patch(1) does: a cover letter and one message per patch, threaded."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from orchestrator.kernel.repository import IDENTITY, Repository, git_command
 from orchestrator.kernel.tree import PatchedTree
 from orchestrator.process import run
 
-#: Patches are stored without their sender: an author at this host stands for whoever sends them.
+#: Patches are stored with a placeholder author at this host, which the export replaces with the sender.
 _NOWHERE = "@" + IDENTITY["GIT_AUTHOR_EMAIL"].partition("@")[2]
-#: What git-format-patch(1) leaves for a person to fill in.
+#: Placeholders that git-format-patch(1) leaves in a cover letter.
 _SUBJECT, _BLURB = "*** SUBJECT HERE ***", "*** BLURB HERE ***"
 _MIME = "MIME-Version: 1.0\nContent-Type: text/plain; charset=UTF-8\nContent-Transfer-Encoding: 8bit\n"
-#: Digits of a blob's name; Linux has so many objects that fewer are ambiguous.
+#: Digits of an abbreviated object name; with fewer, names of objects in Linux are ambiguous.
 _ABBREVIATED = "--abbrev=12"
 _ADDRESS = re.compile(r"[^@\s<>]+@[^@\s<>]+")
 
 
 @dataclass(frozen=True)
 class Person:
-    """Who sends a series, and signs it off."""
+    """The person who sends a series and signs it off."""
 
     name: str
     mail: str
 
     @classmethod
     def parse(cls, text: str) -> Person:
-        """Read ``Name <mail>``.
+        """Parse ``Name <mail>``.
 
         Raises:
-            UserError: it is something else.
+            UserError: the text has another form.
         """
         name, mail = parseaddr(text)
         if not name or not _ADDRESS.fullmatch(mail) or any(char in name for char in "<>\n"):
@@ -47,10 +47,10 @@ class Person:
 
     @classmethod
     def configured(cls) -> Person:
-        """The person who calls, as user.name and user.email of git-config(1) say.
+        """The user, from user.name and user.email of git-config(1).
 
         Raises:
-            UserError: one of them is not set. Nothing is guessed: a sign-off is a statement of a person.
+            UserError: one of the two is not set. There is no default: a sign-off is a statement of a person.
         """
         name, mail = (
             run(git_command("config", "--get", key), check=False).stdout.strip()
@@ -58,7 +58,7 @@ class Person:
         )
         if not name or not _ADDRESS.fullmatch(mail):
             raise UserError(
-                "who signs the patches off is not known: give --from 'Name <mail@example.org>', "
+                "cannot sign off the patches without a name: give --from 'Name <mail@example.org>', "
                 "or set user.name and user.email with git config."
             )
         return cls(name, mail)
@@ -69,12 +69,12 @@ class Person:
 
 @dataclass(frozen=True)
 class Letter:
-    """What a cover letter says.
+    """The text of a cover letter.
 
     Args:
-        subject: without its tag.
-        text: between the subject and the list of patches.
-        base: commit id for the ``base-commit`` line; None where the source has none that others know.
+        subject: subject without the [PATCH] tag.
+        text: the text between the subject and the list of patches.
+        base: commit ID for the ``base-commit`` line; None if the source has no public commit.
     """
 
     subject: str
@@ -85,19 +85,19 @@ class Letter:
 def write_mailbox(
     tree: PatchedTree, letter: Letter, sender: Person, version: int, directory: Path
 ) -> list[Path]:
-    """Write a series as files for git-send-email(1): the cover letter first, then one file per patch.
+    """Write a series as files for git-send-email(1): the cover letter, then one file per patch.
 
     Args:
-        tree: at least one stage.
-        version: 1 is written as ``[PATCH n/m]``, 2 as ``[PATCH v2 n/m]``.
-        directory: exists, and is empty.
+        tree: a tree with at least one stage.
+        version: version of the series: 1 for ``[PATCH n/m]``, 2 for ``[PATCH v2 n/m]``.
+        directory: an existing, empty directory.
 
     Raises:
-        InfrastructureError: git does not write what it is known to write.
+        InfrastructureError: the output of git is not as expected.
     """
     with tempfile.TemporaryDirectory(prefix="orchestrate-export-") as place:
         repository = Repository.create(Path(place) / "repository.git", borrow_from=tree.repository)
-        # The source's objects are borrowed by the tree's repository in turn; git follows both.
+        # The tree's repository in turn borrows the objects of the source; git follows both links.
         last = _signed(repository, tree, sender)
         options = (
             *(
@@ -134,7 +134,7 @@ def write_mailbox(
 
 
 def authors_without_sign_off(tree: PatchedTree, sender: Person) -> list[str]:
-    """Authors other than the sender whose patches lack their own Signed-off-by, each with its stage."""
+    """Authors other than the sender whose patches lack the author's Signed-off-by, with the stage."""
     found = []
     for stage in tree.stages:
         text = tree.patch_of(stage).read_text(encoding="utf-8", errors="replace")
@@ -156,9 +156,9 @@ def _as_committer(sender: Person, date: str) -> dict[str, str]:
 
 
 def _signed(repository: Repository, tree: PatchedTree, sender: Person) -> str:
-    """The series once more, signed off, and from the sender where it was from nobody.
+    """Rewrite the series with sign-offs, and with the sender as the author of patches without one.
 
-    The trees are those of the stored patches; only who, and the sign-off, differ.
+    Only authors and sign-offs change; the trees are the same.
     """
     commits = repository.git("rev-list", "--reverse", f"{tree.source.commit}..{tree.commit}").stdout.split()
     parent = tree.source.commit

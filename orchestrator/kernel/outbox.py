@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A directory that holds an export, written as a whole: what a person put there or changed is not lost."""
+"""The output directory of an export. It is replaced as a whole, but never files that the user added or edited."""
 
 from __future__ import annotations
 
@@ -13,39 +13,39 @@ from pathlib import Path
 from orchestrator.cache import file_digest
 from orchestrator.errors import UserError
 
-#: Names the files of an export, with their digests: what may be replaced without asking.
+#: List of the exported files with their digests: files that may be replaced without --force.
 _RECORD = ".orchestrate-export.json"
 
 
 @dataclass(frozen=True)
 class Outbox:
-    """Where an export goes.
+    """The output directory of an export.
 
     Args:
-        directory: need not exist; its parent must.
+        directory: may not exist yet, but its parent must.
     """
 
     directory: Path
 
     def check(self, force: bool) -> None:
-        """Check that an export may be written, before anything slow is done.
+        """Check that an export may be written, before any slow work.
 
         Args:
-            force: an earlier export may have been edited, and other files may be there; those stay.
+            force: replace an earlier export even if it was edited; leave other files alone.
 
         Raises:
-            UserError: it is no directory, or one that holds something that would be lost.
+            UserError: it is not a directory, or contains files that would be lost.
         """
         place = self.directory
         if place.exists() and not place.is_dir():
-            raise UserError(f"{place} is no directory; name one that is to hold the patches.")
+            raise UserError(f"{place} is not a directory; name a directory for the patches.")
         if not place.resolve().parent.is_dir():
-            raise UserError(f"there is no directory {place.resolve().parent}; make it first.")
+            raise UserError(f"there is no directory {place.resolve().parent}; create it first.")
         if not place.exists():
             return
         if Path.cwd().is_relative_to(place.resolve()):
-            # It is replaced as a whole, and a shell would be left in a directory that is gone.
-            raise UserError(f"{place} is the working directory or above it; name a directory below.")
+            # The directory is replaced, and a shell in it would be left in a deleted directory.
+            raise UserError(f"{place} is or contains the working directory; name a directory below it.")
         if force:
             return
         recorded = self._recorded()
@@ -54,7 +54,7 @@ class Outbox:
                 continue
             if path.name not in recorded:
                 raise UserError(
-                    f"{place} is not empty and {path.name} is from no export; name another directory, "
+                    f"{place} is not empty, and {path.name} is not from an export; name another directory, "
                     "or add --force, which leaves such files alone."
                 )
             if not path.is_file() or file_digest(path) != recorded[path.name]:
@@ -63,13 +63,13 @@ class Outbox:
                 )
 
     def fill(self, write: Callable[[Path], list[Path]]) -> list[Path]:
-        """Replace the export that is there by a new one; on an exception nothing is changed.
+        """Replace an earlier export with a new one; if `write` raises, nothing is changed.
 
         Args:
-            write: writes the files into the empty directory it is given, and returns them in their order.
+            write: writes the files into the empty directory that it is passed, and returns them in order.
 
         Returns:
-            The same files where they are now.
+            The files in their final place, in the same order.
         """
         final = self.directory.resolve()
         working = Path(tempfile.mkdtemp(prefix=f".{final.name}-", dir=final.parent))

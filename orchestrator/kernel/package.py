@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Debian's package of the kernel source: the versions that this host can get, and the one that is taken."""
+"""Debian's kernel source package: the versions available on this host, and the choice of one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.process import run
 
-#: Versions that a sentence names.
+#: Most versions to list in an error message.
 _SHOWN = 5
 
 
@@ -23,7 +23,7 @@ class PackageVersion:
     Args:
         package: e.g. ``linux-source-6.12``.
         version: e.g. ``6.12.117-1~deb12u1``.
-        archive: the source, where the package is installed.
+        archive: the source tarball, if the package is installed.
     """
 
     package: str
@@ -31,7 +31,7 @@ class PackageVersion:
     archive: Path | None = None
 
     def __str__(self) -> str:
-        """Both, as a person writes them."""
+        """Package and version for display."""
         return f"{self.package} {self.version}"
 
     @property
@@ -47,25 +47,25 @@ class PackageVersion:
 def choose_version(
     package: str, known: Sequence[str], imported: Sequence[str], exact: str | None = None
 ) -> PackageVersion:
-    """The version to take: the newest known one that can be had, else the newest one.
+    """The version to use: the newest available one that the series is checked on, else the newest available one.
 
-    What can be had is what was imported before, what is installed and what apt offers, in any of the host's suites.
-    dpkg and apt are not asked where the answer would change nothing.
+    A version is available if it is in the cache, installed, or offered by apt in any of the host's suites. dpkg and
+    apt are only called if their answer can change the choice.
 
     Args:
-        known: versions that the series is checked on, the newest first.
-        imported: versions that are in the cache, the one used last first.
-        exact: take this version.
+        known: versions that the series is checked on, newest first.
+        imported: versions in the cache, most recently used first.
+        exact: use this version.
 
     Raises:
-        UserError: `exact` cannot be had.
-        InfrastructureError: no version can be had.
+        UserError: `exact` is not available.
+        InfrastructureError: no version is available.
     """
     wanted = exact or (known[0] if known else None)
     if wanted is not None and wanted in imported:
         return PackageVersion(package, wanted)
     installed = _installed(package)
-    # Sorted by apt, the newest first.
+    # apt sorts them, newest first.
     offered = _offered(package)
     at_hand = {version: PackageVersion(package, version) for version in (*offered, *imported)}
     if installed is not None and installed.version not in imported:
@@ -88,18 +88,18 @@ def choose_version(
 
 
 def download(wanted: PackageVersion, directory: Path) -> Path:
-    """Download a package without installing it, and without being root.
+    """Download a package without installing it; root is not needed.
 
     Args:
-        directory: where its files are unpacked.
+        directory: directory to unpack its files in.
 
     Returns:
-        The source's archive.
+        The source tarball.
 
     Raises:
-        InfrastructureError: apt-get(8) cannot; mostly because its package lists are old or empty.
+        InfrastructureError: apt-get(8) failed, usually because its package lists are old or empty.
     """
-    # apt refuses to drop privileges for a directory that its own user cannot enter.
+    # apt cannot drop privileges for a directory that its own user cannot enter.
     argv = ["apt-get", "download", "-qq", "-o", "APT::Sandbox::User=root"]
     done = run([*argv, f"{wanted.package}={wanted.version}"], cwd=directory, check=False, env={"LC_ALL": "C"})
     if done.returncode != 0:
@@ -146,7 +146,7 @@ def _not_offered(package: str, exact: str, known: Sequence[str], at_hand: Sequen
         return f"{package} {exact} is not in the cache, and {_none_at_hand(package, known)}"
     return (
         f"{package} {exact} is neither in the cache nor offered by apt on this host; "
-        f"there is {_listed(at_hand[:_SHOWN])}: name one of them with --source {package}=VERSION."
+        f"there is {_listed(at_hand[:_SHOWN])}; choose one of them with --source {package}=VERSION."
     )
 
 
@@ -154,14 +154,14 @@ def _none_at_hand(package: str, known: Sequence[str]) -> str:
     checked = f"; the series is checked on {_listed(known)}" if known else ""
     if shutil.which("apt-cache") is None or shutil.which("apt-get") is None:
         return (
-            f"this host has no apt to get {package} with; name a kernel git tree, a directory or a tarball "
+            f"this host has no apt to download {package}; name a kernel git tree, a directory or a tarball "
             f"with --source{checked}."
         )
-    # Every host with package lists knows apt itself.
+    # If there are package lists, they contain apt itself.
     if not run(["apt-cache", "madison", "apt"], check=False, env={"LC_ALL": "C"}).stdout.strip():
         return f"apt has no package lists on this host; run `apt-get update`, or name a source with --source{checked}."
     return (
-        f"apt offers no {package} in this host's suites; name a kernel git tree, a directory or a tarball "
+        f"apt has no {package} in the suites of this host; name a kernel git tree, a directory or a tarball "
         f"with --source{checked}."
     )
 

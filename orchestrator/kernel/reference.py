@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What the patches were made against: the blobs that a three-way merge needs, on hosts without that source.
+"""The reference files: the blobs that a three-way merge needs, for hosts without the original source.
 
-A series keeps the files it touches, as they are in the point releases its patches were made on, in an archive: one
-directory a release. The patches' ``index`` lines name these files, and what earlier stages made of them; both exist
-when stages are applied to the archive's files.
+The archive of a series has every file that the series touches, as it is in each point release that the patches were
+made on: one directory per release. The ``index`` lines of the patches name these blobs, and those that earlier stages
+create from them; all exist once the stages are applied to the files of the archive.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _KIND = "reference"
 
 
 def reference_sources(archive: Path, cache: Cache) -> list[SourceTree]:
-    """The files of each point release in the archive, as sources that stages can be applied to.
+    """The files of each point release in the archive, as source trees that stages can be applied to.
 
     Raises:
-        UserError: it is no archive.
+        UserError: the file is not an archive.
     """
 
     def make(directory: Path) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A git repository in the cache, used so that nothing of the person's own git configuration leaks in."""
+"""A git repository in the cache, isolated from the user's git configuration."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import IO
 
 from orchestrator.process import Completed, run, spawn
 
-#: Commits depend on their content only, so that equal stages have equal ids on every host.
+#: Commits depend on their content only, so that equal stages have the same commit ID on every host.
 IDENTITY: Mapping[str, str] = {
     "GIT_AUTHOR_NAME": "orchestrate",
     "GIT_AUTHOR_EMAIL": "orchestrate@localhost",
@@ -21,7 +21,7 @@ IDENTITY: Mapping[str, str] = {
     "GIT_COMMITTER_EMAIL": "orchestrate@localhost",
     "GIT_COMMITTER_DATE": "2000-01-01T00:00:00Z",
 }
-#: gitattributes, hooks and settings of the person, and prompts, stay out.
+#: Disables the user's gitattributes, hooks and settings, and all prompts.
 _ISOLATED: Mapping[str, str] = {
     "GIT_CONFIG_GLOBAL": "/dev/null",
     "GIT_CONFIG_SYSTEM": "/dev/null",
@@ -32,8 +32,8 @@ _ISOLATED: Mapping[str, str] = {
     "GIT_TERMINAL_PROMPT": "0",
     "LC_ALL": "C",
 }
-#: Nothing goes on in the background once a command has ended, and the cache survives without fsync: an artefact is
-#: renamed into place when it is complete.
+#: No background work after a command has ended. No fsync: an artefact is renamed into place once it is complete, so
+#: the cache does not depend on it.
 _SETTINGS = (
     "core.bare=false",
     "core.fsync=none",
@@ -43,7 +43,7 @@ _SETTINGS = (
 )
 
 
-#: Variables by which a git command around us (a hook, `rebase --exec`, `bisect run`) says where *its* repository is.
+#: Variables with which an enclosing git command (a hook, `rebase --exec`, `bisect run`) passes on *its* repository.
 _PLACES = (
     "GIT_DIR",
     "GIT_COMMON_DIR",
@@ -56,7 +56,7 @@ _PLACES = (
 
 
 def git_command(*words: str) -> list[str]:
-    """The command line of a git command that does not take our surroundings for its repository."""
+    """The command line of a git command that ignores the repository of an enclosing git command."""
     leaked = [word for name in _PLACES if name in os.environ for word in ("-u", name)]
     return ["env", *leaked, "git", *words] if leaked else ["git", *words]
 
@@ -73,13 +73,13 @@ class Repository:
 
     @classmethod
     def create(cls, path: Path, borrow_from: Path | None = None) -> Repository:
-        """Make an empty repository.
+        """Create an empty repository.
 
         Args:
-            borrow_from: a repository whose objects it may use without copying them (gitrepository-layout(5),
+            borrow_from: a repository whose objects are used without copying them (gitrepository-layout(5),
                 objects/info/alternates).
         """
-        # No template: the person's may bring hooks.
+        # No template: the user's template may contain hooks.
         run(git_command("init", "--quiet", "--bare", "--template=", str(path)), env=_ISOLATED)
         if borrow_from is not None:
             alternates = path / "objects" / "info" / "alternates"
@@ -100,14 +100,14 @@ class Repository:
         """Run one git command on this repository.
 
         Args:
-            work_tree, index: where the files and the index of this command are.
-            config: ``key=value`` settings for it.
-            env: variables for it, e.g. of another author.
-            input_text: what it reads from standard input.
-            check: raise where its exit status is not 0.
+            work_tree, index: work tree and index file of this command.
+            config: ``key=value`` settings of this command.
+            env: environment variables of this command, e.g. for another author.
+            input_text: its standard input.
+            check: raise an error if its exit status is not 0.
 
         Raises:
-            InfrastructureError: it failed, with `check`.
+            InfrastructureError: the command failed, with `check`.
         """
         place_of_index = {"GIT_INDEX_FILE": str(index)} if index is not None else {}
         place = [f"--work-tree={work_tree}"] if work_tree is not None else []
@@ -122,7 +122,7 @@ class Repository:
     def spawn(
         self, *arguments: str, config: Sequence[str] = (), stderr: IO[bytes] | None = None
     ) -> subprocess.Popen[bytes]:
-        """Start one git command that reads what is written to its standard input."""
+        """Start a git command in the background, with a pipe as standard input."""
         return spawn(
             git_command(f"--git-dir={self.path}", *_options(config), *arguments),
             env={**_ISOLATED, **IDENTITY},
@@ -131,7 +131,7 @@ class Repository:
         )
 
     def commit(self, tree: str, message: str) -> str:
-        """Record a tree as a commit without parents; equal trees and messages get equal ids."""
+        """Commit a tree without parents; equal trees and messages get the same commit ID."""
         return self.git("commit-tree", tree, "-m", message).stdout.strip()
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The staged series: its stages in order, its cumulative groups, the knobs and counters they introduce."""
+"""The patch series: its stages in order, its cumulative groups, and the knobs and counters that they add."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from orchestrator.spelling import hint, meant
 BASELINE = "baseline"
 FULL = "full"
 _SCHEMA = 2
-_TYPES = {int: "a whole number", str: "a text", list: "a list", dict: "a table"}
+_TYPES = {int: "a whole number", str: "a string", list: "a list", dict: "a table"}
 _NAMES = ("groups", "knobs", "counters", "variants")
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
 _TOP = {
@@ -42,8 +42,8 @@ class Bases:
     Args:
         linux: the kernel version, e.g. ``6.12``.
         package: Debian's package of that source.
-        versions: of the package, the newest first: those on which the series is checked.
-        reference: archive of the files that the patches were made against, for a three-way merge; see
+        versions: package versions that the series is checked on, newest first.
+        reference: archive of the files that the patches were made on, for a three-way merge; see
             :mod:`orchestrator.kernel.reference`.
     """
 
@@ -53,17 +53,17 @@ class Bases:
     reference: Path | None = None
 
     def __str__(self) -> str:
-        """The versions, for a sentence."""
+        """Package and versions, for an error message."""
         return f"{self.package} {' and '.join(self.versions)}"
 
 
 @dataclass(frozen=True)
-class Variant:
-    """A patch once more, for point releases that the first one does not apply to.
+class AlternativePatch:
+    """The patch of a stage for point releases that the main patch does not apply to.
 
     Args:
-        name: the point release that it was made on, e.g. ``6.12.118``.
-        patch: the file, in mailbox format.
+        name: point release that it was made on, e.g. ``6.12.118``.
+        patch: patch file, in mailbox format.
     """
 
     name: str
@@ -75,16 +75,16 @@ class Stage:
     """One patch of the series.
 
     Args:
-        number: from 1, without gaps.
-        name: short and unique.
-        group: the first group it belongs to; later groups have it too.
-        patch: the file, in mailbox format.
-        title: subject of the patch, without its tag.
-        knobs, counters: names of what a guest has from this stage on: sysfs knobs, /proc/vmstat counters.
-        digest: SHA-256 of the patch, and of its variants where it has any.
-        bases: what the series is for.
-        defaults: knob -> the default it has from this stage on, where it changes.
-        variants: of the patch, the newest first.
+        number: position in the series, from 1, without gaps.
+        name: short unique name.
+        group: the first group that contains it; later groups contain it too.
+        patch: patch file, in mailbox format.
+        title: subject of the patch, without the [PATCH] tag.
+        knobs, counters: names of the sysfs knobs and /proc/vmstat counters that this stage adds.
+        digest: SHA-256 of the patch, and of its alternative patches if it has any.
+        bases: the kernel sources that the series is for.
+        defaults: knob -> default value, for knobs whose default this stage changes.
+        variants: alternative patches, newest first.
     """
 
     number: int
@@ -97,18 +97,18 @@ class Stage:
     digest: str
     bases: Bases
     defaults: Mapping[str, int] = field(default_factory=dict)
-    variants: tuple[Variant, ...] = ()
+    variants: tuple[AlternativePatch, ...] = ()
 
 
 @dataclass(frozen=True)
 class Knob:
-    """A sysfs file that the series introduces.
+    """A sysfs file that the series adds.
 
     Args:
-        path: in the guest.
-        minimum, maximum: the values it accepts; everything else is EINVAL.
-        default: where it is introduced; see :meth:`Series.default_of` for later stages.
-        stage: number of the stage that introduces it.
+        path: path in the guest.
+        minimum, maximum: accepted values; the kernel rejects all others with EINVAL.
+        default: default value in the stage that adds it; see :meth:`Series.default_of` for later stages.
+        stage: number of the stage that adds it.
     """
 
     name: str
@@ -123,10 +123,10 @@ class Knob:
 
 @dataclass(frozen=True)
 class Series:
-    """A staged series.
+    """A patch series.
 
     Args:
-        groups: in order; a group means every stage up to its last one.
+        groups: names of the groups in order; a group contains every stage up to its last one.
         bases: the kernel sources that the patches are for.
     """
 
@@ -138,7 +138,7 @@ class Series:
     knobs: tuple[Knob, ...]
 
     def default_of(self, knob: Knob, stages: Sequence[Stage]) -> int:
-        """The value that a knob has after boot, in a kernel with these stages."""
+        """The value of a knob after boot of a kernel with these stages."""
         return next(
             (stage.defaults[knob.name] for stage in reversed(stages) if knob.name in stage.defaults),
             knob.default,
@@ -151,7 +151,7 @@ class Series:
             patchset: ``baseline`` (none), a group, ``full`` (all), ``GROUP:N`` or ``stage-N`` (the first N).
 
         Raises:
-            UserError: no such patchset; the sentence lists what there is.
+            UserError: unknown patchset; the message lists the known ones.
         """
         if patchset == BASELINE:
             return ()
@@ -167,7 +167,7 @@ class Series:
             number = int(match["number"])
             if not 1 <= number <= len(stages):
                 raise UserError(
-                    f"patchset {patchset!r}: there is no stage {number}; choose 1 to {len(stages)}."
+                    f"patchset {patchset!r}: there is no stage {number}; choose a number from 1 to {len(stages)}."
                 )
             return stages[:number]
         near = meant(patchset.partition(":")[0], known)
@@ -182,10 +182,10 @@ def load_series(directory: Path) -> Series:
     """Read ``series.toml``.
 
     Args:
-        directory: ``kernel_patches``.
+        directory: the directory of ``series.toml`` and the patches.
 
     Raises:
-        UserError: the file cannot be read or says something that is not understood.
+        UserError: the file cannot be read, or an entry is invalid.
     """
     path = directory / "series.toml"
     try:
@@ -194,8 +194,8 @@ def load_series(directory: Path) -> Series:
         raise UserError(f"{path}: cannot read the series ({error}).") from error
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{path}: not valid TOML: {error}.") from error
-    if table.get("schema", _SCHEMA) != _SCHEMA:  # first: another schema has other keys
-        raise UserError(f"{path}: schema {table['schema']} is not understood; this version reads {_SCHEMA}.")
+    if table.get("schema", _SCHEMA) != _SCHEMA:  # checked first, since another schema has other keys
+        raise UserError(f"{path}: unknown schema {table['schema']}; this version reads schema {_SCHEMA}.")
     _check(path, "the series", table, _TOP, optional=("knob", "reference"))
     bases = _bases(path, table)
     groups = _groups(path, table["groups"])
@@ -217,10 +217,10 @@ def _bases(path: Path, table: Mapping[str, Any]) -> Bases:
             raise UserError(f"{path}: two [[base]]s have the version {entry['version']}; remove one.")
         versions.append(entry["version"])
     if not versions:
-        raise UserError(f"{path}: there is no [[base]]; name a version of {table['package']}.")
+        raise UserError(f"{path}: there is no [[base]]; add one with a version of {table['package']}.")
     reference = path.parent / table["directory"] / table["reference"] if "reference" in table else None
     if reference is not None and not reference.is_file():
-        raise UserError(f"{path}: there is no reference {reference}.")
+        raise UserError(f"{path}: the reference archive {reference} does not exist.")
     return Bases(table["linux"], table["package"], tuple(versions), reference)
 
 
@@ -229,11 +229,11 @@ def _groups(path: Path, names: Sequence[str]) -> tuple[str, ...]:
         raise UserError(f"{path}: groups is empty; name at least one.")
     for name in names:
         if not _NAME.fullmatch(name):
-            raise UserError(f"{path}: groups: {name!r} may have a-z, 0-9 and - only.")
+            raise UserError(f"{path}: groups: {name!r} may only have a-z, 0-9 and -.")
         if name in (BASELINE, FULL) or re.fullmatch(r"stage-[0-9]+", name):
-            raise UserError(f"{path}: groups: {name} has a meaning already; choose another name.")
+            raise UserError(f"{path}: groups: the name {name} is reserved; choose another name.")
         if names.count(name) > 1:
-            raise UserError(f"{path}: groups: {name} stands there twice.")
+            raise UserError(f"{path}: groups: {name} is listed twice.")
     return tuple(names)
 
 
@@ -244,19 +244,25 @@ def _stage(
     _check(path, where, entry, _STAGE, optional=("defaults", "variants"))
     if entry["number"] != number:
         raise UserError(
-            f"{path}: {where} says number {entry['number']}; stages stand in order, without gaps."
+            f"{path}: {where} has the number {entry['number']}; stages must be in order, without gaps."
         )
     if not _NAME.fullmatch(entry["name"]):
-        raise UserError(f"{path}: {where}: name {entry['name']!r} may have a-z, 0-9 and - only.")
+        raise UserError(f"{path}: {where}: name {entry['name']!r} may only have a-z, 0-9 and -.")
     if entry["group"] not in groups:
-        raise UserError(f"{path}: {where}: group {entry['group']!r} is none of {', '.join(groups)}.")
+        raise UserError(
+            f"{path}: {where}: unknown group {entry['group']!r}; choose one of {', '.join(groups)}."
+        )
     patch = patches / entry["patch"]
     if not patch.is_file():
-        raise UserError(f"{path}: {where}: there is no patch {patch}.")
-    variants = tuple(Variant(name, patches / name / entry["patch"]) for name in entry.get("variants", []))
+        raise UserError(f"{path}: {where}: the patch {patch} does not exist.")
+    variants = tuple(
+        AlternativePatch(name, patches / name / entry["patch"]) for name in entry.get("variants", [])
+    )
     for variant in variants:
         if not variant.patch.is_file():
-            raise UserError(f"{path}: {where}: variant {variant.name}: there is no patch {variant.patch}.")
+            raise UserError(
+                f"{path}: {where}: variant {variant.name}: the patch {variant.patch} does not exist."
+            )
     return Stage(
         number,
         entry["name"],
@@ -272,8 +278,8 @@ def _stage(
     )
 
 
-def _digest(patch: Path, variants: Sequence[Variant]) -> str:
-    """The patch's own digest where it has no variant: it is what earlier runs recorded."""
+def _digest(patch: Path, variants: Sequence[AlternativePatch]) -> str:
+    """The digest of a stage. Without alternative patches it is that of the patch, as recorded in earlier runs."""
     if not variants:
         return file_digest(patch)
     names = [(variant.name, file_digest(variant.patch)) for variant in variants]
@@ -290,24 +296,22 @@ def _check_stages(path: Path, stages: tuple[Stage, ...], groups: tuple[str, ...]
                 raise UserError(f"{path}: two stages have the {what} {value}.")
     order = [groups.index(stage.group) for stage in stages]
     if order != sorted(order):
-        raise UserError(
-            f"{path}: groups are cumulative, so the stages of one stand together, in their order."
-        )
+        raise UserError(f"{path}: groups are cumulative, so the stages must be in the order of their groups.")
     for group in groups:
         if all(stage.group != group for stage in stages):
-            raise UserError(f"{path}: group {group} has no stage of its own; add one, or remove the group.")
+            raise UserError(f"{path}: group {group} adds no stage; add one, or remove the group.")
 
 
 def _knob(path: Path, entry: Mapping[str, Any], stages: tuple[Stage, ...]) -> Knob:
     where = f"knob {entry['name']}" if isinstance(entry, dict) and "name" in entry else "a [[knob]]"
     _check(path, where, entry, _KNOB)
     if entry["kind"] != "integer":
-        raise UserError(f"{path}: {where}: kind {entry['kind']!r} is not understood; it is integer.")
+        raise UserError(f"{path}: {where}: unknown kind {entry['kind']!r}; the only kind is integer.")
     if not entry["minimum"] <= entry["default"] <= entry["maximum"]:
-        raise UserError(f"{path}: {where}: the default does not lie between minimum and maximum.")
+        raise UserError(f"{path}: {where}: the default is not between minimum and maximum.")
     stage = next((stage.number for stage in stages if entry["name"] in stage.knobs), None)
     if stage is None:
-        raise UserError(f"{path}: {where}: no stage introduces it.")
+        raise UserError(f"{path}: {where}: no stage adds it.")
     return Knob(**{key: entry[key] for key in _KNOB}, stage=stage)
 
 
@@ -321,31 +325,29 @@ def _check_knobs(path: Path, stages: tuple[Stage, ...], knobs: tuple[Knob, ...])
             knob = next((each for each in knobs if each.name == name and each.stage <= stage.number), None)
             if knob is None:
                 raise UserError(
-                    f"{path}: stage {stage.number}: defaults: no stage up to it introduces {name}."
+                    f"{path}: stage {stage.number}: defaults: neither this stage nor an earlier one adds {name}."
                 )
             if type(value) is not int or not knob.minimum <= value <= knob.maximum:
                 raise UserError(
-                    f"{path}: stage {stage.number}: defaults: {name} is to lie between its minimum and maximum."
+                    f"{path}: stage {stage.number}: defaults: {name} must be between its minimum and maximum."
                 )
         for name in stage.knobs:
             if name not in described:
-                raise UserError(
-                    f"{path}: stage {stage.number} introduces {name}, which no [[knob]] describes."
-                )
+                raise UserError(f"{path}: stage {stage.number} adds {name}, but there is no [[knob]] for it.")
 
 
 def _check(
     path: Path, where: str, entry: object, keys: Mapping[str, type], optional: Sequence[str] = ()
 ) -> None:
     if not isinstance(entry, dict):
-        raise UserError(f"{path}: {where} is to be a table with {', '.join(keys)}.")
+        raise UserError(f"{path}: {where} must be a table with {', '.join(keys)}.")
     for key, value in entry.items():
         if key not in keys:
-            raise UserError(f"{path}: {where}: unknown key {key!r}; {hint(key, keys, 'known are')}")
+            raise UserError(f"{path}: {where}: unknown key {key!r}; {hint(key, keys, 'the keys are')}")
         if not isinstance(value, keys[key]) or isinstance(value, bool):
-            raise UserError(f"{path}: {where}: {key} is to be {_TYPES[keys[key]]}, not {value!r}.")
+            raise UserError(f"{path}: {where}: {key} must be {_TYPES[keys[key]]}, not {value!r}.")
         if key in _NAMES and isinstance(value, list) and not all(isinstance(each, str) for each in value):
-            raise UserError(f"{path}: {where}: {key} is to be a list of names, not {value!r}.")
+            raise UserError(f"{path}: {where}: {key} must be a list of names, not {value!r}.")
     missing = next((key for key in keys if key not in entry and key not in optional), None)
     if missing:
         raise UserError(f"{path}: {where}: the key {missing} is missing.")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The unpatched kernel source: Debian's package, a git tree, a directory or a tarball, imported once."""
+"""The baseline kernel source: Debian's package, a git tree, a directory or a tarball, imported once."""
 
 from __future__ import annotations
 
@@ -27,26 +27,26 @@ from orchestrator.kernel.repository import Repository, git_command
 from orchestrator.process import kill_group, run
 
 _KIND = "source"
-#: Better compression would cost most of the import's time; none at all, a gigabyte more to write.
+#: Higher compression would dominate the import time; without any, another gigabyte would be written.
 _FAST = ("pack.compression=1", "fastimport.unpackLimit=0")
 _VERSION = re.compile(r"^(VERSION|PATCHLEVEL|SUBLEVEL|EXTRAVERSION)[ \t]*=[ \t]*(\S*)[ \t]*$", re.MULTILINE)
-#: What a kernel tree has, besides a Makefile with a version.
+#: Files that identify a kernel tree, besides a Makefile with a version.
 _LANDMARKS = ("Kbuild", "mm/Makefile", "init/main.c")
-#: What a build inside of a tree leaves, and what the kernel's Makefile (outputmakefile) therefore refuses.
+#: Files that an in-tree build leaves behind; the kernel's Makefile (outputmakefile) then refuses to build out of tree.
 _BUILT = (".config", "include/config", "arch/x86/include/generated")
 
 
 @dataclass(frozen=True)
 class SourceTree:
-    """A kernel source in a repository of the cache.
+    """An imported kernel source, in a repository of the cache.
 
     Args:
         repository: its git directory.
-        commit: a commit without parents; it depends on the content only.
-        tree: its tree id.
-        version: what the Makefile says, e.g. ``6.12.117``.
-        description: where it came from, for a person.
-        package: the package version that it is; None for another source.
+        commit: a commit without parents, which depends only on the content.
+        tree: its tree ID.
+        version: kernel version in the Makefile, e.g. ``6.12.117``.
+        description: its origin, for display.
+        package: its package version; None if it is not from a package.
     """
 
     repository: Path
@@ -59,13 +59,13 @@ class SourceTree:
 
 @dataclass(frozen=True)
 class Origin:
-    """A source before it is imported; made by :func:`find_origin`.
+    """A source before its import; created by :func:`find_origin`.
 
     Args:
-        key: what it is known by in the cache.
-        description: where it comes from, for a person.
-        take: brings its files into a repository, and returns their tree.
-        package: the package version that it is; None for another source.
+        key: key in the cache.
+        description: its origin, for display.
+        take: imports its files into a repository and returns their tree ID.
+        package: its package version; None if it is not from a package.
     """
 
     key: Mapping[str, str]
@@ -74,22 +74,22 @@ class Origin:
     package: PackageVersion | None = None
 
     def is_imported(self, cache: Cache) -> bool:
-        """Whether it is in the cache."""
+        """Whether the source is in the cache."""
         return cache.has(_KIND, self.key)
 
 
 def find_origin(source: str | None, package: str, cache: Cache, known: Sequence[str] = ()) -> Origin:
-    """Find a kernel source; nothing is imported or downloaded.
+    """Find a kernel source without importing or downloading it.
 
     Args:
         source: a git tree (``PATH`` or ``PATH#REF``), a directory, a tarball, or ``PACKAGE=VERSION`` for that
-            version of `package`; None for the version that :func:`choose_version` takes.
+            version of `package`; None for the version that :func:`choose_version` chooses.
         package: Debian's source package, e.g. ``linux-source-6.12``.
-        known: versions of `package` that the series is checked on, the newest first.
+        known: versions of `package` that the series is checked on, newest first.
 
     Raises:
-        UserError: there is no such source, or it is no kernel tree.
-        InfrastructureError: this host can get no version of the package.
+        UserError: there is no such source, or it is not a kernel tree.
+        InfrastructureError: no version of the package is available on this host.
     """
     if source is None:
         return _package(package, known, cache)
@@ -107,15 +107,15 @@ def find_origin(source: str | None, package: str, cache: Cache, known: Sequence[
     if git_directory is not None:
         return _git_tree(place, git_directory, reference, source)
     if reference:
-        raise UserError(f"--source {source}: {place} is no git tree, so it has no {reference}.")
+        raise UserError(f"--source {source}: {place} is not a git tree, so it has no {reference}.")
     return _directory(place, source) if place.is_dir() else _tarball(place, source)
 
 
 def import_origin(origin: Origin, cache: Cache, events: Events) -> SourceTree:
-    """Import a kernel source, or find it in the cache.
+    """Import a kernel source, or take it from the cache.
 
     Raises:
-        UserError: it is no kernel tree.
+        UserError: it is not a kernel tree.
         InfrastructureError: the package cannot be downloaded.
     """
 
@@ -149,11 +149,11 @@ def import_source(
 
 
 def origin_commit(source: str | None, tree: str) -> str | None:
-    """The commit that a source was imported from; None where it has none that others know it by.
+    """The commit that a source was imported from; None if it was not imported from a commit.
 
     Args:
         source: as for :func:`import_source`.
-        tree: tree id of what was imported; with changes that are not committed yet it is not that of the commit.
+        tree: tree ID of the imported source; if it differs from that of the commit, there were uncommitted changes.
     """
     path, _, reference = (source or "").partition("#")
     place = Path(path).expanduser()
@@ -168,7 +168,7 @@ def origin_commit(source: str | None, tree: str) -> str | None:
 
 
 def _is_git(path: Path) -> bool:
-    # A work tree's .git is a directory or a file that says where it is; a bare repository is one itself.
+    # A work tree has .git, a directory or a file with its path; a bare repository is itself a git directory.
     return (path.name == ".git" and path.is_file()) or (
         (path / "HEAD").is_file() and (path / "objects").is_dir()
     )
@@ -188,11 +188,11 @@ def _package(package: str, known: Sequence[str], cache: Cache, exact: str | None
 
 
 def _imported_versions(package: str, cache: Cache) -> list[str]:
-    """The versions of a package that are in the cache, the one used last first."""
+    """The versions of a package in the cache, most recently used first."""
     found: list[tuple[float, str]] = []
     for path in (cache.root / _KIND).glob("*/key.json"):
         key = json.loads(path.read_text(encoding="utf-8"))
-        # By another generation of the cache's layout it would not be found.
+        # Skip entries with another generation of the cache layout: they would not be found.
         if key.get("package") == package and path.parent == cache.path(_KIND, key):
             found.append((path.stat().st_mtime, key["version"]))
     return [version for _, version in sorted(found, reverse=True)]
@@ -201,7 +201,7 @@ def _imported_versions(package: str, cache: Cache) -> list[str]:
 def _tarball(path: Path, asked: str) -> Origin:
     if not tarfile.is_tarfile(path):
         raise UserError(
-            f"--source {asked}: this file is no tarball, plain or compressed with gzip, bzip2 or xz."
+            f"--source {asked}: this file is not a tarball (plain, or compressed with gzip, bzip2 or xz)."
         )
     digest = file_digest(path)
     return Origin(
@@ -214,7 +214,9 @@ def _tarball(path: Path, asked: str) -> Origin:
 def _directory(path: Path, asked: str) -> Origin:
     missing = next((name for name in ("Makefile", *_LANDMARKS) if not (path / name).is_file()), None)
     if missing:
-        raise UserError(f"{asked} is no kernel tree: it has no {missing}; name the top of a kernel source.")
+        raise UserError(
+            f"{asked} is not a kernel tree: it has no {missing}; name the top of a kernel source."
+        )
     built = next((name for name in _BUILT if (path / name).exists()), None)
     if built:
         raise UserError(_was_built_in(asked, built))
@@ -235,7 +237,7 @@ def _git_tree(place: Path, git_directory: Path, reference: str, asked: str) -> O
         done = run(argv, cwd=place, check=False)
         if done.returncode != 0 and not (may_fail and not done.stderr):
             reason = done.stderr.strip().removeprefix("fatal: ") or f"there is no {reference}"
-            raise UserError(f"--source {asked}: git {arguments[0]} fails there: {reason}.")
+            raise UserError(f"--source {asked}: git {arguments[0]} failed: {reason}.")
         return done.stdout.strip()
 
     if reference:
@@ -243,8 +245,8 @@ def _git_tree(place: Path, git_directory: Path, reference: str, asked: str) -> O
     elif git_directory == place:
         commit = git("rev-parse", "HEAD")
     else:
-        # Changes that are not committed yet are part of what the person sees, and become part of the source. Where
-        # only times changed, git-stash(1) fails without a word.
+        # Uncommitted changes are part of the source, as the user sees them in the work tree. If only times changed,
+        # git-stash(1) fails silently.
         commit = git("stash", "create", may_fail=True) or git("rev-parse", "HEAD")
     tree = git("rev-parse", f"{commit}^{{tree}}")
 
@@ -262,9 +264,8 @@ def _git_tree(place: Path, git_directory: Path, reference: str, asked: str) -> O
 
 
 def _unpack(archive: Path, repository: Repository, step: Step) -> str:
-    """The tree of a tarball's files, without a directory that has everything else below it."""
+    """The tree ID of a tarball's files, without the top directory that most tarballs have."""
     tree = read_archive(archive, repository, step)
-    # Most tarballs have everything below one directory, whose name is no part of the source.
     while True:
         top = repository.git("ls-tree", tree).stdout.splitlines()
         if len(top) != 1 or " tree " not in top[0]:
@@ -273,10 +274,10 @@ def _unpack(archive: Path, repository: Repository, step: Step) -> str:
 
 
 def read_archive(archive: Path, repository: Repository, step: Step) -> str:
-    """The tree of a tarball's files; they go straight into a pack and are never laid out on the disk.
+    """The tree ID of a tarball's files; they are written to a pack, never to disk as files.
 
     Raises:
-        UserError: it cannot be read.
+        UserError: the tarball cannot be read.
     """
 
     def files() -> Iterator[_File]:
@@ -310,7 +311,7 @@ def _add(directory: Path, repository: Repository, step: Step) -> str:
 
 
 def _entries(directory: Path) -> list[tuple[str, os.stat_result]]:
-    """Files and links below a directory with their status, in an order that does not depend on the file system."""
+    """Files and symlinks below a directory with their status, in an order independent of the file system."""
     found: list[tuple[str, os.stat_result]] = []
     pending = [""]
     while pending:
@@ -328,7 +329,7 @@ def _entries(directory: Path) -> list[tuple[str, os.stat_result]]:
 
 @dataclass(frozen=True)
 class _File:
-    """A file for git-fast-import(1): `mode` as git has it; 0 where `content` names a file that came before."""
+    """A file for git-fast-import(1): `mode` is the git mode, or 0 if `content` names an earlier file."""
 
     name: str
     mode: int
@@ -336,7 +337,7 @@ class _File:
 
 
 def _import(files: Iterable[_File], repository: Repository, step: Step) -> str:
-    """Write files as one tree with git-fast-import(1): one pack, where git-add(1) would write 85,000 objects."""
+    """Write files as one tree with git-fast-import(1), which writes one pack; git-add(1) would write 85,000 files."""
     with tempfile.TemporaryFile() as said:
         importer = repository.spawn(
             "fast-import", "--quiet", "--depth=0", "--done", config=_FAST, stderr=cast("IO[bytes]", said)
@@ -360,7 +361,7 @@ def _import(files: Iterable[_File], repository: Repository, step: Step) -> str:
             out.write(b"done\n")
             out.close()
         except BrokenPipeError:
-            pass  # it ended early: its status and its last words say why
+            pass  # it ended early; its status and last message tell why
         except BaseException:
             kill_group(importer)
             raise
@@ -374,7 +375,7 @@ def _import(files: Iterable[_File], repository: Repository, step: Step) -> str:
                 line for line in said.read().decode(errors="replace").splitlines() if "fatal: " in line
             ]
             reason = reasons[0].removeprefix("fatal: ") if reasons else f"status {status}"
-            raise InfrastructureError(f"git fast-import does not take the source: {reason}.")
+            raise InfrastructureError(f"git fast-import rejected the source: {reason}.")
     return repository.git("rev-parse", "refs/heads/import^{tree}").stdout.strip()
 
 
@@ -384,7 +385,7 @@ def _quoted(name: bytes) -> bytes:
 
 def _was_built_in(asked: str, built: str) -> str:
     return (
-        f"{asked} holds a build ({built}), and kbuild refuses to build elsewhere from such a tree; "
+        f"{asked} contains an in-tree build ({built}), and kbuild then refuses to build out of tree; "
         "run `make mrproper` there, or name a git tree."
     )
 
@@ -394,13 +395,15 @@ def _version(repository: Repository, tree: str, asked: str) -> str:
     paths = repository.git("ls-tree", "--name-only", tree, "--", *wanted, *_BUILT).stdout.splitlines()
     missing = next((name for name in wanted if name not in paths), None)
     if missing:
-        raise UserError(f"{asked} is no kernel tree: it has no {missing}; name the top of a kernel source.")
+        raise UserError(
+            f"{asked} is not a kernel tree: it has no {missing}; name the top of a kernel source."
+        )
     built = next((name for name in _BUILT if name in paths), None)
     if built:
         raise UserError(_was_built_in(asked, built))
     found = dict(_VERSION.findall(repository.git("show", f"{tree}:Makefile").stdout))
     if not {"VERSION", "PATCHLEVEL"} <= found.keys():
-        raise UserError(f"{asked} is no kernel tree: its Makefile has no VERSION and PATCHLEVEL.")
+        raise UserError(f"{asked} is not a kernel tree: its Makefile has no VERSION and PATCHLEVEL.")
     numbers: list[str] = [found["VERSION"], found["PATCHLEVEL"], found.get("SUBLEVEL", "")]
     extra: str = found.get("EXTRAVERSION", "")
     return ".".join(filter(None, numbers)) + extra

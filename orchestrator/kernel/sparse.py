@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What sparse(1) finds in C files of a tree, and what of that a stage has brought.
+"""Runs sparse(1) on C files of a tree, and tells which findings a stage added.
 
-See Documentation/dev-tools/sparse.rst of the kernel.
+See the kernel's Documentation/dev-tools/sparse.rst.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ _SUFFIX = "-sparse"
 
 @lru_cache(maxsize=1)
 def sparse_version() -> str:
-    """What ``sparse --version`` prints.
+    """The output of ``sparse --version``.
 
     Raises:
-        InfrastructureError: it is not installed.
+        InfrastructureError: sparse is not installed.
     """
     return run([require("sparse"), "--version"]).stdout.strip()
 
 
 def checking(configuration: Configuration) -> Configuration:
-    """The same configuration in a workshop of its own, so that nobody's build is undone by going back a stage."""
+    """The same configuration for a separate workshop, so that switching to the previous stage costs no rebuild."""
     return replace(configuration, flavour=f"{configuration.flavour}{_SUFFIX}")
 
 
@@ -52,13 +52,13 @@ def findings_in(
     events: Events,
     jobs: int | None = None,
 ) -> dict[str, list[str]]:
-    """What sparse says of each C file that the configuration compiles.
+    """The findings of sparse for each C file that the configuration compiles.
 
-    Each answer is kept by tree and file, so that what was asked for one stage serves the next.
+    Results are cached by tree and file, so the results of one stage are reused for the next.
 
     Raises:
         DoesNotCompileError: one of the files does not compile.
-        InfrastructureError: sparse is not installed, or the host is in trouble.
+        InfrastructureError: sparse is not installed, or the host failed.
     """
     wanted = sorted(set(sources))
     keys = {source: _key(tree, source, configuration) for source in wanted}
@@ -76,18 +76,18 @@ def findings_in(
     for source in wanted:
         text = (cache.path(_KIND, keys[source]) / "findings.json").read_text(encoding="utf-8")
         lines = json.loads(text)
-        if lines is not None:  # not compiled in this configuration, or not there
+        if lines is not None:  # not compiled in this configuration, or missing
             found[source] = lines
     return found
 
 
 def new_findings(parent: Mapping[str, Sequence[str]], stage: Mapping[str, Sequence[str]]) -> list[str]:
-    """Findings that a stage has more of than its parent, by the source that was checked."""
+    """Findings that a stage adds to those of its parent, compared per checked source file."""
     return [line for source, lines in stage.items() for line in added(parent.get(source, ()), lines)]
 
 
 def parse_findings(lines: Iterable[str]) -> dict[str, list[str]]:
-    """The findings that make prints with ``C=2``, by the C file that was checked.
+    """The findings in the output of make ``C=2``, per checked C file.
 
     >>> parse_findings(["  CHECK   mm/a.c", "mm/a.c:3:1: warning: context imbalance in 'f'"])
     {'mm/a.c': ["mm/a.c:3:1: warning: context imbalance in 'f'"]}

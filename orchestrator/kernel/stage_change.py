@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a stage changes: the files it touches, and what else depends on how it changes them."""
+"""What a stage changes: the files it touches, and the other files that depend on the change."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _DECLARED = (
     re.compile(r"(?:struct|enum|union)\s+(\w+)\s*\{"),
     re.compile(r"[^#(]*?(\w+)\s*\("),
 )
-#: An enumerator; the bodies of inline functions are indented as well, but hold no such line.
+#: An enumerator. Bodies of inline functions are indented as well, but contain no such line.
 _ENUMERATOR = re.compile(r"\s+([A-Z][A-Z0-9_]*)\s*[,=]")
-#: What looks like a call and is none.
+#: Words that look like a function call but are not.
 _KEYWORDS = frozenset(
     {"if", "while", "for", "switch", "return", "sizeof", "defined", "DECLARE_EVENT_CLASS", "DEFINE_EVENT"}
 )
@@ -26,12 +26,12 @@ _KEYWORDS = frozenset(
 
 @dataclass(frozen=True)
 class StageChange:
-    """What the last stage of a tree changes.
+    """The change of the last stage of a tree.
 
     Args:
-        files: paths that exist after it, changed or new; sorted.
-        names: that the lines declare which it adds to headers or takes out of them, and those that the latter use.
-            A file that has none of them sees the same headers as before.
+        files: changed and new files that exist after it; sorted.
+        names: names declared by lines that it adds to or removes from headers, and names used by removed lines. For
+            a file that contains none of them the headers are effectively unchanged.
     """
 
     files: tuple[str, ...]
@@ -39,17 +39,17 @@ class StageChange:
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """The C files."""
+        """The C files among `files`."""
         return tuple(path for path in self.files if path.endswith(".c"))
 
     @property
     def headers(self) -> tuple[str, ...]:
-        """The headers."""
+        """The headers among `files`."""
         return tuple(path for path in self.files if path.endswith(".h"))
 
 
 def last_change(tree: PatchedTree) -> StageChange:
-    """What the last stage of `tree` changes; nothing where it has no stage."""
+    """The change of the last stage of `tree`; empty if it has no stage."""
     if not tree.stages:
         return StageChange((), ())
     repository = Repository(tree.repository)
@@ -62,7 +62,7 @@ def last_change(tree: PatchedTree) -> StageChange:
     for line in diff.splitlines():
         if line.startswith("-") and not line.startswith("---"):
             names.update(_names_of(line[1:]))
-        # What is added is declared at the start of a line; what is indented is a body, which uses names of others.
+        # Added declarations start at the first column; indented lines are bodies, which use other names.
         elif line.startswith("+") and not line.startswith("+++"):
             enumerator = _ENUMERATOR.match(line[1:])
             names.update(
@@ -76,12 +76,12 @@ def _names_of(line: str) -> set[str]:
 
 
 def touched_sources(tree: PatchedTree) -> tuple[str, ...]:
-    """The C files that any stage of `tree` touches and that are there after the last one; sorted."""
+    """The C files that any stage of `tree` touches and that exist after the last one; sorted."""
     return _sources_between(tree, tree.source.commit, tree.commit)
 
 
 def added_words(tree: PatchedTree) -> frozenset[str]:
-    """Every identifier in a line that a stage of `tree` adds."""
+    """All identifiers in lines that a stage of `tree` adds."""
     diff = Repository(tree.repository).git("diff", "-U0", tree.source.commit, tree.commit).stdout
     return frozenset(
         word
@@ -92,11 +92,11 @@ def added_words(tree: PatchedTree) -> frozenset[str]:
 
 
 def sources_with(tree: PatchedTree, names: Sequence[str]) -> tuple[str, ...]:
-    """The C files of `tree` that have one of these names."""
+    """The C files of `tree` that contain one of these names."""
     if not names:
         return ()
     options = [option for name in names for option in ("-e", name)]
-    # Status 1 says that there is none.
+    # Exit status 1: no match.
     found = Repository(tree.repository).git("grep", "-lzwF", *options, tree.commit, "--", "*.c", check=False)
     return tuple(sorted(path.partition(":")[2] for path in found.stdout.split("\0") if path))
 

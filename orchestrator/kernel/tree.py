@@ -26,8 +26,8 @@ class DoesNotApplyError(UserError):
     """A stage does not apply.
 
     Args:
-        stage: which one.
-        files: with a conflict, where git names them.
+        stage: the stage.
+        files: files with a conflict, if git names them.
     """
 
     def __init__(self, message: str, stage: Stage, files: Sequence[str]) -> None:
@@ -41,12 +41,12 @@ class PatchedTree:
     """A source with stages applied.
 
     Args:
-        repository: git directory that has the commit; it borrows the source's objects.
-        commit: the last stage, or the source itself where there is none.
-        tree: its tree id: equal ids are equal sources.
-        source, stages: what it was made of.
-        variants: number of a stage -> the variant of its patch that was applied.
-        merged: numbers of the stages that were merged three-way.
+        repository: git directory with the commit; it borrows the objects of the source.
+        commit: commit of the last stage, or of the source if there is no stage.
+        tree: tree ID of the commit; equal IDs mean equal sources.
+        source, stages: the source, and the stages applied to it.
+        variants: stage number -> name of the alternative patch that was applied.
+        merged: numbers of the stages that were applied with a three-way merge.
     """
 
     repository: Path
@@ -59,11 +59,11 @@ class PatchedTree:
 
     @property
     def remarks(self) -> list[str]:
-        """Sentences on the stages whose patch was not applied as it is."""
+        """Remarks on stages that needed an alternative patch or a merge."""
         return _remarks(self.stages, self.variants, self.merged)
 
     def patch_of(self, stage: Stage) -> Path:
-        """The file that was applied for a stage: its patch or a variant of it."""
+        """The file that was applied for a stage: its patch or an alternative."""
         name = self.variants.get(stage.number)
         return next((each.patch for each in stage.variants if each.name == name), stage.patch)
 
@@ -77,14 +77,14 @@ class _Applied:
 
 
 def apply_stages(source: SourceTree, stages: Sequence[Stage], cache: Cache, events: Events) -> PatchedTree:
-    """Apply stages with git-am(1), or find the result in the cache.
+    """Apply stages with git-am(1), or take the result from the cache.
 
-    Of a stage, its patch is tried first, then the variants of it, and only then both again with a three-way merge:
-    what applies as it is was made for such a source.
+    For each stage, its patch is tried first, then its alternative patches, and then all of them again with a
+    three-way merge. A patch that applies cleanly was made for such a source, so it is preferred to a merge.
 
     Raises:
-        DoesNotApplyError: a stage does not apply; the sentence names it and the conflicting files.
-        UserError: a stage is no patch.
+        DoesNotApplyError: a stage does not apply; the message names it and the files with conflicts.
+        UserError: the file of a stage is not a patch.
     """
     if not stages:
         return PatchedTree(source.repository, source.commit, source.tree, source, ())
@@ -95,7 +95,7 @@ def apply_stages(source: SourceTree, stages: Sequence[Stage], cache: Cache, even
             start, todo, how = _start(source, stages, cache, repository)
             work_tree = directory / "work"
             work_tree.mkdir()
-            # Only the files that the patches touch are laid out: the tree has 85,000 others.
+            # Check out only the files that the patches touch, not all 85,000.
             _check_out_touched(repository, start, todo, work_tree)
             for done, stage in enumerate(todo, len(stages) - len(todo) + 1):
                 _apply(repository, stages[: done - 1], stage, work_tree, source, cache, how)
@@ -105,10 +105,10 @@ def apply_stages(source: SourceTree, stages: Sequence[Stage], cache: Cache, even
             commit = repository.git("rev-parse", "HEAD").stdout.strip()
             tree = repository.git("rev-parse", "HEAD^{tree}").stdout.strip()
             shutil.rmtree(work_tree)
-            repository.git("config", "--unset", "core.sparseCheckout")  # whoever lays it out wants all of it
+            repository.git("config", "--unset", "core.sparseCheckout")  # later checkouts need the whole tree
             (repository.path / "index").unlink(
                 missing_ok=True
-            )  # larger than everything else, and not needed any more
+            )  # larger than everything else, and no longer needed
             facts = {
                 "commit": commit,
                 "tree": tree,
@@ -141,22 +141,22 @@ def _remarks(stages: Sequence[Stage], variants: Mapping[int, str], merged: Seque
 
 
 def _named(stages: Sequence[Stage]) -> str:
-    """Stages as the subject of a sentence in the past."""
+    """The stages as the subject of a sentence in the past tense."""
     if len(stages) == 1:
         return f"stage {stages[0].number} ({stages[0].name}) was"
     return f"stages {', '.join(str(stage.number) for stage in stages)} were"
 
 
 def tree_key(source: SourceTree, stages: Sequence[Stage]) -> dict[str, object]:
-    """What an applied series is known by in the cache."""
-    # A tree that another order of attempts made does not say how.
+    """The key of an applied series in the cache."""
+    # Entries made with another order of attempts do not record how each stage was applied.
     return {"source": source.commit, "stages": [stage.digest for stage in stages], "attempts": 2}
 
 
 def _start(
     source: SourceTree, stages: Sequence[Stage], cache: Cache, repository: Repository
 ) -> tuple[str, Sequence[Stage], _Applied]:
-    """The commit to start from, with its objects in `repository`; the stages to be applied; how the others were."""
+    """The commit to start from (its objects are in `repository`), the remaining stages, how earlier ones applied."""
     for length in range(len(stages) - 1, 0, -1):
         key = tree_key(source, stages[:length])
         if cache.has(_KIND, key):
@@ -181,13 +181,13 @@ def _check_out_touched(repository: Repository, commit: str, stages: Sequence[Sta
 def _touched(repository: Repository, stage: Stage, patch: Path) -> list[str]:
     stat = repository.git("apply", "--numstat", "-z", str(patch.resolve()), check=False)
     if stat.returncode != 0:
-        raise UserError(f"stage {stage.number} ({stage.name}): {patch} is no patch: {_last(stat.stderr)}.")
-    # Of a rename it names both paths, after an empty one.
+        raise UserError(f"stage {stage.number} ({stage.name}): {patch} is not a patch: {_last(stat.stderr)}.")
+    # For a rename git prints an empty path and then both paths.
     return [name for name in (record.split("\t")[-1] for record in stat.stdout.split("\0")) if name]
 
 
 def _patches(stage: Stage) -> list[tuple[str | None, Path]]:
-    """What there is for a stage, in the order in which it is tried: its patch, and its variants by name."""
+    """The patches of a stage in the order to try: its own patch, then its alternatives by name."""
     return [(None, stage.patch), *((variant.name, variant.patch) for variant in stage.variants)]
 
 
@@ -212,7 +212,7 @@ def _apply(
                 if three_way:
                     how.merged.append(stage.number)
                 return
-            # A merge names the files in conflict; of several attempts, that of the stage's own patch.
+            # Report the conflicts of the three-way merge of the stage's own patch.
             if three_way and first is None:
                 first = refused
     assert first is not None
@@ -220,20 +220,20 @@ def _apply(
 
 
 def _add_reference(repository: Repository, before: Sequence[Stage], stage: Stage, cache: Cache) -> None:
-    """Give a repository the blobs that the patches of a stage were made against, where the series has them."""
+    """Add the blobs that the patches of a stage were made on to a repository, if the series has them."""
     if stage.bases.reference is None:
         return
     without = replace(stage.bases, reference=None)
     for source in reference_sources(stage.bases.reference, cache):
         _copy_objects(source.repository, repository)
-        # Where the stages do not even apply to what they were made on, the series is being changed.
+        # If the stages do not apply even to the files they were made on, the series is being edited.
         with suppress(UserError):
             made = apply_stages(source, [replace(each, bases=without) for each in before], cache, Events())
             _copy_objects(made.repository, repository)
 
 
 def _copy_objects(source: Path, repository: Repository) -> None:
-    """Copied, not borrowed: they are few, and the cache entry they come from may go."""
+    """Copy, not borrow: the objects are few, and the cache entry they come from may be removed."""
     ours = repository.path / "objects"
     shutil.copytree(source / "objects", ours, ignore=shutil.ignore_patterns("info"), dirs_exist_ok=True)
 
@@ -243,8 +243,8 @@ class _Refused:
     """Why a patch was not applied.
 
     Args:
-        files: with a conflict, where git names them.
-        reason: what git said last.
+        files: files with a conflict, if git names them.
+        reason: last message of git.
     """
 
     files: tuple[str, ...]
@@ -252,8 +252,8 @@ class _Refused:
 
 
 def _am(repository: Repository, patch: Path, work_tree: Path, three_way: bool) -> _Refused | None:
-    """Apply a patch, or leave everything as it was."""
-    # --committer-date-is-author-date: the id depends on patch and source, not on the time of day.
+    """Apply a patch; if it does not apply, leave the repository unchanged."""
+    # --committer-date-is-author-date: the commit ID depends on patch and source, not on the time of day.
     done = repository.git(
         "am", "--3way" if three_way else "--no-3way", "--quiet", "--committer-date-is-author-date",
         "--no-gpg-sign", "--keep-non-patch", str(patch.resolve()),
@@ -273,16 +273,16 @@ def _does_not_apply(stage: Stage, source: SourceTree, refused: _Refused) -> str:
     conflict = f"the conflict is in {', '.join(refused.files)}" if refused.files else refused.reason
     head = f"stage {stage.number} ({stage.name}) does not apply to {source.description}: {conflict}; "
     if source.package is not None and source.package.version in stage.bases.versions:
-        return f"{head}the series is to apply there, so {stage.patch.name} needs to be corrected."
+        return f"{head}the series should apply there, so {stage.patch.name} needs to be fixed."
     works = f"{stage.bases.package}={stage.bases.versions[0]}"
     return (
-        f"{head}the series is known to apply to {stage.bases}: name one of these with --source {works}, "
-        "or a git tree, a directory or a tarball of it with --source PATH."
+        f"{head}the series applies to {stage.bases}: choose one of these with --source {works}, "
+        "or name a git tree, a directory or a tarball of one with --source PATH."
     )
 
 
 def _rejected(repository: Repository, patch: Path) -> list[str]:
-    """Files that a patch does not fit, where the blobs for a three-way merge are not known here."""
+    """Files that a patch does not apply to, if the blobs for a three-way merge are missing."""
     said = repository.git("apply", "--check", "--cached", str(patch.resolve()), check=False).stderr
     fits = r"^error: (?:patch failed: (?P<failed>\S+):\d+|(?P<gone>\S+): (?:does not|already) exist)"
     return sorted({match["failed"] or match["gone"] for match in re.finditer(fits, said, re.MULTILINE)})
@@ -290,4 +290,4 @@ def _rejected(repository: Repository, patch: Path) -> list[str]:
 
 def _last(text: str) -> str:
     lines = [line for line in text.splitlines() if line.strip()]
-    return lines[-1].strip().rstrip(".") if lines else "git gives no reason"
+    return lines[-1].strip().rstrip(".") if lines else "git printed no reason"

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A stage with a configuration option off: what has to be compiled to know that it builds, and what came of it.
+"""Checks that a stage builds with a configuration option off, by compiling only the files that can fail.
 
-A whole kernel for each option and stage would take hours and compile the same lines again and again. The standard
-configuration, with the option on, is built and linked as a whole. With the option off it is enough to compile
+A complete kernel per option and stage would take hours and compile the same code again and again. The standard
+configuration, with the option on, is built and linked completely. With the option off it is enough to compile
 
-- every C file that the series has touched so far: whatever the series adds is used in no other file;
-- every C file with a name that the stage adds to a header, or takes out of one: to any other file the headers say what
-  they said before, whichever options are on.
+- every C file that the series has touched so far: no other file uses code that the series adds;
+- every C file that uses a name which the stage adds to a header or removes from one: for all other files the headers
+  are unchanged, whatever the options.
 
-Only what kbuild's own files list for the configuration counts. A header is parsed as a whole wherever it is included,
-so that a broken stub shows in each of these files. Nothing is linked, so the names that the objects leave undefined are
-compared with what there is: one that a stage brought into use and that neither these objects nor the unpatched kernel
-define would be missing at link time.
+Only files that kbuild lists for the configuration count. A header is parsed completely wherever it is included, so
+a broken stub shows in each of these files. Nothing is linked. Instead, the undefined symbols of the objects are
+compared with what is defined: a symbol that the stage starts to use, and that neither these objects nor the baseline
+define, would be missing at link time.
 """
 
 from __future__ import annotations
@@ -41,20 +41,20 @@ from orchestrator.process import run
 
 _KIND = "compiled"
 _USERS = "users"
-#: Part of the key: raise it when what is compiled, or how it is judged, changes.
+#: Part of the cache key. Increase it when the set of compiled files or the evaluation changes.
 _RULES = 2
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """What compiling came to.
+    """The result of compiling.
 
     Args:
-        objects: that were compiled, relative to the object directory.
-        warnings: object -> the compiler's warnings.
-        error: the compiler's own lines; empty where all compiled.
-        undefined: names that a link would miss, each with the object that wants it.
-        log: everything that make printed.
+        objects: compiled objects, relative to the object directory.
+        warnings: object -> warnings of the compiler.
+        error: error messages of the compiler; empty if everything compiled.
+        undefined: symbols that would be undefined at link time, each with the object that uses it.
+        log: the output of make.
     """
 
     objects: tuple[str, ...]
@@ -65,7 +65,7 @@ class Compiled:
 
 
 def without(configuration: Configuration, option: str) -> Configuration:
-    """A configuration with one option off, in a workshop of its own; what depends on the option goes as well.
+    """A configuration for a separate workshop with one option off, and with it all options that depend on it.
 
     Args:
         option: e.g. ``CONFIG_NUMA``.
@@ -73,7 +73,7 @@ def without(configuration: Configuration, option: str) -> Configuration:
     requested = {**configuration.requested, option: "n"}
     text = "".join(line_of(name, value) for name, value in sorted(requested.items()))
     flavour = f"{configuration.flavour}-no-{option.removeprefix('CONFIG_').lower().replace('_', '-')}"
-    # Only the option itself has to be granted.
+    # Only the option itself must be as requested.
     return replace(
         configuration,
         flavour=flavour,
@@ -92,15 +92,15 @@ def compile_without(
     events: Events,
     jobs: int | None = None,
 ) -> Compiled:
-    """Compile what an option changes, with the option off, or find the result in the cache.
+    """Compile the affected files with an option off, or take the result from the cache.
 
     Args:
-        configuration: with the option on.
-        baseline: the unpatched kernel in that configuration, for the names it defines.
+        configuration: the configuration with the option on.
+        baseline: the baseline kernel in that configuration, for the symbols that it defines.
 
     Raises:
         UserError: the option cannot be turned off.
-        InfrastructureError: the host is in trouble.
+        InfrastructureError: the host failed.
     """
     sources = sorted({*touched_sources(tree), *_users(tree, cache)})
     return _compile(tree, without(configuration, option), sources, baseline, cache, events, jobs)
@@ -116,7 +116,7 @@ def compile_parent_without(
     events: Events,
     jobs: int | None = None,
 ) -> Compiled:
-    """Compile some objects of the stage before, as far as it has them: what did the compiler say of them there?"""
+    """Compile objects in the previous stage, where they exist, to compare the compiler's messages."""
     there = set(
         Repository(parent.repository).git("ls-tree", "-r", "--name-only", parent.commit).stdout.split()
     )
@@ -125,7 +125,7 @@ def compile_parent_without(
 
 
 def _users(tree: PatchedTree, cache: Cache) -> list[str]:
-    """C files with a name that the last stage declares in a header, or no longer declares."""
+    """C files that use a name which the last stage adds to or removes from a header."""
     names = last_change(tree).names
 
     def make(directory: Path) -> None:
@@ -188,9 +188,9 @@ def _compile(
 
 
 def enabled_objects(workshop: Workshop, sources: Sequence[str]) -> list[str]:
-    """The objects of C files that kbuild makes in the workshop's configuration, in the tree laid out there.
+    """The objects of C files that kbuild builds in the configuration and the tree of the workshop.
 
-    A file counts where its directory lists it, and every directory above lists the one below.
+    An object counts if its directory lists it, and every parent directory lists the one below.
     """
     listed: dict[str, list[str]] = {}
 
@@ -200,7 +200,7 @@ def enabled_objects(workshop: Workshop, sources: Sequence[str]) -> list[str]:
         return listed[place]
 
     def is_entered(place: str) -> bool:
-        # From the top downwards: a directory that is not entered may hold anything, of other tools even.
+        # Top down: a directory that kbuild does not enter may contain anything, even files of other tools.
         path = PurePosixPath(place)
         return not place or any(
             is_entered(above) and f"{path.relative_to(above or '.')}/" in names_in(above)
@@ -230,7 +230,7 @@ def _undefined(
         for symbol, kind in _symbols(workshop.objects / name):
             if kind == "U":
                 wanted.setdefault(symbol, name)
-            elif kind not in "wv":  # a weak name that nothing defines is 0, and links
+            elif kind not in "wv":  # an undefined weak symbol is 0 and links
                 defined.add(symbol)
     missing = {symbol for symbol in set(wanted) - defined if symbol in words}
     if missing:
@@ -239,6 +239,6 @@ def _undefined(
 
 
 def _symbols(path: Path) -> list[tuple[str, str]]:
-    """Name and kind of each symbol (nm(1))."""
+    """Name and type of each symbol (nm(1))."""
     lines = run(["nm", str(path)]).stdout.splitlines()
     return [(match[2], match[1]) for line in lines if (match := re.search(r"(\w) (\S+)$", line))]

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Where kernels are compiled: out of tree, and from one stage to the next in seconds.
+"""A workshop: the place where kernels are compiled, out of tree, and from one stage to the next in seconds.
 
-The cache keeps a workshop for each flavour and compiler: one work tree and one object directory. Going from one
-stage to another rewrites only the files that differ, so make compiles only what depends on them. What comes out
-depends on tree, configuration and tools alone, never on what the workshop built before.
+The cache has one workshop per flavour and compiler: a work tree and an object directory. Switching to another stage
+rewrites only the files that differ, so make compiles only what depends on them. The result depends on tree,
+configuration and tools alone, never on earlier builds in the workshop.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from orchestrator.kernel.repository import Repository
 from orchestrator.kernel.tree import PatchedTree
 from orchestrator.process import Completed, run, tied, version_of
 
-#: As make and the kernel name it.
+#: Name of the architecture in make and in the kernel.
 ARCHITECTURE = "x86_64"
-#: What would otherwise differ between two builds of one tree (Documentation/kbuild/reproducible-builds.rst).
+#: Settings that would otherwise differ between builds of one tree (Documentation/kbuild/reproducible-builds.rst).
 _PINNED: Mapping[str, str] = {
     "KBUILD_BUILD_TIMESTAMP": "2000-01-01 00:00:00 +0000",
     "KBUILD_BUILD_USER": "orchestrate",
@@ -41,10 +41,10 @@ _PINNED: Mapping[str, str] = {
     "LOCALVERSION": "",
     "LC_ALL": "C",
 }
-#: Debugging information names files relative to the source, so that it is the same wherever it is built; the build
-#: id is computed over it too.
+#: Makes paths in the debugging information relative, so that it does not depend on the build directory. The build ID
+#: is computed over it too.
 _RELATIVE_PATHS = "-fdebug-prefix-map={source}/= -fdebug-prefix-map={objects}=."
-#: An environment variable of these names would change the build behind our back.
+#: Environment variables that would change the build.
 _UNSET = (
     "ARCH",
     "CFLAGS",
@@ -62,9 +62,9 @@ _UNSET = (
     "MAKEFLAGS",
     "MFLAGS",
 )
-#: What is made of a kernel that is to be booted.
+#: Make targets of a bootable kernel.
 _WHOLE = ("bzImage",)
-#: Prints obj-y of one directory, composite objects taken apart (Documentation/kbuild/makefiles.rst).
+#: Makefile that prints obj-y of one directory with composite objects expanded (Documentation/kbuild/makefiles.rst).
 _LIST = """\
 include {config}
 include {kbuild}
@@ -72,14 +72,14 @@ parts = $(foreach each,$(1),$(each) $(call parts,$(filter %.o,$($(each:.o=-y)) $
 .PHONY: all
 all: ; @: $(foreach each,$(call parts,$(filter %.o,$(obj-y) $(lib-y))) $(filter %/,$(obj-y)),$(info $(each)))
 """
-#: Host seconds that processes of an interrupted build are given to end; they were told to.
+#: Host seconds to wait for the processes of an interrupted build, which have been signalled to end.
 _ORPHANS_S = 60.0
-#: Nanoseconds before the end of an interrupted build within which what was finished is not trusted either.
+#: Objects finished within this many nanoseconds before the end of an interrupted build are rebuilt as well.
 _UNTRUSTED_NS = 2_000_000_000
 
 
 class DoesNotCompileError(Exception):
-    """The source does not compile; the text is what make said first."""
+    """The source does not compile; the text is the first error in make's output."""
 
 
 class _DamagedError(Exception):
@@ -87,7 +87,7 @@ class _DamagedError(Exception):
 
 
 def pinned(configuration: Configuration) -> dict[str, str]:
-    """What is the same for every build of a configuration; ``{source}`` and ``{objects}`` stand for directories."""
+    """Make variables common to all builds of a configuration, with ``{source}`` and ``{objects}`` as placeholders."""
     debugging = any(option.startswith("CONFIG_DEBUG_INFO_DWARF") for option in configuration.requested)
     relative = {"KCFLAGS": _RELATIVE_PATHS, "KAFLAGS": _RELATIVE_PATHS} if debugging else {}
     return {**_PINNED, **relative}
@@ -95,7 +95,7 @@ def pinned(configuration: Configuration) -> dict[str, str]:
 
 @lru_cache(maxsize=1)
 def tool_versions() -> tuple[str, ...]:
-    """The version lines of compiler and linker.
+    """Version lines of compiler and linker.
 
     Raises:
         InfrastructureError: one of them is not installed.
@@ -105,11 +105,11 @@ def tool_versions() -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class _State:
-    """What a workshop remembers between two uses.
+    """The state of a workshop between two uses.
 
     Args:
-        whole: the last build ended by itself, well or not; False while one runs.
-        requests: digest of the configuration that ``.config`` was made from; empty where it is not known.
+        whole: the last build was not interrupted, whether or not it succeeded; False while a build runs.
+        requests: digest of the configuration that ``.config`` was made from; empty if unknown.
         granted: digest of ``.config`` itself.
     """
 
@@ -119,7 +119,7 @@ class _State:
 
 
 def has_objects(configuration: Configuration, cache: Cache) -> bool:
-    """Whether a kernel of this configuration was built before, so that the next one compiles only what differs."""
+    """Whether a kernel of this configuration was built before, so that the next build is incremental."""
     return (cache.root / "workspace" / _name_of(configuration) / "objects" / "vmlinux").is_file()
 
 
@@ -128,13 +128,13 @@ def _flavour_of(configuration: Configuration) -> str:
 
 
 def _name_of(configuration: Configuration) -> str:
-    # Neither the source nor the configuration is part of the name: files and options are switched like those of a
-    # stage, and kbuild compiles what depends on them.
+    # The name contains neither source nor configuration: both are switched like a stage, and kbuild recompiles what
+    # depends on the changed files and options.
     return f"build-{_flavour_of(configuration)}-{digest({'tools': list(tool_versions())})[:8]}"
 
 
 class Workshop:
-    """The work tree and object directory of one flavour and compiler, locked while in use."""
+    """Work tree and object directory for one flavour and compiler, locked while in use."""
 
     def __init__(self, configuration: Configuration, cache: Cache, step: Step) -> None:
         name = _name_of(configuration)
@@ -162,11 +162,11 @@ class Workshop:
         self._lock.release()
 
     def lay_out(self, tree: PatchedTree) -> None:
-        """Switch to `tree` and configure it; nothing is compiled.
+        """Check out `tree` and configure it, without compiling anything.
 
         Raises:
-            UserError: a requested option did not survive.
-            InfrastructureError: the host is in trouble.
+            UserError: a requested option is not in the final configuration.
+            InfrastructureError: the host failed.
         """
         state = self._recover()
         self.log.unlink(missing_ok=True)
@@ -180,34 +180,34 @@ class Workshop:
         self._remember(_State(True, self._configuration.digest, file_digest(self.objects / ".config")))
 
     def check(self, objects: Sequence[str], jobs: int) -> list[str]:
-        """Run sparse(1) over the sources of objects that :meth:`build` has made of the tree laid out.
+        """Run sparse(1) on the sources of objects that :meth:`build` has built from the current tree.
 
         Args:
-            objects: relative to the object directory, e.g. ``mm/memory.o``.
+            objects: paths relative to the object directory, e.g. ``mm/memory.o``.
 
         Returns:
-            What make and sparse print (``C=2``, Documentation/dev-tools/sparse.rst); paths are relative.
+            The output of make and sparse (``C=2``, Documentation/dev-tools/sparse.rst), with relative paths.
         """
-        # --output-sync: the findings of each source stay behind the line that names it.
+        # --output-sync: the findings of a source directly follow the line that names it.
         done = self._run([f"-j{jobs}", "--output-sync=target", "C=2", "CHECK=sparse", *objects])
         lines = [self._relative(line) for line in done.stdout.splitlines()]
-        # Its status says nothing: sparse may end well or not where it has found something. A source that it was
-        # not run on is another matter.
+        # The exit status is no use: with findings, sparse may or may not fail. That sparse did not run on a source
+        # at all is an error.
         if done.returncode < 0 or sum(line.startswith("  CHECK ") for line in lines) < len(objects):
             self._blame(done)
         return lines
 
     def build(self, tree: PatchedTree, jobs: int, goals: Sequence[str] = _WHOLE) -> None:
-        """Switch to `tree` and make it.
+        """Check out `tree` and build it.
 
         Args:
-            jobs: of make.
-            goals: of make: the whole kernel, or single objects.
+            jobs: parallel jobs of make.
+            goals: make targets: the whole kernel, or single objects.
 
         Raises:
-            DoesNotCompileError: it does not compile.
-            UserError: a requested option did not survive.
-            InfrastructureError: the host is in trouble.
+            DoesNotCompileError: the tree does not compile.
+            UserError: a requested option is not in the final configuration.
+            InfrastructureError: the host failed.
         """
         state = self._recover()
         self.log.unlink(missing_ok=True)
@@ -224,22 +224,22 @@ class Workshop:
                 raise DoesNotCompileError(str(again)) from None
 
     def warnings(self) -> list[str]:
-        """The compiler's warnings about the tree that was built last, each once."""
+        """The compiler's warnings about the last built tree, without duplicates."""
         return list(
             dict.fromkeys(line for _, said in sorted(self._known_warnings().items()) for line in said)
         )
 
     def listed(self, directory: str) -> list[str]:
-        """What kbuild's own file lists in a directory of the tree laid out, for its configuration.
+        """The objects and directories that the Kbuild file of a directory lists for the current configuration.
 
         Args:
-            directory: of the source; the empty one is its top.
+            directory: directory of the source; empty for the top.
 
         Returns:
-            The names that ``obj-y`` has, directories among them, and those that composite objects are made of.
+            The entries of ``obj-y``, including directories, and the parts of composite objects.
 
         Raises:
-            DoesNotCompileError: make does not understand the file.
+            DoesNotCompileError: make cannot parse the file.
         """
         names = ("Kbuild", "Makefile") if directory else ("Kbuild",)
         kbuild = next((each for name in names if (each := self.source / directory / name).is_file()), None)
@@ -266,7 +266,7 @@ class Workshop:
         return sorted(set(done.stdout.split()))
 
     def warnings_of(self, objects: Iterable[str]) -> dict[str, list[str]]:
-        """The compiler's warnings for some objects of the tree that was built last."""
+        """The compiler's warnings for some objects of the last built tree."""
         known = self._known_warnings()
         return {name: known.get(name, []) for name in objects}
 
@@ -277,10 +277,10 @@ class Workshop:
             self._configure()
         self._make(jobs, goals)
 
-    # What was there before
+    # Earlier builds
 
     def _recover(self) -> _State | None:
-        """What the last use left, made usable again where it was interrupted; None where nothing is usable."""
+        """The state left by the last use, repaired if it was interrupted; None if nothing is usable."""
         state = self._remembered()
         if state is None or not self.source.is_dir() or not self._index.is_file():
             for part in (self.source, self.objects):
@@ -289,7 +289,7 @@ class Workshop:
             self._warnings_file.unlink(missing_ok=True)
             return None
         if not state.whole and self.objects.is_dir():
-            self._step.note("the last build here was interrupted; going on from what it finished")
+            self._step.note("the last build here was interrupted; reusing the objects that it finished")
             self._await_orphans()
             self._remove_half_written()
             if self.log.exists():
@@ -309,20 +309,20 @@ class Workshop:
         new.replace(self._state_file)
 
     def _await_orphans(self) -> None:
-        """Wait for the compilers of a build whose orchestrate was killed; they still write into the objects."""
+        """Wait for compilers left over from a killed orchestrate: they still write into the object directory."""
         deadline = time.monotonic() + _ORPHANS_S
         while _is_used(self.objects):
             if time.monotonic() > deadline:
                 raise InfrastructureError(
-                    f"an interrupted build still runs in {self.objects}; end it and try again."
+                    f"an interrupted build still runs in {self.objects}; kill it and try again."
                 )
             time.sleep(0.2)
 
     def _remove_half_written(self) -> None:
-        """Remove every target that its command did not finish; make would take it for finished by its time.
+        """Remove every target that was not finished; make would consider it up to date because of its time.
 
-        kbuild writes ``.TARGET.cmd`` after the target (scripts/Kbuild.include, cmd_and_fixdep), so a target that is
-        newer was cut short. The last ones are removed too: their ``.cmd`` itself may have been cut short.
+        kbuild writes ``.TARGET.cmd`` after the target (scripts/Kbuild.include, cmd_and_fixdep), so a target newer
+        than that is incomplete. The most recent targets are removed too: their ``.cmd`` may be incomplete.
         """
         found: list[tuple[Path, int, int]] = []
         for below, _, names in os.walk(self.objects):
@@ -338,10 +338,10 @@ class Workshop:
     # Source and configuration
 
     def _switch(self, tree: PatchedTree, state: _State | None) -> list[str]:
-        """Make the work tree that of `tree`, and say which paths that changed; others keep their times."""
+        """Check out `tree` and return the changed paths; all other files keep their times."""
         self.source.mkdir(parents=True, exist_ok=True)
         self.objects.mkdir(parents=True, exist_ok=True)
-        # An interrupted checkout leaves git's lock behind; ours is what keeps two builds apart.
+        # An interrupted checkout leaves git's lock file behind. It is safe to remove, as the workshop is locked.
         self._index.with_name("index.lock").unlink(missing_ok=True)
         repository = Repository(tree.repository)
 
@@ -353,19 +353,19 @@ class Workshop:
 
         changed: list[str] = []
         if state is None:
-            self._step.note("laying out the source")
+            self._step.note("checking out the source")
         else:
-            if not state.whole:  # an interrupted checkout leaves files that no index knows
+            if not state.whole:  # an interrupted checkout leaves files that are not in the index
                 git("clean", "-ffdxq")
             listed = git("diff-index", "--cached", "--name-only", "-z", tree.commit)
             if listed.returncode != 0:
                 return self._switch_anew(tree)
             changed = listed.stdout.split("\0")[:-1]
-        # It looks at every file, and so mends what was edited or deleted by hand too.
+        # It checks every file, so it also repairs files that were edited or deleted by hand.
         if git("read-tree", "--reset", "-u", tree.commit, check=state is None).returncode != 0:
             return self._switch_anew(tree)
         if state is None:
-            self._step.note("source laid out")
+            self._step.note("source checked out")
         return changed
 
     def _switch_anew(self, tree: PatchedTree) -> list[str]:
@@ -386,7 +386,7 @@ class Workshop:
         )
 
     def _configure(self) -> None:
-        """Make ``.config`` from nothing but the requests: what an earlier stage had on must not linger."""
+        """Make ``.config`` from the requested options only, so that no option of an earlier stage remains."""
         requests = self._place / "requests.config"
         requests.write_text(self._configuration.text, encoding="utf-8")
         for words in (["allnoconfig", f"KCONFIG_ALLCONFIG={requests}"], ["olddefconfig"]):
@@ -411,7 +411,7 @@ class Workshop:
                 count += 1
                 self._step.progress(count, total if total and count <= total else None, "files", name)
 
-        # --output-sync: a compiler's messages stay together, behind the line that says what it compiles.
+        # --output-sync: the messages of a compiler directly follow the line that names the object.
         done = self._run([f"-j{jobs}", "--output-sync=target", *goals], follow)
         lines = done.stdout.splitlines()
         if done.returncode >= 0 and host_trouble(lines) is None:
@@ -423,7 +423,7 @@ class Workshop:
             self._count.write_text(json.dumps(count), encoding="utf-8")
 
     def _run(self, words: Sequence[str], on_line: Callable[[str], None] | None = None) -> Completed:
-        # SIGTERM rather than SIGKILL when we die: make then ends the makes and compilers below it.
+        # If we die, make gets SIGTERM instead of SIGKILL, so that it ends its sub-makes and compilers.
         return run(
             tied(self._command(words), "TERM"),
             env=self._environment(),
@@ -457,17 +457,17 @@ class Workshop:
     def _environment() -> dict[str, str]:
         return {"LC_ALL": "C", **{name: "" for name in _UNSET if name in os.environ}}
 
-    # What make said
+    # Output of make
 
     def _blame(self, done: Completed) -> None:
-        """Raise what a failed make means."""
+        """Raise the error that a failed make means."""
         lines = done.stdout.splitlines()
         trouble = host_trouble(lines)
         if trouble is not None:
             trouble.log = self.log
             raise trouble
         if done.returncode < 0:
-            raise InfrastructureError(f"make was ended by signal {-done.returncode}; try again.", self.log)
+            raise InfrastructureError(f"make was killed by signal {-done.returncode}; try again.", self.log)
         said = "\n".join(self._relative(line) for line in error_of(lines))
         raise DoesNotCompileError(said) if blames_source(lines) else _DamagedError(said)
 
@@ -475,7 +475,7 @@ class Workshop:
         return re.sub(r"^(?:\.\./)+", "", line.replace(f"{self.source}/", ""))
 
     def _keep_warnings(self, lines: Iterable[str]) -> None:
-        """Remember the warnings of what was compiled: the next build compiles, and warns about, only a part."""
+        """Keep the warnings per object: the next build compiles, and warns about, only a part of the objects."""
         known: dict[str, list[str]] = self._known_warnings()
         known.update(warnings_by_object(map(self._relative, lines)))
         text = json.dumps({name: said for name, said in known.items() if said}, indent=1)
@@ -489,7 +489,7 @@ class Workshop:
 
 
 def _is_used(directory: Path) -> bool:
-    """Whether a process works in `directory` or below."""
+    """Whether a process has its working directory in `directory` or below."""
     import psutil
 
     for process in psutil.process_iter(["cwd"]):
@@ -500,7 +500,7 @@ def _is_used(directory: Path) -> bool:
 
 
 def _configures(path: str) -> bool:
-    """Whether a file of the source takes part in making a configuration."""
+    """Whether a source file affects the configuration."""
     return (
         PurePosixPath(path).name.startswith("Kconfig")
         or path.startswith("scripts/")

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The machine: topology, accelerator, the QEMU process, its console, and what the kernel says of itself."""
+"""The emulated machine: topology, accelerator, QEMU process, console, and the kernel's reports on it."""

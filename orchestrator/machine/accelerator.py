@@ -1,19 +1,20 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""How the guest's instructions are executed, and by which clock its work is measured.
+"""The accelerator: how the guest's instructions are executed, and which clock its work is measured with.
 
 =========  =======  ====================================================================================
-icount     insns    TCG on one host thread, one virtual nanosecond an instruction: repeatable to a per mille
-tcg        ns       TCG on a thread a CPU: functional runs, races, memory footprint; no latency
-kvm        ns       the host's own CPU: wall time, cache and TLB effects
+icount     insns    TCG on one host thread, one virtual nanosecond per instruction: repeatable to 0.1 %
+tcg        ns       TCG with one host thread per CPU: functional tests, races, memory use; not latency
+kvm        ns       the host's CPU: wall-clock time, cache and TLB effects
 =========  =======  ====================================================================================
 
-``auto`` takes KVM only where it has *booted* something: hosts exist whose ``/dev/kvm`` opens, creates a VM and runs the
-firmware, but whose guests die at the first instruction that the hypervisor beneath has to emulate and cannot.
+``auto`` uses KVM only if it has *booted* a kernel: on some hosts ``/dev/kvm`` opens, creates a VM and runs the
+firmware, but guests die at the first instruction that the underlying hypervisor would have to emulate and cannot.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import os
 import platform
@@ -21,6 +22,7 @@ import re
 import tempfile
 import zlib
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal, cast
 
@@ -28,32 +30,33 @@ from orchestrator import process
 from orchestrator.cache import Cache
 from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.events import Events
+from orchestrator.store.manifest import AcceleratorRecord
 
 Name = Literal["icount", "tcg", "kvm"]
 Clock = Literal["insns", "ns"]
 
 QEMU = "qemu-system-x86_64"
 KVM_DEVICE = Path("/dev/kvm")
-#: Host seconds that the probe's kernel may take; it needs 0.4 under TCG.
+#: Time limit of the probe in host seconds; it takes 0.4 s with TCG.
 PROBE_TIMEOUT_S = 5.0
 PROBE_TOKEN = "orchestrate: probe reached"
 
 _ARGUMENTS: dict[Name, tuple[str, ...]] = {
-    # One thread executes all CPUs in turn, and time is the number of instructions executed; an idle guest's clock
-    # is warped to its next timer instead of waiting for the host's (QEMU's docs/devel/tcg-icount.rst).
+    # One thread executes all CPUs in turn, and time is the number of executed instructions. The clock of an idle
+    # guest jumps to its next timer instead of waiting in host time (QEMU's docs/devel/tcg-icount.rst).
     "icount": ("-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off"),
     "tcg": ("-accel", "tcg,thread=multi"),
     "kvm": ("-accel", "kvm"),
 }
-#: With these features Linux clears and copies bytewise (``rep stosb``), and QEMU counts each iteration: 4096
-#: instructions per page. Without them it is ``rep stosq``, an eighth of that. Names as ``qemu -cpu help`` has them.
+#: With these features Linux clears and copies by byte (``rep stosb``), and QEMU counts each iteration: 4096
+#: instructions per page. Without them it uses ``rep stosq``, an eighth of that. Names as in ``qemu -cpu help``.
 _FAST_STRINGS = ("erms", "fsrm", "fsrs", "fzrm", "fsrc")
-#: The family and model that QEMU 7.2 gives to "max". QEMU 10.0 gives it family 6, for which init_amd() of
+#: The family and model of "max" in QEMU 7.2. In QEMU 10.0 it has family 6, for which init_amd() in
 #: arch/x86/kernel/cpu/amd.c does not set X86_FEATURE_REP_GOOD, so that an unrolled loop clears pages.
 _IDENTITY = "family=15,model=107,stepping=1"
 _CLOCKS: dict[Name, Clock] = {"icount": "insns", "tcg": "ns", "kvm": "ns"}
 
-# probe.S beside this file, assembled; a unit test holds the two together.
+# probe.S in this directory, assembled; a unit test checks that the two agree.
 _PROBE = (
     "c-muN7zHB=Fd}n8SG~6LNGS?tVM3J`AlkTJf6@#O^qlCsk#_I_OB!ndP$+HjB!)D8MzIMD{0awn82ObBq`d+e$$_lz|9>Dc>pX;>1f^%"
     "KXOJI_A-aOJ9Rdt}H~J3rUD(6Gpun&nL>L~}$-u+F@OkxdRuGq2K!E|s0+P%MAQeDjM>A0CP6lAA>0}41X+F;J=nKEX16~C-1_pkm2Rl"
@@ -67,11 +70,12 @@ class Accelerator:
     """A way to execute the guest's instructions.
 
     Args:
-        name: which one.
+        name: name of the accelerator.
         clock: what its measurements count: guest instructions or nanoseconds.
-        reason: one line that says why it was chosen, and where KVM was not used, why not.
-        cpu: the guest's CPU model, as QEMU's ``-cpu`` takes it.
-        qemu: QEMU's version, e.g. ``7.2.22``.
+        reason: one line on why it was chosen, and if KVM is not used, why not.
+        cpu: CPU model of the guest, in the syntax of QEMU's ``-cpu``.
+        qemu: version of QEMU, e.g. ``7.2.22``.
+        qemu_digest: SHA-256 of QEMU's binary; None where it does not matter.
     """
 
     name: Name
@@ -79,35 +83,36 @@ class Accelerator:
     reason: str
     cpu: str
     qemu: str
+    qemu_digest: str | None = None
 
     @classmethod
     def named(cls, name: Name, reason: str) -> Accelerator:
-        """The accelerator called `name`, with the QEMU of this host.
+        """The accelerator with this name, and the QEMU of this host.
 
         Raises:
             InfrastructureError: QEMU is not installed.
         """
-        return cls(name, _CLOCKS[name], reason, _cpu_model(name), qemu_version())
+        return cls(name, _CLOCKS[name], reason, _cpu_model(name), qemu_version(), qemu_digest())
 
     @property
     def qemu_arguments(self) -> tuple[str, ...]:
-        """What QEMU is told, the CPU model included."""
+        """QEMU's arguments for this accelerator, including the CPU model."""
         return (*_ARGUMENTS[self.name], "-cpu", self.cpu)
 
     @property
-    def facts(self) -> dict[str, str]:
-        """What ``run.json`` says of it."""
-        return asdict(self)
+    def record(self) -> AcceleratorRecord:
+        """The accelerator's entry in ``run.json``."""
+        return AcceleratorRecord(**asdict(self))
 
 
 @dataclass(frozen=True)
 class ProbeAnswer:
-    """Whether a guest got as far as to run a kernel.
+    """Whether a guest got far enough to run a kernel.
 
     Args:
-        reached: the kernel's words arrived on the serial port.
-        reason: one clause for a person, e.g. "KVM internal error …".
-        seconds: host seconds it took.
+        reached: the message of the probe kernel arrived on the serial port.
+        reason: one clause for display, e.g. "KVM internal error …".
+        seconds: host seconds that the probe took.
     """
 
     reached: bool
@@ -119,16 +124,16 @@ def choose_accelerator(request: str, cache: Cache, events: Events) -> Accelerato
     """Choose the accelerator.
 
     Args:
-        request: ``icount``, ``tcg``, ``kvm``, or ``auto``: KVM where it boots a kernel, else icount.
-        cache: keeps the probe's answer until the host is booted again or QEMU is replaced.
+        request: ``icount``, ``tcg``, ``kvm``, or ``auto``: KVM if it boots a kernel, else icount.
+        cache: keeps the result of the probe until the host is rebooted or QEMU is replaced.
 
     Raises:
-        UserError: no such accelerator.
-        InfrastructureError: QEMU is missing, or ``kvm`` was asked for and does not work here.
+        UserError: unknown accelerator.
+        InfrastructureError: QEMU is missing, or ``kvm`` was requested and does not work on this host.
     """
     process.require(QEMU)
     if request in ("icount", "tcg"):
-        return Accelerator.named(cast(Name, request), f"{request}, as asked for")
+        return Accelerator.named(cast(Name, request), f"{request}, as requested")
     if request not in ("auto", "kvm"):
         raise UserError(f"unknown accelerator {request!r}; choose auto, icount, tcg or kvm.")
     obstacle = _kvm_obstacle()
@@ -143,11 +148,11 @@ def choose_accelerator(request: str, cache: Cache, events: Events) -> Accelerato
 
 
 def probe(name: Name, timeout_s: float = PROBE_TIMEOUT_S) -> ProbeAnswer:
-    """Boot a tiny kernel the way Linux is booted, and see whether its words arrive.
+    """Boot a tiny kernel the way Linux is booted, and check whether its message arrives.
 
     Args:
-        name: the accelerator to try.
-        timeout_s: host seconds after which it is given up.
+        name: accelerator to try.
+        timeout_s: time limit in host seconds.
 
     Raises:
         InfrastructureError: QEMU is not installed.
@@ -156,7 +161,9 @@ def probe(name: Name, timeout_s: float = PROBE_TIMEOUT_S) -> ProbeAnswer:
 
     def heard(line: str) -> None:
         lines.append(line)
-        if "KVM internal error" in line:  # QEMU has stopped the guest for good, and waits to be looked at
+        if (
+            "KVM internal error" in line
+        ):  # QEMU has stopped the guest for good, but keeps running for inspection
             raise _GivenUpError
 
     with tempfile.TemporaryDirectory(prefix="orchestrate-probe-") as directory:
@@ -190,17 +197,17 @@ def probe(name: Name, timeout_s: float = PROBE_TIMEOUT_S) -> ProbeAnswer:
         seconds = os.times().elapsed - began
     if any(PROBE_TOKEN in line for line in lines):
         return ProbeAnswer(True, "a probe kernel ran", seconds)
-    last = next((line.strip() for line in reversed(lines) if line.strip()), "QEMU said nothing")
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "QEMU printed nothing")
     return ProbeAnswer(False, f"a probe kernel did not run ({stopped or last})", seconds)
 
 
 def probe_kernel() -> bytes:
-    """The probe's kernel, a bzImage of 1280 bytes made from ``probe.S``."""
+    """The kernel of the probe, a bzImage of 1280 bytes assembled from ``probe.S``."""
     return zlib.decompress(base64.b85decode(_PROBE))
 
 
 def _cpu_model(name: Name) -> str:
-    """The CPU model: under TCG one for which each QEMU counts alike (docs/measurement.md)."""
+    """The CPU model; with TCG one for which all versions of QEMU count alike (docs/measurement.md)."""
     if name == "kvm":
         return "host"
     process.require(QEMU)
@@ -219,12 +226,29 @@ def qemu_version() -> str:
     return found.group() if found else line
 
 
+def qemu_digest() -> str:
+    """SHA-256 of this host's QEMU: a distribution may change it without a new version.
+
+    Raises:
+        InfrastructureError: QEMU is not installed.
+    """
+    path = process.require(QEMU)
+    status = Path(path).stat()
+    return _sha256(path, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache
+def _sha256(path: str, changed_ns: int, size: int) -> str:
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 class _GivenUpError(Exception):
-    """Nothing more is to be expected of the probe."""
+    """The probe cannot succeed any more."""
 
 
 def _kvm_obstacle() -> str | None:
-    """What can be told without a boot; asked anew each time, as a person may just have mended it."""
+    """Why KVM cannot work, as far as is known without a boot; checked each time, as it may just have been fixed."""
     if platform.machine() != "x86_64":
         return f"this host is {platform.machine()}, the guest is x86_64"
     if not KVM_DEVICE.exists():

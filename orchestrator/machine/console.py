@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The guest's serial console: its log, followed as it grows, and a dialogue with whoever listens on it.
+"""The guest's serial console: follows its log, and talks to the guest.
 
-QEMU itself writes the log (``logfile=`` of the chardev), so that the record depends neither on a reader being there
-nor on its speed, and the socket stays free: for a person (``socat -,raw,echo=0 UNIX:console.sock``), or for
-:func:`dialogue`.
+QEMU itself writes the log (``logfile=`` of the chardev), so the log does not depend on a reader or its speed. The
+socket stays free for interactive use (``socat -,raw,echo=0 UNIX:console.sock``) or for :func:`dialogue`.
 """
 
 from __future__ import annotations
@@ -19,28 +18,28 @@ from pexpect.fdpexpect import fdspawn
 
 from orchestrator.machine.oops import Finding, parse_console
 
-#: What the guest's init prints, as a line, once SSH accepts connections.
+#: Line that the guest's init prints once SSH accepts connections.
 READY = "orchestrate: ready"
 
-# The kernel may print a message, which starts with its time, before the line's end has left the serial port.
+# The kernel may print a message, starting with its timestamp, before the newline has left the serial port.
 _LINE_END = r"[\s\[]"
 _READY = re.compile(re.escape(READY) + _LINE_END)
 _PANIC = re.compile(r"Kernel panic - not syncing|PANIC: early exception|PANIC: double fault")
 _PANIC_OVER = re.compile(r"---\[ end Kernel panic|PANIC: early exception|Rebooting in \d+ seconds")
-# die(), arch/x86/kernel/dumpstack.c: a task that was in the kernel is gone, with whatever it had locked.
+# die(), arch/x86/kernel/dumpstack.c: a task died in the kernel, and the locks it held are never released.
 _OOPS = re.compile(r"Oops: [^\n]{1,80}\[#\d+\]")
-_CARRY = 120  # longer than any of the patterns, so that none is lost between two readings
+_CARRY = 120  # longer than any match of the patterns, so that none is missed between two reads
 
 
 class ConsoleLog:
-    """A console log that another process writes, and what has been seen in it so far.
+    """A console log that another process writes, and what has been found in it so far.
 
     Args:
-        path: the file; it need not exist yet.
-        ready_mark: the words, on a line of their own, that say that the guest is up.
+        path: the log file; it may not exist yet.
+        ready_mark: line that the guest prints when it is up.
 
     Attributes:
-        oopsed_at: when the first oops was seen, in seconds of the monotonic clock; None while there is none.
+        oopsed_at: when the first oops was seen, in seconds of the monotonic clock; None if there was none.
     """
 
     def __init__(self, path: Path, ready_mark: str = READY) -> None:
@@ -55,7 +54,7 @@ class ConsoleLog:
         self._carry = ""
 
     def poll(self) -> bool:
-        """Read what is new; return whether there was anything."""
+        """Read new output; return whether there was any."""
         try:
             with self.path.open("rb") as stream:
                 stream.seek(self.size)
@@ -77,11 +76,11 @@ class ConsoleLog:
 
     @property
     def silent_s(self) -> float:
-        """Host seconds since the guest last said something."""
+        """Host seconds since the last output of the guest."""
         return time.monotonic() - self.last_output
 
     def text(self) -> str:
-        """The whole log; empty where there is none yet."""
+        """The whole log; empty if it does not exist yet."""
         try:
             return self.path.read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError:
@@ -92,22 +91,22 @@ class ConsoleLog:
         return "\n".join(line.rstrip("\r") for line in self.text().splitlines()[-lines:])
 
     def findings(self) -> list[Finding]:
-        """What the kernel reported so far."""
+        """The kernel's reports so far."""
         return parse_console(self.text())
 
 
 @contextmanager
 def dialogue(path: Path, timeout_s: float = 10.0) -> Iterator[fdspawn[str]]:
-    """Talk to the guest over its serial line: ``sendline`` and ``expect``.
+    """Talk to the guest over its serial line, with ``sendline`` and ``expect``.
 
-    Only one at a time is connected to a QEMU socket: a second one waits until the first has gone.
+    A QEMU socket serves one client at a time: a second one waits until the first has disconnected.
 
     Args:
-        path: the console's socket.
-        timeout_s: what ``expect`` waits at most, unless told otherwise.
+        path: socket of the console.
+        timeout_s: default timeout of ``expect`` in seconds.
 
     Raises:
-        OSError: nobody listens there any more.
+        OSError: QEMU no longer listens on the socket.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as line:
         line.connect(str(path))

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a kernel says of itself on its console: panics, oopses, warnings, sanitizer and lock reports.
+"""Parser for the kernel's own reports on the console: panics, oopses, warnings, sanitizer and lock reports.
 
-:func:`parse_console` is strict in the way of kunit's parser: a report that begins counts, whether or not its end
-was ever printed. What is no defect is no finding: an OOM kill, a failed page allocation, a process that segfaults.
+:func:`parse_console` is as strict as kunit's parser: a report that has begun counts, even if its end was never
+printed. Messages that do not mean a kernel bug are ignored: OOM kills, failed page allocations, segfaults.
 
-The forms are those of ``lib/bug.c``, ``kernel/panic.c``, ``arch/x86/kernel/dumpstack.c``, ``mm/kasan/report.c``,
-``lib/ubsan.c``, ``kernel/locking/lockdep.c``, ``kernel/hung_task.c``, ``kernel/watchdog.c``,
+The report formats are those of ``lib/bug.c``, ``kernel/panic.c``, ``arch/x86/kernel/dumpstack.c``,
+``mm/kasan/report.c``, ``lib/ubsan.c``, ``kernel/locking/lockdep.c``, ``kernel/hung_task.c``, ``kernel/watchdog.c``,
 ``kernel/rcu/tree_stall.h``, ``mm/page_alloc.c``, ``mm/memory.c``, ``mm/slub.c`` and ``mm/kmemleak.c``.
 """
 
@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 
 from orchestrator.store.outcome import Outcome
 
-#: Most lines of one report: a lockdep report is long, an endless one (a stall that repeats) helps nobody.
+#: Most lines of one report: enough for a lockdep report, but limited in case a stall repeats endlessly.
 MAXIMUM_LINES = 400
 
 
@@ -26,11 +26,11 @@ class Finding:
     """One report of the kernel.
 
     Args:
-        outcome: ``kernel-panic`` where the kernel stopped, else ``kernel-bug``.
-        title: normalised, so that two reports of one defect have one title: no addresses, PIDs or CPU numbers.
-        text: the whole report, with the console's timestamps.
-        line: the number of the console log's line where it begins; the first is 1.
-        count: how many reports had this title; `text` and `line` are the first one's.
+        outcome: ``kernel-panic`` if the kernel stopped, else ``kernel-bug``.
+        title: normalised title without addresses, PIDs or CPU numbers, so that reports of one bug share a title.
+        text: the whole report, with the timestamps of the console.
+        line: line number in the console log where it begins, from 1.
+        count: number of reports with this title; `text` and `line` are those of the first one.
     """
 
     outcome: Outcome
@@ -50,14 +50,14 @@ class _Line:
 
 @dataclass(frozen=True)
 class _Kind:
-    """A way in which a report begins, and how its title is made from that line and the whole report."""
+    """A pattern for the first line of a report, and how to make its title from that line and the whole report."""
 
     pattern: re.Pattern[str]
     title: Callable[[re.Match[str], Sequence[str]], str]
     outcome: Outcome = Outcome.KERNEL_BUG
-    #: "trace": a few lines, then call traces. "prose": much text first (lockdep). "line": nothing but this line.
+    #: "trace": a few lines, then call traces. "prose": much text first (lockdep). "line": only this line.
     #: "box": it ends with a line of equals signs. "panic": it ends with "---[ end Kernel panic", or with the log.
-    #: "slub": a trace, and behind it the warning that newer kernels' SLUB makes of its own reports.
+    #: "slub": a trace, followed by the warning that SLUB in newer kernels raises for its own reports.
     shape: str = "trace"
 
 
@@ -66,12 +66,12 @@ _RIP = re.compile(r"RIP: [0-9a-f]{4}:(?P<function>[\w.]+)\+0x")
 _FRAME = re.compile(r"^ (?:\[<[0-9a-f]+>\] )?(?P<function>[\w.]+)\+0x[0-9a-f]+/0x[0-9a-f]+")
 _SYMBOL = re.compile(r"(?P<function>[\w.]+)\+0x[0-9a-f]+(?:/0x[0-9a-f]+)?")
 
-# What stands above the function at fault in a trace: the machinery that reports.
+# Functions above the faulty one in a trace: those that print the report.
 _REPORTERS = re.compile(
     r"^(?:dump_stack|show_stack|show_regs|__?warn|report_bug|handle_bug|exc_|asm_|panic|oops_|die|page_fault|"
     r"bad_page|dump_page|__might_|print_|kasan_|__kasan|__asan|check_|lockdep_|__lock_acquire|lock_acquire|"
     r"sched_show_task|__ubsan|ubsan_|nmi_|watchdog|rcu_|free_page_is_bad|should_fail|"
-    # Where a task sleeps says little; who put it to sleep says it.
+    # Not the function in which a task sleeps, but its caller identifies the fault.
     r"__schedule|schedule|io_schedule|context_switch|do_wait|wait_for_|__wait_|__mutex|mutex_|ww_mutex|down_|__down|"
     r"rwsem_|_raw_|__raw_|queued_spin|native_queued|rt_mutex|folio_wait|bit_wait|out_of_line_wait|do_task_dead)"
 )
@@ -95,7 +95,7 @@ _END_OF_TRACE = re.compile(r"---\[ end trace [0-9a-f]+ \]---")
 _END_OF_PANIC = re.compile(r"---\[ end Kernel panic")
 _CUT_HERE = re.compile(r"-+\[ cut here \]-+")
 _RULE = re.compile(r"[=-]{20,}$")
-# What dump_page() of VM_BUG_ON_PAGE() (mm/debug.c) and SLUB print above their headline.
+# Lines that dump_page() of VM_BUG_ON_PAGE() (mm/debug.c) and SLUB print before their headline.
 _PRELUDE = re.compile(
     r"list_\w+ corruption|\[[A-Z][\w ]+\] 0x|"
     r"page: ?\S*:| *page:|head:|flags:|raw:|memcg:|aops:|(?:anon|file|ksm) flags|page_type:|"
@@ -151,7 +151,7 @@ def _lockdep_title(match: re.Match[str], report: Sequence[str]) -> str:
 
 
 def _slub_title(match: re.Match[str], report: Sequence[str]) -> str:
-    # The kind of damage stands in brackets, above or below the headline.
+    # The kind of damage is in brackets, above or below the headline.
     damage = next((found[1] for line in report if (found := re.match(r"\[(\D+?)\] 0x", line))), match["what"])
     return f"SLUB: {_normalise(damage)} in {match['cache']}"
 
@@ -167,7 +167,7 @@ _LOCKDEP = (
     r"|lock held when returning to user space!?|.* still has locks held!?|Invalid wait context"
 )
 
-#: In this order: the first that matches a line names it.
+#: Ordered: the first that matches a line determines the kind of the report.
 _KINDS = (
     _Kind(
         re.compile(r"Kernel panic - not syncing: ?(?P<what>.*)"),
@@ -254,26 +254,26 @@ _KINDS = (
     ),
 )
 
-# Lines that only occur inside a report that has begun.
+# Lines that only occur within a report.
 _INNER_OOPS = re.compile(r"(?:Oops: |.*: )[0-9a-f]{4,} \[#\d+\]|Oops: ")
 
 
 def parse_console(text: str) -> list[Finding]:
-    """Everything the kernel reported, in the order of the log.
+    """All reports of the kernel, in the order of the log.
 
-    A panic that follows from a report (``panic_on_oops``, an oops in an interrupt, ``panic_on_warn``) is one finding
-    with it: the title names the cause, the outcome is ``kernel-panic``.
+    A panic caused by an earlier report (``panic_on_oops``, an oops in an interrupt, ``panic_on_warn``) is merged with
+    it into one finding: the title names the cause, and the outcome is ``kernel-panic``.
 
     Args:
-        text: a console log; it may be cut off anywhere, and user space may have written between the lines.
+        text: a console log; it may be truncated anywhere, and user space may have written between the lines.
 
     Returns:
-        one finding a title, in the order in which they first occur.
+        One finding per title, in the order of first occurrence.
     """
     lines = _kernel_lines(text)
     findings: list[Finding] = []
     position = 0
-    ends_at = -1  # index behind the last report
+    ends_at = -1  # index after the last report
     while position < len(lines):
         begun = _begins(lines[position].body)
         if begun is None:
@@ -291,7 +291,7 @@ def parse_console(text: str) -> list[Finding]:
 
 
 def _folded(findings: Sequence[Finding]) -> list[Finding]:
-    """One finding a title: a defect that is hit a thousand times is one defect."""
+    """One finding per title: a bug that is hit a thousand times is one bug."""
     folded: dict[tuple[Outcome, str], Finding] = {}
     for finding in findings:
         key = finding.outcome, finding.title
@@ -303,7 +303,7 @@ def _kernel_lines(text: str) -> list[_Line]:
     # Lines end with CR LF on a serial port; a lone CR is a progress bar of user space.
     raw = [line.rstrip("\r") for line in text.split("\n")]
     stamped = [_PREFIX.search(line) for line in raw]
-    # With timestamps in the log, a line without one was written by user space, which may say "BUG:" as it likes.
+    # If the log has timestamps, lines without one are from user space, where "BUG:" means nothing.
     trusted = any(stamped)
     lines = []
     for number, (line, prefix) in enumerate(zip(raw, stamped, strict=True), start=1):
@@ -325,7 +325,7 @@ def _begins(body: str) -> tuple[_Kind, re.Match[str]] | None:
 
 
 def _first_line(lines: Sequence[_Line], position: int, floor: int) -> int:
-    """Where the report really begins: at its ruler, its ``cut here``, or the page that was dumped before it."""
+    """The real start of a report: its ruler, its ``cut here`` line, or the page dump before it."""
     first = position
     lowest = max(floor, 0)
     back = position - 1
@@ -334,7 +334,7 @@ def _first_line(lines: Sequence[_Line], position: int, floor: int) -> int:
         if _CUT_HERE.match(body):
             first = back
             back -= 1
-            # The dumped page stands above even that.
+            # The page dump comes before that line.
             while back >= lowest and _PRELUDE.match(lines[back].body):
                 first = back
                 back -= 1
@@ -348,12 +348,12 @@ def _first_line(lines: Sequence[_Line], position: int, floor: int) -> int:
 
 
 def _end(lines: Sequence[_Line], position: int, kind: _Kind) -> int:
-    """The index behind the report's last line."""
+    """The index after the last line of the report."""
     if kind.shape == "line":
         return position + 1
     limit = min(len(lines), position + MAXIMUM_LINES)
     traced = False
-    certain = position + 1  # behind the last line that is surely of this report
+    certain = position + 1  # after the last line that certainly belongs to this report
     for index in range(position + 1, limit):
         body = lines[index].body
         if kind.shape == "panic":
@@ -386,7 +386,7 @@ def _another(body: str, kind: _Kind) -> bool:
     begun = _begins(body)
     if begun is None:
         return False
-    # "BUG: unable to handle page fault", "kernel BUG at" and their like are followed by their own "Oops:" line.
+    # "BUG: unable to handle page fault", "kernel BUG at" and similar are followed by their own "Oops:" line.
     return not _INNER_OOPS.match(body) and begun[0] is not kind
 
 
@@ -397,7 +397,7 @@ def _finding(lines: Sequence[_Line], kind: _Kind, match: re.Match[str], first: i
 
 
 def _follows(lines: Sequence[_Line], ends_at: int, position: int) -> bool:
-    """Whether the panic at `position` comes of the report that ended just above: nothing else lies between."""
+    """Whether the panic at `position` was caused by the previous report: nothing else is between them."""
     between = lines[ends_at:position]
     return len(between) <= 60 and all(_CONTINUATION.match(line.body) for line in between)
 
@@ -413,7 +413,7 @@ def _caused(cause: Finding, panic: Finding) -> Finding:
 
 
 def _function_at_fault(report: Sequence[str]) -> str | None:
-    """The function of the first ``RIP:``, else the first of the trace that is not machinery of the report."""
+    """The function in the first ``RIP:`` line, else the first one in the trace outside of the reporting code."""
     for line in report:
         if found := _RIP.search(line):
             return found["function"]
@@ -427,7 +427,7 @@ def _frames(report: Sequence[str]) -> Iterator[str]:
 
 
 def _normalise(text: str) -> str:
-    """Take out what differs from one occurrence of a defect to the next."""
+    """Remove everything that differs between two occurrences of a bug."""
     text = _SYMBOL.sub(lambda match: match["function"], text)
     text = re.sub(r"\b0x[0-9a-f]+\b|\b[0-9a-f]{8,16}\b", "X", text)
     text = re.sub(r"\bCPU ?#?\d+", "CPU", text)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A machine: one QEMU process with a guest in it, watched from its start to its end.
+"""A machine: one QEMU process with a guest in it, supervised from its start to its end.
 
-A guest that panics, a QEMU that dies and a boot that hangs are noticed by a supervising thread within a fraction of a
-second, and told to whoever waits (:meth:`Machine.boot`, :meth:`Machine.watch`, :meth:`Machine.on_failure`).
+A supervising thread notices a panic of the guest, the death of QEMU or a hanging boot within a fraction of a second,
+and reports it through :meth:`Machine.boot`, :meth:`Machine.watch` and :meth:`Machine.on_failure`.
 """
 
 from __future__ import annotations
@@ -35,38 +35,40 @@ from orchestrator.machine.qmp import Qmp, QmpError
 from orchestrator.machine.topology import Topology
 from orchestrator.store.outcome import Outcome
 
-#: How often the supervisor looks, in seconds; what it costs is unmeasurable, and it bounds how late a panic is seen.
+#: Seconds between two checks of the supervisor: the longest delay before a panic is noticed. The cost is negligible.
 POLL_S = 0.05
-#: How long the rest of a panic's report is waited for once its first line is there.
+#: Seconds to wait for the rest of a panic report after its first line.
 PANIC_GRACE_S = 0.5
-#: How long a workload may go on after an oops, where that was asked for: it may end by itself, and say how.
+#: Seconds that a workload may continue after an oops, with `end_after_oops`: it may still end and report by itself.
 OOPS_GRACE_S = 10.0
-#: QEMU allocates nothing before it connects to us: this only bounds an overloaded host.
+#: Seconds that the supervisor may take to judge a QEMU that has ended.
+_LAST_WORDS_S = 5.0
+#: QEMU connects before it allocates anything, so only an overloaded host takes this long.
 START_TIMEOUT_S = 60.0
-#: Longest path of a Unix socket, unix(7): sun_path has 108 bytes with its end.
+#: Longest path of a Unix socket (unix(7)): sun_path has 108 bytes including the terminating null.
 SOCKET_PATH_BYTES = 107
 
-#: Before the caller's own words, so that those win.
+#: Kernel parameters that come before those of the caller, so that the caller's take precedence.
 CMDLINE = (
     "console=ttyS0,115200",
-    "earlyprintk=ttyS0,115200",  # a panic before the console is up would be mute
-    "panic=-1",  # reset at once, which -no-reboot makes an end
-    "printk.time=1",  # tells the kernel's lines from user space's
-    "sysrq_always_enabled",  # so that a hung guest can be asked where it hangs
+    "earlyprintk=ttyS0,115200",  # without it a panic before the console is up prints nothing
+    "panic=-1",  # reset at once, at which -no-reboot makes QEMU exit
+    "printk.time=1",  # tells lines of the kernel from those of user space
+    "sysrq_always_enabled",  # to find out where a hung guest hangs
 )
 
 _USERNET = re.compile(r"TCP\[HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(?P<port>\d+)\s")
-# States that a guest does not leave again (RunState of the QEMU QMP Reference Manual).
+# States that a guest never leaves (RunState in the QEMU QMP Reference Manual).
 _DEAD_STATES = ("internal-error", "io-error", "guest-panicked")
 
 
-class MachineFailure(Exception):  # noqa: N818 - it is a value of the experiment, no error of ours
-    """The guest did something that ends its cell.
+class MachineFailure(Exception):  # noqa: N818 - a result of the experiment, not an error of the tool
+    """The machine failed in a way that ends the cell.
 
     Args:
-        outcome: ``boot-failed``, ``kernel-panic``, ``kernel-bug`` (it reported a bug and then did not come up),
+        outcome: ``boot-failed``, ``kernel-panic``, ``kernel-bug`` (the kernel reported a bug and did not come up),
             ``lost`` or ``timeout``.
-        evidence: one line that says what happened, then the console's or QEMU's own words.
+        evidence: one line that says what happened, followed by output of the console or of QEMU.
     """
 
     def __init__(self, outcome: Outcome, evidence: str) -> None:
@@ -86,29 +88,29 @@ class Sockets:
     """The Unix sockets of one machine, in a private directory.
 
     Args:
-        directory: its mode is 0700; gone when the machine is closed.
+        directory: has mode 0700; removed when the machine is closed.
     """
 
     directory: Path
 
     @property
     def qmp(self) -> Path:
-        """QEMU's control socket; we listen on it."""
+        """QEMU's control socket; QEMU connects to it."""
         return self.directory / "qmp"
 
     @property
     def monitor(self) -> Path:
-        """The human monitor, for a person."""
+        """The human monitor, for interactive use."""
         return self.directory / "monitor"
 
     @property
     def console(self) -> Path:
-        """The serial console, for a person or :func:`orchestrator.machine.console.dialogue`."""
+        """The serial console, for interactive use or :func:`orchestrator.machine.console.dialogue`."""
         return self.directory / "console"
 
     @property
     def gdb(self) -> Path:
-        """The gdb stub, where there is one."""
+        """The gdb stub, if there is one."""
         return self.directory / "gdb"
 
 
@@ -126,10 +128,10 @@ def qemu_argv(
     """The command line of QEMU (qemu(1)).
 
     Args:
-        cmdline: words of the kernel's command line, behind :data:`CMDLINE`.
-        console_log: QEMU writes it.
-        gdb: serve gdb on :attr:`Sockets.gdb`; the kernel is then told to stay where it was linked.
-        wait_for_gdb: do not start the CPUs; gdb lets them go.
+        cmdline: kernel parameters, appended to :data:`CMDLINE`.
+        console_log: file that QEMU writes the console output to.
+        gdb: serve gdb on :attr:`Sockets.gdb`, and boot the kernel with nokaslr.
+        wait_for_gdb: do not start the CPUs until gdb continues.
     """
     words = [*CMDLINE, *(["nokaslr", "panic=0"] if gdb else []), *cmdline]
     console = f"socket,id=console,path={_escaped(sockets.console)}"
@@ -137,17 +139,17 @@ def qemu_argv(
         *(QEMU, "-nodefaults", "-no-user-config", "-display", "none"),
         *("-machine", "q35", *accelerator.qemu_arguments, *topology.qemu_arguments()),
         *("-kernel", str(bzimage), "-initrd", str(initramfs), "-append", " ".join(words)),
-        # A reset ends QEMU; a panic does not, so that the kernel can say all it has to say and resets itself.
+        # A reset ends QEMU; a panic does not, so that the kernel can print its whole report before it resets itself.
         *("-no-reboot", "-action", "panic=none"),
         *("-chardev", f"socket,id=qmp,path={_escaped(sockets.qmp)}", "-mon", "chardev=qmp,mode=control"),
         *("-chardev", f"socket,id=monitor,path={_escaped(sockets.monitor)},server=on,wait=off"),
         *("-mon", "chardev=monitor,mode=readline"),
         *("-chardev", ",".join([console, "server=on,wait=off", f"logfile={_escaped(console_log)}"])),
         *("-serial", "chardev:console"),
-        # QEMU chooses a free port itself, so that no two machines can ask for one; restrict=on: no way out.
+        # QEMU chooses a free port, so that two machines never conflict. restrict=on: no access to the network.
         *("-netdev", "user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:0-:22"),
         *("-device", "virtio-net-pci,netdev=net,romfile="),
-        # Without it, sshd waits long for entropy.
+        # Without it, sshd waits a long time for entropy.
         *("-device", "virtio-rng-pci"),
         *("-device", "pvpanic"),
     ]  # fmt: skip
@@ -164,25 +166,25 @@ def qemu_argv(
 
 
 class Machine:
-    """A machine, from QEMU's start to its end; a context manager that leaves nothing behind.
+    """A machine, from QEMU's start to its end; a context manager that cleans up completely.
 
-    QEMU starts when the block is entered and dies with this process, however that ends: it is started by a thread
-    that lives as long as it does (see :mod:`orchestrator.process`), so the caller's own thread may come and go.
+    QEMU starts when the block is entered and dies with this process, however that ends. It is started by a thread
+    that lives as long as QEMU (see :mod:`orchestrator.process`), so it does not depend on the caller's thread.
 
     Args:
-        bzimage, initramfs: what is booted.
-        topology: the nodes.
-        accelerator: how it is executed.
-        cmdline: further words of the kernel's command line; the last of a kind wins.
-        log_dir: gets ``console.log``, ``qemu.log`` (command line and stderr) and ``machine.json`` (how to reach
-            the live guest: SSH port, sockets, PID).
+        bzimage, initramfs: kernel and initramfs to boot.
+        topology: NUMA topology.
+        accelerator: accelerator to use.
+        cmdline: more kernel parameters; if one is given twice, the last one counts.
+        log_dir: directory for ``console.log``, ``qemu.log`` (command line and stderr) and ``machine.json`` (how to
+            reach the running guest: SSH port, sockets, PID).
         gdb: serve gdb; see :attr:`gdb_socket`.
-        wait_for_gdb: as `gdb`, and the CPUs stand still until gdb continues.
-        events: told of the boot.
-        ready_mark: what the guest prints on a line of its own once it is up.
+        wait_for_gdb: like `gdb`, but the CPUs do not start until gdb continues.
+        events: receives the progress of the boot.
+        ready_mark: line that the guest prints when it is up.
 
     Raises:
-        MachineFailure: QEMU did not start; the evidence is what it printed.
+        MachineFailure: QEMU did not start; the evidence is its output.
         InfrastructureError: QEMU is not installed.
     """
 
@@ -270,37 +272,46 @@ class Machine:
 
     @property
     def gdb_socket(self) -> Path | None:
-        """Where gdb connects, or None where this machine does not serve it."""
+        """The socket that gdb connects to; None if the machine does not serve gdb."""
         return self.sockets.gdb if self._gdb else None
 
     @property
     def pid(self) -> int:
-        """QEMU's process."""
+        """Process ID of QEMU."""
         assert self._process is not None, "the machine has not been started"
         return self._process.pid
 
     @property
     def alive(self) -> bool:
-        """Whether QEMU runs and the guest in it has not failed."""
+        """Whether QEMU runs and the guest has not failed."""
         return self._process is not None and self._process.poll() is None and self._failure is None
 
     @property
+    def failure(self) -> MachineFailure | None:
+        """How QEMU or the guest in it has ended; None while it runs, and where it was only closed."""
+        with self._changed:
+            has_ended = self._process is not None and self._process.poll() is not None
+            if has_ended:  # the supervisor sees that a moment later, and reads its last words
+                self._changed.wait_for(lambda: self._failure is not None or self._closing, _LAST_WORDS_S)
+            return self._failure
+
+    @property
     def switched_off(self) -> bool:
-        """Whether the guest has ended by its own wish."""
+        """Whether the guest has shut itself down."""
         return not self.alive and self._shutdown_reason == "guest-shutdown"
 
     def boot(self, timeout_s: float) -> float:
-        """Wait until the guest says that it is up.
+        """Wait until the guest is up.
 
         Args:
-            timeout_s: host seconds since QEMU's start. With icount they have nothing to do with the guest's.
+            timeout_s: time limit in host seconds since the start of QEMU. With icount, guest time is unrelated.
 
         Returns:
-            host seconds from QEMU's start to the guest's word.
+            Host seconds from the start of QEMU until the guest was up.
 
         Raises:
-            MachineFailure: at once on a panic or on QEMU's death, else when the time is up; in that case the
-                guest was asked where its CPUs are and which tasks are blocked, and its answer is in the log.
+            MachineFailure: at once on a panic or if QEMU dies, else after the timeout. In that case backtraces of
+                all CPUs and the blocked tasks of the guest are in the console log.
         """
         deadline = self._began + timeout_s
         with self._events.step(f"boot {self.log_dir.name}", part=True):
@@ -316,11 +327,11 @@ class Machine:
             return time.monotonic() - self._began
 
     def watch(self, within_s: float = 0.0) -> None:
-        """Return where all is well.
+        """Raise if the machine has failed; else return.
 
         Args:
-            within_s: wait so many seconds for a failure. A connection to a guest breaks a moment before the
-                machine knows why: one second turns "lost" into the reason.
+            within_s: host seconds to wait for a failure. A connection to the guest breaks a moment before the
+                machine knows why.
 
         Raises:
             MachineFailure: the guest panicked, QEMU died or stopped the guest, or the machine was closed.
@@ -333,10 +344,22 @@ class Machine:
         if self._closing:
             raise MachineFailure(Outcome.LOST, "the machine was closed")
 
-    def on_failure(self, callback: FailureHandler) -> None:
-        """Have `callback` called with the failure, once, when the machine fails; at once where it already has.
+    def why(self, within_s: float = 0.0) -> MachineFailure | None:
+        """The reason for which the machine has failed or was closed; None where all is well.
 
-        It is called on the supervising thread and must not block. It is not called when the machine is closed.
+        Args:
+            within_s: see :meth:`watch`.
+        """
+        try:
+            self.watch(within_s)
+        except MachineFailure as failure:
+            return failure
+        return None
+
+    def on_failure(self, callback: FailureHandler) -> None:
+        """Call `callback` with the failure, once, when the machine fails; at once if it has failed already.
+
+        It is called in the supervising thread and must not block. It is not called when the machine is closed.
         """
         with self._changed:
             if self._failure is None:
@@ -346,27 +369,27 @@ class Machine:
         callback(failure)
 
     def end_after_oops(self, grace_s: float = OOPS_GRACE_S) -> None:
-        """From now on, an oops is the machine's failure some host seconds later.
+        """From now on, treat an oops as a failure of the machine after `grace_s` host seconds.
 
-        The task that died may have held a lock that everything else waits for. A person who looks at the guest wants
-        it as it is; a workload would wait until its time is up.
+        The task that died may have held a lock that everything else waits for, and a workload would then run into its
+        timeout. In interactive use the guest should stay as it is.
         """
         self._oops_grace_s = grace_s
 
     def findings(self) -> list[Finding]:
-        """What the kernel reported on the console so far."""
+        """The kernel's reports on the console so far."""
         return self.console.findings()
 
     def ask_where(self, keys: str = "lw", settle_s: float = 1.0) -> None:
-        """Have the guest's kernel print where it is, by SysRq over the serial line (sysrq.rst).
+        """Make the guest's kernel print what it is doing, with SysRq over the serial line (sysrq.rst).
 
         Args:
             keys: ``l`` backtraces of all CPUs, ``w`` blocked tasks, ``t`` all tasks, ``m`` memory.
-            settle_s: wait until the console has been silent for so many seconds, at most ten times that.
+            settle_s: wait until the console has been silent for this many host seconds, at most ten times that.
         """
         for key in keys:
             with contextlib.suppress(OSError, QmpError), dialogue(self.sockets.console) as line:
-                # A socket cannot carry the break that SysRq begins with: QEMU sends it.
+                # A socket cannot transmit the break that starts SysRq, so QEMU sends it.
                 self.qmp.execute("chardev-send-break", {"id": "console"})
                 line.send(key)
                 time.sleep(min(0.2, settle_s))
@@ -375,7 +398,7 @@ class Machine:
             time.sleep(POLL_S)
 
     def close(self) -> None:
-        """End QEMU and remove the sockets; harmless when repeated, and from any thread."""
+        """End QEMU and remove the sockets. May be called repeatedly, and from any thread."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()
@@ -398,7 +421,7 @@ class Machine:
                 if self.ssh_port:
                     self._describe(alive=False)
 
-    # --- the start ---------------------------------------------------------------------------------------------
+    # --- start -------------------------------------------------------------------------------------------------
 
     def _start(self) -> None:
         process.require(QEMU)
@@ -414,9 +437,11 @@ class Machine:
             found = _USERNET.search(self._qmp.monitor("info usernet"))
         except QmpError as error:
             self.watch(within_s=2.0)
-            raise MachineFailure(Outcome.BOOT_FAILED, f"QEMU does not answer: {error}") from error
+            raise MachineFailure(Outcome.LOST, f"QEMU does not answer: {error}") from error
         if found is None:
-            raise InfrastructureError("QEMU does not say which port it forwards to the guest.", self.qemu_log)
+            raise InfrastructureError(
+                "QEMU does not report which port it forwards to the guest.", self.qemu_log
+            )
         self.ssh_port = int(found["port"])
         self._describe(alive=True)
 
@@ -427,20 +452,20 @@ class Machine:
                 raise self._start_error
             self.watch()
             if time.monotonic() > deadline:
-                raise MachineFailure(Outcome.BOOT_FAILED, f"QEMU did not start within {START_TIMEOUT_S:g} s")
+                raise MachineFailure(Outcome.LOST, f"QEMU did not start within {START_TIMEOUT_S:g} s")
 
     def _connected(self) -> bool:
         try:
             return self.qmp.accept(POLL_S)
         except QmpError as error:
-            # It connected, and ended over an option it came to later; the supervisor knows its words.
+            # It connected and then failed on a later option; the supervisor has its message.
             self.watch(within_s=2.0)
             raise InfrastructureError(
                 f"QEMU's control socket does not work: {error}.", self.qemu_log
             ) from error
 
     def _describe(self, alive: bool) -> None:
-        """Leave what a person or another program needs to reach the guest."""
+        """Write what a user or another program needs to reach the guest."""
         facts = {
             "alive": alive,
             "pid": self.pid,
@@ -465,7 +490,7 @@ class Machine:
             with self.qemu_log.open("wb") as stderr:
                 stderr.write(f"$ {shlex.join(self._argv)}\n".encode())
                 stderr.flush()
-                # Here, not in the caller's thread: QEMU dies with the thread that starts it.
+                # Not in the caller's thread, since QEMU dies with the thread that starts it.
                 self._process = process.spawn(self._argv, stdout=stderr, stderr=stderr)
         except BaseException as error:
             self._start_error = error
@@ -473,7 +498,7 @@ class Machine:
         while self._process.poll() is None:
             self._look()
             time.sleep(POLL_S)
-        # What it wrote last.
+        # Read the last output.
         self._look()
         if self._failure is None and not self._closing:
             self._fail(self._ended(self._process.returncode))
@@ -514,11 +539,11 @@ class Machine:
         self.console.poll()
 
     def _heard(self, event: str, data: Mapping[str, Any]) -> None:
-        """An event of QEMU, on the control socket's thread."""
+        """Handle an event of QEMU, in the thread of the control socket."""
         if event == "SHUTDOWN":
             self._shutdown_reason = str(data.get("reason", ""))
         elif event == "STOP" and self._qmp is not None:
-            # Asking from this thread would wait for itself.
+            # A query from this thread would wait for itself.
             threading.Thread(target=self._ask_state, name="machine state", daemon=True).start()
 
     def _ask_state(self) -> None:
@@ -543,7 +568,7 @@ class Machine:
         return Outcome.LOST if self._booted else Outcome.BOOT_FAILED
 
     def _judged(self, outcome: Outcome, what: str) -> MachineFailure:
-        """A failure with the kernel's own report as evidence, where it made one, else the end of its log."""
+        """A failure with the kernel's report as evidence, if there is one, else the end of the log."""
         findings = self.findings()
         worst = next(
             (f for f in findings if f.outcome is Outcome.KERNEL_PANIC), findings[0] if findings else None
@@ -560,22 +585,25 @@ class Machine:
             how = (
                 f"was ended by signal {-returncode}" if returncode < 0 else f"ended with status {returncode}"
             )
-            # Nobody but the kernel sends SIGKILL unasked: the reader should look at the host's memory first.
+            # An unexpected SIGKILL usually comes from the OOM killer of the host.
             short = (
-                "; the host's dmesg tells whether it ran out of memory"
+                "; the host's dmesg shows whether it ran out of memory"
                 if returncode == -signal.SIGKILL
                 else ""
             )
-            return MachineFailure(self._lost(), f"QEMU {how}{before}{short}\n{self._stderr()}".strip())
+            # Whatever ended QEMU (a signal, memory that it could not have), it was not the guest's kernel.
+            said = self._stderr()
+            last = f": {said.splitlines()[-1]}" if said else ""
+            return MachineFailure(Outcome.LOST, f"QEMU {how}{before}{short}{last}\n{said}".strip())
         who = {"guest-reset": "the guest reset itself", "guest-shutdown": "the guest switched itself off"}
         what = who.get(self._shutdown_reason, f"QEMU ended by itself {self._shutdown_reason}".strip())
         return self._judged(self._lost(), f"{what}{before}")
 
     def _hung(self, timeout_s: float) -> MachineFailure:
         said = (
-            f"last heard of {self.console.silent_s:.0f} s earlier"
+            f"its last output was {self.console.silent_s:.0f} s earlier"
             if self.console.size
-            else "it never said a word"
+            else "it never printed anything"
         )
         with contextlib.suppress(QmpError):
             said += f"; {_where(self.qmp.monitor('info registers -a'))}"
@@ -584,7 +612,7 @@ class Machine:
             self.ask_where()
         what = f"the guest was not up within {timeout_s:g} s ({said})"
         judged = self._judged(Outcome.BOOT_FAILED, what)
-        # Without a report, what it last said by itself tells more than the end of what it was made to say.
+        # Without a report, its last output before SysRq is more useful than the output of SysRq.
         return (
             MachineFailure(judged.outcome, f"{what}\n{tail}")
             if judged.outcome is Outcome.BOOT_FAILED
@@ -600,7 +628,7 @@ class Machine:
 
 
 def _private_directory() -> Path:
-    """A new directory of mode 0700 whose path is short enough for a socket in it."""
+    """Create a directory with mode 0700 and a path short enough for a socket in it."""
     for parent in (os.environ.get("XDG_RUNTIME_DIR"), tempfile.gettempdir(), "/tmp"):
         if not parent or not os.access(parent, os.W_OK | os.X_OK):
             continue
@@ -609,12 +637,12 @@ def _private_directory() -> Path:
             return directory
         directory.rmdir()
     raise InfrastructureError(
-        "no directory for QEMU's sockets: neither $XDG_RUNTIME_DIR nor /tmp can be written."
+        "no directory for QEMU's sockets: neither $XDG_RUNTIME_DIR nor /tmp is writable."
     )
 
 
 def _where(registers: str) -> str:
-    """Where the CPUs are, out of the monitor's ``info registers -a``."""
+    """What each CPU executes, from the monitor's ``info registers -a``."""
     states = re.findall(r"[RE]IP=(\w+).*?HLT=(\d)", registers, re.DOTALL)
     return ", ".join(
         f"CPU {number} {'halted ' * int(halted)}at {ip}" for number, (ip, halted) in enumerate(states)
@@ -622,5 +650,5 @@ def _where(registers: str) -> str:
 
 
 def _escaped(path: Path) -> str:
-    """A path within a QEMU option: its commas doubled."""
+    """A path in a QEMU option: with commas doubled."""
     return str(path).replace(",", ",,")

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """QEMU's control socket (QMP), for code that does not run in an event loop.
 
-The protocol is the ``qemu.qmp`` library's; it runs in an event loop on a thread of its own.
+The ``qemu.qmp`` library implements the protocol; it runs in an event loop in a separate thread.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ EventHandler = Callable[[str, Mapping[str, Any]], None]
 
 
 class QmpError(Exception):
-    """The command was refused, or QEMU is not there to answer; the message is QEMU's."""
+    """QEMU rejected the command or did not answer; the message is QEMU's, if there is one."""
 
 
 class Qmp:
-    """A control socket that we listen on and QEMU connects to, so that nothing has to wait for a file to appear.
+    """The control socket. We listen and QEMU connects, so that there is no need to wait for a socket to appear.
 
     Args:
         socket: path of the Unix socket, at most 107 bytes (unix(7)).
-        on_event: called on the event loop's thread with an event's name and data; it must not block.
+        on_event: called in the thread of the event loop with name and data of an event; it must not block.
     """
 
     def __init__(self, socket: Path, on_event: EventHandler | None = None) -> None:
-        # Here, for most commands start no machine, and the library takes a while to import.
+        # Imported here: most commands start no machine, and the import is slow.
         from qemu.qmp import QMPClient
 
         self._on_event = on_event
         self._client = QMPClient("orchestrate")
-        # The library logs each disconnection as an error; that QEMU is gone is for the machine to judge.
+        # The library logs each disconnection as an error, but only the machine knows whether it is one.
         logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="qmp", daemon=True)
@@ -48,10 +48,10 @@ class Qmp:
         """Wait until QEMU has connected.
 
         Args:
-            timeout_s: seconds; call again to wait longer.
+            timeout_s: host seconds to wait; call again to wait longer.
 
         Returns:
-            whether it has.
+            Whether it has connected.
         """
         if not hasattr(self, "_accepting"):
             self._accepting = asyncio.run_coroutine_threadsafe(self._accept(), self._loop)
@@ -66,23 +66,23 @@ class Qmp:
     def execute(
         self, command: str, arguments: Mapping[str, object] | None = None, timeout_s: float = 10.0
     ) -> Any:
-        """Run a QMP command (QEMU QMP Reference Manual) and return its answer.
+        """Run a QMP command (QEMU QMP Reference Manual) and return its result.
 
         Raises:
-            QmpError: it was refused, or QEMU did not answer within `timeout_s` seconds.
+            QmpError: QEMU rejected it, or did not answer within `timeout_s` host seconds.
         """
         return self._await(self._client.execute(command, arguments), timeout_s)
 
     def monitor(self, command: str, timeout_s: float = 10.0) -> str:
-        """Run a command of the human monitor, e.g. ``info numa``, and return what it prints.
+        """Run a command of the human monitor, e.g. ``info numa``, and return its output.
 
         Raises:
-            QmpError: as of :meth:`execute`.
+            QmpError: as for :meth:`execute`.
         """
         return str(self.execute("human-monitor-command", {"command-line": command}, timeout_s))
 
     def close(self) -> None:
-        """Disconnect and end the thread; harmless when repeated."""
+        """Disconnect and end the thread. May be called repeatedly."""
         if self._loop.is_closed():
             return
         with contextlib.suppress(Exception):
@@ -105,7 +105,7 @@ class Qmp:
     async def _disconnect(self) -> None:
         if self._listener is not None:
             self._listener.cancel()
-        with contextlib.suppress(Exception):  # the peer being gone already is what we want
+        with contextlib.suppress(Exception):  # it is fine if the peer is gone already
             await self._client.disconnect()
         pending = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
         for task in pending:

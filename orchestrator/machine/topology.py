@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The topology of a guest: its NUMA nodes, their CPUs and memory, and the distances between them.
 
-A topology is data. It is written as compact text (``4x2G``) or as a TOML table, and becomes QEMU's ``-smp``,
+A topology is written as compact text (``4x2G``) or as a TOML table, and translated to QEMU's ``-smp``,
 ``-m``, ``-object memory-backend-ram`` and ``-numa`` arguments (qemu(1)).
 """
 
@@ -15,19 +15,19 @@ from typing import Any
 
 from orchestrator.errors import UserError
 
-#: CPUs of a node where the text does not say.
+#: Default number of CPUs per node.
 DEFAULT_CPUS = 2
-#: A node's distance to itself, and to another where nothing else is said (ACPI 6.5, table SLIT).
+#: Distance of a node to itself, and default distance to other nodes (ACPI 6.5, table SLIT).
 LOCAL_DISTANCE = 10
 REMOTE_DISTANCE = 20
-#: 255 says "unreachable" in the SLIT, which Linux takes for a broken table.
+#: 255 means "unreachable" in the SLIT; Linux then rejects the table.
 MAXIMUM_DISTANCE = 254
-#: CONFIG_NODES_SHIFT and CONFIG_NR_CPUS of vm_images/kernel/base.config; QEMU has room for more.
+#: Limits by CONFIG_NODES_SHIFT and CONFIG_NR_CPUS in vm_images/kernel/base.config; QEMU supports more.
 MAXIMUM_NODES = 64
 MAXIMUM_CPUS = 64
-#: Below this, no kernel and initramfs come up.
+#: Least memory with which kernel and initramfs boot.
 MINIMUM_MEMORY_MIB = 128
-#: Host memory that a guest takes beside its own: QEMU itself, and TCG's translated code.
+#: Host memory that a guest needs in addition to its own: QEMU, and code translated by TCG.
 OVERHEAD_MIB = 320
 
 _GROUP = re.compile(
@@ -37,7 +37,7 @@ _GROUP = re.compile(
 _SIZE = re.compile(r"(?P<size>\d+(?:\.\d+)?)\s*(?P<unit>[KMGT]?)(?:i?B)?", re.IGNORECASE)
 _UNIT_MIB = {"K": 1 / 1024, "M": 1.0, "G": 1024.0, "T": 1024.0 * 1024}
 _EXAMPLES = (
-    "examples: 4x2G (4 nodes of 2 GiB with 2 CPUs each), 2x2G/4 (4 CPUs a node), "
+    "examples: 4x2G (4 nodes of 2 GiB with 2 CPUs each), 2x2G/4 (4 CPUs per node), "
     "2x2G+1x0/1 (a third node without memory)"
 )
 
@@ -47,8 +47,8 @@ class Node:
     """One NUMA node.
 
     Args:
-        cpus: how many CPUs; 0 for a node that has only memory.
-        memory_mib: MiB of memory; 0 for a memoryless node.
+        cpus: number of CPUs; 0 for a node that has only memory.
+        memory_mib: memory in MiB; 0 for a memoryless node.
     """
 
     cpus: int
@@ -56,7 +56,7 @@ class Node:
 
     @property
     def text(self) -> str:
-        """The node as :meth:`Topology.parse` reads it, without the count."""
+        """The node in the syntax of :meth:`Topology.parse`, without a count."""
         memory = f"{self.memory_mib // 1024}G" if self.memory_mib and self.memory_mib % 1024 == 0 else None
         memory = memory or (f"{self.memory_mib}M" if self.memory_mib else "0")
         return memory if self.cpus == DEFAULT_CPUS else f"{memory}/{self.cpus}"
@@ -68,11 +68,11 @@ class Topology:
 
     Args:
         nodes: node 0 first.
-        distances: one row a node: ``distances[i][j]`` is what node *i* sees of node *j*; 10 on the diagonal,
-            11 to 254 elsewhere. It need not be symmetric. All 20 where it is left out.
+        distances: one row per node: ``distances[i][j]`` is the distance from node *i* to node *j*; 10 on the
+            diagonal, 11 to 254 elsewhere. It may be asymmetric. Default: 20 between different nodes.
 
     Raises:
-        UserError: no kernel could boot on it; the sentence names the node.
+        UserError: no kernel could boot on it; the message names the node.
     """
 
     nodes: tuple[Node, ...]
@@ -86,13 +86,13 @@ class Topology:
 
     @classmethod
     def parse(cls, text: str) -> Topology:
-        """Read ``[COUNTx]MEMORY[/CPUS]``, groups joined by ``+``; 2 CPUs a node where none are named.
+        """Parse ``[COUNTx]MEMORY[/CPUS]``, with groups joined by ``+``; the default is 2 CPUs per node.
 
         >>> Topology.parse("2x2G+1x0/1").nodes
         (Node(cpus=2, memory_mib=2048), Node(cpus=2, memory_mib=2048), Node(cpus=1, memory_mib=0))
 
         Raises:
-            UserError: it is not of this form, or no machine.
+            UserError: the syntax is wrong, or no kernel could boot on the machine.
         """
         nodes: list[Node] = []
         for group in text.split("+"):
@@ -101,7 +101,9 @@ class Topology:
                 raise UserError(f"topology {text!r}: cannot read {group.strip()!r}; {_EXAMPLES}.")
             count = int(match["count"] or 1)
             if not 1 <= count <= MAXIMUM_NODES:
-                raise UserError(f"topology {text!r}: a group has 1 to {MAXIMUM_NODES} nodes, not {count}.")
+                raise UserError(
+                    f"topology {text!r}: a group must have 1 to {MAXIMUM_NODES} nodes, not {count}."
+                )
             memory = _mib(match["size"], match["unit"], f"topology {text!r}")
             cpus = DEFAULT_CPUS if match["cpus"] is None else int(match["cpus"])
             nodes += [Node(cpus, memory)] * count
@@ -109,13 +111,13 @@ class Topology:
 
     @classmethod
     def from_table(cls, table: Mapping[str, Any]) -> Topology:
-        """Read a TOML table: ``nodes = [{cpus = 2, memory = "2G"}, …]`` and, if wanted, ``distances = [[10, …], …]``.
+        """Parse a TOML table: ``nodes = [{cpus = 2, memory = "2G"}, …]``, optionally ``distances = [[10, …], …]``.
 
         Args:
-            table: of each node, ``cpus`` may be left out (2), and ``memory`` is a size with a unit, or 0.
+            table: the table; ``cpus`` of a node defaults to 2, and ``memory`` is a size with a unit, or 0.
 
         Raises:
-            UserError: a key is unknown or a value is not of its type.
+            UserError: unknown key, or a value of the wrong type.
         """
         _known_keys(table, {"nodes", "distances"}, "topology")
         rows = table.get("nodes")
@@ -129,17 +131,17 @@ class Topology:
 
     @property
     def memory_mib(self) -> int:
-        """MiB of memory of all nodes."""
+        """Total memory of all nodes in MiB."""
         return sum(node.memory_mib for node in self.nodes)
 
     @property
     def cpus(self) -> int:
-        """CPUs of all nodes."""
+        """Total number of CPUs."""
         return sum(node.cpus for node in self.nodes)
 
     @property
     def text(self) -> str:
-        """The compact text; distances other than the default are named behind it, for people."""
+        """The compact text; followed by the distances, for display, if they are not the default."""
         groups = []
         for node_text, members in itertools.groupby(self.nodes, key=lambda node: node.text):
             groups.append(f"{len(list(members))}x{node_text}")
@@ -149,14 +151,14 @@ class Topology:
         return f"{nodes} distances " + "/".join(",".join(map(str, row)) for row in self.distances)
 
     def node_cpus(self, index: int) -> range:
-        """The CPU numbers of node `index`: they are dealt out in the order of the nodes."""
+        """The CPU numbers of node `index`; CPUs are numbered in the order of the nodes."""
         first = sum(node.cpus for node in self.nodes[:index])
         return range(first, first + self.nodes[index].cpus)
 
     def qemu_arguments(self) -> list[str]:
-        """The arguments of qemu-system-x86_64 that make this topology."""
-        # A last-level cache that spans nodes makes Linux warn (topology_sane() in arch/x86/kernel/smpboot.c),
-        # and QEMU gives each socket one: no socket may therefore span nodes.
+        """The arguments of qemu-system-x86_64 for this topology."""
+        # Linux warns about a last-level cache that spans nodes (topology_sane() in arch/x86/kernel/smpboot.c), and
+        # QEMU gives each socket such a cache, so no socket may span nodes.
         sockets = self._sockets()
         shape = f"sockets={sockets},cores={self.cpus // sockets},threads=1"
         arguments = ["-smp", f"cpus={self.cpus},maxcpus={self.cpus},{shape}", "-m", f"{self.memory_mib}M"]
@@ -177,14 +179,14 @@ class Topology:
         return arguments
 
     def check_host(self, jobs: int = 1, memory_mib: int | None = None) -> None:
-        """Refuse what does not fit this host: a host that swaps or kills QEMU measures nothing.
+        """Check that guests with this topology fit in the host's memory; a host that swaps cannot measure.
 
         Args:
-            jobs: how many such guests run at once.
-            memory_mib: MiB of host memory to be had; asked of the host where None.
+            jobs: number of guests that run at once.
+            memory_mib: available host memory in MiB; None to determine it.
 
         Raises:
-            UserError: the sum does not fit; the sentence names the figures.
+            UserError: they do not fit; the message has the numbers.
         """
         available = memory_mib if memory_mib is not None else available_mib()
         needed = jobs * (self.memory_mib + OVERHEAD_MIB)
@@ -206,18 +208,24 @@ class Topology:
 
     def _check_nodes(self) -> None:
         if not 1 <= len(self.nodes) <= MAXIMUM_NODES:
-            raise UserError(f"topology: 1 to {MAXIMUM_NODES} nodes are possible, not {len(self.nodes)}.")
+            raise UserError(
+                f"topology: the number of nodes must be 1 to {MAXIMUM_NODES}, not {len(self.nodes)}."
+            )
         for index, node in enumerate(self.nodes):
             if node.cpus < 0 or node.memory_mib < 0:
-                raise UserError(f"topology: node {index} has a negative number of CPUs or of MiB.")
+                raise UserError(f"topology: node {index} has a negative number of CPUs or amount of memory.")
             if not node.cpus and not node.memory_mib:
-                raise UserError(f"topology: node {index} has neither CPUs nor memory; give it one of them.")
+                raise UserError(
+                    f"topology: node {index} has neither CPUs nor memory; give it at least one of them."
+                )
         if not 1 <= self.cpus <= MAXIMUM_CPUS:
-            raise UserError(f"topology: 1 to {MAXIMUM_CPUS} CPUs are possible in all, not {self.cpus}.")
+            raise UserError(
+                f"topology: the total number of CPUs must be 1 to {MAXIMUM_CPUS}, not {self.cpus}."
+            )
         if self.memory_mib < MINIMUM_MEMORY_MIB:
             raise UserError(
-                f"topology: {self.memory_mib} MiB of memory in all is too little to boot; "
-                f"give it {MINIMUM_MEMORY_MIB} MiB or more."
+                f"topology: {self.memory_mib} MiB of memory in total is too little to boot; "
+                f"use at least {MINIMUM_MEMORY_MIB} MiB."
             )
 
     def _check_distances(self) -> None:
@@ -273,7 +281,7 @@ def _node(index: int, row: object) -> Node:
 def _known_keys(table: Mapping[str, Any], known: Iterable[str], where: str) -> None:
     unknown = sorted(set(table) - set(known))
     if unknown:
-        raise UserError(f"{where}: unknown key {unknown[0]!r}; known are {', '.join(sorted(known))}.")
+        raise UserError(f"{where}: unknown key {unknown[0]!r}; the keys are {', '.join(sorted(known))}.")
 
 
 def _is_matrix(value: object) -> bool:
@@ -287,7 +295,7 @@ def _is_matrix(value: object) -> bool:
 
 
 def available_mib() -> int:
-    """MiB of memory that this host can give away without swapping."""
+    """Memory in MiB that this host has available without swapping."""
     import psutil
 
     return int(psutil.virtual_memory().available) // (1024 * 1024)

@@ -17,61 +17,29 @@ import tempfile
 import threading
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from orchestrator import __version__
 from orchestrator.errors import UserError
+from orchestrator.store.manifest import FILE, Manifest, PlannedCell, Role, check_plan, read_manifest
+from orchestrator.store.observation import Observation, Sample
 from orchestrator.store.outcome import Outcome
-from orchestrator.store.version import SCHEMA_VERSION
 
 # pandas and pyarrow take half a second to import, which commands that read no table should not wait for: what needs
 # them is in orchestrator.store.tables, and imported where it is used.
 if TYPE_CHECKING:
     import pandas as pd
 
-MANIFEST = "run.json"
 _PARTS = "parts"
 _LOGS = "logs"
 _LOCK = ".lock"
 _NO_END = "no end was recorded"
 _TIMED_NAME = re.compile(r"\d{8}T\d{6}Z-")
-_PLANNED_KEYS = ("cell", "variant", "role", "workload", "repetition", "seed")
-
-
-class ObservationLike(Protocol):
-    """One value of one metric, in `unit`."""
-
-    @property
-    def metric(self) -> str: ...  # noqa: D102
-    @property
-    def unit(self) -> str: ...  # noqa: D102
-    @property
-    def value(self) -> float: ...  # noqa: D102
-
-
-class SampleLike(Protocol):
-    """One reading of one counter; see :data:`orchestrator.store.schema.SAMPLES`."""
-
-    @property
-    def guest_s(self) -> float: ...  # noqa: D102
-    @property
-    def host_s(self) -> float: ...  # noqa: D102
-    @property
-    def phase(self) -> str: ...  # noqa: D102
-    @property
-    def source(self) -> str: ...  # noqa: D102
-    @property
-    def node(self) -> int | None: ...  # noqa: D102
-    @property
-    def counter(self) -> str: ...  # noqa: D102
-    @property
-    def value(self) -> int: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -79,26 +47,38 @@ class CellRow:
     """How one cell ended.
 
     Args:
-        cell: its id, ``<variant>.<workload>.<repetition>``.
-        role: ``baseline``, ``control`` or ``patched``.
+        planned: the cell.
         evidence: for a person; empty where the outcome is ok.
         boot_s, run_s, total_s: host seconds of the boot, of the workload and of everything; None where it did
             not come to that.
         started_utc: ISO 8601.
     """
 
-    cell: str
-    variant: str
-    role: str
-    workload: str
-    repetition: int
-    seed: int
+    planned: PlannedCell
     outcome: Outcome
     evidence: str = ""
     boot_s: float | None = None
     run_s: float | None = None
     total_s: float | None = None
     started_utc: str | None = None
+
+    @property
+    def cell(self) -> str:
+        """Id of the cell."""
+        return self.planned.cell
+
+    def to_dict(self) -> dict[str, Any]:
+        """One flat row, as :data:`schema.CELLS`."""
+        own = {key: value for key, value in vars(self).items() if key != "planned"}
+        return {**asdict(self.planned), "role": self.planned.role.value, **own, "outcome": self.outcome.value}
+
+    @classmethod
+    def from_dict(cls, row: Mapping[str, Any]) -> CellRow:
+        """The row that :meth:`to_dict` gave."""
+        names = {each.name for each in fields(PlannedCell)}
+        planned = {**{name: row[name] for name in names}, "role": Role(row["role"])}
+        own = {key: value for key, value in row.items() if key not in names}
+        return cls(**{**own, "planned": PlannedCell(**planned), "outcome": Outcome(row["outcome"])})
 
 
 class RunWriter:
@@ -107,44 +87,40 @@ class RunWriter:
     Made by :meth:`create` or :meth:`reopen`. It holds the directory's lock until :meth:`finish`.
     """
 
-    def __init__(self, path: Path, manifest: dict[str, Any], lock: FileLock) -> None:
+    def __init__(self, path: Path, manifest: Manifest, lock: FileLock) -> None:
         self.path = path
         self._manifest = manifest
-        self._planned = {str(entry["cell"]): entry for entry in manifest["cells"]}
+        self._planned = {entry.cell: entry for entry in manifest.cells}
         self._lock = lock
         self._mutex = threading.Lock()
         self._attempt: dict[str, int] = {}
         self._begun: set[str] = set()
 
     @classmethod
-    def create(cls, results: Path, name: str, manifest: Mapping[str, Any]) -> RunWriter:
+    def create(cls, results: Path, name: str, manifest: Manifest) -> RunWriter:
         """Make ``<results>/<UTC time>-<name>/`` with its ``run.json``.
 
         Args:
             results: made where it does not exist.
             name: characters that do not belong in a directory name become ``-``.
-            manifest: what ``run.json`` says; ``cells`` lists the planned cells as tables with the keys cell,
-                variant, role, workload, repetition and seed. Schema version, version of the tool, time and
-                (from ``command``) the line that repeats the run are added.
+            manifest: what ``run.json`` says; the directory's name, the time and the command as one line for a shell
+                are added.
         """
         now = datetime.now(UTC)
         plain = re.sub(r"[^A-Za-z0-9@=,_+.-]+", "-", name).strip("-.")[:80] or "run"
+        check_plan(manifest, results / FILE)
         path = _make_directory(results, f"{now:%Y%m%dT%H%M%SZ}-{plain}")
         lock = _locked(path)
-        content: dict[str, Any] = {
-            "schema": SCHEMA_VERSION,
-            "orchestrate": __version__,
-            "run": path.name,
-            "created_utc": now.isoformat(timespec="seconds"),
-            **manifest,
-        }
-        if "command" in content:
-            content.setdefault("reproduce", shlex.join(map(str, content["command"])))
-        _check_planned(path, content)
+        manifest = replace(
+            manifest,
+            run=path.name,
+            created_utc=now.isoformat(timespec="seconds"),
+            reproduce=shlex.join(manifest.command),
+        )
         for directory in (_PARTS, _LOGS):
             (path / directory).mkdir()
-        _replace_json(path / MANIFEST, content)
-        return cls(path, content, lock)
+        _replace(path / FILE, manifest.to_json())
+        return cls(path, manifest, lock)
 
     @classmethod
     def reopen(cls, path: Path) -> RunWriter:
@@ -153,8 +129,7 @@ class RunWriter:
         Raises:
             UserError: not a run directory, of a newer schema, without its parts, or being written to.
         """
-        manifest = _read_manifest(path)
-        _check_planned(path, manifest)
+        manifest = read_manifest(path)
         if not (path / _PARTS).is_dir():
             raise UserError(f"{path} has no {_PARTS}/ any more, so it cannot be finished; start a new run.")
         lock = _locked(path)
@@ -163,32 +138,28 @@ class RunWriter:
         return cls(path, manifest, lock)
 
     @property
-    def manifest(self) -> Mapping[str, Any]:
+    def manifest(self) -> Manifest:
         """What ``run.json`` says now."""
         return self._manifest
 
-    def update_manifest(self, **entries: Any) -> None:
-        """Replace top-level entries of ``run.json``; a reader sees the old file or the new one."""
-        if "cells" in entries:
+    def update_manifest(self, **changes: Any) -> None:
+        """Replace fields of ``run.json``; a reader sees the old file or the new one."""
+        if "cells" in changes:
             raise ValueError("the planned cells of a run do not change")
         with self._mutex:
-            self._manifest = {**self._manifest, **entries}
-            _replace_json(self.path / MANIFEST, self._manifest)
+            self._manifest = replace(self._manifest, **changes)
+            _replace(self.path / FILE, self._manifest.to_json())
 
-    def plan(self, entry: Mapping[str, Any]) -> None:
-        """Add a cell to the plan, for a run that decides as it goes; one that is planned already stays as it is.
-
-        Args:
-            entry: as those of ``cells`` of the manifest.
-        """
+    def plan(self, cell: PlannedCell) -> None:
+        """Add a cell to the plan, for a run that decides as it goes; one that is planned already stays as it is."""
         with self._mutex:
-            if str(entry["cell"]) in self._planned:
+            if cell.cell in self._planned:
                 return
-            manifest = {**self._manifest, "cells": [*self._manifest["cells"], dict(entry)]}
-            _check_planned(self.path, manifest)
-            _replace_json(self.path / MANIFEST, manifest)
+            manifest = replace(self._manifest, cells=(*self._manifest.cells, cell))
+            check_plan(manifest, self.path / FILE)
+            _replace(self.path / FILE, manifest.to_json())
             self._manifest = manifest
-            self._planned[str(entry["cell"])] = dict(entry)
+            self._planned[cell.cell] = cell
 
     def cell_directory(self, cell: str) -> Path:
         """``logs/<cell>/``, empty for a new attempt.
@@ -207,7 +178,7 @@ class RunWriter:
         return directory
 
     def record(
-        self, row: CellRow, observations: Iterable[ObservationLike] = (), samples: Iterable[SampleLike] = ()
+        self, row: CellRow, observations: Iterable[Observation] = (), samples: Iterable[Sample] = ()
     ) -> None:
         """Keep the end of one cell: all of it, or nothing.
 
@@ -218,11 +189,8 @@ class RunWriter:
             ValueError: the row contradicts the plan.
         """
         planned = self._planned_entry(row.cell)
-        for key in _PLANNED_KEYS:
-            if getattr(row, key) != planned[key]:
-                raise ValueError(
-                    f"cell {row.cell}: {key} is {getattr(row, key)!r}, planned was {planned[key]!r}"
-                )
+        if row.planned != planned:
+            raise ValueError(f"cell {row.cell} is {row.planned}, planned was {planned}")
         from orchestrator.store import tables
 
         parts = self.path / _PARTS
@@ -230,7 +198,7 @@ class RunWriter:
         try:
             tables.write(tables.metrics_table(row, observations), working / "metrics.parquet")
             tables.write(tables.samples_table(row.cell, samples), working / "samples.parquet")
-            _replace_json(working / "cell.json", {**asdict(row), "outcome": row.outcome.value})
+            _replace(working / "cell.json", json.dumps(row.to_dict(), indent=2) + "\n")
             working.chmod(0o755)
             with self._mutex:
                 final = parts / row.cell
@@ -269,9 +237,8 @@ class RunWriter:
         self.update_manifest(ended_utc=datetime.now(UTC).isoformat(timespec="seconds"))
         self._lock.release()
 
-    def _planned_entry(self, cell: str) -> Mapping[str, Any]:
-        entry: Mapping[str, Any] = self._planned[cell]
-        return entry
+    def _planned_entry(self, cell: str) -> PlannedCell:
+        return self._planned[cell]
 
     def _attempt_of(self, cell: str) -> int:
         """Number of the attempt that is being put aside, the same for its logs and for its end."""
@@ -294,7 +261,7 @@ class Run:
         manifest: the content of its ``run.json``.
     """
 
-    def __init__(self, path: Path, manifest: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path = path
         self.manifest = manifest
 
@@ -305,9 +272,7 @@ class Run:
         Raises:
             UserError: not a run directory, or written by a newer version.
         """
-        manifest = _read_manifest(path)
-        _check_planned(path, manifest)
-        return cls(path, manifest)
+        return cls(path, read_manifest(path))
 
     @property
     def name(self) -> str:
@@ -322,14 +287,14 @@ class Run:
         whole = self._whole_cells()
         if whole is not None:
             return tables.read([whole], "cells")
-        frame: pd.DataFrame = tables.cells_table(_cell_rows(self.path, self.manifest["cells"])).to_pandas()
+        frame: pd.DataFrame = tables.cells_table(_cell_rows(self.path, self.manifest.cells)).to_pandas()
         return frame
 
     def outcomes(self) -> dict[str, int]:
         """How many of the planned cells ended how, the most frequent first; quick, for a list of runs."""
         whole = self._whole_cells()
         if whole is None:
-            ends = [row["outcome"] for row in _cell_rows(self.path, self.manifest["cells"])]
+            ends = [row["outcome"] for row in _cell_rows(self.path, self.manifest.cells)]
         else:
             from orchestrator.store import tables
 
@@ -386,10 +351,15 @@ class Run:
         from orchestrator.store import tables
 
         if (self.path / _PARTS).is_dir():
-            files = _part_files(self.path, name, [str(entry["cell"]) for entry in self.manifest["cells"]])
+            files = _part_files(self.path, name, [entry.cell for entry in self.manifest.cells])
         else:
             files = [path for path in [self.path / f"{name}.parquet"] if path.is_file()]
         return tables.read(files, name, selected)
+
+
+def run_directories(results: Path) -> list[Path]:
+    """Every run directory of `results`, by name."""
+    return sorted(path.parent for path in results.glob(f"*/{FILE}"))
 
 
 def find_run(results: Path, name: str | Path) -> Path:
@@ -405,11 +375,11 @@ def find_run(results: Path, name: str | Path) -> Path:
     """
     text = str(name)
     as_path = Path(text).expanduser()
-    if (as_path / MANIFEST).is_file():
+    if (as_path / FILE).is_file():
         return as_path
     if as_path.is_dir() and ("/" in text or not (results / text).is_dir()):
-        raise UserError(f"{text} is not a run directory: it has no {MANIFEST}.")
-    names = sorted(path.parent.name for path in results.glob(f"*/{MANIFEST}"))
+        raise UserError(f"{text} is not a run directory: it has no {FILE}.")
+    names = [path.name for path in run_directories(results)]
     if not names:
         raise UserError(f"there is no run in {results} yet; make one with: orchestrate run --patchset NAME.")
     latest = ([each for each in names if _TIMED_NAME.match(each)] or names)[-1]
@@ -449,47 +419,11 @@ def _locked(path: Path) -> FileLock:
     return lock
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
-    try:
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{path} is not a run directory: it has no {MANIFEST}.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path / MANIFEST} is damaged: {error}.") from error
-    schema = manifest.get("schema") if isinstance(manifest, dict) else None
-    if not isinstance(schema, int):
-        raise UserError(f"{path / MANIFEST} names no schema version; it was not written by orchestrate.")
-    if schema > SCHEMA_VERSION:
-        raise UserError(
-            f"{path} was written by a newer orchestrate (schema {schema}, this one reads {SCHEMA_VERSION}); "
-            "update orchestrate."
-        )
-    return dict(manifest)
-
-
-def _check_planned(path: Path, manifest: Mapping[str, Any]) -> None:
-    """Every planned cell is a table with all its keys and an id that is a directory name."""
-    cells = manifest.get("cells")
-    if not isinstance(cells, list):
-        raise UserError(f"{path / MANIFEST} plans no cells.")
-    for entry in cells:
-        if not isinstance(entry, Mapping) or any(key not in entry for key in _PLANNED_KEYS):
-            raise UserError(f"{path / MANIFEST} plans a cell without {', '.join(_PLANNED_KEYS)}: {entry!r}.")
-        if not re.fullmatch(r"[^/\0.][^/\0]*", str(entry["cell"])):
-            raise UserError(
-                f"{path / MANIFEST} plans a cell whose id is no directory name: {entry['cell']!r}."
-            )
-    if len({str(entry["cell"]) for entry in cells}) != len(cells):
-        raise UserError(f"{path / MANIFEST} plans the same cell twice.")
-
-
-def _replace_json(path: Path, content: Mapping[str, Any]) -> None:
+def _replace(path: Path, text: str) -> None:
     descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-            # Not sorted: the order of workloads, metrics and knobs is the order they are run and shown in.
-            json.dump(content, stream, indent=2)
-            stream.write("\n")
+            stream.write(text)
         Path(temporary).chmod(0o644)  # mkstemp makes it private
         Path(temporary).replace(path)
     except BaseException:
@@ -504,21 +438,17 @@ def _ends(path: Path, planned: Iterable[str]) -> Iterator[CellRow]:
             text = (path / _PARTS / cell / "cell.json").read_text(encoding="utf-8")
         except FileNotFoundError:
             continue
-        content = json.loads(text)
-        yield CellRow(**{**content, "outcome": Outcome(content["outcome"])})
+        yield CellRow.from_dict(json.loads(text))
 
 
-def _cell_rows(path: Path, planned: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def _cell_rows(path: Path, planned: Iterable[PlannedCell]) -> list[dict[str, Any]]:
     """One row per planned cell, whether it has ended or not."""
     plan = list(planned)
-    ends = {row.cell: row for row in _ends(path, [str(entry["cell"]) for entry in plan])}
-    rows = []
-    for entry in plan:
-        row = ends.get(str(entry["cell"])) or CellRow(
-            **{key: entry[key] for key in _PLANNED_KEYS}, outcome=Outcome.LOST, evidence=_NO_END
-        )
-        rows.append({**asdict(row), "outcome": row.outcome.value})
-    return rows
+    ends = {row.cell: row for row in _ends(path, [entry.cell for entry in plan])}
+    return [
+        (ends.get(entry.cell) or CellRow(entry, outcome=Outcome.LOST, evidence=_NO_END)).to_dict()
+        for entry in plan
+    ]
 
 
 def _part_files(path: Path, name: str, planned: Iterable[str]) -> list[Path]:

@@ -15,7 +15,8 @@ from orchestrator.store.schema import CELLS, METRICS, SAMPLES, TABLES
 if TYPE_CHECKING:
     import pandas as pd
 
-    from orchestrator.store.run import CellRow, ObservationLike, SampleLike
+    from orchestrator.store.observation import Observation, Sample
+    from orchestrator.store.run import CellRow
 
 
 def write(table: pa.Table, path: Path) -> None:
@@ -30,14 +31,14 @@ def cells_table(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
     return pa.Table.from_pylist(list(rows), schema=CELLS)
 
 
-def metrics_table(row: CellRow, observations: Iterable[ObservationLike]) -> pa.Table:
+def metrics_table(row: CellRow, observations: Iterable[Observation]) -> pa.Table:
     """The observations of one cell; columns as :data:`schema.METRICS`."""
     rows = [
         {
             "cell": row.cell,
-            "variant": row.variant,
-            "workload": row.workload,
-            "repetition": row.repetition,
+            "variant": row.planned.variant,
+            "workload": row.planned.workload,
+            "repetition": row.planned.repetition,
             "metric": each.metric,
             "unit": each.unit,
             "value": float(each.value),
@@ -47,7 +48,7 @@ def metrics_table(row: CellRow, observations: Iterable[ObservationLike]) -> pa.T
     return pa.Table.from_pylist(rows, schema=METRICS)
 
 
-def samples_table(cell: str, samples: Iterable[SampleLike]) -> pa.Table:
+def samples_table(cell: str, samples: Iterable[Sample]) -> pa.Table:
     """The samples of one cell; columns as :data:`schema.SAMPLES`."""
     # By column: a cell has some hundred thousand samples, and a dict for each would take seconds.
     kept = list(samples)

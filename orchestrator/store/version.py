@@ -6,4 +6,4 @@ from __future__ import annotations
 from typing import Final
 
 #: Of ``run.json`` and of the tables. Raised when a reader of the earlier version would misread what is written.
-SCHEMA_VERSION: Final = 1
+SCHEMA_VERSION: Final = 2

@@ -126,10 +126,11 @@ def main() -> None:
         bare = Bare(Path(scratch) / "bare", wanted)
         ours = Cache(Path(scratch) / "ours")
         laid_out = Cost(0, 0)
+        began = Cost.now()
 
         def watch(event: Event) -> None:
             nonlocal laid_out, began
-            if event.kind == "note" and event.text == "source laid out":
+            if event.kind == "note" and event.text == "source checked out":
                 laid_out = Cost.now() - began
 
         def orchestrated(tree: PatchedTree) -> Cost:

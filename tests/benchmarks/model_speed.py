@@ -69,7 +69,13 @@ def main() -> None:
     arguments = parser.parse_args()
     series = load_series(ROOT / "kernel_patches")
     names = [stage.name for stage in series.select(arguments.patchset)]
-    make = model_of(arguments.patchset, series, Topology.parse("2x512M/1"))
+    model_for = model_of(arguments.patchset, series, Topology.parse("2x512M/1"))
+
+    def make(trace: Trace) -> Model:
+        model = model_for(trace)
+        assert isinstance(model, Model)
+        return model
+
     traces = {"touch": touches(arguments.ops)}
     traces |= {profile: generate(1, arguments.ops, profile, names) for profile in PROFILES}
     print(f"{'trace':<12} {'operations':>10} {'stepped/s':>12} {'pages/s':>12} {'reported/s':>12}")

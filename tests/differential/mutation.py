@@ -25,6 +25,7 @@ import sys
 import types
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -169,21 +170,21 @@ def _changes(node: ast.AST) -> Iterator[tuple[str, Callable[[Any], ast.AST]]]:
     if isinstance(node, ast.Compare):
         for number, each in enumerate(node.ops):
             for other in _COMPARISONS[type(each)]:
-                yield "comparison", lambda old, n=number, o=other: _with_operator(old, n, o)
+                yield "comparison", partial(_with_operator, number=number, operator=other)
     elif isinstance(node, ast.BinOp | ast.AugAssign) and type(node.op) in _ARITHMETIC:
         yield "arithmetic", lambda old: _replaced(old, op=_ARITHMETIC[type(old.op)]())
     elif isinstance(node, ast.BoolOp):
         other_op = ast.Or if isinstance(node.op, ast.And) else ast.And
         yield "boolean", lambda old: _replaced(old, op=other_op())
         for number in range(len(node.values)):
-            yield "boolean", lambda old, n=number: _without(old, n)
+            yield "boolean", partial(_without, number=number)
     elif isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
         yield "boolean", lambda old: old.operand
     elif isinstance(node, ast.Constant) and isinstance(node.value, bool):
         yield "boolean", lambda old: ast.Constant(not old.value)
     elif isinstance(node, ast.Constant) and isinstance(node.value, int):
         for step in (1, -1):
-            yield "constant", lambda old, s=step: ast.Constant(old.value + s)
+            yield "constant", partial(_plus, step=step)
     if isinstance(node, _DROPPED):
         if isinstance(node, ast.Return) and (node.value is None or ast.unparse(node.value) == "None"):
             return  # most of these are the last statement, where it makes no difference
@@ -199,6 +200,11 @@ def _replaced(node: Any, **fields: ast.AST) -> ast.AST:
 def _with_operator(node: ast.Compare, number: int, operator: type[ast.cmpop]) -> ast.AST:
     node.ops[number] = operator()
     return node
+
+
+def _plus(node: ast.Constant, step: int) -> ast.AST:
+    assert isinstance(node.value, int)
+    return ast.Constant(node.value + step)
 
 
 def _without(node: ast.BoolOp, number: int) -> ast.AST:

@@ -167,14 +167,14 @@ def test_a_bad_option_is_reported(make: Make, monkeypatch: pytest.MonkeyPatch) -
         make(),
     ):
         pass
-    assert caught.value.outcome is Outcome.BOOT_FAILED
+    assert caught.value.outcome is Outcome.LOST
 
 
 def test_a_hung_boot_is_asked_where_it_hangs(make: Make) -> None:
     with make(ready_mark="never said") as machine, pytest.raises(MachineFailure) as caught:
         machine.boot(30)
     assert caught.value.outcome is Outcome.BOOT_FAILED
-    assert "the guest was not up within 30 s (last heard of" in caught.value.evidence
+    assert "the guest was not up within 30 s (its last output was" in caught.value.evidence
     assert "CPU 3 " in caught.value.evidence
 
 

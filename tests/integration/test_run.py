@@ -105,8 +105,8 @@ def test_the_counter_identity_holds_after_every_cell(
     after = samples[(samples["phase"] == "after") & (samples["source"] == "vmstat") & samples["node"].isna()]
     table = after.pivot_table(index="cell", columns="counter", values="value", aggfunc="last")
     patched = table[table.index.str.startswith("core-only")].fillna(0)
-    sides = sum(patched[c] for c in ("nr_thp_reserved", "thp_res_mapped", "thp_res_released") if c in patched)
-    sides = sides + patched.get("thp_res_filled", 0)
+    places = ["nr_thp_reserved", "thp_res_mapped", "thp_res_released", "thp_res_filled"]
+    sides = patched.reindex(columns=places, fill_value=0).sum(axis="columns")
     assert (512 * patched["thp_res_alloc"] == sides).all()
     assert (patched["nr_thp_reserved"] == 0).all()
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import lzma
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -22,9 +23,9 @@ from orchestrator.kernel.series import Series, load_series
 from orchestrator.machine.topology import Topology
 from orchestrator.model import trace
 from orchestrator.model.address_space import AddressSpace, Vma
-from orchestrator.model.memory import Model
-from orchestrator.model.page import PAGES, PTES, Folio, Frame, Reservation, Table
-from orchestrator.model.trace import Trace, parse
+from orchestrator.model.memory import Model, Prediction
+from orchestrator.model.page import PAGES, PTES, Folio, PageFrame, Reservation, Table
+from orchestrator.model.trace import Operation, Trace, parse
 
 ROOT: Final = Path(__file__).resolve().parents[2]
 RECORDED: Final = ROOT / "tests" / "differential" / "recorded"
@@ -57,9 +58,7 @@ def recordings() -> tuple[Recording, ...]:
         for line in text.splitlines():
             record = json.loads(line)
             (answers,), wrong = parse_answers("\n".join(map(json.dumps, record["answers"])))
-            assert (
-                wrong == "it stopped without saying how it ended"
-            )  # which is said after the last trace only
+            assert wrong == "it stopped without reporting its end"  # which is said after the last trace only
             lacks = frozenset(record.get("lacks", ()))
             found.append(Recording(patchset, record["name"], parse(record["trace"]), answers, lacks))
     return tuple(found)
@@ -73,6 +72,7 @@ def _series() -> Series:
 def compared(recording: Recording, kind: type[Model] = Model) -> Comparison:
     """Compare a recording with a model of its kernel, or with a mutant of that."""
     right = model_of(recording.patchset, _series(), Topology.parse("2x512M/1"))(recording.trace)
+    assert isinstance(right, Model)
     model = right
     if kind is not Model:
         absent = {"promotion_threshold"} if recording.patchset == "baseline" else set()
@@ -88,17 +88,36 @@ class _Without:
         self._model = model
         self._lacks = lacks
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)
+    @property
+    def settings(self) -> Mapping[str, str]:
+        return self._model.settings
+
+    @property
+    def alive(self) -> Sequence[str]:
+        return self._model.alive
+
+    def step(self, operation: Operation) -> Prediction:
+        return self._model.step(operation)
+
+    def rss(self, name: str) -> int:
+        return self._model.rss(name)
 
     def block(self, name: str, block: int) -> Any:
         view = self._model.block(name, block).as_dict()
         return SimpleNamespace(as_dict=lambda: {key: view[key] for key in view if key not in self._lacks})
 
 
-@cache
+_caught: dict[type[Model], tuple[Recording, Comparison] | None] = {}
+
+
 def caught(kind: type[Model]) -> tuple[Recording, Comparison] | None:
     """The first recording that a mutant does not agree with, and how."""
+    if kind not in _caught:
+        _caught[kind] = _first_difference(kind)
+    return _caught[kind]
+
+
+def _first_difference(kind: type[Model]) -> tuple[Recording, Comparison] | None:
     for recording in sorted(recordings(), key=lambda each: PATCHSETS.index(each.patchset), reverse=True):
         comparison = compared(recording, kind)
         if comparison.divergence is not None:
@@ -245,7 +264,7 @@ class MappedTwice(Model):
 class HandedOutTwice(Model):
     """The bit of a page that is handed out stays set."""
 
-    def _take(self, mm: AddressSpace, vma: Vma, block: int, first: int, last: int) -> list[Frame]:
+    def _take(self, mm: AddressSpace, vma: Vma, block: int, first: int, last: int) -> list[PageFrame]:
         frames = super()._take(mm, vma, block, first, last)
         for frame in frames:
             if frame.block is not None:
@@ -256,7 +275,7 @@ class HandedOutTwice(Model):
 class NotZeroed(Model):
     """A page out of a reservation is handed out as it is (the planted `unzeroed`)."""
 
-    def _take(self, mm: AddressSpace, vma: Vma, block: int, first: int, last: int) -> list[Frame]:
+    def _take(self, mm: AddressSpace, vma: Vma, block: int, first: int, last: int) -> list[PageFrame]:
         frames = super()._take(mm, vma, block, first, last)
         for frame in frames:
             if frame.block is not None:
@@ -277,7 +296,7 @@ class ReadReserves(Model):
 class NothingAfterRead(Model):
     """The first write to a range that was read before reserves nothing."""
 
-    def _cow_zero(self, mm: AddressSpace, vma: Vma, block: int, table: Table, page: int) -> Frame:
+    def _cow_zero(self, mm: AddressSpace, vma: Vma, block: int, table: Table, page: int) -> PageFrame:
         self._prepare_anon(mm, vma)
         return self._take(mm, vma, block, page, page + 1)[0]
 
@@ -285,7 +304,7 @@ class NothingAfterRead(Model):
 class ReservesOverPages(Model):
     """A write over the zero page reserves although the range has pages that are not the block's."""
 
-    def _cow_zero(self, mm: AddressSpace, vma: Vma, block: int, table: Table, page: int) -> Frame:
+    def _cow_zero(self, mm: AddressSpace, vma: Vma, block: int, table: Table, page: int) -> PageFrame:
         present, table.present = table.present, 0
         frame = super()._cow_zero(mm, vma, block, table, page)
         table.present = present
@@ -541,7 +560,7 @@ class ForkLeavesWritable(Model):
 class ReusesShared(Model):
     """A write to a page that a child shares is not copied."""
 
-    def _may_reuse(self, frame: Frame) -> bool:
+    def _may_reuse(self, frame: PageFrame) -> bool:
         return True
 
 

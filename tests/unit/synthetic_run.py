@@ -10,36 +10,28 @@ import json
 import math
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from records import manifest, planned
 
+from orchestrator.store.manifest import (
+    KernelRecord,
+    Manifest,
+    PlannedCell,
+    Role,
+    StageRecord,
+    VariantRecord,
+    WorkloadRecord,
+)
+from orchestrator.store.observation import Better, Metric, Observation, Phase, Sample
 from orchestrator.store.outcome import Outcome
 from orchestrator.store.run import CellRow, Run, RunWriter
 
-
-@dataclass(frozen=True)
-class Observed:
-    metric: str
-    unit: str
-    value: float
-
-
-@dataclass(frozen=True)
-class Sampled:
-    guest_s: float
-    host_s: float
-    phase: str
-    source: str
-    node: int | None
-    counter: str
-    value: int
-
-
 #: workload -> metric -> (unit, better, primary, invented value of the baseline, relative spread)
-METRICS: Mapping[str, Mapping[str, tuple[str, str | None, bool, float, float]]] = {
+METRICS: Mapping[str, Mapping[str, tuple[str, Better, bool, float, float]]] = {
     "chunk": {
         "survivors.total": ("children", "higher", True, 15, 0.0),
         "survivors_oom.total": ("children", "higher", True, 15, 0.03),
@@ -59,7 +51,7 @@ METRICS: Mapping[str, Mapping[str, tuple[str, str | None, bool, float, float]]] 
     },
 }
 #: With `ranges`: as METRICS.
-RANGE_METRICS: Mapping[str, tuple[str, str | None, bool, float, float]] = {
+RANGE_METRICS: Mapping[str, tuple[str, Better, bool, float, float]] = {
     "region_1_insns.p50": ("insns", "lower", False, 285_500, 0.0006),
     "region_64_insns.p50": ("insns", "lower", False, 285_700, 0.0006),
     "region_512_insns.p50": ("insns", "lower", False, 288_900, 0.0006),
@@ -104,6 +96,28 @@ EFFECTS: Mapping[str, Mapping[str, Mapping[str, float | str]]] = {
 }
 
 
+def _variant(name: str, role: Role) -> VariantRecord:
+    patchset, _, threshold = name.partition("@")
+    return VariantRecord(
+        name=name,
+        role=role,
+        patchset=patchset.removesuffix("-control"),
+        knobs={"promotion_threshold": threshold} if threshold else {},
+        stages=tuple(
+            StageRecord(number=n, name=f"stage-{n}", digest=f"{n:040x}")
+            for n in (range(1, 10) if role is Role.PATCHED else ())
+        ),
+        tree=f"{zlib.crc32(role.encode()):040x}",
+        kernel=KernelRecord(
+            release="6.12.117-orchestrate",
+            build_id=f"{zlib.crc32(name.encode()):040x}",
+            digest="synthetic",
+            compiler="gcc 12.2.0",
+            configuration="synthetic-configuration",
+        ),
+    )
+
+
 @dataclass(frozen=True)
 class Synthetic:
     """What to invent.
@@ -114,6 +128,7 @@ class Synthetic:
         counters: cell -> counters that replace those of its last sample.
         samples, histograms: whether cells have them.
         ranges: whether fault_latency measures regions by density and follows how ranges become huge.
+        changes: fields of the manifest that are replaced.
         zoneinfo: whether nodes' counters are sampled from a second file, too.
     """
 
@@ -124,7 +139,7 @@ class Synthetic:
     effects: Mapping[str, Mapping[str, Mapping[str, float | str]]] = field(default_factory=lambda: EFFECTS)
     failures: Mapping[str, tuple[Outcome, str]] = field(default_factory=dict)
     counters: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    manifest: Mapping[str, Any] = field(default_factory=dict)
+    changes: Mapping[str, Any] = field(default_factory=dict)
     samples: bool = True
     histograms: bool = True
     ranges: bool = False
@@ -132,13 +147,13 @@ class Synthetic:
     spread: float = 1.0
 
     def write(self, results: Path, name: str = "synthetic") -> Run:
-        writer = RunWriter.create(results, name, self._manifest())
-        for entry in writer.manifest["cells"]:
-            outcome, evidence = self.failures.get(entry["cell"], (Outcome.OK, ""))
+        writer = RunWriter.create(results, name, self.manifest())
+        for entry in writer.manifest.cells:
+            outcome, evidence = self.failures.get(entry.cell, (Outcome.OK, ""))
             if outcome is Outcome.LOST:
                 continue
             row = CellRow(
-                **entry,
+                entry,
                 outcome=outcome,
                 evidence=evidence,
                 boot_s=4.2,
@@ -153,128 +168,83 @@ class Synthetic:
                 self._samples(entry) if ok and self.samples else [],
             )
             if ok and self.histograms:
-                self._write_histograms(writer.cell_directory(entry["cell"]), entry)
+                self._write_histograms(writer.cell_directory(entry.cell), entry)
             if ok and self.ranges:
-                self._write_ranges(writer.cell_directory(entry["cell"]), entry)
+                self._write_ranges(writer.cell_directory(entry.cell), entry)
         writer.finish()
         return Run.open(writer.path)
 
-    def _manifest(self) -> dict[str, Any]:
-        return {
-            "command": ["orchestrate", "run", "--patchset", "core-only", "--repeat", str(self.repeat)],
-            "name": "synthetic",
-            "note": "Synthetic: nothing of this was measured.",
-            "topology": {
-                "text": "4x2G",
-                "nodes": [{"cpus": 2, "memory_mib": 2048}] * 4,
-                "distances": [[10 if a == b else 20 for a in range(4)] for b in range(4)],
-            },
-            "accelerator": {
-                "name": "icount",
-                "clock": "insns",
-                "reason": "KVM was not probed: synthetic run",
-            },
-            "flavour": "measure",
-            "margin": 0.005,
-            "repeat": self.repeat,
-            "seed": self.seed,
-            "source": {
-                "description": "linux-source-6.12 6.12.117-1",
-                "version": "6.12.117",
-                "commit": "0" * 40,
-            },
-            "series": {"name": "thp-reservations", "title": "THP reservations (synthetic)", "base": "6.12"},
-            "image": "synthetic-image",
-            "host": {"cpu": "Synthetic CPU", "cpus": 2, "memory_mib": 24000, "kernel": "6.1.0"},
-            "tools": {"orchestrate": "0.1.0", "qemu": "QEMU emulator version 0 (synthetic)"},
-            "variants": [
-                {
-                    "name": name,
-                    "role": role,
-                    "patchset": name.partition("@")[0].removesuffix("-control"),
-                    "knobs": {"promotion_threshold": name.partition("@")[2]} if "@" in name else {},
-                    "cmdline": [],
-                    "stages": [
-                        {"number": n, "name": f"stage-{n}", "digest": f"{n:040x}"}
-                        for n in (range(1, 10) if role == "patched" else ())
-                    ],
-                    "tree": f"{zlib.crc32(role.encode()):040x}",
-                    "kernel": {
-                        "release": "6.12.117-orchestrate",
-                        "build_id": f"{zlib.crc32(name.encode()):040x}",
-                        "digest": "synthetic",
-                        "compiler": "gcc 12.2.0",
-                        "configuration": "synthetic-configuration",
-                    },
-                }
-                for name, role in self.variants.items()
-            ],
-            "workloads": {
-                name: {
-                    "title": {"chunk": "The chunk test", "fault_latency": "Cost of anonymous faults"}[name],
-                    "parameters": {"chunk_mib": "512"} if name == "chunk" else {"pages": "65536"},
-                    "metrics": {
-                        metric: {
-                            "unit": unit,
-                            "better": better,
-                            "primary": primary,
-                            "help": _HELP.get(metric, metric),
-                        }
+    def manifest(self) -> Manifest:
+        made_up = manifest(
+            command=("orchestrate", "run", "--patchset", "core-only", "--repeat", str(self.repeat)),
+            repeat=self.repeat,
+            seed=self.seed,
+            variants=tuple(_variant(name, Role(role)) for name, role in self.variants.items()),
+            workloads={
+                name: WorkloadRecord(
+                    title={"chunk": "The chunk test", "fault_latency": "Cost of anonymous faults"}[name],
+                    parameters={"chunk_mib": "512"} if name == "chunk" else {"pages": "65536"},
+                    metrics={
+                        metric: Metric(metric, unit, better, primary, help=_HELP.get(metric, metric))
                         for metric, (unit, better, primary, _, _) in self._metrics(name).items()
                     },
-                }
+                )
                 for name in self.workloads
             },
-            "cells": [
-                {
-                    "cell": f"{variant}.{workload}.{repetition}",
-                    "variant": variant,
-                    "role": role,
-                    "workload": workload,
-                    "repetition": repetition,
-                    "seed": zlib.crc32(f"{self.seed}/{workload}/{repetition}".encode()),
-                }
+            cells=tuple(
+                planned(
+                    variant,
+                    workload,
+                    repetition,
+                    role=Role(role),
+                    seed=zlib.crc32(f"{self.seed}/{workload}/{repetition}".encode()),
+                )
                 for repetition in range(1, self.repeat + 1)
                 for workload in self.workloads
                 for variant, role in self.variants.items()
-            ],
-            **self.manifest,
-        }
+            ),
+        )
+        made_up = replace(made_up, image=dict.fromkeys(made_up.workloads, "synthetic-image"))
+        return replace(made_up, **self.changes)
 
-    def _metrics(self, workload: str) -> Mapping[str, tuple[str, str | None, bool, float, float]]:
+    def _metrics(self, workload: str) -> Mapping[str, tuple[str, Better, bool, float, float]]:
         return {**METRICS[workload], **(RANGE_METRICS if self.ranges and workload == "fault_latency" else {})}
 
-    def _draw(self, entry: Mapping[str, Any], what: str) -> np.random.Generator:
-        return np.random.default_rng(zlib.crc32(f"{self.seed}/{entry['cell']}/{what}".encode()))
+    def _draw(self, entry: PlannedCell, what: str) -> np.random.Generator:
+        return np.random.default_rng(zlib.crc32(f"{self.seed}/{entry.cell}/{what}".encode()))
 
-    def _observations(self, entry: Mapping[str, Any]) -> list[Observed]:
+    def _observations(self, entry: PlannedCell) -> list[Observation]:
         observations = []
-        for metric, (unit, _, _, base, spread) in self._metrics(entry["workload"]).items():
-            effect = self.effects.get(entry["variant"], {}).get(entry["workload"], {}).get(metric, 1.0)
-            if entry["variant"].endswith("@256"):
+        for metric, (unit, _, _, base, spread) in self._metrics(entry.workload).items():
+            effect = self.effects.get(entry.variant, {}).get(entry.workload, {}).get(metric, 1.0)
+            if entry.variant.endswith("@256"):
                 effect = RANGE_EFFECTS.get(metric, effect)
             value = float(effect) if isinstance(effect, str) else base * effect
             if math.isnan(value):
                 continue  # a counter that this kernel lacks
             noise = self._draw(entry, metric).standard_normal()
-            observations.append(Observed(metric, unit, round(value * (1 + spread * self.spread * noise))))
+            observations.append(Observation(metric, unit, round(value * (1 + spread * self.spread * noise))))
         return observations
 
-    def _samples(self, entry: Mapping[str, Any]) -> list[Sampled]:
+    def _samples(self, entry: PlannedCell) -> list[Sample]:
         """A machine of four nodes that fills up; reservations are held, then dumped when it is nearly full."""
-        reserving = entry["variant"].endswith("@256")
-        chunk = entry["workload"] == "chunk"
+        reserving = entry.variant.endswith("@256")
+        chunk = entry.workload == "chunk"
         draw = self._draw(entry, "samples")
         total = 2 * 2**20  # KiB a node
         steps = 60 if chunk else 8
-        samples: list[Sampled] = []
+        samples: list[Sample] = []
 
         def sample(
-            at: float, phase: str, used: Sequence[float], reserved: Sequence[float], events: Mapping[str, int]
+            at: float,
+            phase: Phase,
+            used: Sequence[float],
+            reserved: Sequence[float],
+            events: Mapping[str, int],
         ) -> None:
             def add(source: str, node: int | None, counter: str, value: float) -> None:
                 samples.append(
-                    Sampled(round(at, 3), round(at * 3, 3), phase, source, node, counter, int(value))
+                    Sample(round(at, 3), round(at * 3, 3), phase, source, node, counter, int(value))
                 )
 
             for node in range(4):
@@ -296,7 +266,7 @@ class Synthetic:
         quiet = dict.fromkeys(huge, 0)
         own = ("thp_res_alloc", "thp_res_alloc_failed", "thp_res_mapped", "thp_res_released", "thp_res_filled",
                "thp_res_collapse", "thp_res_copy", "thp_res_dump", "nr_thp_reserved")  # fmt: skip
-        patched = entry["role"] == "patched"
+        patched = entry.role == "patched"
         before = quiet | (dict.fromkeys(own, 0) if patched else {})
         sample(10.0, "before", [0.02] * 4, [0.0] * 4, before)
         pace = 4.0 if reserving else 1.0
@@ -330,15 +300,15 @@ class Synthetic:
             }
         else:
             after = dict(huge)
-        after |= self.counters.get(entry["cell"], {})
+        after |= self.counters.get(entry.cell, {})
         sample(10 + (steps + 1) * pace * 0.5, "after", [0.02] * 4, [0.0] * 4, after)
         return samples
 
-    def _write_ranges(self, directory: Path, entry: Mapping[str, Any]) -> None:
+    def _write_ranges(self, directory: Path, entry: PlannedCell) -> None:
         """Huge at the fault, or all of them in place when everything has been touched."""
-        if entry["workload"] != "fault_latency":
+        if entry.workload != "fault_latency":
             return
-        reserving = entry["variant"].endswith("@256")
+        reserving = entry.variant.endswith("@256")
         way, start, step = ("in_place", 88e6, 0.5e6) if reserving else ("at_fault", 0.0, 0.29e6)
         factor = 1 + 0.01 * self._draw(entry, "ranges").standard_normal()
         lines = [
@@ -350,11 +320,11 @@ class Synthetic:
         with (directory / "workload.jsonl").open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(line) + "\n" for line in lines)
 
-    def _write_histograms(self, directory: Path, entry: Mapping[str, Any]) -> None:
-        if entry["workload"] != "fault_latency":
+    def _write_histograms(self, directory: Path, entry: PlannedCell) -> None:
+        if entry.workload != "fault_latency":
             return
         draw = self._draw(entry, "histogram")
-        reserving = entry["variant"].endswith("@256")
+        reserving = entry.variant.endswith("@256")
         lines: list[dict[str, Any]] = [{"metric": "fault_insns.p50", "unit": "insns", "value": 6290}]
         for name, centre, count in (
             ("first_fault_insns", 9800 if reserving else 5200, 512),

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shutil
 import subprocess
@@ -11,12 +12,14 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator import process
 from orchestrator.cache import Cache
 from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.events import Event, Events
 from orchestrator.execution.cluster import _same_accelerator
 from orchestrator.machine import accelerator
-from orchestrator.machine.accelerator import choose_accelerator, probe, probe_kernel
+from orchestrator.machine.accelerator import QEMU, choose_accelerator, probe, probe_kernel
+from orchestrator.store.manifest import AcceleratorRecord
 
 SOURCE = Path(accelerator.__file__).with_name("probe.S")
 
@@ -79,7 +82,7 @@ def test_what_is_asked_for_is_taken_without_a_probe(
 ) -> None:
     boots = fake_qemu("exit 1")
     chosen = choose_accelerator(name, cache, Events())
-    assert (chosen.name, chosen.clock, chosen.reason) == (name, clock, f"{name}, as asked for")
+    assert (chosen.name, chosen.clock, chosen.reason) == (name, clock, f"{name}, as requested")
     assert not boots.exists()
 
 
@@ -102,14 +105,24 @@ def test_an_emulated_cpu_has_none_of_the_fast_string_instructions_that_qemu_know
 
 def test_what_a_run_records_of_it(cache: Cache, fake_qemu: Fake) -> None:
     fake_qemu("exit 1", version="10.0.13")
-    facts = choose_accelerator("icount", cache, Events()).facts
-    assert facts == {
-        "name": "icount",
-        "clock": "insns",
-        "reason": "icount, as asked for",
-        "cpu": "max,-erms,-fsrm,family=15,model=107,stepping=1",
-        "qemu": "10.0.13",
-    }
+    record = choose_accelerator("icount", cache, Events()).record
+    binary = Path(process.require(QEMU)).read_bytes()
+    assert record == AcceleratorRecord(
+        name="icount",
+        clock="insns",
+        reason="icount, as requested",
+        cpu="max,-erms,-fsrm,family=15,model=107,stepping=1",
+        qemu="10.0.13",
+        qemu_digest=hashlib.sha256(binary).hexdigest(),
+    )
+
+
+def test_a_qemu_that_was_replaced_has_another_digest(cache: Cache, fake_qemu: Fake) -> None:
+    fake_qemu("exit 1", version="10.0.13")
+    before = choose_accelerator("icount", cache, Events()).record
+    fake_qemu("exit 2", version="10.0.13")
+    after = choose_accelerator("icount", cache, Events()).record
+    assert before.qemu == after.qemu and before.qemu_digest != after.qemu_digest
 
 
 def test_kvm_is_taken_where_the_probe_reaches_a_kernel(cache: Cache, fake_qemu: Fake) -> None:
@@ -143,7 +156,7 @@ def test_another_qemu_is_probed_anew(cache: Cache, fake_qemu: Fake) -> None:
         ("echo 'KVM internal error. Suberror: 1' >&2; sleep 60", "KVM failed to emulate an instruction"),
         ("echo 'KVM internal error. Suberror: 3' >&2; sleep 60", "KVM internal error. Suberror: 3"),
         ("echo 'ioctl(KVM_CREATE_VM) failed: 16' >&2; exit 1", "ioctl(KVM_CREATE_VM) failed: 16"),
-        ("exit 0", "QEMU said nothing"),
+        ("exit 0", "QEMU printed nothing"),
     ],
 )
 def test_one_line_says_why_kvm_is_not_used(does: str, reason: str, cache: Cache, fake_qemu: Fake) -> None:

@@ -10,14 +10,16 @@ from typing import cast
 import pytest
 from fake_debian import PACKAGE, Debian
 from fake_tree import SERIES, write_series, write_tree
+from records import manifest
 
 from orchestrator.cache import Cache
 from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.events import Event, Events
 from orchestrator.execution.bench import Bench
 from orchestrator.execution.experiment_run import check_same_source
-from orchestrator.execution.provenance import base_of, requested_source, source_facts
+from orchestrator.execution.provenance import base_of, requested_source, source_record
 from orchestrator.project import Project
+from orchestrator.store.manifest import SourceRecord
 from orchestrator.store.run import RunWriter
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,9 +55,9 @@ def benches(tmp_path: Path) -> Benches:
 
 def test_run_json_has_the_exact_version(debian: Debian, benches: Benches) -> None:
     debian.offers("6.12.119-1", "6.12.117-1")
-    facts = source_facts(benches.new())
-    assert facts["requested"] == PACKAGE
-    assert (facts["package_version"], facts["version"], facts["checked"]) == ("6.12.117-1", "6.12.117", True)
+    source = source_record(benches.new())
+    assert source.requested == PACKAGE
+    assert (source.package_version, source.version, source.checked) == ("6.12.117-1", "6.12.117", True)
 
 
 def test_a_run_is_finished_on_the_base_it_began_with(
@@ -63,13 +65,13 @@ def test_a_run_is_finished_on_the_base_it_began_with(
 ) -> None:
     debian.publish("6.12.117-1", write_tree(tmp_path / "linux"))
     debian.offers("6.12.117-1")
-    begun = {"source": source_facts(benches.new())}
+    begun = manifest(source=source_record(benches.new()))
     debian.offers("6.12.118-1", "6.12.117-1")
     later = benches.new()
     assert later.origin.package is not None and later.origin.package.version == "6.12.118-1"
     resumed = benches.new(requested_source(begun, later))
     assert resumed.source_tree.description == f"{PACKAGE} 6.12.117-1"
-    again = {"source": source_facts(resumed)}
+    again = manifest(source=source_record(resumed))
     assert requested_source(again, resumed) == requested_source(begun, resumed)
 
 
@@ -77,10 +79,14 @@ def test_a_run_of_an_earlier_version_of_this_tool_is_finished_on_its_base(
     debian: Debian, benches: Benches
 ) -> None:
     bench = benches.new()
-    old = {"source": {"requested": PACKAGE, "description": f"{PACKAGE} 6.12.117-1"}}
-    assert requested_source(old, bench) == f"{PACKAGE}=6.12.117-1"
-    assert requested_source({"source": {"requested": PACKAGE}}, bench) is None
-    assert requested_source({"source": {"requested": "/a/tree"}}, bench) == "/a/tree"
+
+    def requested(name: str, description: str) -> str | None:
+        source = SourceRecord(requested=name, description=description)
+        return requested_source(manifest(source=source), bench)
+
+    assert requested(PACKAGE, f"{PACKAGE} 6.12.117-1") == f"{PACKAGE}=6.12.117-1"
+    assert requested(PACKAGE, PACKAGE) is None
+    assert requested("/a/tree", "a tree") == "/a/tree"
 
 
 def test_an_unchecked_base_is_said(tmp_path: Path, debian: Debian, benches: Benches) -> None:
@@ -92,7 +98,7 @@ def test_an_unchecked_base_is_said(tmp_path: Path, debian: Debian, benches: Benc
     bench.tree("full")
     assert benches.notes[0] == said
     assert base_of(bench).sentence == f"{PACKAGE} 6.12.119-1, imported"
-    assert source_facts(bench)["checked"] is False
+    assert source_record(bench).checked is False
 
 
 def test_a_plan_asks_apt_once(tmp_path: Path, debian: Debian, benches: Benches) -> None:
@@ -104,7 +110,7 @@ def test_a_plan_asks_apt_once(tmp_path: Path, debian: Debian, benches: Benches) 
     for patchset in ("baseline", "core-only", "full"):
         bench.tree(patchset)
     assert base_of(bench).imported
-    source_facts(bench)
+    source_record(bench)
     assert debian.asked() == [f"apt-cache madison {PACKAGE}"]
 
 
@@ -122,14 +128,14 @@ def test_a_host_without_apt_has_no_base_and_says_what_to_do(
     assert base.sentence == "none" and "--source" in base.remarks[0] and "6.12.118-1" in base.remarks[0]
     assert not benches.new().has_kernel("full")
     with pytest.raises(InfrastructureError, match="--source"):
-        source_facts(benches.new())
+        source_record(benches.new())
 
 
 def test_a_run_is_not_finished_on_a_source_that_has_changed(tmp_path: Path, benches: Benches) -> None:
     tree = write_tree(tmp_path / "linux")
     begun = benches.new(str(tree)).source_tree
-    manifest = {"source": {"description": begun.description, "commit": begun.commit}}
-    writer = cast("RunWriter", SimpleNamespace(manifest=manifest, path=Path("the-run")))
+    begun_on = manifest(source=SourceRecord(description=begun.description, commit=begun.commit))
+    writer = cast("RunWriter", SimpleNamespace(manifest=begun_on, path=Path("the-run")))
     check_same_source(writer, benches.new(str(tree)))
     (tree / "mm" / "memory.c").write_text("int changed;\n")
     with pytest.raises(UserError, match=r"not the source that the-run began with .*start a new run"):

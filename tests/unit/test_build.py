@@ -74,7 +74,7 @@ def test_a_tree_that_does_not_compile_shows_the_compilers_error(bench: Workbench
     with pytest.raises(BuildFailed) as caught:
         bench.build("stage-1")
     assert "memory.c" in str(caught.value) and "adress" in str(caught.value)
-    assert caught.value.log.read_text()
+    assert caught.value.log is not None and caught.value.log.read_text()
     assert not list(bench.cache.root.glob("kernel/*"))
     assert bench.build().bzimage.is_file(), "a failed build spoilt the next one"
 
@@ -115,6 +115,7 @@ def test_the_log_of_each_tree_that_does_not_compile_is_kept(bench: Workbench) ->
         write_patch(bench.patches / "6.12" / "0001.patch", "\treturn address;", wrong)
         with pytest.raises(BuildFailed, match="core-only:1 does not compile as measure") as caught:
             bench.build("stage-1")
+        assert caught.value.log is not None
         logs.append(caught.value.log)
     assert "adress" in logs[0].read_text() and "adress" not in logs[1].read_text()
     assert caught.value.exit_status == 3, "a finding about the patch, not a failure of the host"

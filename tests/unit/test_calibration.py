@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import math
+import platform
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from guest_data import FAULT_LATENCY, ROOT
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from records import manifest
 from synthetic_run import Synthetic
 
 from orchestrator.analysis.calibration import DENSITIES, Calibration, Costs, Spread, calibration_line
@@ -28,9 +30,10 @@ from orchestrator.events import Events
 from orchestrator.execution import calibration
 from orchestrator.execution.bench import Bench
 from orchestrator.execution.calibration import calibrate, last_calibration
-from orchestrator.execution.provenance import calibration_facts
+from orchestrator.execution.provenance import calibration_record
 from orchestrator.guest.workload import load_workloads
 from orchestrator.project import Project
+from orchestrator.store.manifest import AcceleratorRecord, CalibrationRecord
 
 
 def costs(unit: str, base: float, huge: float) -> Costs:
@@ -85,21 +88,26 @@ def test_it_survives_json() -> None:
 
 
 def test_a_run_by_instructions_says_what_the_processor_says() -> None:
-    insns = {"accelerator": {"clock": "insns"}}
-    assert calibration_line({**insns, "calibration": {"sentence": "said"}}) == "said"
-    assert "orchestrate calibrate" in calibration_line(insns)
-    assert calibration_line({"accelerator": {"clock": "ns"}, "calibration": {"sentence": "said"}}) == ""
+    calibrated = manifest(calibration=CalibrationRecord(sentence="calibrated", cpu="a CPU"))
+    assert calibration_line(calibrated) == "calibrated"
+    assert "orchestrate calibrate" in calibration_line(manifest())
+    real_time = AcceleratorRecord(name="kvm", clock="ns", reason="")
+    assert calibration_line(replace(calibrated, accelerator=real_time)) == ""
 
 
 def test_the_table_says_what_the_processor_says(tmp_path: Path) -> None:
     small = Synthetic(repeat=2, workloads=("fault_latency",))
-    facts = {"sentence": CALIBRATION.sentence, **asdict(CALIBRATION)}
-    run = replace(small, manifest={"calibration": facts}).write(tmp_path, "calibrated")
+    record = CalibrationRecord(
+        sentence=CALIBRATION.sentence, cpu=CALIBRATION.cpu, measured=asdict(CALIBRATION)
+    )
+    run = replace(small, changes={"calibration": record}).write(tmp_path, "calibrated")
     assert CALIBRATION.sentence in " ".join(to_text(compare(run)).split())
     assert "not calibrated on the run's host" in to_text(compare(small.write(tmp_path, "not")), width=200)
-    other = replace(small, manifest={"calibration": {**facts, "cpu": "Another CPU"}}).write(tmp_path, "other")
+    changes = {"calibration": replace(record, cpu="Another CPU")}
+    other = replace(small, changes=changes).write(tmp_path, "other")
     (caution,) = compare_runs(run, other).cautions
-    assert "different processors (Made-up CPU and Another CPU)" in caution
+    assert "processors that the runs were calibrated on differ: Made-up CPU in" in caution
+    assert "Another CPU in" in caution
 
 
 @pytest.mark.parametrize("processor", [CALIBRATION.processor, costs("ns", 1, 1e6), costs("ns", 1e6, 1)])
@@ -115,7 +123,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     enabled.write_text("always [madvise] never\n")
     monkeypatch.setattr(calibration, "_THP", enabled)
     monkeypatch.setattr(calibration, "_in_guest", lambda bench: CALIBRATION.guest)
-    monkeypatch.setattr(calibration.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
     stub = SimpleNamespace(
         cache=Cache(tmp_path / "cache"),
         events=Events(),
@@ -169,11 +177,11 @@ def test_the_answer_is_kept_until_it_is_asked_for_again_or_qemu_is_another(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     native = Native(monkeypatch)
-    assert last_calibration(bench.cache) is None and calibration_facts(bench.cache) is None
+    assert last_calibration(bench.cache) is None and calibration_record(bench.cache) is None
     first, directory = calibrate(bench, rounds=1)
     assert last_calibration(bench.cache) == first
-    facts = calibration_facts(bench.cache)
-    assert facts is not None and facts["sentence"] == first.sentence
+    facts = calibration_record(bench.cache)
+    assert facts is not None and facts.sentence == first.sentence
     assert calibrate(bench, rounds=1) == (first, directory) and len(native.advice) == 4
     calibrate(bench, rounds=2, again=True)
     assert len(native.advice) == 10
@@ -220,7 +228,7 @@ def test_other_hosts_that_cannot_be_calibrated(bench: Bench, monkeypatch: pytest
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=7 << 20))
     with pytest.raises(InfrastructureError, match="has 7 MiB of memory left"):
         calibrate(bench)
-    monkeypatch.setattr(calibration.platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr(platform, "machine", lambda: "aarch64")
     with pytest.raises(InfrastructureError, match="this host is aarch64"):
         calibrate(bench)
     assert last_calibration(bench.cache) is None

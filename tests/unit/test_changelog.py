@@ -12,6 +12,7 @@ from synthetic_run import VARIANTS, Synthetic
 from orchestrator.analysis.changelog import changelog_text
 from orchestrator.analysis.comparison import Comparison, compare
 from orchestrator.errors import UserError
+from orchestrator.store.manifest import CalibrationRecord
 from orchestrator.store.outcome import Outcome
 from orchestrator.store.run import Run
 
@@ -89,7 +90,7 @@ def test_secondary_metrics_are_left_to_the_table(text: str) -> None:
 
 def test_the_command_can_be_pasted_also_when_it_is_long(tmp_path: Path) -> None:
     command = ["orchestrate", "run", "--name", "two words", *(f"--set=knob_{n}={n}" for n in range(12))]
-    run = replace(SYNTHETIC, repeat=1, manifest={"command": command}).write(tmp_path)
+    run = replace(SYNTHETIC, repeat=1, changes={"command": tuple(command)}).write(tmp_path)
     text = changelog_text(run, compare(run))
     pasted = text.partition("    $ ")[2].replace("\\\n", " ")
     assert shlex.split(pasted) == command
@@ -116,7 +117,7 @@ def test_three_repetitions_conclude_nothing(tmp_path: Path) -> None:
 
 
 def test_a_run_without_values(tmp_path: Path) -> None:
-    cells = [entry["cell"] for entry in SYNTHETIC._manifest()["cells"]]
+    cells = [entry.cell for entry in SYNTHETIC.manifest().cells]
     run = replace(SYNTHETIC, failures=dict.fromkeys(cells, (Outcome.TIMEOUT, "too slow"))).write(tmp_path)
     text = " ".join(changelog_text(run, compare(run)).split())
     assert "there is nothing to show" in text
@@ -190,7 +191,8 @@ def test_cost_against_density_is_drawn_with_the_break_even(tmp_path: Path) -> No
 
 def test_instructions_have_the_processor_beside_them(tmp_path: Path) -> None:
     said = "one huge fault costs 50 base faults on the host's processor (X) and 96 in instructions"
-    run = replace(SYNTHETIC, manifest={"calibration": {"sentence": said, "cpu": "X"}}).write(tmp_path)
+    changes = {"calibration": CalibrationRecord(sentence=said, cpu="X")}
+    run = replace(SYNTHETIC, changes=changes).write(tmp_path)
     assert f"Instructions and time: {said}." in " ".join(changelog_text(run, compare(run)).split())
     other = replace(SYNTHETIC, repeat=1).write(tmp_path)
     assert "calibrate` does it" in " ".join(changelog_text(other, compare(other)).split())

@@ -16,7 +16,7 @@ from orchestrator.model.chunk_test import (
     CHILD_KIB,
     PATTERNS,
     RANGE_KIB,
-    Machine,
+    ChunkTestMachine,
     Policy,
     distribution,
     simulate,
@@ -26,7 +26,7 @@ from orchestrator.model.trace import Khugepaged, Map, Write
 from orchestrator.store.run import Run
 
 REFERENCE = Path(__file__).resolve().parents[2] / "results" / "reference-core-only"
-MACHINE = Machine(8 << 20, 4, 7_907_273)
+MACHINE = ChunkTestMachine(8 << 20, 4, 7_907_273)
 CHUNK_KIB = 512 << 10
 
 
@@ -65,7 +65,7 @@ def test_a_huge_page_at_once_costs_the_same_whatever_is_touched(pattern: str) ->
 
 
 def test_what_fits_is_what_memory_divided_by_a_child_is() -> None:
-    machine = Machine(8 << 20, 4, 10 * (256 * 2052 + CHILD_KIB))
+    machine = ChunkTestMachine(8 << 20, 4, 10 * (256 * 2052 + CHILD_KIB))
     (outcome,) = simulate(machine, CHUNK_KIB, distribution("dense"), [Policy(1)])
     assert outcome.survivors == outcome.survivors_oom == 10
     assert outcome.used_kib == machine.begin_kib
@@ -108,7 +108,7 @@ def test_it_foretells_the_reference_run_within_five_per_cent() -> None:
 
 
 def test_an_estimate_of_what_is_available_is_near_what_a_guest_has() -> None:
-    assert Machine(8 << 20, 4).begin_kib == pytest.approx(7_907_273, rel=0.005)
+    assert ChunkTestMachine(8 << 20, 4).begin_kib == pytest.approx(7_907_273, rel=0.005)
 
 
 @pytest.mark.parametrize("pages", [0, 513])

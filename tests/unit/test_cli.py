@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from synthetic_run import Synthetic
 
 from orchestrator.cli.application import status_of
 from orchestrator.kernel.series import load_series
+from orchestrator.store.manifest import FILE, read_manifest
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = str(ROOT / "experiments" / "stages.toml")
@@ -162,8 +164,8 @@ def test_runs_are_listed_by_age_and_shown_as_they_were_told(
     tested = small.write(own_results, "tested").path
     # A stored run keeps its name, which begins with no date.
     compared = compared.rename(own_results / "reference")
-    manifest = json.loads((compared / "run.json").read_text())
-    (compared / "run.json").write_text(json.dumps({**manifest, "created_utc": "2026-01-01T00:00:00+00:00"}))
+    begun = replace(read_manifest(compared), created_utc="2026-01-01T00:00:00+00:00")
+    (compared / FILE).write_text(begun.to_json())
     (tested / "correctness.txt").write_text("kernel  suite\nfull    stress\n")
     assert status_of(["results", "list"]) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["reference", tested.name]
@@ -177,13 +179,13 @@ def test_a_table_that_is_current_is_shown_as_it_was_written(
     own_results: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = Synthetic(repeat=1, histograms=False).write(own_results, "compared").path
-    manifest = json.loads((path / "run.json").read_text())
+    manifest = read_manifest(path)
     (path / "comparison.txt").write_text("the table\n")
     for ended, said in (
         ("2026-01-01T00:00:00+00:00", "the table"),
         ("2999-01-01T00:00:00+00:00", "survivors"),
     ):
-        (path / "run.json").write_text(json.dumps({**manifest, "ended_utc": ended}))
+        (path / FILE).write_text(replace(manifest, ended_utc=ended).to_json())
         assert status_of(["--quiet", "results", "show", path.name]) == 0
         assert said in capsys.readouterr().out
 

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from records import MANIFEST, manifest
 
 from orchestrator.cache import Cache
 from orchestrator.cli.progress import PlainProgress
@@ -45,6 +46,7 @@ from orchestrator.guest.ssh import Guest
 from orchestrator.kernel.build import KernelBuild
 from orchestrator.machine.oops import Finding
 from orchestrator.machine.topology import Topology
+from orchestrator.store.manifest import RunKind
 from orchestrator.store.outcome import Outcome
 from orchestrator.store.run import RunWriter
 
@@ -182,6 +184,27 @@ def test_a_guest_that_died_fails_it_whatever_it_had_passed() -> None:
     ]
 
 
+def test_what_a_lost_guest_did_not_run_is_no_regression() -> None:
+    before = result("baseline", "selftests", {"a": P, "b": F, "c": P})
+    lost = result("full", "selftests", {"a": P, "b": F})
+    lost.outcome, lost.evidence = Outcome.LOST, "QEMU was ended by signal 9"
+    troubles, notes = judge([before, lost], only=["c"])
+    assert [(each.what, each.is_lost) for each in troubles] == [("ended as lost", True)]
+    assert [each.what for each in notes] == ["b fails, on the baseline as well"]
+    assert CorrectnessSummary(troubles=troubles).exit_status == 1
+    failing = result("full", "reservations", {"a": F})
+    assert CorrectnessSummary(troubles=judge([lost, failing])[0]).exit_status == 3
+
+
+def test_a_baseline_that_was_lost_is_said() -> None:
+    lost = result("baseline", "selftests", {"a": P})
+    lost.outcome, lost.evidence = Outcome.LOST, "QEMU was ended by signal 9"
+    troubles, _ = judge([lost, result("full", "selftests", {"a": P})])
+    assert [(each.where, each.text, each.is_lost) for each in troubles] == [
+        ("baseline.selftests.1", "QEMU was ended by signal 9", True)
+    ]
+
+
 def test_a_suite_that_was_cut_short_fails_it_even_by_what_the_baseline_reports_too() -> None:
     before = result("baseline", "stress", {"vm": P}, (WARNING,))
     after = result("full", "stress", {"vm": P}, (WARNING,))
@@ -254,20 +277,19 @@ def test_each_suite_is_one_line_with_what_remains(
 
     monkeypatch.setattr(correctness_run, "_run", run)
     monkeypatch.setattr(correctness_run, "keep_build_log", lambda *_: None)
-    monkeypatch.setattr(correctness_run, "kernel_facts", lambda *_: {})
+    monkeypatch.setattr(correctness_run, "built", lambda variant, *_: variant)
     kernel = KernelBuild(tmp_path, "6.12", "id", "gcc", (), 1.0, True, "digest")
     bench = SimpleNamespace(
         events=Events(PlainProgress()),
         durations=Durations(Cache(tmp_path / "cache")),
         flavour="debug-vm",
-        accelerator=SimpleNamespace(name="tcg", facts={}),
+        accelerator=SimpleNamespace(name="tcg", record=MANIFEST.accelerator),
         selftest_plan=SimpleNamespace(different={}),
         kernel=lambda _: kernel,
     )
     asked = CorrectnessTest("full", (SUITES["stress"],), Topology.parse("2x512M"))
-    planned = [correctness_run._planned(patchset, suite) for patchset, suite in asked.cells()]
-    manifest = {"name": "test", "topology": {"nodes": []}, "workloads": {}, "variants": [], "cells": planned}
-    writer = RunWriter.create(tmp_path / "results", "test", manifest)
+    planned = tuple(correctness_run._planned(patchset, suite) for patchset, suite in asked.cells())
+    writer = RunWriter.create(tmp_path / "results", "test", manifest(kind=RunKind.TEST, cells=planned))
     execute(asked, cast(Any, bench), writer)
     # On a busy host a line follows that says how long the step took.
     assert capsys.readouterr().err.splitlines()[:4] == [
@@ -383,7 +405,7 @@ def test_the_list_of_selftests_is_sound(tmp_path: Path) -> None:
     assert all(len(why) > 20 for why in plan.excluded.values())
     broken = tmp_path / "selftests.toml"
     broken.write_text('packages = []\nflags = []\nexcluded = {}\ndifferent = {}\n[[test]]\nname = "x"\n')
-    with pytest.raises(UserError, match=r"selftests\.toml: an entry lacks or garbles 'argv'"):
+    with pytest.raises(UserError, match=r"selftests\.toml: an entry has no valid 'argv'"):
         load_selftests(broken)
 
 

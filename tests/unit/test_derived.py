@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from orchestrator.execution.derived import DERIVED_METRICS, observations_from_counters
-from orchestrator.guest.sampler import Sample
+from orchestrator.store.observation import Sample
 
 
 def sample(

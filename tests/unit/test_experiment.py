@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: GPL-2.0-only
 from __future__ import annotations
 
-import json
 from dataclasses import fields
 from pathlib import Path
 
@@ -17,11 +16,13 @@ from orchestrator.experiment.cell import cells_of
 from orchestrator.experiment.experiment import Experiment, load_experiment
 from orchestrator.experiment.knob import combinations, parse_settings
 from orchestrator.experiment.manifest import experiment_of_manifest
-from orchestrator.experiment.variant import Role, variants_of
+from orchestrator.experiment.variant import variants_of
 from orchestrator.guest.workload import Workload, load_workloads
 from orchestrator.kernel.series import Series, load_series
 from orchestrator.machine.topology import Topology
 from orchestrator.project import Project
+from orchestrator.store.manifest import Role, read_manifest
+from orchestrator.store.run import RunWriter
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -70,7 +71,7 @@ def test_an_early_stage_without_the_knob_has_one_variant(series: Series) -> None
         (["promotion_threshold=-1"], "whole number"),
         (["promotion_threshold"], "KEY=VALUE"),
         (["enabled=sometimes"], "one of always, madvise, never"),
-        (["promotion_threshold=4,4"], "given twice"),
+        (["promotion_threshold=4,4"], "occurs twice"),
         (["promotion_threshold=4", "promotion_threshold=5"], "given twice"),
     ],
 )
@@ -173,7 +174,7 @@ def test_a_file_says_it_all(tmp_path: Path, series: Series, workloads: dict[str,
         ("[workload.chunk]", "[workload.chunks]", r"experiment.toml:21: .*chunk"),
         ("[workload.chunk]", "[workload.chunk]\nseeds = 4", r"experiment.toml:21: .*seeds"),
         ('name = "never"', 'name = "stock"', r"two variants are named stock"),
-        ('name = "never"', 'name = "../up"', r"use letters"),
+        ('name = "never"', 'name = "../up"', r"use only letters"),
         (
             "[workload.chunk]",
             "[workload.chunk]\n[tradeoff]\nmemory = 'chunk/survivors.total'",
@@ -250,7 +251,7 @@ def test_a_run_directory_knows_all_of_its_experiment(tmp_path: Path) -> None:
     experiment = Experiment(
         name="all",
         variants=variants_of(
-            ["core-only"], "baseline", {"promotion_threshold": ["1", "64"]}, ["quiet"], bench.series
+            ["core-only"], "baseline", {"promotion_threshold": ("1", "64")}, ["quiet"], bench.series
         ),
         workloads={
             name: {key: str(parameter.default) for key, parameter in bench.workloads[name].parameters.items()}
@@ -266,5 +267,6 @@ def test_a_run_directory_knows_all_of_its_experiment(tmp_path: Path) -> None:
         tradeoff={"x": "chunk/survivors.total"},
     )
     assert {f.name for f in fields(Experiment) if getattr(experiment, f.name) == f.default} == set()
-    manifest = json.loads(json.dumps(manifest_of(experiment, bench, ["orchestrate", "run"])))
-    assert experiment_of_manifest(manifest) == experiment
+    begun = manifest_of(experiment, bench, ["orchestrate", "run"])
+    writer = RunWriter.create(tmp_path, experiment.name, begun)
+    assert experiment_of_manifest(read_manifest(writer.path)) == experiment

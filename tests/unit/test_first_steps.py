@@ -19,7 +19,8 @@ BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
 
 
 def block(language: str, beginning: str = "") -> str:
-    return next(text for kind, text in BLOCKS if kind == language and text.lstrip().startswith(beginning))
+    texts: list[str] = [text for kind, text in BLOCKS if kind == language]
+    return next(text for text in texts if text.lstrip().startswith(beginning))
 
 
 def test_marks_are_explained_in_the_words_of_the_legend() -> None:
@@ -49,7 +50,8 @@ def test_the_example_of_a_workload_works(tmp_path: Path) -> None:
     flags = ["-std=gnu11", "-O1", "-pthread", "-Wall", "-Wextra", "-Werror", f"-I{common}"]
     sources = [source, *common.glob("*.c")]
     subprocess.run(["gcc", *flags, *map(str, sources), "-lm", "-o", str(program)], check=True)
-    values = {name: parameter.default for name, parameter in workload.parameters.items()} | workload.quick
+    defaults = {name: parameter.default for name, parameter in workload.parameters.items()}
+    values = {**defaults, **workload.quick}
     options = [part for name, value in values.items() for part in (f"--{name}", value)]
     argv = [str(program), "--seed", "1", "--clock", "ns", *options]
     done = subprocess.run(argv, capture_output=True, text=True, check=True, timeout=60)

@@ -8,6 +8,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.debugger import gdb as gdb_module
-from orchestrator.debugger.gdb import Frame, Gdb, GdbError, StopTimeout, check_places, parse_result
+from orchestrator.debugger.gdb import Gdb, GdbError, StackFrame, StopTimeout, check_places, parse_result
 from orchestrator.errors import InfrastructureError, UserError
 
 VMLINUX_ID = bytes(range(20))
@@ -167,9 +168,9 @@ def test_hardware_breakpoints_and_conditions(attach: Attach, log: Path) -> None:
 def test_backtrace_evaluate_and_commands(attach: Attach) -> None:
     with attach() as gdb:
         assert gdb.backtrace() == [
-            Frame("thp_resv_alloc", 0xFFFFFFFF8126A4D0, "mm/huge_memory_resv.c:120"),
-            Frame("thp_resv_create", 0xFFFFFFFF8126B001, ""),
-            Frame("", 0x401136, ""),
+            StackFrame("thp_resv_alloc", 0xFFFFFFFF8126A4D0, "mm/huge_memory_resv.c:120"),
+            StackFrame("thp_resv_create", 0xFFFFFFFF8126B001, ""),
+            StackFrame("", 0x401136, ""),
         ]
         assert gdb.evaluate("$rdi") == 42
         assert gdb.evaluate('"tab\\t"') == '"tab\\t"'
@@ -221,3 +222,22 @@ def test_the_wrong_vmlinux_is_refused(attach: Attach, log: Path) -> None:
 def test_nobody_to_attach_to(attach: Attach) -> None:
     with pytest.raises(InfrastructureError, match=r"cannot attach to .*No such file or directory"):
         attach("refuse")
+
+
+def test_a_command_that_waits_for_the_guest_can_be_told_to_stop_it(attach: Attach) -> None:
+    with attach("never-stops") as gdb:
+        threading.Timer(0.3, gdb.stop_waiting).start()
+        assert "SIGINT" in gdb.command("continue")
+        assert gdb.command("info line") == "one\ntwo", "what comes after it is its own"
+
+
+def test_a_guest_that_ends_under_a_command_is_said_so(attach: Attach) -> None:
+    with attach("guest-ends") as gdb, pytest.raises(InfrastructureError, match="the guest ended"):
+        gdb.command("continue")
+
+
+def test_a_command_has_a_limit(attach: Attach) -> None:
+    with attach("never-stops") as gdb:
+        with pytest.raises(InfrastructureError, match=r"gdb did not answer within 0\.3 s"):
+            gdb.command("continue", timeout_s=0.3)
+        gdb._running = True  # it is still at it, so that leaving interrupts it

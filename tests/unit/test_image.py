@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from orchestrator.cache import Cache
 from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.events import Event, Events
-from orchestrator.guest.archive import Entry, archive
+from orchestrator.guest.archive import ArchiveEntry, archive
 from orchestrator.guest.image import (
     build_image,
     find_library,
@@ -85,7 +85,7 @@ def unpack(data: bytes) -> dict[str, tuple[int, bytes, tuple[int, int]]]:
 def test_an_archive_holds_every_file_after_its_parents(files: dict[str, bytes]) -> None:
     # A path that is also a parent cannot be a file.
     entries = {
-        path: Entry.file(content)
+        path: ArchiveEntry.file(content)
         for path, content in files.items()
         if not any(other.startswith(f"{path}/") for other in files)
     }
@@ -102,9 +102,9 @@ def test_an_archive_holds_every_file_after_its_parents(files: dict[str, bytes]) 
 def test_cpio_reads_the_archive(tmp_path: Path) -> None:
     data = archive(
         {
-            "/etc/motd": Entry.file(b"hello\n", 0o600),
-            "/bin": Entry.symlink("usr/bin"),
-            "/dev/null": Entry.character_device(1, 3, 0o666),
+            "/etc/motd": ArchiveEntry.file(b"hello\n", 0o600),
+            "/bin": ArchiveEntry.symlink("usr/bin"),
+            "/dev/null": ArchiveEntry.character_device(1, 3, 0o666),
         }
     )
     listing = subprocess.run(["cpio", "-tvn"], input=data, capture_output=True, check=True).stdout.decode()
@@ -179,7 +179,7 @@ def test_libraries_are_found_in_their_packages(tmp_path: Path) -> None:
     with pytest.raises(InfrastructureError, match=r"liby\.so is in none of the packages"):
         find_library("liby.so", [tmp_path / "b"])
     (directory / "text").write_text("#!/bin/sh\n")
-    with pytest.raises(InfrastructureError, match="is no ELF program"):
+    with pytest.raises(InfrastructureError, match="is not an ELF program"):
         needed_libraries(directory / "text")
 
 
@@ -217,7 +217,7 @@ def test_a_package_that_is_not_installed_is_downloaded_once(
     for _ in range(2):
         assert (root_of(other, cache) / "bin" / "tool").read_text() == "a tool"
     assert [argv for argv in debian.ran if argv[0] == "apt-get"] == [["apt-get", "download", "other=2:3.1-4"]]
-    with pytest.raises(InfrastructureError, match=r"apt knows no package nowhere.*apt-get update"):
+    with pytest.raises(InfrastructureError, match=r"apt does not know the package nowhere.*apt-get update"):
         find_packages(["here", "nowhere"], cache)
 
 
@@ -365,9 +365,9 @@ def test_a_layer_brings_programs_of_several_sources(project: Project, tmp_path: 
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        ("packages = 1", r"extra\.toml: packages is unknown or of the wrong type"),
+        ("packages = 1", r"extra\.toml: packages is unknown or has the wrong type"),
         ("[nodes]", r"extra\.toml: nodes is unknown"),
-        ("[libraries]", r"extra\.toml: an entry lacks or garbles 'packages'"),
+        ("[libraries]", r"extra\.toml: an entry has no valid 'packages'"),
         ('[programs]\n"/bin/x" = "none"', r"extra\.toml: there is no C source in .*none"),
         ("packages", r"extra\.toml: cannot read this image layer"),
     ],
@@ -380,7 +380,7 @@ def test_a_fault_of_a_layer_is_said_with_file_and_key(
     (layers / "extra.toml").write_text(text)
     with pytest.raises(UserError, match=fault):
         build_image(project, Cache(tmp_path / "cache"), Events(), ["extra"])
-    with pytest.raises(UserError, match="no layer 'other'; there are extra"):
+    with pytest.raises(UserError, match="no layer 'other'; the layers are extra"):
         build_image(project, Cache(tmp_path / "cache"), Events(), ["other"])
 
 

@@ -34,7 +34,7 @@ def test_results_have_what_was_said_before_them() -> None:
 def test_output_that_ends_early_is_a_fault() -> None:
     results, fault = parse_ktap(["1..3", "ok 1 one", "# about to touch the second"])
     assert [result.name for result in results] == ["one"]
-    assert fault == "1 of 3 planned tests have a result; the last words are: about to touch the second"
+    assert fault == "1 of 3 planned tests have a result; the last line is: about to touch the second"
 
 
 def test_a_plan_of_nothing_and_output_without_a_plan() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.model.memory import STAGES, Expected, Model
+from orchestrator.model.memory import STAGES, Model, Prediction
 from orchestrator.model.page import block_hash, page_word
 from orchestrator.model.trace import parse
 
@@ -17,8 +17,13 @@ CORE = 9
 THRESHOLD = {"promotion_threshold": "256"}
 
 
-def run(text: str, stages: int = CORE, nodes: int = 1, **settings: str) -> tuple[Model, Expected]:
+def run(text: str, stages: int = CORE, nodes: int = 1, **settings: str) -> tuple[Model, Prediction]:
     """Follow a trace on the kernel of the first stages."""
+    return follow(text, stages, nodes, settings)
+
+
+def follow(text: str, stages: int, nodes: int, settings: dict[str, str]) -> tuple[Model, Prediction]:
+    """As run(), for knobs whose names are not Python's."""
     chosen = THRESHOLD | settings if stages >= 3 else settings
     model = Model(STAGES[:stages], chosen, nodes=nodes)
     last = None
@@ -29,7 +34,7 @@ def run(text: str, stages: int = CORE, nodes: int = 1, **settings: str) -> tuple
     return model, last
 
 
-def counters(expected: Expected) -> dict[str, int]:
+def counters(expected: Prediction) -> dict[str, int]:
     return {name: value for name, value in expected.vmstat.items() if value}
 
 
@@ -54,8 +59,10 @@ HUGE = {"nr_anon_transparent_hugepages": 1, "thp_fault_alloc": 1}
         (9, {"enabled": "never"}, {}),
     ],
 )
-def test_the_first_write_maps_a_huge_page_or_reserves_one(stages, settings, expected):
-    model, last = run("p0 map 0:0 512 huge\np0 write 0:7 1 3", stages, **settings)
+def test_the_first_write_maps_a_huge_page_or_reserves_one(
+    stages: int, settings: dict[str, str], expected: dict[str, int]
+) -> None:
+    model, last = follow("p0 map 0:0 512 huge\np0 write 0:7 1 3", stages, 1, settings)
     assert counters(last) == expected
     assert model.block("p0", 0).huge == (expected == HUGE)
     words = [0] * 512
@@ -66,28 +73,28 @@ def test_the_first_write_maps_a_huge_page_or_reserves_one(stages, settings, expe
 @pytest.mark.parametrize(
     "text", ["p0 map 0:1 511 huge", "p0 map 0:0 511 huge", "p0 map 0:0 512 nohuge", "p0 map 0:0 512"]
 )
-def test_what_may_not_be_huge_is_not_reserved(text):
+def test_what_may_not_be_huge_is_not_reserved(text: str) -> None:
     model, last = run(text + "\np0 write 0:5 2 1")
     assert counters(last) == {}
     assert blocks(model) == {0: (False, 2, 0)}
 
 
-def test_two_mappings_that_become_one_are_reserved_for():
+def test_two_mappings_that_become_one_are_reserved_for() -> None:
     _, last = run("p0 map 0:0 256\np0 map 0:256 256\np0 advise 0:0 512 huge\np0 write 0:5 1 1")
     assert last.vmstat["thp_res_alloc"] == 1
 
 
-def test_mappings_that_differ_are_not():
+def test_mappings_that_differ_are_not() -> None:
     _, last = run("p0 map 0:0 256 huge\np0 map 0:256 256\np0 write 0:5 1 1")
     assert last.vmstat["thp_res_alloc"] == 0
 
 
-def test_every_page_is_handed_out_once():
+def test_every_page_is_handed_out_once() -> None:
     _, last = run("p0 map 0:0 512 huge\np0 write 0:0 512 1\np0 write 0:0 512 2")
     assert counters(last) == {"thp_res_alloc": 1, "thp_res_mapped": 512}
 
 
-def test_a_read_maps_the_huge_zero_page_and_reserves_nothing():
+def test_a_read_maps_the_huge_zero_page_and_reserves_nothing() -> None:
     model, last = run("p0 map 0:0 512 huge\np0 read 0:0 1")
     assert counters(last) == {}
     assert blocks(model) == {0: (False, 0, 512)}
@@ -96,12 +103,12 @@ def test_a_read_maps_the_huge_zero_page_and_reserves_nothing():
     assert blocks(model) == {0: (False, 0, 2)}
 
 
-def test_a_read_without_the_huge_zero_page_maps_a_huge_page_at_threshold_1():
+def test_a_read_without_the_huge_zero_page_maps_a_huge_page_at_threshold_1() -> None:
     _, last = run("p0 map 0:0 512 huge\np0 read 0:0 1", use_zero_page="0", promotion_threshold="1")
     assert counters(last) == HUGE
 
 
-def test_the_first_write_after_a_read_reserves_from_stage_6_on():
+def test_the_first_write_after_a_read_reserves_from_stage_6_on() -> None:
     text = "p0 map 0:0 512 huge\np0 read 0:0 1\np0 write 0:1 1 1"
     assert counters(run(text, 5)[1]) == {"thp_split_pmd": 1}
     model, last = run(text, 6)
@@ -109,7 +116,7 @@ def test_the_first_write_after_a_read_reserves_from_stage_6_on():
     assert blocks(model) == {0: (False, 1, 511)}
 
 
-def test_an_emptied_page_table_is_not_reserved_for_until_it_has_been_read():
+def test_an_emptied_page_table_is_not_reserved_for_until_it_has_been_read() -> None:
     text = "p0 map 0:0 512 huge\np0 write 0:0 1 1\np0 advise 0:0 512 dontneed\np0 write 0:0 1 2\n"
     assert counters(run(text)[1]) == {"thp_res_alloc": 1, "thp_res_mapped": 1, "thp_res_released": 511}
     text += "p0 advise 0:0 512 dontneed\np0 read 0:0 1\np0 write 0:0 1 1"
@@ -132,7 +139,7 @@ def test_an_emptied_page_table_is_not_reserved_for_until_it_has_been_read():
         "dump",
     ],
 )
-def test_what_gives_a_reservation_up(operation):
+def test_what_gives_a_reservation_up(operation: str) -> None:
     model, last = run(f"p0 map 0:0 512 huge\np0 write 0:7 1 3\n{operation}")
     assert last.errno == 0
     assert last.vmstat["thp_res_released"] == 511
@@ -153,20 +160,20 @@ def test_what_gives_a_reservation_up(operation):
         "khugepaged",
     ],
 )
-def test_what_leaves_a_reservation_alone(operation):
+def test_what_leaves_a_reservation_alone(operation: str) -> None:
     _, last = run(f"p0 map 0:0 512 huge\np0 write 0:7 1 3\n{operation}")
     assert last.errno == 0
     assert last.vmstat["thp_res_released"] == 0
     assert last.vmstat["nr_thp_reserved"] == 511
 
 
-def test_mlock_populates_from_the_reservation():
+def test_mlock_populates_from_the_reservation() -> None:
     model, last = run("p0 map 0:0 512 huge\np0 write 0:7 1 3\np0 lock 0:0 512")
     assert counters(last) == {"thp_res_alloc": 1, "thp_res_mapped": 512}
     assert model.rss("p0") == 512
 
 
-def test_a_dump_takes_what_is_unused_and_counts_reservations():
+def test_a_dump_takes_what_is_unused_and_counts_reservations() -> None:
     _, last = run("p0 map 0:0 1024 huge\np0 write 0:0 512 3\np0 write 1:0 2 3\ndump")
     assert counters(last) == {
         "thp_res_alloc": 2,
@@ -176,7 +183,7 @@ def test_a_dump_takes_what_is_unused_and_counts_reservations():
     }
 
 
-def test_a_child_has_no_reservation_and_the_parent_keeps_its_own():
+def test_a_child_has_no_reservation_and_the_parent_keeps_its_own() -> None:
     text = "p0 map 0:0 512 huge\np0 write 0:0 1 1\np0 fork p1\n"
     model, last = run(text + "p1 write 0:1 1 1")
     assert counters(last) == RESERVED
@@ -186,7 +193,7 @@ def test_a_child_has_no_reservation_and_the_parent_keeps_its_own():
     assert model.block("p0", 0).hash == block_hash(words)
 
 
-def test_a_page_that_is_not_shared_any_more_is_reused():
+def test_a_page_that_is_not_shared_any_more_is_reused() -> None:
     text = "p0 map 0:0 1 nohuge\np0 write 0:0 1 1\np0 fork p1\n"
     model, _ = run(text)
     frame = model.process("p0").tables[0].frames[0]
@@ -198,7 +205,7 @@ def test_a_page_that_is_not_shared_any_more_is_reused():
     assert model.process("p0").tables[0].frames[0] is not frame
 
 
-def test_a_shared_huge_page_is_split_by_the_first_to_write():
+def test_a_shared_huge_page_is_split_by_the_first_to_write() -> None:
     text = "p0 map 0:0 512 huge\np0 write 0:0 512 1\np0 fork p1\np1 write 0:9 1 2\n"
     model, last = run(text, 0)
     assert counters(last) == HUGE | {"thp_split_pmd": 1}
@@ -208,19 +215,19 @@ def test_a_shared_huge_page_is_split_by_the_first_to_write():
     assert counters(last) == {"thp_fault_alloc": 1, "thp_split_pmd": 1, "thp_deferred_split_page": 1}
 
 
-def test_a_huge_page_unmapped_in_part_is_split_and_queued():
+def test_a_huge_page_unmapped_in_part_is_split_and_queued() -> None:
     model, last = run("p0 map 0:0 512 huge\np0 write 0:0 512 1\np0 advise 0:5 1 dontneed", 0)
     assert counters(last) == {"thp_fault_alloc": 1, "thp_split_pmd": 1, "thp_deferred_split_page": 1}
     assert blocks(model) == {0: (False, 511, 0)}
 
 
-def test_a_huge_page_freed_in_part_becomes_small_pages_and_its_zeros_the_zero_page():
+def test_a_huge_page_freed_in_part_becomes_small_pages_and_its_zeros_the_zero_page() -> None:
     model, last = run("p0 map 0:0 512 huge\np0 write 0:0 12 1\np0 advise 0:5 1 free", 0)
     assert counters(last) == {"thp_fault_alloc": 1, "thp_split_pmd": 1, "thp_split_page": 1}
     assert blocks(model) == {0: (False, 12, 500)}
 
 
-def test_a_huge_page_moves_whole_or_is_split():
+def test_a_huge_page_moves_whole_or_is_split() -> None:
     text = "p0 map 0:0 512 huge\np0 write 0:0 512 1\n"
     model, last = run(text + "p0 remap 0:0 512 3:0 512", 0)
     assert counters(last) == HUGE
@@ -230,7 +237,7 @@ def test_a_huge_page_moves_whole_or_is_split():
     assert blocks(model) == {3: (False, 511, 0), 4: (False, 1, 0)}
 
 
-def test_what_was_moved_keeps_its_contents():
+def test_what_was_moved_keeps_its_contents() -> None:
     model, _ = run("p0 map 0:0 512 huge\np0 write 0:3 1 1\np0 remap 0:0 512 3:1 512")
     words = [0] * 512
     words[4] = page_word(1, 3)
@@ -238,7 +245,7 @@ def test_what_was_moved_keeps_its_contents():
 
 
 @pytest.mark.parametrize(("stages", "collapses"), [(2, True), (3, False), (9, False)])
-def test_khugepaged_respects_the_threshold(stages, collapses):
+def test_khugepaged_respects_the_threshold(stages: int, collapses: bool) -> None:
     _, last = run("p0 map 0:0 512 huge\np0 read 0:0 1\np0 write 0:0 255 1\nkhugepaged", stages)
     assert (last.vmstat["nr_anon_transparent_hugepages"] == 1) == collapses
     assert last.vmstat["thp_scan_exceed_none_pte"] == (0 if collapses else 2)
@@ -252,7 +259,7 @@ def test_khugepaged_respects_the_threshold(stages, collapses):
         (9, {"thp_res_filled": 256, "thp_res_collapse": 1}),
     ],
 )
-def test_khugepaged_promotes_at_the_threshold(stages, expected):
+def test_khugepaged_promotes_at_the_threshold(stages: int, expected: dict[str, int]) -> None:
     model, last = run("p0 map 0:0 512 huge\np0 write 0:0 256 1\nkhugepaged", stages)
     common = {"nr_anon_transparent_hugepages": 1, "thp_res_alloc": 1, "thp_res_mapped": 256}
     assert counters(last) == common | expected
@@ -268,25 +275,25 @@ def test_khugepaged_promotes_at_the_threshold(stages, expected):
         "p0 fork p1\np0 write 0:0 300 2",
     ],
 )
-def test_a_reservation_that_lost_a_slot_is_promoted_by_copy(loss):
+def test_a_reservation_that_lost_a_slot_is_promoted_by_copy(loss: str) -> None:
     _, last = run(f"p0 map 0:0 512 huge\np0 write 0:0 300 1\n{loss}\nkhugepaged")
     assert last.vmstat["thp_res_collapse"] == 0
     assert last.vmstat["thp_res_copy"] == 1
 
 
-def test_locked_memory_is_promoted_by_copy():
+def test_locked_memory_is_promoted_by_copy() -> None:
     _, last = run("p0 map 0:0 512 huge\np0 write 0:0 300 1\np0 lock 0:0 512\nkhugepaged")
     assert (last.vmstat["thp_res_collapse"], last.vmstat["thp_res_copy"]) == (0, 1)
 
 
-def test_advice_to_collapse_ignores_the_threshold():
+def test_advice_to_collapse_ignores_the_threshold() -> None:
     _, last = run("p0 map 0:0 512 huge\np0 write 0:0 1 1\np0 advise 0:0 512 collapse")
     assert last.vmstat["thp_res_collapse"] == 1
     assert run("p0 map 0:0 512 huge\np0 read 0:0 1\np0 advise 0:0 512 collapse")[1].errno == 0
     assert run("p0 map 0:0 512 nohuge\np0 write 0:0 1 1\np0 advise 0:0 512 collapse")[1].errno == "EINVAL"
 
 
-def test_pages_shared_by_too_many_are_not_collapsed():
+def test_pages_shared_by_too_many_are_not_collapsed() -> None:
     text = "p0 map 0:0 512 huge\np0 write 0:0 512 1\np0 fork p1\np1 write 0:0 {} 2\nkhugepaged"
     _, last = run(text.format(255))
     assert last.vmstat["thp_scan_exceed_share_pte"] == 4  # two processes, two scans
@@ -317,22 +324,22 @@ def test_pages_shared_by_too_many_are_not_collapsed():
         ("p0 unlock 0:0 512", 0),
     ],
 )
-def test_errors(operation, errno):
+def test_errors(operation: str, errno: int | str) -> None:
     assert run(f"p0 map 0:0 512\n{operation}")[1].errno == errno
 
 
-def test_access_ends_where_protection_does():
+def test_access_ends_where_protection_does() -> None:
     model, last = run("p0 map 0:0 8\np0 protect 0:4 4 r\np0 write 0:0 8 1")
     assert last.errno == "SIGSEGV"
     assert model.rss("p0") == 4
     assert run("p0 map 0:0 8\np0 protect 0:4 4 none\np0 read 0:0 8")[1].errno == "SIGSEGV"
 
 
-def test_locked_memory_is_not_discarded():
+def test_locked_memory_is_not_discarded() -> None:
     assert run("p0 map 0:0 8\np0 lock 0:0 8\np0 advise 0:0 8 dontneed")[1].errno == "EINVAL"
 
 
-def test_a_kernel_has_the_counters_of_its_stages_alone():
+def test_a_kernel_has_the_counters_of_its_stages_alone() -> None:
     operations = parse("trace 1\np0 exit").operations
     names = [set(Model(STAGES[:stages]).step(operations[0]).vmstat) for stages in range(len(STAGES) + 1)]
     assert not any(name.startswith("thp_res") for name in names[1])
@@ -342,14 +349,14 @@ def test_a_kernel_has_the_counters_of_its_stages_alone():
     assert ["thp_res_filled" in each for each in names].index(True) == 9
 
 
-def test_stages_build_on_each_other():
+def test_stages_build_on_each_other() -> None:
     with pytest.raises(ValueError, match="the first of"):
         Model(["reserve"])
     with pytest.raises(ValueError, match="promotion_threshold"):
         Model((), THRESHOLD)
 
 
-def test_nothing_is_left_of_processes_that_have_ended():
+def test_nothing_is_left_of_processes_that_have_ended() -> None:
     _, last = run(
         "p0 map 0:0 2048 huge\np0 write 0:5 700 1\np0 fork p1\np1 write 1:0 512 1\nkhugepaged\np0 exit\np1 exit"
     )
@@ -368,7 +375,7 @@ FILLED = {
 }
 
 
-def test_the_write_that_reaches_the_threshold_promotes_in_place():
+def test_the_write_that_reaches_the_threshold_promotes_in_place() -> None:
     text = "p0 map 0:0 512 huge\np0 write 0:0 255 3\n"
     model, last = run(text, SYNC)
     assert not model.block("p0", 0).huge
@@ -379,13 +386,13 @@ def test_the_write_that_reaches_the_threshold_promotes_in_place():
     assert not run(text + "p0 write 0:300 1 4", SYNC - 1)[0].block("p0", 0).huge
 
 
-def test_a_write_goes_on_in_the_huge_page_that_it_has_led_to():
+def test_a_write_goes_on_in_the_huge_page_that_it_has_led_to() -> None:
     model, last = run("p0 map 0:0 512 huge\np0 write 0:0 400 3", SYNC)
     assert counters(last) == FILLED
     assert model.process("p0").tables[0].contents()[:400] == [page_word(3, page) for page in range(400)]
 
 
-def test_nothing_is_copied_before_a_task_goes_on():
+def test_nothing_is_copied_before_a_task_goes_on() -> None:
     text = "p0 map 0:0 512 huge\np0 write 0:0 200 3\np0 fork p1\np0 write 0:0 100 4\np0 write 0:200 56 4\n"
     model, last = run(text, SYNC)
     assert not model.block("p0", 0).huge
@@ -393,7 +400,7 @@ def test_nothing_is_copied_before_a_task_goes_on():
     assert run(text + "khugepaged", SYNC)[1].vmstat["thp_res_copy"] == 1
 
 
-def test_locked_memory_is_not_promoted_before_a_task_goes_on():
+def test_locked_memory_is_not_promoted_before_a_task_goes_on() -> None:
     model, _ = run("p0 map 0:0 512 huge\np0 lock 0:0 512", SYNC)
     assert blocks(model) == {0: (False, 512, 0)}
 
@@ -408,7 +415,9 @@ def test_locked_memory_is_not_promoted_before_a_task_goes_on():
         ("0:0 768 3:0 768", {3: 511}, 511),
     ],
 )
-def test_reservations_follow_whole_ranges_that_keep_their_alignment(remap, moved, released):
+def test_reservations_follow_whole_ranges_that_keep_their_alignment(
+    remap: str, moved: dict[int, int], released: int
+) -> None:
     text = f"p0 map 0:0 1024 huge\np0 write 0:0 1 3\np0 write 1:0 1 3\np0 remap {remap}"
     model, last = run(text, MREMAP)
     left = {block: resv.unused.bit_count() for block, resv in model.process("p0").reservations.items()}
@@ -416,18 +425,18 @@ def test_reservations_follow_whole_ranges_that_keep_their_alignment(remap, moved
     assert last.vmstat["thp_res_released"] == released
 
 
-def test_before_that_stage_reservations_do_not_move():
+def test_before_that_stage_reservations_do_not_move() -> None:
     model, last = run("p0 map 0:0 512 huge\np0 write 0:0 1 3\np0 remap 0:0 512 3:0 512", MREMAP - 1)
     assert not model.process("p0").reservations
     assert last.vmstat["thp_res_released"] == 511
 
 
-def test_half_of_a_range_is_the_default_threshold_in_the_end():
+def test_half_of_a_range_is_the_default_threshold_in_the_end() -> None:
     assert Model(STAGES).setting("promotion_threshold") == "256"
     assert Model(STAGES[:CORE]).setting("promotion_threshold") == "1"
 
 
-def test_a_huge_page_mapped_by_ptes_looks_partially_mapped_while_it_is_split():
+def test_a_huge_page_mapped_by_ptes_looks_partially_mapped_while_it_is_split() -> None:
     text = "p0 map 0:0 512 huge\np0 write 0:0 1 3\np0 protect 0:0 512 r\np0 protect 0:0 512 rw\n"
     by_pmd = run(text + "p0 advise 0:0 5 free", 0)[1]
     assert by_pmd.vmstat["thp_deferred_split_page"] == 0
@@ -460,12 +469,14 @@ def nodes(model: Model, process: str = "p0") -> dict[int, list[int]]:
         ({"promotion_threshold": "8"}, "p0 write 0:0 5 1\np0 bind 0:0 512 1\np0 write 0:9 5 1\nkhugepaged", [512]),
     ],
 )  # fmt: skip
-def test_pages_are_on_the_node_that_the_mapping_is_bound_to(settings, text, expected):
-    model, _ = run("p0 map 0:0 512 huge\n" + text, nodes=2, **settings)
+def test_pages_are_on_the_node_that_the_mapping_is_bound_to(
+    settings: dict[str, str], text: str, expected: list[int]
+) -> None:
+    model, _ = follow("p0 map 0:0 512 huge\n" + text, CORE, 2, settings)
     assert nodes(model) == {0: expected}
 
 
-def test_a_copied_page_is_on_the_node_of_the_one_who_writes():
+def test_a_copied_page_is_on_the_node_of_the_one_who_writes() -> None:
     model, _ = run(
         "p0 map 0:0 512 huge\np0 write 0:0 4 1\np0 fork p1\np1 bind 0:0 512 1\np1 write 0:0 1 2", nodes=2
     )
@@ -473,7 +484,7 @@ def test_a_copied_page_is_on_the_node_of_the_one_who_writes():
     assert nodes(model) == {0: [4]}
 
 
-def test_pages_keep_their_node_when_a_huge_page_is_split_or_moved():
+def test_pages_keep_their_node_when_a_huge_page_is_split_or_moved() -> None:
     text = (
         "p0 map 0:0 512 huge\np0 bind 0:0 512 1\np0 write 0:0 512 1\np0 unmap 0:511 1\np0 remap 0:0 2 3:4 2"
     )
@@ -484,11 +495,9 @@ def test_pages_keep_their_node_when_a_huge_page_is_split_or_moved():
 # Multi-size THP
 
 
-def sized(text: str, stages: int = CORE, **knobs: str) -> tuple[Model, Expected]:
+def sized(text: str, stages: int = CORE, **knobs: str) -> tuple[Model, Prediction]:
     """As run(), with knobs `hugepages_64kB="always"` for ``hugepages-64kB``."""
-    return run(
-        text, stages, **{name.replace("hugepages_", "hugepages-"): value for name, value in knobs.items()}
-    )
+    return follow(text, stages, 1, {name.replace("hugepages_", "hugepages-"): knobs[name] for name in knobs})
 
 
 BOTH = {"hugepages_64kB": "always", "hugepages_16kB": "always"}
@@ -523,13 +532,15 @@ RELEASED = "p0 map 0:0 512 huge\np0 write 0:20 2 1\np0 advise 0:20 1 dontneed\n"
         (4, {"hugepages_64kB": "always", "promotion_threshold": "1"}, "p0 map 0:0 100 huge\np0 write 0:20 1 1", 16),
     ],
 )  # fmt: skip
-def test_a_write_maps_the_largest_size_that_may_be(stages, knobs, text, present):
+def test_a_write_maps_the_largest_size_that_may_be(
+    stages: int, knobs: dict[str, str], text: str, present: int
+) -> None:
     model, last = sized(text, stages, **knobs)
     assert model.block("p0", 0).present == present == model.rss("p0")
     assert not last.vmstat["thp_fault_alloc"] and not last.vmstat["nr_anon_transparent_hugepages"]
 
 
-def test_a_page_that_is_lost_of_a_reservation_is_replaced_by_a_single_page():
+def test_a_page_that_is_lost_of_a_reservation_is_replaced_by_a_single_page() -> None:
     # The child's exit leaves the slot used; nothing larger may cover the neighbours' pages.
     text = "p0 map 0:0 512 huge\np0 write 0:20 1 1\np0 fork p1\np0 write 0:20 1 2\np0 write 0:21 1 2"
     model, last = sized(text, hugepages_64kB="always")
@@ -537,14 +548,14 @@ def test_a_page_that_is_lost_of_a_reservation_is_replaced_by_a_single_page():
     assert last.vmstat["thp_res_mapped"] == 2
 
 
-def test_multi_size_pages_are_promoted_by_copy():
+def test_multi_size_pages_are_promoted_by_copy() -> None:
     text = "p0 map 0:0 512\np0 write 0:0 260 1\np0 advise 0:0 512 huge\nkhugepaged"
     model, last = sized(text, hugepages_64kB="always")
     assert blocks(model) == {0: (True, 512, 0)}
     assert counters(last) == {"nr_anon_transparent_hugepages": 1, "thp_collapse_alloc": 1}
 
 
-def test_multi_size_pages_that_are_freed_in_part_are_split():
+def test_multi_size_pages_that_are_freed_in_part_are_split() -> None:
     # Of 16 pages one is written; the 15 of zeros become the zero page. /proc/vmstat counts huge pages only.
     model, last = sized("p0 map 0:0 100\np0 write 0:3 1 1\np0 advise 0:0 1 free", hugepages_64kB="always")
     assert blocks(model) == {0: (False, 1, 15)}
@@ -553,8 +564,7 @@ def test_multi_size_pages_that_are_freed_in_part_are_split():
     assert blocks(model) == {0: (False, 16, 0)}
 
 
-def test_multi_size_pages_are_on_one_node():
-    model, _ = run(
-        "p0 map 0:0 100\np0 bind 0:0 100 1\np0 write 0:3 1 1", nodes=2, **{"hugepages-64kB": "always"}
-    )
+def test_multi_size_pages_are_on_one_node() -> None:
+    text = "p0 map 0:0 100\np0 bind 0:0 100 1\np0 write 0:3 1 1"
+    model, _ = follow(text, CORE, 2, {"hugepages-64kB": "always"})
     assert nodes(model) == {0: [0, 16]}

@@ -19,26 +19,26 @@ BLOCKS = 6
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-def test_a_seed_gives_the_same_trace_and_another_one_another(profile):
+def test_a_seed_gives_the_same_trace_and_another_one_another(profile: str) -> None:
     assert generate(5, 60, profile) == generate(5, 60, profile)
     assert generate(5, 60, profile) != generate(6, 60, profile)
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-def test_what_is_generated_can_be_read(profile):
+def test_what_is_generated_can_be_read(profile: str) -> None:
     trace = generate(3, 200, profile, patchset="core-only", nodes=2)
     assert parse(format_trace(trace)) == trace
     assert len(trace.operations) == 200
     assert (trace.seed, trace.patchset) == (3, "core-only")
 
 
-def test_there_is_no_such_profile():
-    with pytest.raises(ValueError, match="no profile `forks`; there are mixed"):
+def test_there_is_no_such_profile() -> None:
+    with pytest.raises(ValueError, match="unknown profile `forks`; the profiles are mixed"):
         generate(1, 1, "forks")
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-def test_traces_are_dense_in_interesting_states(profile):
+def test_traces_are_dense_in_interesting_states(profile: str) -> None:
     seen: Counter[str] = Counter()
     for seed in range(20):
         # The core alone: later stages leave less to khugepaged.
@@ -80,7 +80,7 @@ def test_traces_start_from_and_set_every_knob() -> None:
     profile=st.sampled_from(sorted(PROFILES)),
     stages=st.integers(0, len(STAGES)),
 )
-def test_the_invariants_hold_along_any_trace(chance, profile, stages):
+def test_the_invariants_hold_along_any_trace(chance: random.Random, profile: str, stages: int) -> None:
     chosen = STAGES[:stages]
     model = Model(chosen, first_settings(chance, chosen), BLOCKS, nodes=2)
     operations = follow(chance, model, profile)
@@ -100,7 +100,7 @@ def test_the_invariants_hold_along_any_trace(chance, profile, stages):
 
 
 @pytest.mark.parametrize("stages", range(len(STAGES) + 1))
-def test_the_invariants_hold_along_long_traces(stages):
+def test_the_invariants_hold_along_long_traces(stages: int) -> None:
     chosen = STAGES[:stages]
     for profile in PROFILES:
         chance = random.Random(f"{stages}{profile}")

@@ -411,8 +411,12 @@ class Machine(RuleBasedStateMachine):
 
 
 def explore(last_stage: str | None, examples: int, kind: type[Model] = Model) -> None:
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
-        lambda: Machine(last_stage, kind),
+    class Chosen(Machine):
+        def __init__(self) -> None:
+            super().__init__(last_stage, kind)
+
+    run_state_machine_as_test(
+        Chosen,
         settings=settings(
             max_examples=examples,
             stateful_step_count=25,

@@ -14,7 +14,7 @@ import test_model
 from test_model import CORE, MREMAP, RESERVED, blocks, counters, run
 
 from orchestrator.model.page import HUGE as STATE_HUGE
-from orchestrator.model.page import PTES, Frame, block_hash, page_word
+from orchestrator.model.page import PTES, PageFrame, block_hash, page_word
 
 ROWS = {
     "write, no page table": (
@@ -125,7 +125,7 @@ def test_the_table_in_the_documentation_has_these_rows() -> None:
 RANGE = "p0 map 0:0 512 huge\n"
 
 
-def frame_of(text: str, page: int, stages: int = CORE) -> Frame:
+def frame_of(text: str, page: int, stages: int = CORE) -> PageFrame:
     """What is mapped at a page of p0's first block in the end."""
     frame = run(text, stages)[0].process("p0").tables[0].frames[page]
     assert frame is not None

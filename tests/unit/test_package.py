@@ -116,7 +116,7 @@ def test_a_host_without_package_lists_is_told_what_to_do(debian: Debian) -> None
 
 def test_a_distribution_without_the_package_is_not_told_to_update(debian: Debian) -> None:
     debian.offers()
-    with pytest.raises(InfrastructureError, match=r"apt offers no linux-source-6\.12 .*--source") as caught:
+    with pytest.raises(InfrastructureError, match=r"apt has no linux-source-6\.12 .*--source") as caught:
         choose_version(PACKAGE, KNOWN, [])
     assert "apt-get update" not in str(caught.value)
 

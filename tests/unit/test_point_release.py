@@ -138,7 +138,7 @@ def test_the_digest_covers_the_variants(releases: Releases) -> None:
 def test_a_variant_without_its_patch_is_refused(releases: Releases) -> None:
     releases.add_variant(1, "6.12.118", "\treturn (address);", "\treturn address + 1;")
     (releases.patches / "6.12" / "6.12.118" / "0001.patch").unlink()
-    with pytest.raises(UserError, match=r"stage 1: variant 6\.12\.118: there is no patch"):
+    with pytest.raises(UserError, match=r"stage 1: variant 6\.12\.118: the patch .* does not exist"):
         load_series(releases.patches)
 
 
@@ -168,14 +168,14 @@ def test_a_conflict_tells_a_newcomer_what_works(releases: Releases) -> None:
         releases.apply(newer)
     said = str(caught.value)
     assert "stage 1 (first) does not apply" in said and "conflict is in mm/memory.c" in said
-    assert "known to apply to linux-source-6.12 6.12.117-1" in said
+    assert "the series applies to linux-source-6.12 6.12.117-1" in said
     assert "--source linux-source-6.12=6.12.117-1" in said and "rebase" not in said
     assert not list(releases.cache.root.glob("tree/.*")), "something half-applied was left behind"
 
 
 def test_a_conflict_on_a_checked_version_is_the_patchs_fault(releases: Releases) -> None:
     newer = releases.release("return address;", "return -address;", package="6.12.117-1")
-    with pytest.raises(UserError, match=r"0001\.patch needs to be corrected"):
+    with pytest.raises(UserError, match=r"0001\.patch needs to be fixed"):
         releases.apply(newer)
 
 

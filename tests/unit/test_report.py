@@ -131,7 +131,7 @@ def test_links_follow_where_the_page_is_written(run: Run, tmp_path: Path) -> Non
 
 
 def test_a_run_where_everything_failed(tmp_path: Path) -> None:
-    cells = [entry["cell"] for entry in SYNTHETIC._manifest()["cells"]]
+    cells = [entry.cell for entry in SYNTHETIC.manifest().cells]
     run = replace(SYNTHETIC, failures=dict.fromkeys(cells, (Outcome.BOOT_FAILED, "silence"))).write(tmp_path)
     path = tmp_path / "report.html"
     write_report(run, compare(run), [], path)

@@ -5,66 +5,48 @@ import json
 import subprocess
 import sys
 import threading
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from records import manifest, planned
 
 from orchestrator.errors import UserError
+from orchestrator.store.manifest import AcceleratorRecord, Manifest, Role, WorkloadRecord
+from orchestrator.store.observation import Observation, Phase, Sample
 from orchestrator.store.outcome import Outcome
 from orchestrator.store.run import CellRow, Run, RunWriter, find_run
-from orchestrator.store.schema import SCHEMA_VERSION, TABLES
+from orchestrator.store.schema import TABLES
+from orchestrator.store.version import SCHEMA_VERSION
 
 
-@dataclass(frozen=True)
-class Observed:
-    metric: str
-    unit: str
-    value: float
+def sampled(counter: str, value: int, phase: Phase = "after", node: int | None = None) -> Sample:
+    return Sample(1.5, 3.0, phase, "vmstat", node, counter, value)
 
 
-@dataclass(frozen=True)
-class Sampled:
-    counter: str
-    value: int
-    guest_s: float = 1.5
-    host_s: float = 3.0
-    phase: str = "after"
-    source: str = "vmstat"
-    node: int | None = None
-
-
-def manifest(repeat: int = 2) -> dict[str, Any]:
-    return {
-        "command": ["orchestrate", "run", "--patchset", "core only"],
-        "cells": [
-            {
-                "cell": f"{variant}.chunk.{repetition}",
-                "variant": variant,
-                "role": role,
-                "workload": "chunk",
-                "repetition": repetition,
-                "seed": 7,
-            }
+def plan(repeat: int = 2) -> Manifest:
+    return manifest(
+        command=("orchestrate", "run", "--patchset", "core only"),
+        cells=tuple(
+            planned(variant, "chunk", repetition, role=role)
             for repetition in range(1, repeat + 1)
-            for variant, role in (("baseline", "baseline"), ("core-only@256", "patched"))
-        ],
-    }
+            for variant, role in (("baseline", Role.BASELINE), ("core-only@256", Role.PATCHED))
+        ),
+    )
 
 
 def end_of(writer: RunWriter, cell: str, outcome: Outcome = Outcome.OK, evidence: str = "") -> CellRow:
-    planned = next(entry for entry in writer.manifest["cells"] if entry["cell"] == cell)
-    return CellRow(**planned, outcome=outcome, evidence=evidence, boot_s=1.0, run_s=2.0, total_s=3.5)
+    due = next(entry for entry in writer.manifest.cells if entry.cell == cell)
+    return CellRow(due, outcome=outcome, evidence=evidence, boot_s=1.0, run_s=2.0, total_s=3.5)
 
 
-OBSERVED = [Observed("survivors.total", "children", 15.0)]
-SAMPLED = [Sampled("nr_free_pages", 100), Sampled("nr_free_pages", 50, node=1)]
+OBSERVED = [Observation("survivors.total", "children", 15.0)]
+SAMPLED = [sampled("nr_free_pages", 100), sampled("nr_free_pages", 50, node=1)]
 
 
 def test_run_json_is_there_before_any_cell(tmp_path: Path) -> None:
-    writer = RunWriter.create(tmp_path / "results", "core only/256", manifest())
+    writer = RunWriter.create(tmp_path / "results", "core only/256", plan())
     content = json.loads((writer.path / "run.json").read_text())
     assert content["schema"] == SCHEMA_VERSION
     assert content["reproduce"] == "orchestrate run --patchset 'core only'"
@@ -74,17 +56,21 @@ def test_run_json_is_there_before_any_cell(tmp_path: Path) -> None:
 
 
 def test_run_json_keeps_the_order_it_was_given(tmp_path: Path) -> None:
-    writer = RunWriter.create(tmp_path, "x", {**manifest(), "workloads": {"zebra": {}, "ant": {}}})
-    assert list(Run.open(writer.path).manifest["workloads"]) == ["zebra", "ant"]
+    writer = RunWriter.create(
+        tmp_path,
+        "x",
+        replace(plan(), workloads={each: WorkloadRecord(title="") for each in ("zebra", "ant")}),
+    )
+    assert list(Run.open(writer.path).manifest.workloads) == ["zebra", "ant"]
 
 
 def test_two_runs_of_one_second_have_directories_of_their_own(tmp_path: Path) -> None:
-    paths = {RunWriter.create(tmp_path, "same", manifest()).path for _ in range(5)}
+    paths = {RunWriter.create(tmp_path, "same", plan()).path for _ in range(5)}
     assert len(paths) == 5
 
 
 def test_what_was_recorded_is_read_back_from_an_unfinished_run(tmp_path: Path) -> None:
-    writer = RunWriter.create(tmp_path, "x", manifest())
+    writer = RunWriter.create(tmp_path, "x", plan())
     writer.record(end_of(writer, "core-only@256.chunk.1"), OBSERVED, SAMPLED)
     run = Run.open(writer.path)
     assert list(run.cells["outcome"]) == ["lost", "ok", "lost", "lost"]
@@ -106,9 +92,9 @@ def test_what_was_recorded_is_read_back_from_an_unfinished_run(tmp_path: Path) -
 
 
 def test_samples_are_filtered(tmp_path: Path) -> None:
-    writer = RunWriter.create(tmp_path, "x", manifest())
+    writer = RunWriter.create(tmp_path, "x", plan())
     for cell in ("baseline.chunk.1", "baseline.chunk.2"):
-        writer.record(end_of(writer, cell), [], [*SAMPLED, Sampled("pgfault", 3, phase="before")])
+        writer.record(end_of(writer, cell), [], [*SAMPLED, sampled("pgfault", 3, phase="before")])
     run = Run.open(writer.path)
     assert len(run.samples_of(cells=["baseline.chunk.1"])) == 3
     assert len(run.samples_of(counters=["pgfault"])) == 2
@@ -117,13 +103,13 @@ def test_samples_are_filtered(tmp_path: Path) -> None:
 
 
 def test_finish_makes_three_tables_also_of_an_interrupted_run(tmp_path: Path) -> None:
-    writer = RunWriter.create(tmp_path, "x", manifest())
+    writer = RunWriter.create(tmp_path, "x", plan())
     writer.record(end_of(writer, "baseline.chunk.1"), OBSERVED, SAMPLED)
     writer.finish()
     for name, schema in TABLES.items():
         table = pq.read_table(writer.path / f"{name}.parquet")
         assert table.schema.equals(schema, check_metadata=False)
-        assert table.schema.metadata[b"orchestrate.schema"] == b"1"
+        assert table.schema.metadata[b"orchestrate.schema"] == b"2"
     assert pq.read_table(writer.path / "cells.parquet")["outcome"].to_pylist() == [
         "ok",
         "lost",
@@ -137,7 +123,7 @@ def test_finish_makes_three_tables_also_of_an_interrupted_run(tmp_path: Path) ->
 
 
 def test_a_finished_run_is_read_without_its_parts(tmp_path: Path) -> None:
-    writer = RunWriter.create(tmp_path, "x", manifest())
+    writer = RunWriter.create(tmp_path, "x", plan())
     writer.record(end_of(writer, "baseline.chunk.1"), OBSERVED, SAMPLED)
     writer.finish()
     with_parts = Run.open(writer.path)
@@ -151,14 +137,14 @@ def test_a_finished_run_is_read_without_its_parts(tmp_path: Path) -> None:
 
 
 def test_an_empty_run_has_tables_with_the_right_columns(tmp_path: Path) -> None:
-    run = Run.open(RunWriter.create(tmp_path, "x", manifest()).path)
+    run = Run.open(RunWriter.create(tmp_path, "x", plan()).path)
     assert list(run.metrics.columns) == TABLES["metrics"].names
     assert list(run.samples.columns) == TABLES["samples"].names
     assert set(run.cells["outcome"]) == {"lost"}
 
 
 def test_resume_runs_what_did_not_end_ok_and_keeps_the_earlier_end(tmp_path: Path) -> None:
-    writer = RunWriter.create(tmp_path, "x", manifest())
+    writer = RunWriter.create(tmp_path, "x", plan())
     writer.record(end_of(writer, "baseline.chunk.1"), OBSERVED, SAMPLED)
     broken = "core-only@256.chunk.1"
     for number in (1, 2):
@@ -188,21 +174,21 @@ def test_resume_runs_what_did_not_end_ok_and_keeps_the_earlier_end(tmp_path: Pat
 
 
 def test_cell_directory_is_not_emptied_twice_in_one_attempt(tmp_path: Path) -> None:
-    writer = RunWriter.create(tmp_path, "x", manifest())
+    writer = RunWriter.create(tmp_path, "x", plan())
     (writer.cell_directory("baseline.chunk.1") / "console.log").write_text("here")
     assert (writer.cell_directory("baseline.chunk.1") / "console.log").read_text() == "here"
 
 
 def test_a_part_that_fails_to_be_written_leaves_nothing(tmp_path: Path) -> None:
-    writer = RunWriter.create(tmp_path, "x", manifest())
+    writer = RunWriter.create(tmp_path, "x", plan())
     with pytest.raises((ValueError, TypeError)):
-        writer.record(end_of(writer, "baseline.chunk.1"), OBSERVED, [Sampled("pgfault", "no number")])  # type: ignore[arg-type]
+        writer.record(end_of(writer, "baseline.chunk.1"), OBSERVED, [sampled("pgfault", "no number")])  # type: ignore[arg-type]
     assert list((writer.path / "parts").iterdir()) == []
     assert writer.outcomes() == {}
 
 
 def test_what_a_killed_writer_left_half_made_is_no_end(tmp_path: Path) -> None:
-    writer = RunWriter.create(tmp_path, "x", manifest())
+    writer = RunWriter.create(tmp_path, "x", plan())
     writer.finish()
     (writer.path / "parts" / ".baseline.chunk.1-abc").mkdir()
     again = RunWriter.reopen(writer.path)
@@ -211,32 +197,32 @@ def test_what_a_killed_writer_left_half_made_is_no_end(tmp_path: Path) -> None:
 
 
 def test_cells_that_were_not_planned_are_refused(tmp_path: Path) -> None:
-    writer = RunWriter.create(tmp_path, "x", manifest())
+    writer = RunWriter.create(tmp_path, "x", plan())
     row = end_of(writer, "baseline.chunk.1")
     with pytest.raises(KeyError):
-        writer.record(replace(row, cell="other.chunk.1"))
+        writer.record(replace(row, planned=replace(row.planned, cell="other.chunk.1")))
     with pytest.raises(ValueError, match="variant"):
-        writer.record(replace(row, variant="other"))
+        writer.record(replace(row, planned=replace(row.planned, variant="other")))
     with pytest.raises(ValueError, match="do not change"):
-        writer.update_manifest(cells=[])
+        writer.update_manifest(cells=())
 
 
 def test_a_counter_below_zero_is_kept_as_such(tmp_path: Path) -> None:
-    writer = RunWriter.create(tmp_path, "x", manifest())
-    writer.record(end_of(writer, "baseline.chunk.1"), [], [Sampled("nr_thp_reserved", 2**64 - 895)])
+    writer = RunWriter.create(tmp_path, "x", plan())
+    writer.record(end_of(writer, "baseline.chunk.1"), [], [sampled("nr_thp_reserved", 2**64 - 895)])
     assert list(Run.open(writer.path).samples["value"]) == [-895]
 
 
 def test_update_manifest_replaces_entries_for_a_reader_at_once(tmp_path: Path) -> None:
-    writer = RunWriter.create(tmp_path, "x", manifest())
-    writer.update_manifest(accelerator={"name": "icount", "clock": "insns"})
-    assert Run.open(writer.path).manifest["accelerator"]["clock"] == "insns"
-    assert writer.manifest["accelerator"]["name"] == "icount"
+    writer = RunWriter.create(tmp_path, "x", plan())
+    writer.update_manifest(accelerator=AcceleratorRecord(name="tcg", clock="ns", reason="as asked for"))
+    assert Run.open(writer.path).manifest.accelerator.clock == "ns"
+    assert writer.manifest.accelerator.name == "tcg"
 
 
 def test_several_threads_record(tmp_path: Path) -> None:
-    writer = RunWriter.create(tmp_path, "x", manifest(repeat=8))
-    rows = [end_of(writer, entry["cell"]) for entry in writer.manifest["cells"]]
+    writer = RunWriter.create(tmp_path, "x", plan(repeat=8))
+    rows = [end_of(writer, entry.cell) for entry in writer.manifest.cells]
     threads = [threading.Thread(target=writer.record, args=(row, OBSERVED, SAMPLED)) for row in rows]
     for thread in threads:
         thread.start()
@@ -246,7 +232,7 @@ def test_several_threads_record(tmp_path: Path) -> None:
 
 
 def test_a_second_writer_is_refused_until_the_first_has_finished(tmp_path: Path) -> None:
-    writer = RunWriter.create(tmp_path, "x", manifest())
+    writer = RunWriter.create(tmp_path, "x", plan())
     with pytest.raises(UserError, match="another process"):
         RunWriter.reopen(writer.path)
     script = "import sys, pathlib, orchestrator.store.run as r; r.RunWriter.reopen(pathlib.Path(sys.argv[1]))"
@@ -271,16 +257,16 @@ def test_something_else_than_a_run_directory_is_a_user_error(tmp_path: Path) -> 
     with pytest.raises(UserError, match="newer orchestrate"):
         Run.open(tmp_path)
     (tmp_path / "run.json").write_text(json.dumps({"schema": SCHEMA_VERSION}))
-    with pytest.raises(UserError, match="plans no cells"):
+    with pytest.raises(UserError, match="kind is missing"):
         Run.open(tmp_path)
 
 
 @pytest.mark.parametrize("cell", ["../escape", "a/b", ".hidden", ""])
 def test_a_cell_id_that_is_no_directory_name_is_refused(tmp_path: Path, cell: str) -> None:
-    plan = manifest()
-    plan["cells"][0]["cell"] = cell
+    wrong = replace(plan(), cells=(replace(planned("baseline"), cell=cell),))
     with pytest.raises(UserError, match="no directory name"):
-        RunWriter.create(tmp_path, "x", plan)
+        RunWriter.create(tmp_path, "x", wrong)
+    assert list(tmp_path.iterdir()) == []
 
 
 class TestFindRun:
@@ -326,17 +312,17 @@ class TestFindRun:
 
 
 def test_a_run_that_decides_as_it_goes_plans_each_cell_when_it_is_due(tmp_path: Path) -> None:
-    planned = manifest()["cells"]
-    writer = RunWriter.create(tmp_path, "x", {**manifest(), "cells": []})
+    cells = plan().cells
+    writer = RunWriter.create(tmp_path, "x", replace(plan(), cells=()))
     with pytest.raises(KeyError):
         writer.cell_directory("baseline.chunk.1")
-    writer.plan(planned[0])
-    writer.plan(planned[1])
-    writer.plan(planned[0])  # again, as when a run is resumed
+    writer.plan(cells[0])
+    writer.plan(cells[1])
+    writer.plan(cells[0])  # again, as when a run is resumed
     writer.record(end_of(writer, "baseline.chunk.1"), OBSERVED, SAMPLED)
     writer.finish()
     run = Run.open(writer.path)
     assert run.cells["cell"].tolist() == ["baseline.chunk.1", "core-only@256.chunk.1"]
     assert run.cells["outcome"].tolist() == ["ok", "lost"]
     with pytest.raises(UserError, match="directory name"):
-        RunWriter.reopen(writer.path).plan({**planned[2], "cell": "../elsewhere"})
+        RunWriter.reopen(writer.path).plan(replace(cells[2], cell="../elsewhere"))

@@ -3,7 +3,8 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.store.schema import CELLS, METRICS, SAMPLES, SCHEMA_VERSION, TABLES, unit_of
+from orchestrator.store.schema import CELLS, METRICS, SAMPLES, TABLES, unit_of
+from orchestrator.store.version import SCHEMA_VERSION
 
 
 def test_the_tables_have_the_documented_columns() -> None:

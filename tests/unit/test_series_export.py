@@ -7,7 +7,7 @@ import json
 import re
 import subprocess
 from dataclasses import replace
-from email import message_from_string
+from email import message_from_string, policy
 from pathlib import Path
 
 import pytest
@@ -21,7 +21,7 @@ from orchestrator.cli.application import status_of
 from orchestrator.errors import UserError
 from orchestrator.kernel.mailbox import Person, authors_without_sign_off
 from orchestrator.kernel.outbox import Outbox
-from orchestrator.kernel.series import Variant, load_series
+from orchestrator.kernel.series import AlternativePatch, load_series
 from orchestrator.kernel.source import SourceTree, origin_commit
 from orchestrator.kernel.tree import PatchedTree
 
@@ -82,10 +82,10 @@ def test_the_sender_takes_the_place_of_nobody_and_of_nobody_else(
     text = theirs.read_text().replace("developer@localhost", "developer@example.org")
     theirs.write_text(text)
     files = export(bench, *ME)
-    first, second = (message_from_string(path.read_text()) for path in files[1:3])
+    first, second = (message_from_string(path.read_text(), policy=policy.default) for path in files[1:3])
     assert first["From"] == second["From"] == ME[1]
-    assert not first.get_payload().startswith("From: ")
-    assert second.get_payload().startswith("From: A Developer <developer@example.org>\n")
+    assert not first.get_content().startswith("From: ")
+    assert second.get_content().startswith("From: A Developer <developer@example.org>\n")
     assert "stage 2 is by developer@example.org, who has not signed it off" in capsys.readouterr().err
 
 
@@ -119,7 +119,7 @@ def test_the_figures_are_those_of_changelog(bench: Workbench) -> None:
     run = Synthetic(histograms=False).write(bench.root / "results")
     series = bench.patches / "series.toml"
     # The run measured stages that this series has, with other digests.
-    measured = {e["number"] for v in run.manifest["variants"] for e in v.get("stages", [])}
+    measured = {stage.number for variant in run.manifest.variants for stage in variant.stages}
     assert measured
     for number in range(4, max(measured) + 1):
         write_patch(
@@ -225,7 +225,7 @@ def test_what_a_person_edited_or_put_there_is_not_lost(
     assert mine.read_text() == "linux-mm@kvack.org\n"
     assert "my own words" not in cover.read_text()
     export(bench, *ME, status=2)
-    assert "list-of-recipients is from no export" in capsys.readouterr().err
+    assert "list-of-recipients is not from an export" in capsys.readouterr().err
 
 
 def test_a_directory_of_something_else_is_refused_before_anything_is_done(
@@ -240,7 +240,7 @@ def test_a_directory_of_something_else_is_refused_before_anything_is_done(
     out.rmdir()
     out.write_text("")
     export(bench, *ME, status=2)
-    assert "is no directory" in capsys.readouterr().err
+    assert "is not a directory" in capsys.readouterr().err
 
 
 def test_an_interrupted_export_leaves_what_was_there(tmp_path: Path) -> None:
@@ -280,7 +280,7 @@ def test_the_author_is_that_of_the_patch_that_was_applied(bench: Workbench, tmp_
     (stage, *_) = load_series(bench.patches).stages
     theirs = tmp_path / "variant.patch"
     theirs.write_text(stage.patch.read_text().replace("developer@localhost", "developer@example.org"))
-    stage = replace(stage, variants=(Variant("6.12.118", theirs),))
+    stage = replace(stage, variants=(AlternativePatch("6.12.118", theirs),))
     source = SourceTree(tmp_path, "", "", "6.12.118", "a source")
     sender = Person.parse(ME[1])
     own = PatchedTree(tmp_path, "", "", source, (stage,))

@@ -173,7 +173,7 @@ class _Bench(Bench):
         return SimpleNamespace(digest="an image")
 
     @property
-    def accelerator(self) -> Any:  # type: ignore[override]
+    def accelerator(self) -> Any:
         return SimpleNamespace(name="tcg", clock="ns")
 
 

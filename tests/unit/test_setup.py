@@ -281,18 +281,35 @@ def test_sudo_is_used_where_it_asks_nothing(debian: Host) -> None:
     assert any(line.startswith("apt-get install") and line.endswith(" flex") for line in debian.log)
 
 
-def test_package_lists_are_updated_only_where_there_are_none(debian: Host) -> None:
-    lacks(debian, "flex")
-    (debian.programs / "find").unlink()
-    debian.has(
+def finds_package_lists(host: Host, *, recent: bool) -> None:
+    (host.programs / "find").unlink()
+    answer = "echo a_Packages" if recent else ":"
+    host.has(
         "find",
-        f'[ "$1" = /var/lib/apt/lists ] && {{ echo a_Packages; exit; }}; exec {shutil.which("find")} "$@"',
+        f'[ "$1" = /var/lib/apt/lists ] && {{ {answer}; exit; }}; exec {shutil.which("find")} "$@"',
     )
+
+
+@pytest.mark.parametrize(
+    ("recent", "configured", "updated"),
+    [
+        (True, None, False),
+        (False, None, True),
+        # A suite that was added to sources.list after the last update: its newer versions would not be seen.
+        (True, "a.mirror_dists_never-fetched_InRelease", True),
+    ],
+)
+def test_package_lists_are_updated_where_they_are_old_or_lack_a_suite(
+    debian: Host, recent: bool, configured: str | None, updated: bool
+) -> None:
+    lacks(debian, "flex")
+    finds_package_lists(debian, recent=recent)
+    if configured is not None:
+        printed = f"'http://a.mirror/InRelease' {configured} 0"
+        debian.has("apt-get", f'case "$*" in "update --print-uris") echo "{printed}" ;; esac')
     debian.run("scripts/setup")
-    assert not any(line.startswith("apt-get update") for line in debian.log)
-    debian.has("find", f'[ "$1" = /var/lib/apt/lists ] && exit; exec {shutil.which("find")} "$@"')
-    debian.run("scripts/setup")
-    assert any(line.startswith("apt-get update") for line in debian.log)
+    assert ("apt-get update -qq" in debian.log) is updated
+    assert any(line.startswith("apt-get install") for line in debian.log)
 
 
 def test_a_failed_installation_says_why_and_what_to_do(debian: Host) -> None:

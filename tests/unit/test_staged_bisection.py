@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from typing import Any, cast
 
 import pytest
 from plant import AFTER, plant
+from records import manifest
 
 from orchestrator.analysis.bisection import Conclusion
 from orchestrator.cli.progress import PlainProgress
@@ -26,16 +26,25 @@ from orchestrator.experiment.cell import Cell
 from orchestrator.experiment.experiment import Experiment
 from orchestrator.experiment.question import parse_metric, parse_until
 from orchestrator.experiment.staged_search import StagedSearch, stage_variants
-from orchestrator.guest.workload import Metric, Observation
 from orchestrator.kernel.build import BuildFailed, KernelBuild
 from orchestrator.kernel.series import Series, load_series
 from orchestrator.kernel.source import SourceTree
 from orchestrator.kernel.tree import PatchedTree
 from orchestrator.machine.topology import Topology
+from orchestrator.store.manifest import AnswerRecord, RunKind, VariantRecord
+from orchestrator.store.observation import Metric, Observation
 from orchestrator.store.outcome import Outcome
 from orchestrator.store.run import Run, RunWriter
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+def answer_of(path: Path) -> AnswerRecord:
+    record = Run.open(path).manifest.bisection
+    assert record is not None and record.answer is not None
+    return record.answer
+
+
 METRICS = (Metric("fault_insns.p50", "insns", "lower"),)
 
 
@@ -130,15 +139,15 @@ class Searcher:
             return self.ends(stage, cell)
 
         if self.writer is None:
-            manifest = {
-                "name": "bisect",
-                "topology": {"nodes": []},
-                "workloads": {},
-                "variants": [{"name": each.name} for each in self.search.experiment.variants],
-                "cells": [],
-                "bisection": self.search.describe(),
-            }
-            writer = RunWriter.create(self.directory, "bisect", manifest)
+            begun = manifest(
+                kind=RunKind.BISECT,
+                variants=tuple(
+                    VariantRecord(name=each.name, role=each.role, patchset=each.patchset)
+                    for each in self.search.experiment.variants
+                ),
+                bisection=self.search.record,
+            )
+            writer = RunWriter.create(self.directory, "bisect", begun)
         else:
             writer = RunWriter.reopen(self.writer.path)
         self.writer = writer
@@ -213,8 +222,8 @@ def test_without_a_measured_baseline_a_relative_limit_has_no_answer(tmp_path: Pa
         with pytest.raises(InfrastructureError, match=r"relative to baseline.*0 boots and 3 are needed"):
             search()
     assert set(search.booted) == {0}, "nothing is judged without what it is to be compared with"
-    answer = json.loads((search.path / "run.json").read_text())["bisection"]["answer"]
-    assert answer["conclusion"] == Conclusion.UNDECIDED.value
+    answer = answer_of(search.path)
+    assert answer.conclusion == Conclusion.UNDECIDED
 
 
 def test_a_slower_stage_is_found_against_the_median_of_the_baseline(tmp_path: Path) -> None:
@@ -280,7 +289,7 @@ def test_an_interrupted_search_goes_on_from_what_was_booted(tmp_path: Path) -> N
     with pytest.raises(InfrastructureError):
         broken(fails_after=3)
     assert broken.bench.aborted
-    assert Run.open(broken.path).manifest["bisection"]["answer"]["conclusion"] == "undecided"
+    assert answer_of(broken.path).conclusion == "undecided"
     resumed = broken()
     assert broken.booted == whole.booted, "nothing was booted twice"
     assert [boot.stage for boot in resumed.boots] == [boot.stage for boot in expected.boots]

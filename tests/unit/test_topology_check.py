@@ -17,10 +17,10 @@ def test_the_recorded_guest_is_what_it_was_asked_to_be() -> None:
 @pytest.mark.parametrize(
     ("asked", "clause"),
     [
-        ("3x2G", "nodes 0,1,2,3 are online, asked for 0,1,2"),
-        ("3x2G+1x1G", "node 3 has 2048 MiB, asked for 1024"),
-        ("4x2G/1", "node 2 has 2 CPUs, asked for 1"),
-        ("3x2G+1x0", "has_memory is 0,1,2,3, asked for 0,1,2"),
+        ("3x2G", "nodes 0,1,2,3 are online, requested 0,1,2"),
+        ("3x2G+1x1G", "node 3 has 2048 MiB, requested 1024"),
+        ("4x2G/1", "node 2 has 2 CPUs, requested 1"),
+        ("3x2G+1x0", "has_memory is 0,1,2,3, requested 0,1,2"),
     ],
 )
 def test_another_topology_is_noticed(asked: str, clause: str) -> None:
@@ -31,7 +31,7 @@ def test_other_distances_are_noticed() -> None:
     rows = [[10 if i == j else 20 for j in range(4)] for i in range(4)]
     rows[1][2] = 35
     asked = Topology(Topology.parse("4x2G").nodes, tuple(map(tuple, rows)))
-    assert differences(FILES, asked) == ["node 1 is at distances 20 10 20 20, asked for 20 10 35 20"]
+    assert differences(FILES, asked) == ["node 1 has distances 20 10 20 20, requested 20 10 35 20"]
 
 
 def test_a_node_without_memory_is_accepted_where_it_was_asked_for() -> None:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """The trace language."""
 
+from typing import get_args
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -29,7 +31,7 @@ dump
 """
 
 
-def test_a_trace_is_read():
+def test_a_trace_is_read() -> None:
     trace = parse(EXAMPLE)
     assert trace.comments == ("an example",)
     assert (trace.seed, trace.patchset, trace.blocks) == (7, "core-only:5", 4)
@@ -50,7 +52,7 @@ def test_a_trace_is_read():
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("p0 mapp 0:0 1", "the operation is `mapp`, but has to be one of map, unmap"),
+        ("p0 mapp 0:0 1", "the operation is `mapp`, but must be one of map, unmap"),
         ("p0", "the operation is missing at the end of `p0`"),
         ("q0 map 0:0 1", "`q0` is neither a process"),
         ("p16 map 0:0 1", "`p16` is neither a process"),
@@ -60,11 +62,11 @@ def test_a_trace_is_read():
         ("p0 map 8192 1", "outside of the 16 blocks"),
         ("p0 map x 1", "BLOCK:PAGE"),
         ("p0 map 15:0 513", "513 pages from 15:0 go beyond the 16 blocks"),
-        ("p0 map 0:0 0", "the count is 0, but has to be from 1"),
+        ("p0 map 0:0 0", "the count is 0, but must be from 1"),
         ("p0 map 0:0", "the count is missing"),
         ("p0 map 0:0 1 hugh", "the hint is `hugh`"),
-        ("p0 read 0:0 1 5", "`5` is more than `p0 read 0:0 1` takes"),
-        ("p0 write 0:0 1 -5", "the seed is `-5`, but has to be a number"),
+        ("p0 read 0:0 1 5", "`5` is one word too many after `p0 read 0:0 1`"),
+        ("p0 write 0:0 1 -5", "the seed is `-5`, but must be a number"),
         ("p0 protect 0:0 1 w", "the protection is `w`"),
         ("p0 advise 0:0 1 cold", "the advice is `cold`"),
         ("p0 bind 0:0 1 64", "the node is 64"),
@@ -79,20 +81,20 @@ def test_a_trace_is_read():
         ("blocks 0", "the number of blocks is 0"),
     ],
 )
-def test_an_error_names_the_line_and_what_is_wrong(line: str, message: str):
+def test_an_error_names_the_line_and_what_is_wrong(line: str, message: str) -> None:
     with pytest.raises(TraceError) as caught:
         parse(f"# comment\ntrace 1\n\n{line}\n", "my.trace")
     assert str(caught.value).startswith("my.trace:4: ")
     assert message in str(caught.value)
 
 
-def test_the_dead_do_nothing():
+def test_the_dead_do_nothing() -> None:
     with pytest.raises(TraceError, match="trace:3: p0 has ended"):
         parse("trace 1\np0 exit\np0 read 0:0 1\n")
 
 
-def test_a_header_comes_first():
-    with pytest.raises(TraceError, match="begins with the line `trace 1`"):
+def test_a_header_comes_first() -> None:
+    with pytest.raises(TraceError, match="must begin with the line `trace 1`"):
         parse("p0 map 0:0 1\n")
     with pytest.raises(TraceError, match="it is empty"):
         parse("# nothing\n")
@@ -118,7 +120,7 @@ def traces(draw: st.DrawFn) -> Trace:
         return start, draw(st.integers(1, pages - start))
 
     for _ in range(draw(st.integers(0, 12))):
-        kind = draw(st.sampled_from([*tr.Operation.__args__]))  # type: ignore[attr-defined]
+        kind = draw(st.sampled_from(get_args(tr.Operation)))
         if kind in (tr.Khugepaged, tr.Dump):
             operations.append(kind())
         elif kind is tr.Set:
@@ -159,12 +161,12 @@ def traces(draw: st.DrawFn) -> Trace:
 
 
 @given(traces())
-def test_what_is_written_is_read_as_the_same(trace: Trace):
+def test_what_is_written_is_read_as_the_same(trace: Trace) -> None:
     assert parse(format_trace(trace)) == trace
 
 
 @given(st.text("p0123 map:ftrace#.\nwrite set", max_size=80))
-def test_any_text_is_a_trace_or_an_error(text: str):
+def test_any_text_is_a_trace_or_an_error(text: str) -> None:
     try:
         parse(text)
     except TraceError as error:

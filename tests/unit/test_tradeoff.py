@@ -17,7 +17,7 @@ ASKED = {
     "fit": "chunk/survivors.total",
     "promotions": "fault_latency/promotions.total",
 }
-RUN = Synthetic(repeat=3, manifest={"tradeoff": ASKED}, samples=False, histograms=False)
+RUN = Synthetic(repeat=3, changes={"tradeoff": ASKED}, samples=False, histograms=False)
 
 VALUES = st.integers(0, 4)
 POINTS = st.lists(st.tuples(VALUES, VALUES, VALUES), min_size=1, max_size=12)
@@ -79,7 +79,7 @@ def test_it_is_drawn_where_it_was_asked_for(tmp_path: Path) -> None:
     assert figure is not None
     written = " ".join(text.get_text() for axis in figure.axes for text in axis.texts)
     assert "core-only@256" in written and "baseline-control" not in written
-    without = replace(RUN, manifest={}).write(tmp_path / "without")
+    without = replace(RUN, changes={}).write(tmp_path / "without")
     assert "tradeoff" not in {plot.name for plot in plots_of(without)}
 
 
@@ -92,7 +92,7 @@ def test_a_variant_that_lacks_an_axis_has_no_point(tmp_path: Path) -> None:
 
 
 def test_no_point_at_all_is_said(tmp_path: Path) -> None:
-    cells = [entry["cell"] for entry in RUN._manifest()["cells"]]
+    cells = [entry.cell for entry in RUN.manifest().cells]
     run = replace(RUN, failures=dict.fromkeys(cells, (Outcome.LOST, ""))).write(tmp_path)
     (plot,) = [plot for plot in plots_of(run) if plot.name == "tradeoff"]
     assert plot.figure is None and "all axes" in plot.reason

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from typing import Any, Final
 
 from orchestrator.analysis.comparison import Comparison
 from orchestrator.analysis.export.check import Check, CheckStatus
+from orchestrator.store.manifest import VariantRecord
 from orchestrator.store.outcome import Outcome
 from orchestrator.store.run import Run
 
@@ -35,19 +37,19 @@ def to_kcidb(run: Run, comparison: Comparison, checks: Sequence[Check], origin: 
     return json.dumps(report, indent=2, ensure_ascii=False) + "\n"
 
 
-def _stages(variant: Mapping[str, Any]) -> str:
-    digests = "".join(f"{stage['digest']}\n" for stage in variant["stages"])
+def _stages(variant: VariantRecord) -> str:
+    digests = "".join(f"{stage.digest}\n" for stage in variant.stages)
     return hashlib.sha256(digests.encode()).hexdigest() if digests else ""
 
 
-def _checkout_id(run: Run, variant: Mapping[str, Any], origin: str) -> str:
-    return f"{origin}:{run.name}/{variant['patchset']}"
+def _checkout_id(run: Run, variant: VariantRecord, origin: str) -> str:
+    return f"{origin}:{run.name}/{variant.patchset}"
 
 
 def _checkouts(run: Run, origin: str) -> Iterator[dict[str, Any]]:
-    source = run.manifest.get("source", {})
+    source = run.manifest.source
     seen = set()
-    for variant in run.manifest["variants"]:
+    for variant in run.manifest.variants:
         identity = _checkout_id(run, variant, origin)
         if identity in seen:
             continue
@@ -55,19 +57,20 @@ def _checkouts(run: Run, origin: str) -> Iterator[dict[str, Any]]:
         yield _known(
             id=identity,
             origin=origin,
-            tree_name=source.get("description"),
-            comment=f"{source.get('version', 'unknown')} with {len(variant['stages'])} stages applied",
+            tree_name=source.description or None,
+            comment=f"{source.version or 'unknown'} with {len(variant.stages)} stages applied",
             patchset_hash=_stages(variant),
-            start_time=run.manifest.get("created_utc"),
+            start_time=run.manifest.created_utc or None,
             valid=True,
-            misc={"tree": variant.get("tree"), "stages": [stage["name"] for stage in variant["stages"]]},
+            misc={"tree": variant.tree, "stages": [stage.name for stage in variant.stages]},
         )
 
 
 def _builds(run: Run, checks: Sequence[Check], origin: str) -> Iterator[dict[str, Any]]:
     broken = {check.variant: check.text for check in checks if check.kind == Outcome.BUILD_FAILED}
-    for variant in run.manifest["variants"]:
-        name, kernel = variant["name"], variant.get("kernel") or {}
+    for variant in run.manifest.variants:
+        name, kernel = variant.name, variant.kernel
+        facts = asdict(kernel) if kernel else {}
         status = "FAIL" if name in broken else "PASS" if kernel else "MISS"
         yield _known(
             id=f"{origin}:{run.name}/{name}",
@@ -75,12 +78,12 @@ def _builds(run: Run, checks: Sequence[Check], origin: str) -> Iterator[dict[str
             origin=origin,
             comment=name,
             architecture="x86_64",
-            compiler=kernel.get("compiler"),
-            config_name=run.manifest.get("flavour"),
+            compiler=kernel.compiler if kernel else None,
+            config_name=run.manifest.flavour,
             status=status,
             log_excerpt=broken.get(name, "")[-_EXCERPT:] or None,
-            misc={key: value for key, value in kernel.items() if key != "compiler"}
-            | {"knobs": variant["knobs"], "cmdline": variant["cmdline"]},
+            misc={key: value for key, value in facts.items() if key != "compiler"}
+            | {"knobs": variant.knobs, "cmdline": variant.cmdline},
         )
 
 
@@ -102,7 +105,7 @@ def _tests(
         for row in comparison.rows
         if row.primary
     }
-    builds = [str(variant["name"]) for variant in run.manifest["variants"]]
+    builds = [variant.name for variant in run.manifest.variants]
     for number, check in enumerate(checks, 1):
         if check.kind == Outcome.BUILD_FAILED:
             continue  # told by the build

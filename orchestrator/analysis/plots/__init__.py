@@ -21,7 +21,8 @@ from orchestrator.analysis.plots import (
     sweep,
     tradeoff,
 )
-from orchestrator.analysis.plots.style import Plot, looks_of, settle, style
+from orchestrator.analysis.plots.style import Plot, looks_of, settle, style, write_figure
+from orchestrator.output import write_output
 from orchestrator.store.run import Run
 
 
@@ -40,21 +41,20 @@ def plot_run(run: Run, out_dir: Path) -> list[Path]:
     with style():
         for plot in plots_of(run):
             files = [out_dir / f"{plot.name}.png", out_dir / f"{plot.name}.svg"]
-            for file in files:
-                file.unlink(missing_ok=True)
             if plot.figure is None:
+                for file in files:
+                    file.unlink(missing_ok=True)
                 absent.append(f"{plot.name}: {plot.reason}")
                 continue
             settle(plot.figure)
-            plot.figure.savefig(files[0], metadata={"Software": None, "Title": plot.title})
-            plot.figure.savefig(
-                files[1], metadata={"Date": None, "Creator": "orchestrate", "Title": plot.title}
-            )
+            for file in files:
+                write_figure(plot.figure, file, plot.title)
             paths += files
     notice = out_dir / "absent.txt"
-    notice.unlink(missing_ok=True)
     if absent:
-        notice.write_text("\n".join(absent) + "\n", encoding="utf-8")
+        write_output(notice, "\n".join(absent) + "\n")
+    else:
+        notice.unlink(missing_ok=True)
     return paths
 
 

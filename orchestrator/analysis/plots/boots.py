@@ -15,6 +15,7 @@ from matplotlib.ticker import NullLocator
 from orchestrator.analysis.notation import folded, percent
 from orchestrator.analysis.plots.style import Look, Plot, ok_cells, space_panels, titled_figure
 from orchestrator.analysis.statistics import Boots, noise_floor, variation
+from orchestrator.store.manifest import Role
 from orchestrator.store.run import Run
 
 _COLUMNS: Final = 2
@@ -27,11 +28,11 @@ def boots(run: Run, looks: Mapping[str, Look]) -> Plot:
     """One panel per primary metric, one strip per variant, the A/A control first."""
     name, title = "boots", "Every boot against the baseline"
     panels = []
-    for workload, described in run.manifest["workloads"].items():
-        for metric, facts in described["metrics"].items():
-            changes = _changes(run, workload, metric) if facts["primary"] else None
+    for workload, described in run.manifest.workloads.items():
+        for metric, facts in described.metrics.items():
+            changes = _changes(run, workload, metric) if facts.primary else None
             if changes is not None and not changes.empty:
-                panels.append((workload, metric, str(facts["help"]), changes))
+                panels.append((workload, metric, facts.help, changes))
     if not panels:
         return Plot(
             name,
@@ -68,7 +69,7 @@ def _changes(run: Run, workload: str, metric: str) -> pd.DataFrame | None:
         & metrics["cell"].isin(ok_cells(run)["cell"])
     ]
     table = own.pivot_table(index="repetition", columns="variant", values="value", aggfunc="median")
-    baseline = next((v["name"] for v in run.manifest["variants"] if v["role"] == "baseline"), None)
+    baseline = next((v.name for v in run.manifest.variants if v.role is Role.BASELINE), None)
     if baseline not in table or not (table[baseline].dropna() > 0).all():
         return None
     changes = table.div(table[baseline], axis=0).sub(1).mul(100).drop(columns=baseline)
@@ -81,7 +82,7 @@ def _changes(run: Run, workload: str, metric: str) -> pd.DataFrame | None:
 
 def _floor(run: Run, table: pd.DataFrame, baseline: str) -> float | None:
     """In per cent; None without a control."""
-    control = next((v["name"] for v in run.manifest["variants"] if v["role"] == "control"), None)
+    control = next((v.name for v in run.manifest.variants if v.role is Role.CONTROL), None)
     if control not in table:
         return None
     pair = table[[baseline, control]].dropna()
@@ -97,7 +98,7 @@ def _panel(axis: Axes, run: Run, looks: Mapping[str, Look], shown: list[str], ch
     if floor is not None:
         axis.axvspan(-floor, floor, color="#dcdcdc", linewidth=0, zorder=0)
     axis.axvline(0, color="#000000", linewidth=0.9)
-    margin = 100 * float(run.manifest.get("margin", 0))
+    margin = 100 * run.manifest.margin
     for side in (-margin, margin):
         axis.axvline(side, color="#888888", linewidth=0.8, linestyle=(0, (2, 2)))
     for row, variant in enumerate(shown):

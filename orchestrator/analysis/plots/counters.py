@@ -51,7 +51,7 @@ def counters(run: Run, looks: Mapping[str, Look]) -> Iterator[Plot]:
     table = last.unstack("phase").reindex(columns=["before", "after"])
     growth = (table["after"] - table["before"]).dropna()
     medians = growth.groupby(["workload", "variant", "counter"], sort=False).median()
-    for workload in run.manifest["workloads"]:
+    for workload in run.manifest.workloads:
         if workload not in set(samples["workload"]):
             continue
         own = medians[medians.index.get_level_values("workload") == workload].droplevel("workload")

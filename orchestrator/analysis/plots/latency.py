@@ -86,8 +86,8 @@ def _latency_figure(
         axis.set_xscale("log")
         axis.xaxis.set_major_formatter(short_numbers())
         axis.set_ylim(0, 1.02)
-        facts = run.manifest["workloads"].get(workload, {}).get("metrics", {}).get(f"{histogram}.p50", {})
-        named = textwrap.fill(str(facts.get("help") or histogram), 48)
+        facts = run.manifest.metric(workload, f"{histogram}.p50")
+        named = textwrap.fill((facts and facts.help) or histogram, 48)
         axis.set_title(f"{named}\n{_numbers(faults)}", fontsize=10)
         unit = units[workload, histogram]
         axis.set_xlabel({"insns": "guest instructions", "ns": "nanoseconds"}.get(unit, unit))

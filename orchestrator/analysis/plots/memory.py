@@ -38,8 +38,8 @@ _PAGES_PER_MIB: Final = 256
 def memory_over_time(run: Run, looks: Mapping[str, Look]) -> Iterator[Plot]:
     """Free, available and reserved memory while the chunk test, or the first workload, ran."""
     name, title = "memory", "Memory over time"
-    workload = next((each for each in run.manifest["workloads"] if each.startswith("chunk")), None)
-    workload = workload or next(iter(run.manifest["workloads"]), None)
+    workload = next((each for each in run.manifest.workloads if each.startswith("chunk")), None)
+    workload = workload or next(iter(run.manifest.workloads), None)
     ok = ok_cells(run)
     ok = ok[(ok["workload"] == workload) & (ok["role"] != "control")]
     if ok.empty:

@@ -24,6 +24,7 @@ from orchestrator.analysis.plots.style import (
     values_of,
 )
 from orchestrator.analysis.promotion import Curve, promotion_curves
+from orchestrator.store.manifest import Role
 from orchestrator.store.run import Run
 
 NAME: Final = "three-metrics"
@@ -36,7 +37,7 @@ _FIT: Final = ("chunk", "survivors.total")
 def overview(run: Run, looks: Mapping[str, Look]) -> Plot:
     """Three panels: cost of a region by density, processes that fit, share of ranges that are huge over time."""
     title = "Fault latency, memory, promotions"
-    control = {variant["name"] for variant in run.manifest["variants"] if variant["role"] == "control"}
+    control = {variant.name for variant in run.manifest.variants if variant.role is Role.CONTROL}
     shown = [name for name in looks if name not in control]
     costs = {name: each for name, each in densities(run).items() if name in shown}
     curves = next(iter(promotion_curves(run).values()), {})
@@ -60,9 +61,9 @@ def overview(run: Run, looks: Mapping[str, Look]) -> Plot:
     axes = figure.subplot_mosaic(
         [["density", "density", "fit"], ["share", "share", "share"]], height_ratios=[1.25, 1]
     )
-    clock = str((run.manifest.get("accelerator") or {}).get("clock"))
+    clock = run.manifest.accelerator.clock or "insns"
     unit = CLOCKS.get(clock, clock)
-    baseline = next((v["name"] for v in run.manifest["variants"] if v["role"] == "baseline"), None)
+    baseline = next((v.name for v in run.manifest.variants if v.role is Role.BASELINE), None)
     handles = _density_panel(axes["density"], costs, looks, str(baseline), unit)
     _fit_panel(axes["fit"], fit, looks)
     _share_panel(axes["share"], curves, looks, unit)

@@ -48,7 +48,7 @@ def reserved_pages(run: Run) -> Plot:
         return Plot(name, title, reason="no reservation was made in this run")
     figure = titled_figure(run, title, "first repetition", 1.6 + 1.75 * len(first))
     axes = figure.subplots(len(first), 1, squeeze=False)
-    order = list(run.manifest["workloads"])
+    order = list(run.manifest.workloads)
     rows = sorted(first.reset_index().to_dict("records"), key=lambda row: order.index(row["workload"]))
     for axis, row in zip(axes[:, 0], rows, strict=True):
         _waterfall_panel(axis, f"{row['variant']}: {title_of(run, str(row['workload']))}", row)

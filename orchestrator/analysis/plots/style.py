@@ -6,10 +6,12 @@ Colours are Okabe and Ito's (https://jfly.uni-koeln.de/color/), told apart by ma
 
 from __future__ import annotations
 
+import io
 import textwrap
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, cast
 
 import matplotlib as mpl
@@ -21,6 +23,8 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter
 
 from orchestrator.analysis.notation import CLOCKS, folded
+from orchestrator.output import write_output
+from orchestrator.store.manifest import Role
 from orchestrator.store.run import Run
 
 _WIDTH_IN: Final = 10.0  # 1000 pixels at the 100 dpi that the type sizes are chosen for
@@ -96,17 +100,17 @@ def looks_of(run: Run) -> dict[str, Look]:
     """The look of each variant, in their order."""
     looks: dict[str, Look] = {}
     patched = 0
-    for index, variant in enumerate(run.manifest["variants"]):
-        role, marker = variant["role"], _MARKERS[index % len(_MARKERS)]
-        if role == "baseline":
+    for index, variant in enumerate(run.manifest.variants):
+        role, marker = variant.role, _MARKERS[index % len(_MARKERS)]
+        if role is Role.BASELINE:
             look = Look(BASELINE, marker, "-")
-        elif role == "control":
+        elif role is Role.CONTROL:
             look = Look(CONTROL, marker, ":")
         else:
             line = _LINES[patched % len(_LINES)]
             look = Look(PATCHED[patched % len(PATCHED)], marker, line)
             patched += 1
-        looks[str(variant["name"])] = look
+        looks[variant.name] = look
     return looks
 
 
@@ -118,14 +122,14 @@ def ok_cells(run: Run) -> pd.DataFrame:
 
 def _where(run: Run) -> str:
     """The line under every title: what the figures were measured on."""
-    topology = (run.manifest.get("topology") or {}).get("text", "")
-    accelerator = run.manifest.get("accelerator") or {}
-    kernel = (run.manifest.get("source") or {}).get("version") or ""
-    clock = CLOCKS.get(accelerator.get("clock"), "")
+    topology = run.manifest.topology.text
+    accelerator = run.manifest.accelerator
+    kernel = run.manifest.source.version
+    clock = CLOCKS.get(accelerator.clock, "")
     parts = [
         f"{topology} guest",
         f"Linux {kernel}" if kernel else "",
-        f"{accelerator.get('name', '')}, {clock}",
+        f"{accelerator.name}, {clock}",
     ]
     return " · ".join(part for part in parts if part)
 
@@ -180,7 +184,7 @@ def legend_below(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) 
 
 def title_of(run: Run, workload: str) -> str:
     """A workload's title, in words."""
-    return str(run.manifest["workloads"].get(workload, {}).get("title") or workload)
+    return run.manifest.workloads[workload].title or workload
 
 
 def values_of(run: Run, workload: str, metric: str, variant: str) -> npt.NDArray[np.float64]:
@@ -216,3 +220,16 @@ def short_numbers() -> FuncFormatter:
 def counted(number: int) -> str:
     """A number with its thousands set apart."""
     return f"{number:,}".replace(",", " ")
+
+
+def write_figure(figure: Figure, path: Path, title: str | None = None) -> None:
+    """Write a figure as PNG or SVG, by the ending of `path`; the same figure gives the same bytes.
+
+    Args:
+        title: for the file's metadata.
+    """
+    form = path.suffix.removeprefix(".")
+    metadata = {"Software": None} if form == "png" else {"Date": None, "Creator": "orchestrate"}
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format=form, metadata={**metadata, **({"Title": title} if title else {})})
+    write_output(path, drawn.getvalue())

@@ -37,9 +37,9 @@ def survivors(run: Run, looks: Mapping[str, Look]) -> Plot:
     for axis in axes.flat[len(panels) :]:
         axis.set_visible(False)
     for axis, (workload, metric) in zip(axes.flat, panels, strict=False):
-        facts = run.manifest["workloads"].get(workload, {}).get("metrics", {}).get(metric, {})
+        facts = run.manifest.metric(workload, metric)
         own = metrics[(metrics["workload"] == workload) & (metrics["metric"] == metric)]
-        axis.set_title(textwrap.fill(str(facts.get("help") or metric), 40))
+        axis.set_title(textwrap.fill((facts and facts.help) or metric, 40))
         for row, variant in enumerate(shown):
             values = own.loc[own["variant"] == variant, "value"].to_numpy(dtype=float)
             if not values.size:
@@ -64,6 +64,6 @@ def survivors(run: Run, looks: Mapping[str, Look]) -> Plot:
         axis.set_ylim(len(shown) - 0.5, -0.5)
         axis.set_xlim(0, float(metrics["value"].max()) * 1.14 + 1)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
-        axis.set_xlabel(f"{metric} ({facts.get('unit') or 'children'})")
+        axis.set_xlabel(f"{metric} ({(facts and facts.unit) or 'children'})")
         axis.grid(axis="y", visible=False)
     return Plot(name, title, figure)

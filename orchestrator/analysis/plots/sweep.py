@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,8 @@ from orchestrator.analysis.plots.style import (
     values_of,
 )
 from orchestrator.analysis.statistics import median_interval, sign_interval
+from orchestrator.store.manifest import Role
+from orchestrator.store.observation import Metric
 from orchestrator.store.run import Run
 
 #: Fewer values make no curve.
@@ -52,15 +54,15 @@ def sweeps(run: Run) -> Iterator[Plot]:
 
 def _sweeps_of(run: Run) -> Iterator[_Sweep]:
     groups: dict[tuple[Any, ...], list[tuple[float, str]]] = {}
-    for variant in run.manifest["variants"]:
-        if variant["role"] != "patched":
+    for variant in run.manifest.variants:
+        if variant.role is not Role.PATCHED:
             continue
-        for knob, value in variant["knobs"].items():
+        for knob, value in variant.knobs.items():
             if not str(value).isdigit():
                 continue
-            rest = tuple(sorted((k, v) for k, v in variant["knobs"].items() if k != knob))
-            key = (variant["patchset"], knob, rest, tuple(variant["cmdline"]))
-            groups.setdefault(key, []).append((float(value), variant["name"]))
+            rest = tuple(sorted((k, v) for k, v in variant.knobs.items() if k != knob))
+            key = (variant.patchset, knob, rest, variant.cmdline)
+            groups.setdefault(key, []).append((float(value), variant.name))
     for (patchset, knob, _, _), variants in groups.items():
         if len(variants) >= _LEAST_VALUES:
             yield _Sweep(patchset, knob, tuple(sorted(variants)))
@@ -69,10 +71,9 @@ def _sweeps_of(run: Run) -> Iterator[_Sweep]:
 def _figure(run: Run, sweep: _Sweep) -> Plot | None:
     panels = [
         (workload, metric, facts)
-        for workload, described in run.manifest["workloads"].items()
-        for metric, facts in described["metrics"].items()
-        if facts["primary"]
-        and any(values_of(run, workload, metric, name).any() for _, name in sweep.variants)
+        for workload, described in run.manifest.workloads.items()
+        for metric, facts in described.metrics.items()
+        if facts.primary and any(values_of(run, workload, metric, name).any() for _, name in sweep.variants)
     ]
     if not panels:
         return None
@@ -95,7 +96,7 @@ def _figure(run: Run, sweep: _Sweep) -> Plot | None:
     return Plot(name, title, figure)
 
 
-def _panel(axis: Axes, run: Run, sweep: _Sweep, workload: str, metric: str, facts: Mapping[str, Any]) -> None:
+def _panel(axis: Axes, run: Run, sweep: _Sweep, workload: str, metric: str, facts: Metric) -> None:
     points = [
         (x, values) for x, name in sweep.variants if (values := values_of(run, workload, metric, name)).size
     ]
@@ -111,9 +112,9 @@ def _panel(axis: Axes, run: Run, sweep: _Sweep, workload: str, metric: str, fact
         linewidth=0,
     )
     axis.plot(places, middles, "o-", color=PATCHED[0], markersize=5)
-    for variant in run.manifest["variants"]:
-        if variant["role"] == "baseline":
-            stock = values_of(run, workload, metric, variant["name"])
+    for variant in run.manifest.variants:
+        if variant.role is Role.BASELINE:
+            stock = values_of(run, workload, metric, variant.name)
             if stock.size:
                 low, high = _bounds(stock)
                 axis.axhspan(low, high, color=BASELINE, alpha=0.12, linewidth=0)
@@ -130,14 +131,14 @@ def _panel(axis: Axes, run: Run, sweep: _Sweep, workload: str, metric: str, fact
     axis.xaxis.set_minor_locator(NullLocator())
     axis.yaxis.set_major_formatter(short_numbers())
     axis.set_ylim(bottom=0)
-    arrow = {"lower": "less is better", "higher": "more is better"}.get(facts["better"], "")
-    axis.set_title(textwrap.fill(f"{workload}: {facts['help']}", 44), fontsize=10)
-    axis.set_ylabel(f"{metric}\n({facts['unit']}{'; ' if arrow else ''}{arrow})", fontsize=10)
+    arrow = {"lower": "less is better", "higher": "more is better", None: ""}[facts.better]
+    axis.set_title(textwrap.fill(f"{workload}: {facts.help}", 44), fontsize=10)
+    axis.set_ylabel(f"{metric}\n({facts.unit}{'; ' if arrow else ''}{arrow})", fontsize=10)
     axis.set_xlabel(sweep.knob)
     axis.tick_params(labelbottom=True)
 
 
-def _coverage(run: Run, sweep: _Sweep, panels: Sequence[tuple[str, str, Mapping[str, Any]]]) -> str:
+def _coverage(run: Run, sweep: _Sweep, panels: Sequence[tuple[str, str, Metric]]) -> str:
     """What the band is, with the coverage that its intervals reach with so many boots."""
     sizes = [
         values_of(run, workload, metric, name).size

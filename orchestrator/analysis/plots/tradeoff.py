@@ -26,7 +26,7 @@ _NEAR: Final = 22.0
 def tradeoff(run: Run) -> Iterator[Plot]:
     """The picture of an experiment that has a table ``[tradeoff]`` with three metrics; none where it has not."""
     name, title = "tradeoff", "What is paid for what"
-    if not run.manifest.get("tradeoff"):
+    if not run.manifest.tradeoff:
         return
     found = tradeoff_of(run)
     if found is None:
@@ -133,7 +133,7 @@ def _number_points(axis: Axes, points: Sequence[Point], most: float) -> None:
         alone = len(numbers) == 1
         axis.annotate(
             ", ".join(map(str, numbers)),
-            point.middle[:2],
+            (point.middle[0], point.middle[1]),
             xytext=(0, 0) if alone else (13, 0),
             textcoords="offset points",
             ha="center" if alone else "left",

@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""What runs, or the variants of one, were measured under: where they differ, a comparison says in what.
+
+Two runs can be compared although one of these differs. A *caution* says that the figures themselves may differ for
+that reason; a *note* names a difference from which none is expected.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from orchestrator.store.manifest import Code, Manifest, VariantRecord
+from orchestrator.store.run import Run
+
+#: For a run that was made before this was recorded.
+_UNKNOWN: Final = "not recorded"
+#: Characters of a SHA-256 that tell two binaries apart.
+_DIGEST: Final = 12
+
+
+@dataclass(frozen=True)
+class Differences:
+    """What the measurements of a comparison do not have in common.
+
+    Args:
+        cautions: sentences on what may shift the figures.
+        notes: sentences on the rest.
+    """
+
+    cautions: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Value:
+    """One value of a condition.
+
+    Args:
+        identity: what it is compared by.
+        text: what a person calls it.
+    """
+
+    identity: str
+    text: str
+
+
+@dataclass(frozen=True)
+class _Condition:
+    """Something that two measurements should have in common.
+
+    Args:
+        what: plural, after "the".
+        values: of a variant of a run; nothing where it has no meaning, e.g. before a kernel is built.
+        caution: what a difference may do to the figures, as a sentence; empty where it makes a note.
+    """
+
+    what: str
+    values: Callable[[Manifest, VariantRecord], Iterator[_Value]]
+    caution: str = ""
+
+
+def _base(manifest: Manifest, variant: VariantRecord) -> Iterator[_Value]:
+    """Two bases are the same where their files are: the commit of an imported source depends on them only."""
+    source, base = manifest.source, variant.base
+    description = (base.description if base else "") or source.description or "an unknown source"
+    commit = (base.commit if base else None) or source.commit
+    yield _Value(commit or description, description)
+
+
+def _compiler(manifest: Manifest, variant: VariantRecord) -> Iterator[_Value]:
+    if variant.kernel is not None:
+        yield _Value(variant.kernel.compiler, variant.kernel.compiler)
+
+
+def _guest_cpu(manifest: Manifest, variant: VariantRecord) -> Iterator[_Value]:
+    cpu = manifest.accelerator.cpu or _UNKNOWN
+    # With KVM the model is "host": the guest has the host's own processor.
+    text = f"host, {manifest.host.cpu}" if cpu == "host" else cpu
+    yield _Value(text, text)
+
+
+def _qemu_generation(manifest: Manifest, variant: VariantRecord) -> Iterator[_Value]:
+    """QEMU counts instructions alike within a major version (docs/measurement.md)."""
+    version = manifest.accelerator.qemu or _UNKNOWN
+    yield _Value(version.partition(".")[0], version)
+
+
+def _qemu_binary(manifest: Manifest, variant: VariantRecord) -> Iterator[_Value]:
+    accelerator = manifest.accelerator
+    if accelerator.qemu is None:  # a missing version is reported above
+        return
+    digest = accelerator.qemu_digest
+    yield _Value(
+        f"{accelerator.qemu} {digest}",
+        f"{accelerator.qemu}, SHA-256 {digest[:_DIGEST] if digest else _UNKNOWN}",
+    )
+
+
+def _code(manifest: Manifest, variant: VariantRecord) -> Iterator[_Value]:
+    for code in (manifest.code, *manifest.finished_by):
+        yield _Value(str(code), _named(code))
+
+
+def _named(code: Code) -> str:
+    return f"{code.version} ({code.checkout or f'commit {_UNKNOWN}'})"
+
+
+def _calibrated(manifest: Manifest, variant: VariantRecord) -> Iterator[_Value]:
+    if manifest.calibration is not None:
+        yield _Value(manifest.calibration.cpu, manifest.calibration.cpu)
+
+
+_CLOCK: Final = (
+    "The same code may cost a different number of instructions: "
+    "a difference may be the clock's, not the kernel's."
+)
+_CONDITIONS: Final = (
+    _Condition("base kernels", _base, "A difference may come from the base, not from the series."),
+    _Condition("compilers", _compiler, "A difference may come from the compiler, not from the series."),
+    _Condition("CPU models of the guests", _guest_cpu, _CLOCK),
+    _Condition("QEMU versions", _qemu_generation, _CLOCK),
+    _Condition(
+        "processors that the runs were calibrated on",
+        _calibrated,
+        "What a difference in instructions means in time is not the same for all of them.",
+    ),
+    _Condition(
+        "versions of orchestrate",
+        _code,
+        "A difference may come from how it was measured, not from the kernel.",
+    ),
+    _Condition("QEMU binaries", _qemu_binary),
+)
+
+
+def differences(runs: Sequence[Run]) -> Differences:
+    """What the runs, or the variants of one, do not have in common."""
+    cautions: list[str] = []
+    notes: list[str] = []
+    for condition in _CONDITIONS:
+        # identity -> text -> who has it
+        found: dict[str, dict[str, list[str]]] = {}
+        for run in runs:
+            for variant in run.manifest.variants:
+                for value in condition.values(run.manifest, variant):
+                    users = found.setdefault(value.identity, {}).setdefault(value.text, [])
+                    users.append(variant.name if len(runs) == 1 else run.name)
+        if len(found) < 2:
+            continue
+        parts = []
+        for texts in found.values():
+            users = list(dict.fromkeys(user for each in texts.values() for user in each))
+            parts.append(f"{' and '.join(texts)} in {', '.join(users)}")
+        sentence = f"the {condition.what} differ: {'; '.join(parts)}."
+        if condition.caution:
+            cautions.append(f"{sentence} {condition.caution}")
+        else:
+            notes.append(sentence)
+    return Differences(tuple(cautions), tuple(notes))
+
+
+def notes_on_bases(runs: Sequence[Run]) -> list[str]:
+    """Sentences on bases that the series is not checked on, and on stages that were merged three-way."""
+    notes = []
+    for run in runs:
+        source = run.manifest.source
+        if source.checked is False:
+            notes.append(f"the series is not checked on the base {source.description} ({run.name}).")
+        merged = {stage for variant in run.manifest.variants for stage in variant.merged}
+        if merged:
+            stages = ", ".join(map(str, sorted(merged)))
+            notes.append(f"merged three-way onto {source.description}: stages {stages} ({run.name}).")
+    return notes

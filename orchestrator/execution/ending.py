@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""How a guest ended: the one mapping from what was seen to an outcome with its evidence.
+
+Three things are seen: the exception that stopped the work, what the kernel reported on its console, and how QEMU ended.
+:meth:`orchestrator.execution.bench.Bench.boot` asks for all three, so its callers get an :class:`Ending` and never have
+to find out themselves why a connection broke. docs/architecture.md has the mapping as a table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from orchestrator.errors import InfrastructureError, OrchestrateError, UserError
+from orchestrator.guest.ssh import CommandFailed, CommandTimeout, GuestLost
+from orchestrator.guest.workload import WorkloadFailed
+from orchestrator.machine.oops import Finding
+from orchestrator.machine.qemu import MachineFailure
+from orchestrator.store.outcome import Outcome
+
+#: What only a guest does.
+_OF_GUEST = (MachineFailure, GuestLost, CommandTimeout, CommandFailed, WorkloadFailed)
+#: The outcomes that the kernel reported itself.
+_REPORTED = (Outcome.KERNEL_PANIC, Outcome.KERNEL_BUG)
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a guest ended, or how it is while it runs.
+
+    Args:
+        outcome: exactly one.
+        evidence: for a person: one line that says what happened, then the kernel's, QEMU's or the workload's own
+            words. Empty where the outcome is ok.
+        findings: everything that the kernel reported.
+    """
+
+    outcome: Outcome
+    evidence: str = ""
+    findings: tuple[Finding, ...] = ()
+
+    @property
+    def is_ok(self) -> bool:
+        """Whether all went well."""
+        return self.outcome is Outcome.OK
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the host or the tool failed, so that the guest's kernel is neither good nor bad."""
+        return self.outcome is Outcome.LOST
+
+    @property
+    def reports(self) -> tuple[str, ...]:
+        """Everything there is to show: the outcome with its evidence, then what else the kernel reported."""
+        others = [each for each in self.findings if not self.evidence.startswith(f"{each.title}\n")]
+        return (
+            f"{self.outcome.value}: {self.evidence}",
+            *(f"{each.outcome.value}: {each.title}\n{each.text}" for each in others),
+        )
+
+    @property
+    def title(self) -> str:
+        """One line: the outcome, and the first line of the evidence."""
+        first = self.evidence.partition("\n")[0]
+        return f"{self.outcome.value}: {first}" if first else self.outcome.value
+
+    @property
+    def exit_status(self) -> int:
+        """Of a command that ends because its guest did: 0, 1 for the host's failure, 3 for the guest's."""
+        return 0 if self.is_ok else 1 if self.is_lost else 3
+
+
+class GuestEnded(OrchestrateError):  # noqa: N818 - it is an end, and values name it so
+    """A guest did not come up, or ended before its work was done.
+
+    Args:
+        ending: how.
+        log: its console log.
+    """
+
+    def __init__(self, ending: Ending, log: Path | None = None) -> None:
+        super().__init__(f"{ending.outcome.value}: {ending.evidence}", log)
+        self.ending = ending
+        self.exit_status = ending.exit_status
+
+    def __reduce__(self) -> tuple[type[GuestEnded], tuple[object, ...]]:
+        """Both arguments, so that it survives the way from a worker process."""
+        return GuestEnded, (self.ending, self.log)
+
+
+def ending_of(
+    error: BaseException | None,
+    findings: Sequence[Finding],
+    failure: MachineFailure | None,
+    *,
+    is_up: bool = True,
+) -> Ending | None:
+    """Map what was seen of a guest to how it ended.
+
+    The first that applies decides: the kernel's own report (a panic before any other), the machine's reason, the
+    exception.
+
+    Args:
+        error: what stopped the work; None where nothing did.
+        findings: on the guest's console.
+        failure: the machine's own account: how QEMU ended, or why the guest did not come up; None while it runs.
+        is_up: whether the guest had come up when `error` was raised.
+
+    Returns:
+        None where `error` does not concern the guest: a wrong request, a fault of this program, Ctrl-C.
+    """
+    if isinstance(error, MachineFailure):
+        failure = failure or error
+    elif isinstance(error, GuestLost) and isinstance(error.why, MachineFailure):
+        failure = failure or error.why
+    panic = next((each for each in findings if each.outcome is Outcome.KERNEL_PANIC), None)
+    worst = panic or next(iter(findings), None)
+    if not _concerns_guest(error, is_gone=failure is not None or panic is not None, is_up=is_up):
+        return None
+    if worst is not None:
+        evidence = f"{worst.title}\n{worst.text}"
+        # The kernel's words are the panic's own; any other end is worth a line.
+        reason = failure or error
+        if reason is not None and not (failure is not None and failure.outcome in _REPORTED):
+            evidence += f"\nthen: {_first_line(reason)}"
+        return Ending(worst.outcome, evidence, tuple(findings))
+    if failure is not None:
+        return Ending(failure.outcome, failure.evidence)
+    if error is None:
+        return Ending(Outcome.OK)
+    if not is_up:
+        return Ending(Outcome.BOOT_FAILED, str(error))
+    if isinstance(error, CommandTimeout):
+        return Ending(Outcome.TIMEOUT, str(error))
+    if isinstance(error, WorkloadFailed):
+        return Ending(Outcome.WORKLOAD_FAILED, str(error))
+    return Ending(Outcome.LOST, str(error))
+
+
+def _concerns_guest(error: BaseException | None, *, is_gone: bool, is_up: bool) -> bool:
+    if error is None or isinstance(error, _OF_GUEST):
+        return True
+    if isinstance(error, UserError):
+        return is_gone
+    if isinstance(error, InfrastructureError):  # what we run in the guest failed, or the host did
+        return is_up or is_gone
+    return False
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).partition("\n")[0]

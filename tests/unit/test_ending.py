@@ -317,6 +317,7 @@ def test_the_logs_of_another_guest_are_not_overwritten(act: Any, tmp_path: Path)
 
 
 _REPORT = Finding(Outcome.KERNEL_BUG, "KASAN: use-after-free", "its text", 1)
+_STALL = Finding(Outcome.KERNEL_BUG, "RCU stall in made_up", "its text", 1)
 _DEATH = Finding(Outcome.KERNEL_PANIC, "Kernel panic: made up", "its text", 9)
 _SIGNAL = MachineFailure(Outcome.LOST, "QEMU was ended by signal 9\nits words")
 
@@ -328,6 +329,10 @@ _SIGNAL = MachineFailure(Outcome.LOST, "QEMU was ended by signal 9\nits words")
         (None, [_REPORT], None, True, Outcome.KERNEL_BUG),
         (None, [_REPORT, _DEATH], None, True, Outcome.KERNEL_PANIC),
         (None, [], _SIGNAL, True, Outcome.LOST),
+        # A host that kills QEMU has starved it before.
+        (None, [_STALL], _SIGNAL, True, Outcome.LOST),
+        (None, [_STALL, _REPORT], _SIGNAL, True, Outcome.KERNEL_BUG),
+        (None, [_STALL], None, True, Outcome.KERNEL_BUG),
         (GuestLost("broke"), [], None, True, Outcome.LOST),
         (GuestLost("broke", _SIGNAL), [], None, True, Outcome.LOST),
         (GuestLost("no SSH connection"), [], None, False, Outcome.BOOT_FAILED),

@@ -3,7 +3,7 @@
 
 #include <time.h>
 
-/* The guest program that waits for khugepaged wakes it as often, and it scans some ranges each time. */
+/* The same interval as in khugepaged-barrier, which wakes up khugepaged for another scan each time. */
 #define LOOK_NS 2000000L
 
 enum way { AT_FAULT, IN_PLACE, BY_COPY, WAYS };
@@ -14,10 +14,10 @@ static struct {
 	long ranges;
 	long start[WAYS], count[WAYS];
 	bool reserves; /* the kernel counts promotions in place */
-	double touching; /* what the touches cost, in the clock's unit */
+	double touching; /* cost of the touches, in the unit of the clock */
 	uint64_t khugepaged_start;
 	long by_khugepaged; /* promotions since then */
-	double half; /* the cost until half of the ranges were huge; negative before that */
+	double half; /* cost until half of the ranges were huge; negative before that */
 	long shown;
 } state;
 
@@ -38,7 +38,7 @@ void promotion_begin(long ranges)
 	promotion_look(0);
 }
 
-/* `cost` is that of the touches and of khugepaged so far. */
+/* `cost`: that of the touches and of khugepaged so far. */
 static void look(double cost)
 {
 	long now[WAYS], huge = 0;
@@ -66,7 +66,7 @@ void promotion_look(uint64_t touch_ticks)
 	look(state.touching);
 }
 
-/* CPU time is in ns of the scheduler's clock, which under icount counts instructions. */
+/* CPU time is in ns of the scheduler's clock, which counts instructions with icount. */
 static double khugepaged_cost(void)
 {
 	return khugepaged_ns() - state.khugepaged_start;
@@ -84,7 +84,7 @@ void promotion_wait(void)
 	while (!khugepaged_wait_over(waiter)) {
 		long now = khugepaged_collapses();
 
-		/* One small file; reading all counters each time would be in the figures. */
+		/* Read one small file; reading all counters each time would affect the result. */
 		if (now != collapsed)
 			look(state.touching + khugepaged_cost());
 		collapsed = now;

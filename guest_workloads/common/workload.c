@@ -28,15 +28,15 @@ static int option_count;
 
 void workload_begin(int argc, char **argv)
 {
-	/* Whole lines, also into a pipe: what was printed before a crash is read. */
+	/* Line buffering even for a pipe: the lines before a crash are not lost. */
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	for (int i = 1; i < argc; i += 2) {
 		if (strncmp(argv[i], "--", 2) || i + 1 == argc || option_count == MAX_OPTIONS)
-			workload_fail("%s is no option with a value", argv[i]);
+			workload_fail("%s is not an option with a value", argv[i]);
 		options[option_count].name = argv[i] + 2;
 		options[option_count++].value = argv[i + 1];
 	}
-	/* Held open until we end. Where nobody samples, nobody has made it or reads it. */
+	/* Held open until we end. Without a sampler the FIFO does not exist, or has no reader. */
 	int fifo = open(WORKLOAD_FIFO, O_WRONLY | O_NONBLOCK);
 
 	if (fifo >= 0 && write(fifo, "", 1) != 1)
@@ -63,7 +63,7 @@ long option_integer(const char *name)
 	errno = 0;
 	value = strtol(text, &end, 10);
 	if (errno || end == text || *end)
-		workload_fail("--%s %s is no integer", name, text);
+		workload_fail("--%s %s is not an integer", name, text);
 	return value;
 }
 
@@ -74,7 +74,7 @@ int option_choice(const char *name, const char *const *choices)
 	for (int i = 0; choices[i]; i++)
 		if (!strcmp(choices[i], text))
 			return i;
-	workload_fail("--%s %s is none of its choices", name, text);
+	workload_fail("--%s %s is not one of its choices", name, text);
 }
 
 void options_done(void)
@@ -106,7 +106,7 @@ void workload_fail(const char *format, ...)
 
 void metric(const char *name, const char *unit, double value)
 {
-	/* Integers up to 2^53 come out as integers. */
+	/* Integers up to 2^53 are printed as integers. */
 	printf("{\"metric\": \"%s\", \"unit\": \"%s\", \"value\": %.15g}\n", name, unit, value);
 }
 
@@ -168,9 +168,9 @@ void clock_begin(void)
 
 	clock_kind = option_choice("clock", names);
 	/*
-	 * All CPUs share the clock of -icount, so another one that is busy, as
-	 * while the guest is still settling, makes the loop look longer. The
-	 * shortest of many is the loop itself.
+	 * All CPUs share the clock of -icount, so another busy CPU, for
+	 * example while the guest is still booting, makes the loop seem
+	 * longer. The shortest of many loops has the true length.
 	 */
 	loop();
 	loop_ticks = UINT64_MAX;
@@ -195,14 +195,14 @@ void clock_begin(void)
 		return;
 	}
 	/*
-	 * Under QEMU's -icount shift=0 the TSC advances by one an instruction
+	 * With QEMU's -icount shift=0 the TSC advances by one per instruction
 	 * (softmmu/icount.c, icount_get()), and the clock by one nanosecond.
-	 * The kernel's timer may have run in the shortest loop, too.
+	 * The timer interrupt may have run even in the shortest loop.
 	 */
 	if (loop_ticks < LOOP_INSTRUCTIONS ||
 	    loop_ticks > LOOP_INSTRUCTIONS + LOOP_INSTRUCTIONS / 4 || fabs(rate - 1) > 0.01)
 		workload_fail(
-			"--clock insns, but %lu instructions took %llu ticks at %.3f a nanosecond: "
+			"--clock insns, but %lu instructions took %llu ticks, with %.3f ticks per nanosecond: "
 			"this guest does not run under icount",
 			LOOP_INSTRUCTIONS, (unsigned long long)loop_ticks, rate);
 }
@@ -249,9 +249,9 @@ void deck_begin(struct deck *deck)
 		deck->card[i] = i;
 }
 
-/* ---- memory and processors ---- */
+/* ---- memory and CPUs ---- */
 
-/* Read a small file; its length, or -1. */
+/* Read a small file. Returns its length, or -1. */
 static long file_text(const char *path, char *text, size_t size)
 {
 	int fd = open(path, O_RDONLY | O_CLOEXEC);
@@ -267,7 +267,7 @@ static long file_text(const char *path, char *text, size_t size)
 	return length;
 }
 
-/* The number behind a line's first word `key`; -1 where no line begins with it. */
+/* The number after `key` at the start of a line; -1 if no line starts with it. */
 static long number_after(const char *text, const char *key)
 {
 	size_t length = strlen(key);
@@ -287,7 +287,7 @@ unsigned long meminfo_kib(const char *key)
 	ssize_t length;
 	long value;
 
-	/* Kept open: this is read between children, when memory is short. */
+	/* Kept open, since it is read between children when memory is short. */
 	if (fd < 0)
 		fd = open("/proc/meminfo", O_RDONLY | O_CLOEXEC);
 	length = pread(fd, text, sizeof(text) - 1, 0);
@@ -304,7 +304,7 @@ unsigned long installed_kib(void)
 	FILE *map = fopen("/proc/iomem", "re");
 	char line[256];
 
-	/* MemTotal would do, but for a kernel that takes more for itself giving other results. */
+	/* Not MemTotal: a kernel that uses more memory for itself would change the parameters of the test. */
 	while (map && fgets(line, sizeof(line), map)) {
 		unsigned long long begin, end;
 		int name = 0;
@@ -339,7 +339,7 @@ void metric_reserved(const char *name)
 {
 	long pages;
 
-	/* What each CPU holds back is counted too (Documentation/admin-guide/sysctl/vm.rst, stat_refresh). */
+	/* Fold per-CPU counters first (Documentation/admin-guide/sysctl/vm.rst, stat_refresh). */
 	write_text("/proc/sys/vm/stat_refresh", "1");
 	pages = vmstat("nr_thp_reserved");
 	if (pages >= 0)
@@ -365,7 +365,7 @@ struct rollup smaps_rollup(int pid)
 	return rollup;
 }
 
-/* Faults that mapped pages larger than a base page so far, on the whole machine, and the bytes of those pages. */
+/* Number of faults on the whole machine that mapped folios larger than a base page, and the size of these in bytes. */
 static void large_faults(uint64_t *count, uint64_t *bytes)
 {
 	const char *const counters =
@@ -374,7 +374,7 @@ static void large_faults(uint64_t *count, uint64_t *bytes)
 	long huge;
 
 	*count = *bytes = 0;
-	/* Since Linux 6.10 each size has a counter. */
+	/* Since Linux 6.10 there is a counter per size. */
 	if (!glob(counters, 0, NULL, &found)) {
 		for (size_t i = 0; i < found.gl_pathc; i++) {
 			FILE *file = fopen(found.gl_pathv[i], "r");
@@ -410,7 +410,7 @@ uint64_t zeroed_bytes(void)
 
 double zeroing_insns(uint64_t bytes)
 {
-	/* Function of the kernel: instructions beside the loop, and those of the loop. */
+	/* Per clearing function of the kernel: instructions outside of the loop, and in the loop. */
 	enum { ERMS = 3 + 4096, REP_GOOD = 3 + 512, ORIG = 4 + 64 * 11 };
 	FILE *file = fopen("/proc/cpuinfo", "r");
 	char *line = NULL;
@@ -446,7 +446,7 @@ bool write_text(const char *path, const char *text)
 	return written;
 }
 
-/* CPUs of a list such as "0-2,5" that are also in `allowed`. */
+/* CPUs in a list such as "0-2,5" that are also in `allowed`. */
 static cpu_set_t cpus_of(const char *list, const cpu_set_t *allowed)
 {
 	cpu_set_t cpus;
@@ -543,7 +543,7 @@ int cpu_of_nodes(const struct node *nodes, int count, int n)
 			if (CPU_ISSET(cpu, &nodes[i].cpus) && !n--)
 				return cpu;
 	}
-	workload_fail("CPUs went away");
+	workload_fail("a CPU was taken offline");
 }
 
 char *map_regions(size_t size)
@@ -554,7 +554,7 @@ char *map_regions(size_t size)
 
 	if (start == MAP_FAILED)
 		return NULL;
-	/* Give back what is outside, so that the mapping is exactly the regions. */
+	/* Unmap both ends, so that the mapping consists of whole regions. */
 	before = (REGION - (uintptr_t)start % REGION) % REGION;
 	if (before)
 		munmap(start, before);
@@ -580,7 +580,7 @@ void hold_ballast(const struct node *nodes, int node_count, long percent)
 		(void)madvise(ballast, size, MADV_HUGEPAGE);
 		for (size_t at = 0; at < size; at += PAGE)
 			*(volatile char *)(ballast + at) = 1;
-		/* No child may inherit it: copying its page tables is not what the test measures. */
+		/* Children must not inherit it: the test should not measure copying its page tables. */
 		(void)madvise(ballast, size, MADV_DONTFORK);
 	}
 	sched_setaffinity(0, sizeof(before), &before);
@@ -593,7 +593,7 @@ void advise(char *start, size_t size, int advice)
 	static const int numbers[] = { [ADVICE_HUGEPAGE] = MADV_HUGEPAGE,
 				       [ADVICE_NOHUGEPAGE] = MADV_NOHUGEPAGE };
 
-	/* A kernel without huge pages answers EINVAL to both; not having them is no failure. */
+	/* A kernel without huge pages returns EINVAL for both, which is not an error. */
 	if (advice != ADVICE_NONE && madvise(start, size, numbers[advice]) < 0 &&
 	    !(advice == ADVICE_NOHUGEPAGE && errno == EINVAL))
 		workload_fail("madvise %s: %s", advice_names[advice], strerror(errno));
@@ -601,7 +601,7 @@ void advise(char *start, size_t size, int advice)
 
 /* ---- khugepaged ---- */
 
-/* Its process, which is there only while PMD-sized huge pages may be made; 0 where it is not. */
+/* The PID of khugepaged, which only exists while PMD-sized huge pages are enabled; else 0. */
 static pid_t khugepaged_pid(void)
 {
 	static pid_t pid;
@@ -622,7 +622,7 @@ static pid_t khugepaged_pid(void)
 
 pid_t khugepaged_wait_begin(void)
 {
-	/* The guest's own program, which the tool calls as well; seconds of guest time are plenty for two scans. */
+	/* A program of the guest image. A few guest seconds are plenty for two scans. */
 	static char *const argv[] = { "khugepaged-barrier", "2", "600000", NULL };
 	char enabled[64];
 	pid_t child;
@@ -644,7 +644,7 @@ pid_t khugepaged_wait_begin(void)
 	return child;
 }
 
-/* Whether the waiting program has ended; `options` as those of waitpid(2). */
+/* Whether the waiting program has ended; `options` are those of waitpid(2). */
 static bool wait_over(pid_t child, int options)
 {
 	int status;
@@ -656,7 +656,7 @@ static bool wait_over(pid_t child, int options)
 	if (!ended)
 		return false;
 	if (ended != child || !WIFEXITED(status) || WEXITSTATUS(status))
-		workload_fail("khugepaged did not get round, or there is none");
+		workload_fail("khugepaged did not finish its scans, or does not run");
 	return true;
 }
 
@@ -753,7 +753,7 @@ void histogram(const char *format, const uint64_t *sorted, size_t count)
 		       high = exp2((step + 1) / BUCKETS_PER_OCTAVE);
 		size_t begin = i++;
 
-		/* The bucket's own first value is in it, however its bounds were rounded. */
+		/* The first value always belongs to the bucket, even if rounding moved its bound. */
 		while (i < count && sorted[i] * scale < high)
 			i++;
 		printf("%s[%.6g, %.6g, %zu]", first ? "" : ", ", low, high, i - begin);

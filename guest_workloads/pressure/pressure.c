@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * pressure: page cache and anonymous memory that compete.
+ * pressure: page cache and anonymous memory competing for memory.
  *
- * Most of memory is filled with clean page cache, part of which is read again
- * and again as a program's working set would be. Then anonymous memory is
- * touched sparsely until as much is in use as --anonymous says. A kernel that
- * holds memory in reserve has to give it up before it takes the working set:
- * what had to be read again (workingset_refault_file) says whether it did.
+ * Most of memory is filled with clean page cache, part of which is read
+ * repeatedly like the working set of a program. Then anonymous memory is
+ * touched sparsely until as much as requested is in use. The kernel should
+ * give up reservations before it reclaims the working set; the number of
+ * refaults (workingset_refault_file) shows whether it did.
  *
  * The page cache is that of a zram device. Its blocks were never written, so
  * they read as zeros and take no memory, while their page cache does.
@@ -34,13 +34,13 @@ static long counted(const char *name)
 	return value < 0 ? 0 : value;
 }
 
-/* Pages that reclaim took back, by kswapd or by those who asked for memory. */
+/* Pages reclaimed by kswapd and by direct reclaim. */
 static long reclaimed(void)
 {
 	return counted("pgsteal_kswapd") + counted("pgsteal_direct");
 }
 
-/* A device of `size` bytes, all zeros, without memory of its own. */
+/* Create a device of `size` bytes, all zeros, which takes no memory itself. */
 static int device_open(size_t size)
 {
 	char path[64], text[32];
@@ -61,12 +61,12 @@ static int device_open(size_t size)
 	device = open(path, O_RDONLY | O_CLOEXEC);
 	if (device < 0)
 		workload_fail("cannot open %s: %s", path, strerror(errno));
-	/* Each page is asked for by itself: read-ahead would hide what reclaim took. */
+	/* Read page by page: read-ahead would hide refaults. */
 	(void)posix_fadvise(device, 0, 0, POSIX_FADV_RANDOM);
 	return device;
 }
 
-/* Read the device's beginning, so that it is in the page cache, and used. */
+/* Read the start of the device, so that it is in the page cache and recently used. */
 static void read_first(int device, size_t bytes)
 {
 	for (size_t at = 0; at < bytes; at += READ_SIZE)
@@ -111,7 +111,7 @@ int main(int argc, char **argv)
 	read_first(device, hot);
 	read_first(device, hot);
 
-	/* As many regions as the touched pages alone need on average: half of `most` in each. */
+	/* As many regions as needed for the touched pages: on average half of `most` in each. */
 	regions = anonymous / ((most + 1) * PAGE / 2) + 1;
 	start = map_regions(regions * REGION);
 	if (!start)
@@ -120,7 +120,7 @@ int main(int argc, char **argv)
 	took = values_of(regions * most);
 	deck_begin(&deck);
 	random = random_of(seed, 0);
-	/* The hot part is read sixteen times meanwhile. */
+	/* The hot part is read sixteen times in between. */
 	every = regions / 16 + 1;
 	refaults = counted("workingset_refault_file");
 	steals = reclaimed();
@@ -145,7 +145,7 @@ int main(int argc, char **argv)
 			read_sum += ticks() - began;
 			reads++;
 		}
-		/* The OOM killer's work would be measured by others: stop at what fits. */
+		/* Stop before the OOM killer runs, which other workloads measure. */
 		if (touches * PAGE >= anonymous)
 			break;
 	}

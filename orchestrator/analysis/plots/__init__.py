@@ -2,14 +2,25 @@
 """Plots of a run, as PNG and SVG, readable at a width of 1000 pixels.
 
 A run without the data of a plot lacks that plot, and says why in ``absent.txt``. The same run gives the same
-bytes. One module a plot.
+bytes. One module per plot.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from orchestrator.analysis.plots import counters, latency, memory, reserved, survivors, sweep, tradeoff
+from orchestrator.analysis.plots import (
+    boots,
+    counters,
+    latency,
+    memory,
+    overview,
+    promotions,
+    reserved,
+    survivors,
+    sweep,
+    tradeoff,
+)
 from orchestrator.analysis.plots.style import Plot, looks_of, settle, style, write_figure
 from orchestrator.output import write_output
 from orchestrator.store.run import Run
@@ -52,9 +63,12 @@ def plots_of(run: Run) -> list[Plot]:
     looks = looks_of(run)
     with style():
         return [
+            overview.overview(run, looks),
             *tradeoff.tradeoff(run),
             *sweep.sweeps(run),
+            boots.boots(run, looks),
             survivors.survivors(run, looks),
+            *promotions.promotions(run, looks),
             *memory.memory_over_time(run, looks),
             *latency.fault_latency(run, looks),
             *counters.counters(run, looks),

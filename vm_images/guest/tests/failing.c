@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Allocations that fail: Documentation/fault-injection/fault-injection.rst.
+ * Allocation failures: Documentation/fault-injection/fault-injection.rst.
  *
- * /proc/thread-self/fail-nth makes exactly the n-th allocation of what this
- * thread does next fail, so that each one on a path gets its turn.
+ * /proc/thread-self/fail-nth makes exactly the n-th of the next allocations of
+ * this thread fail, so that all allocations on a path can be tested in turn.
  */
 #include "tests.h"
 
@@ -33,7 +33,7 @@ static void arm(void)
 	setting(PAGES "min-order", "0");
 }
 
-/* The write that ends it allocates as well, and may fail for that. */
+/* The write that disables it allocates memory as well, and may fail. */
 static void stop_failing(void)
 {
 	while (try_write("/proc/self/make-it-fail", "0") == -ENOMEM)
@@ -48,14 +48,14 @@ static void fail_nth(int n)
 	char text[16];
 	int length = snprintf(text, sizeof(text), "%d", n);
 
-	/* An open file is of the task that has opened it. */
+	/* The open file belongs to the task that opened it. */
 	if (nth_fd < 0 || owner != getpid())
 		nth_fd = open(NTH, O_RDWR | O_CLOEXEC);
 	owner = getpid();
 	REQUIRE(pwrite(nth_fd, text, length, 0) == length, NTH ": %s", strerror(errno));
 }
 
-/* Ends what fail_nth() has begun. Returns whether the n-th allocation was reached, and failed. */
+/* Disable what fail_nth() has enabled. Returns whether the n-th allocation was reached, and failed. */
 static bool nth_failed(void)
 {
 	char text[16] = "";
@@ -80,7 +80,7 @@ static void fail_first_write(void)
 		struct counters delta;
 		bool hit;
 
-		/* The tables above are there, as a rule: it is the reservation that we are after. */
+		/* Upper page tables usually exist already: the test is about the reservation. */
 		*PAGE_OF(start, 1, 0) = 0;
 		before = counters();
 		fail_nth(n);
@@ -106,7 +106,7 @@ static void fail_first_write(void)
 	EXPECT(counters().failed > 0, "no failure to reserve was counted");
 }
 
-/* In an mm that has no reservation yet, the tree has to grow from nothing, node by node. */
+/* In an mm without reservations, all nodes of the tree have to be allocated. */
 static void fail_first_of_mm(void)
 {
 	unsigned int hits = 0;
@@ -144,7 +144,7 @@ static void fail_first_of_mm(void)
 	EXPECT(hits >= 6, "only %u allocations could be made to fail", hits);
 }
 
-/* Nodes of the tree in particular, each with even odds: what was made of a path before it failed stays behind. */
+/* Nodes of the tree fail with a probability of 50 %; nodes that were allocated before a failure stay in the tree. */
 static void fail_tree_nodes(void)
 {
 	static const char filter[] = "/sys/kernel/slab/radix_tree_node/failslab";
@@ -185,7 +185,7 @@ static void fail_tree_nodes(void)
 	expect_identity("nodes of the tree could not be allocated");
 }
 
-/* A page that was taken, and then cannot be mapped for want of anything else, does not go back and is not lost. */
+/* A page that was taken, but cannot be mapped after another failure, does not go back and is not lost. */
 static void fail_later_writes(void)
 {
 	unsigned int hits = 0;
@@ -200,7 +200,7 @@ static void fail_later_writes(void)
 		*(volatile char *)PAGE_OF(start, 0, 9) = 0;
 		hit = nth_failed();
 		hits += hit;
-		/* One that is mapped read-only by a zero page. */
+		/* A page where the zero page is mapped. */
 		EXPECT(!*(volatile char *)PAGE_OF(start, 1, 9), "not zero");
 		fail_nth(n);
 		*(volatile char *)PAGE_OF(start, 1, 9) = 0;
@@ -247,7 +247,7 @@ static void fail_promotion(void)
 	EXPECT(hits >= 1 && promoted >= 1, "%u failures, %u promotions", hits, promoted);
 }
 
-/* Moving back after an error: reservations have to be where the pages are. */
+/* Rollback after an error: reservations have to be where the pages are. */
 static void fail_mremap(void)
 {
 	unsigned int hits = 0, errors = 0;
@@ -308,7 +308,7 @@ static void fail_fork(void)
 		hit = nth_failed();
 		hits += hit;
 		if (child > 0)
-			EXPECT(!end_of(child), "the child sees something else");
+			EXPECT(!end_of(child), "the child reads wrong contents");
 		expect_contents(image, start, "an allocation of fork has failed");
 		unmap(start, COUNT);
 		expect_identity("an allocation of fork has failed");
@@ -320,7 +320,7 @@ static void fail_fork(void)
 	EXPECT(hits >= 5, "%u failures", hits);
 }
 
-/* At random, one allocation in fifty, and many threads of work: nothing is lost. */
+/* One allocation in fifty fails, with many threads: nothing is lost. */
 static void fail_at_random(void)
 {
 	long failed;
@@ -376,9 +376,9 @@ const struct test failing_tests[] = {
 	{ "fail_first_write", fail_first_write, "reserve", 0,
 	  "a failed reservation is lost or not counted" },
 	{ "fail_first_of_mm", fail_first_of_mm, "reserve", 0,
-	  "what is left of a tree that could not grow" },
+	  "remains of a tree that could not grow" },
 	{ "fail_tree_nodes", fail_tree_nodes, "reserve", 0,
-	  "what is left of a tree that could not grow" },
+	  "remains of a tree that could not grow" },
 	{ "fail_later_writes", fail_later_writes, "reserve", 0,
 	  "a page is lost when its charge fails" },
 	{ "fail_promotion", fail_promotion, "in-place", 0, "promotion is not rolled back" },

@@ -12,7 +12,7 @@ static const char *const names[] = {
 	"thp_res_mapped",  "thp_res_released",
 };
 
-/* Name and value come from two tables, so one name too many or too few moves all behind it by one. */
+/* Names and values are in two tables, so a missing or extra name shifts all later ones. */
 static void vmstat_names(void)
 {
 	long before, faults, pages_kib, free_kib;
@@ -28,7 +28,7 @@ static void vmstat_names(void)
 		EXPECT(vmstat("thp_res_filled") >= 0 && vmstat("thp_res_collapse") >= 0,
 		       "/proc/vmstat lacks a counter of promotions");
 
-	/* Node counters, before and behind the new one. */
+	/* Node counters before and after the new one. */
 	pages_kib = event_count("nr_anon_pages") * 4;
 	EXPECT(labs(pages_kib - (long)meminfo_kib("AnonPages:")) < 4096,
 	       "nr_anon_pages is %ld KiB, AnonPages %lu", pages_kib, meminfo_kib("AnonPages:"));
@@ -40,13 +40,13 @@ static void vmstat_names(void)
 	       "nr_page_table_pages is not PageTables");
 	EXPECT(event_count("nr_dirty_background_threshold") > 0 &&
 		       event_count("nr_dirty_threshold") > 0,
-	       "the thresholds behind the node counters are not where their names are");
+	       "thresholds after the node counters do not match their names");
 
-	/* The last of all: as many of both tables as there are values. */
+	/* The last counter: both tables have the same length. */
 	if (!access("/sys/kernel/mm/ksm/run", F_OK))
 		EXPECT(vmstat("cow_ksm") >= 0, "/proc/vmstat has no cow_ksm");
 
-	/* Events, before and behind the new ones: those whose number a test can know. */
+	/* Events before and after the new ones, whose number is known to the test. */
 	threshold(1);
 	before = event_count("thp_fault_alloc");
 	faults = event_count("pgfault");
@@ -77,8 +77,8 @@ static void threshold_bounds(void)
 		       strerror(-error));
 	}
 	EXPECT(try_write(path, "0") == -EINVAL && try_write(path, "513") == -EINVAL,
-	       "the bounds do not give EINVAL");
-	EXPECT(number_in(path) == 256, "a refused value has changed it to %ld", number_in(path));
+	       "values out of bounds are accepted");
+	EXPECT(number_in(path) == 256, "a rejected value has changed it to %ld", number_in(path));
 	for (int good = 1; good <= 512; good += 511) {
 		threshold(good);
 		EXPECT(number_in(path) == good, "%d reads back as %ld", good, number_in(path));
@@ -102,7 +102,7 @@ static void threshold_one(void)
 	unmap(start, COUNT);
 }
 
-/* Each page that is handed out was somebody else's before: see --prefill. */
+/* Pages that are handed out have old contents: see --prefill. */
 static void zeroed_pages(void)
 {
 	struct image *image = image_of(COUNT);
@@ -120,11 +120,11 @@ static void zeroed_pages(void)
 		EXPECT(delta.mapped == COUNT && delta.reserved == COUNT * 511,
 		       "mapped %ld, reserved %ld", delta.mapped, delta.reserved);
 	}
-	/* A byte of each page but the last, so that no region is full. */
+	/* A byte of each page except for the last, so that no region is full. */
 	for (unsigned int page = 0; page < COUNT * PAGES_PER_REGION; page++)
 		if ((page + 1) % PAGES_PER_REGION)
 			*(volatile char *)(start + page * PAGE + page % PAGE) = 0;
-	expect_contents(image, start, "never written but with zero");
+	expect_contents(image, start, "only zeros were written");
 	if (has_stage("reserve")) {
 		delta = since(before);
 		EXPECT(delta.mapped == COUNT * 511 && delta.reserved == COUNT,
@@ -137,7 +137,7 @@ static void zeroed_pages(void)
 	unmap(start, COUNT);
 }
 
-/* One aligned block, each page at its own place. */
+/* One aligned block, with each page in its slot. */
 static void own_place(void)
 {
 	struct image *image = image_of(COUNT);
@@ -146,18 +146,18 @@ static void own_place(void)
 	threshold(512);
 	start = regions(COUNT);
 	for (unsigned int page = 0; page < COUNT * PAGES_PER_REGION; page++) {
-		/* Every page once, in an order that jumps. */
+		/* Each page once, in a non-sequential order. */
 		unsigned int other = page * 1201 % (COUNT * PAGES_PER_REGION);
 
 		put(image, start, other / PAGES_PER_REGION, other % PAGES_PER_REGION,
 		    seed_of(other, other, 1));
 	}
 	EXPECT(contiguous(start, COUNT), "a region is not one aligned block");
-	expect_contents(image, start, "written in a jumping order");
+	expect_contents(image, start, "written in non-sequential order");
 	unmap(start, COUNT);
 }
 
-/* 1 skips all of the code: the others, with content, at the border and beyond. */
+/* With threshold 1 the code is not used. Test other thresholds, with contents, at the limit and above. */
 static void thresholds(void)
 {
 	static const int values[] = { 2, 3, 17, 64, 255, 256, 257, 384, 511, 512 };
@@ -206,7 +206,7 @@ static void read_then_write(void)
 
 	start = regions(COUNT);
 	expect_contents(image, start, "read only");
-	EXPECT(!since(before).alloc && !since(before).reserved, "reading has made %ld reservations",
+	EXPECT(!since(before).alloc && !since(before).reserved, "reads made %ld reservations",
 	       since(before).alloc);
 	for (unsigned int region = 0; region < COUNT; region++)
 		put(image, start, region, 5, seed_of(region, 5, 0));
@@ -217,7 +217,7 @@ static void read_then_write(void)
 	expect_contents(image, start, "read all, write one");
 	unmap(start, COUNT);
 
-	/* Small zero pages. */
+	/* Zero pages of 4 KiB. */
 	setting(THP "use_zero_page", "0");
 	memset(image->seed, 0, COUNT * PAGES_PER_REGION);
 	start = regions(COUNT);
@@ -233,7 +233,7 @@ static void read_then_write(void)
 	unmap(start, COUNT);
 }
 
-/* Where there are real pages already, a reservation would give the same address a second one. */
+/* Over existing pages, a reservation would contain a second page for the same address. */
 static void not_over_pages(void)
 {
 	struct image *image = image_of(COUNT);
@@ -249,13 +249,12 @@ static void not_over_pages(void)
 	for (unsigned int region = 0; region < COUNT; region++)
 		for (unsigned int slot = 0; slot < 100; slot++)
 			put(image, start, region, slot, seed_of(region, slot, 1));
-	EXPECT(!since(before).alloc, "%ld reservations over pages that are there",
-	       since(before).alloc);
+	EXPECT(!since(before).alloc, "%ld reservations over existing pages", since(before).alloc);
 	expect_contents(image, start, "written");
 	unmap(start, COUNT);
 }
 
-/* Threads that write to the same page at the same moment: if two got a page each, a byte is lost. */
+/* Threads write to the same page at the same time: if two of them get a page, a byte is lost. */
 #define THREADS 8
 #define ROUNDS 12
 
@@ -308,7 +307,7 @@ static void same_page_threads(void)
 	unmap(raced, race_regions);
 }
 
-/* Reservations are the memory that MemAvailable counts as free in all but name. */
+/* MemAvailable includes reserved pages. */
 static void memory_available(void)
 {
 	long before, after;
@@ -321,27 +320,28 @@ static void memory_available(void)
 		*PAGE_OF(start, region, 0) = 1;
 	after = meminfo_kib("MemAvailable:");
 	EXPECT(before - after < 64 * 2048 / 8,
-	       "64 regions with a page each have taken %ld KiB of MemAvailable", before - after);
+	       "64 regions with one page each have reduced MemAvailable by %ld KiB",
+	       before - after);
 	unmap(start, 64);
 }
 
 const struct test ground_tests[] = {
 	{ "vmstat_names", vmstat_names, "counters", QUICK, "misaligned name table" },
 	{ "threshold_bounds", threshold_bounds, "threshold-knob", QUICK,
-	  "a value outside 1..512 is taken" },
+	  "a value outside of 1..512 is accepted" },
 	{ "threshold_one", threshold_one, "threshold-knob", QUICK,
-	  "threshold 1 is not identical to stock" },
+	  "threshold 1 differs from the baseline" },
 	{ "zeroed_pages", zeroed_pages, "reserve", QUICK | ANY_KERNEL, "unzeroed page" },
 	{ "own_place", own_place, "reserve", QUICK,
-	  "a page that is not from its place in the block" },
+	  "a page that is not from its slot in the block" },
 	{ "same_page_threads", same_page_threads, "reserve", QUICK | ANY_KERNEL | MATRIX,
 	  "page handed out twice" },
 	{ "memory_available", memory_available, "reserve", QUICK,
-	  "reserved pages are missing in MemAvailable" },
+	  "MemAvailable does not include reserved pages" },
 	{ "read_then_write", read_then_write, "zero-page", QUICK | ANY_KERNEL,
-	  "reserving for a read" },
+	  "a read makes a reservation" },
 	{ "not_over_pages", not_over_pages, "zero-page", QUICK | ANY_KERNEL,
-	  "reserving over real pages" },
+	  "a reservation over existing pages" },
 	{ "thresholds", thresholds, "copy", 0, "a threshold other than the default is off by one" },
 	{ 0 },
 };

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* Memory is short: dumps, the shrinker, memcg limits, nodes, memory that goes away. */
+/* Memory pressure: dumps, the shrinker, memcg limits, nodes, memory offlining. */
 #include "tests.h"
 
 #include <dirent.h>
@@ -32,9 +32,9 @@ static void drop_caches(void)
 	setting("/proc/sys/vm/drop_caches", "2");
 	EXPECT(counters().reserved < before.reserved / 10, "drop_caches=2 leaves %ld of %ld pages",
 	       counters().reserved, before.reserved);
-	EXPECT(since(before).dumped > 0, "no dump is counted");
+	EXPECT(since(before).dumped > 0, "no dump was counted");
 	expect_contents(image, start, "dumped");
-	/* What is written afterwards comes from elsewhere. */
+	/* Pages written afterwards are not from the block. */
 	for (unsigned int region = 0; region < COUNT; region++)
 		put(image, start, region, 60, seed_of(region, 60, 1));
 	expect_contents(image, start, "dumped and written");
@@ -66,16 +66,16 @@ static void debugfs_lists(void)
 	EXPECT(mine == COUNT, "%u of %d regions are listed", mine, COUNT);
 	EXPECT((long)unused_total == counters().reserved,
 	       "%lu unused pages are listed, %ld are reserved", unused_total, counters().reserved);
-	EXPECT(try_write("/sys/kernel/debug/thp_reserve/dump", "2") == -EINVAL, "dump takes a 2");
+	EXPECT(try_write("/sys/kernel/debug/thp_reserve/dump", "2") == -EINVAL, "dump accepts 2");
 	dump();
-	EXPECT(!counters().reserved, "%ld pages are left by a dump", counters().reserved);
+	EXPECT(!counters().reserved, "%ld pages are left after a dump", counters().reserved);
 	expect_contents(image, start, "dumped");
 	unmap(start, COUNT);
 }
 
 #define TRACING "/sys/kernel/tracing/"
 
-/* Each event is traced as often as it is counted. A reservation whose pages are all in use has none to tell of. */
+/* Each event is traced as often as it is counted. A reservation whose pages are all in use reports no page. */
 static void traced(void)
 {
 	static const char *const events[] = { "alloc", "map", "move", "release", "collapse" };
@@ -96,7 +96,7 @@ static void traced(void)
 		setting(path, "1");
 	}
 	start = regions(4);
-	/* Locked, so that nobody makes a huge page of what is full. */
+	/* Locked, so that full regions are not promoted. */
 	mlock2(start, REGION, MLOCK_ONFAULT);
 	for (unsigned int slot = 0; slot < PAGES_PER_REGION; slot++)
 		*PAGE_OF(start, 0, slot) = 1;
@@ -166,7 +166,7 @@ static long free_kib_of(int node)
 	return free_kib;
 }
 
-/* Take more of a node than is free there; false where we were killed for it. */
+/* Allocate more memory of a node than is free; returns false if the process was killed. */
 static bool fill_node(int node, long beyond_kib)
 {
 	pid_t child = begin_child();
@@ -185,7 +185,7 @@ static bool fill_node(int node, long beyond_kib)
 	return !end_of(child);
 }
 
-/* Reclaim begins well before a node is empty, so it takes many regions to see it end without a kill. */
+/* Reclaim begins well before a node is full, so many regions are needed. */
 #define NODE_REGIONS 160
 
 static void right_node(void)
@@ -196,7 +196,7 @@ static void right_node(void)
 	char *starts[MAX_NODES];
 
 	if (nodes < 2)
-		skip("there is one node only");
+		skip("there is only one node");
 	threshold(512);
 	for (int node = 0; node < nodes; node++) {
 		images[node] = image_of(NODE_REGIONS);
@@ -210,14 +210,14 @@ static void right_node(void)
 		EXPECT(before[node] == NODE_REGIONS * 511, "node %d holds %ld reserved pages", node,
 		       before[node]);
 	}
-	EXPECT(fill_node(victim, NODE_REGIONS * 700), "killed while %d MiB were reserved",
+	EXPECT(fill_node(victim, NODE_REGIONS * 700), "killed although %d MiB were reserved",
 	       NODE_REGIONS * 2);
 	for (int node = 0; node < nodes; node++) {
 		after = reserved_on(node);
 		note("node %d: %ld reserved pages, then %ld", node, before[node], after);
 		if (node == victim)
-			EXPECT(after < before[node], "node %d was short and kept its reservations",
-			       node);
+			EXPECT(after < before[node],
+			       "node %d was short of memory and kept its reservations", node);
 		else
 			EXPECT(after == before[node], "node %d lost %ld pages for node %d", node,
 			       before[node] - after, victim);
@@ -227,8 +227,8 @@ static void right_node(void)
 }
 
 /*
- * One node is full for good, while some reserve on the other, give that up and reserve anew: nothing of this helps
- * whoever is bound to the full node, so that the OOM killer has to come.
+ * One node is full, while processes make and give up reservations on the other node. This does not help a process that
+ * is bound to the full node, so the OOM killer has to run.
  */
 static void one_node_full(void)
 {
@@ -239,9 +239,9 @@ static void one_node_full(void)
 	bool ended = false;
 
 	if (node_count() < 2)
-		skip("there is one node only");
+		skip("there is only one node");
 	if (swap_is_on())
-		skip("a node with swap is never full");
+		skip("with swap a node is never full");
 	threshold(512);
 	for (size_t r = 0; r < ARRAY_SIZE(reserving); r++) {
 		reserving[r] = begin_child();
@@ -260,7 +260,7 @@ static void one_node_full(void)
 		fill_node(0, 1 << 20);
 		_exit(0);
 	}
-	/* Filling takes its time; a minute in which nothing more is taken is another thing. */
+	/* Filling takes some time, but there must be progress within a minute. */
 	for (int wait = 0; wait < 600 && !ended; wait++) {
 		long now = free_kib_of(0);
 
@@ -272,7 +272,7 @@ static void one_node_full(void)
 		ended = waitpid(filling, NULL, WNOHANG) == filling;
 	}
 	EXPECT(ended && event_count("oom_kill") > kills,
-	       "nobody was killed in a minute although node 0 is full");
+	       "no process was killed within a minute although node 0 is full");
 	EXPECT(!since(before).dumped, "%ld reservations on node 1 were given up for node 0",
 	       since(before).dumped);
 	if (!ended) {
@@ -285,7 +285,7 @@ static void one_node_full(void)
 	}
 }
 
-/* All of memory reserved, then wanted: reclaim, its recursion, and the OOM killer that must not come. */
+/* All memory is reserved and then needed: tests reclaim and its recursion; there must be no OOM kill. */
 static void all_memory_reserved(void)
 {
 	long total = 0;
@@ -302,7 +302,7 @@ static void all_memory_reserved(void)
 	now = since(before);
 	note("%u regions: %ld reserved, %ld failed, %ld dumped", count, now.alloc, now.failed,
 	     now.dumped);
-	/* One dump of all of it, as fast as it goes. */
+	/* Dump all of it as fast as possible. */
 	began = monotonic_ns();
 	if (dump()) {
 		note("a dump of %ld pages took %.0f ms", now.reserved,
@@ -314,7 +314,7 @@ static void all_memory_reserved(void)
 		total += page_is(PAGE_OF(start, region, region % 512),
 				 image->seed[region * 512 + region % 512]);
 	EXPECT(total == count, "%ld of %u pages are right after the dump", total, count);
-	/* Half of it in full: it fits. */
+	/* Write half of the regions completely: they fit. */
 	for (unsigned int region = 0; region < count / 2; region++)
 		for (unsigned int slot = 0; slot < 512; slot++)
 			put(image, start, region, slot, seed_of(region, slot, 1));
@@ -326,7 +326,7 @@ static void all_memory_reserved(void)
 	unmap(start, count);
 }
 
-/* More regions than memory has, one page in each: nobody may be killed. */
+/* More regions than fit in memory, with one page each: there must be no OOM kill. */
 static void sparse_beyond_memory(void)
 {
 	struct counters before = counters(), now;
@@ -354,7 +354,7 @@ static void sparse_beyond_memory(void)
 	       now.alloc + now.failed, count);
 }
 
-/* Reservations come and go in processes that exit, fork and are killed while memory is short. */
+/* Processes make reservations, exit, fork and are killed while memory is short. */
 static void dump_against_exit(void)
 {
 	unsigned int each = (unsigned int)(installed_kib() / 2048 / 3);
@@ -413,7 +413,7 @@ static void dump_against_exit(void)
 
 /* ---- memcg ---- */
 
-/* Regions with one page each that fit into a group. */
+/* The number of regions with one page each that fit in a memcg. */
 static unsigned int fits(const char *enabled, int pages, long kib)
 {
 	volatile unsigned int *progress =
@@ -442,7 +442,7 @@ static unsigned int fits(const char *enabled, int pages, long kib)
 	status = end_of(child);
 	reached = *progress;
 	if (!WIFSIGNALED(status) || WTERMSIG(status) != SIGKILL)
-		note("not killed at the limit, but ended with %#x", status);
+		note("not killed at the limit; ended with %#x", status);
 	munmap((void *)progress, PAGE);
 	memcg_enter("limited", 0);
 	memcg_leave("limited");
@@ -454,25 +454,25 @@ static void memcg_one_page_a_region(void)
 	unsigned int never, reserved;
 
 	if (swap_is_on())
-		skip("a group with swap is not killed at its limit");
+		skip("with swap a memcg is not killed at its limit");
 	never = fits("never", 1, 65536);
 	reserved = fits("madvise", 256, 65536);
-	note("64 MiB, one page a region: %u regions without huge pages, %u with reservations",
+	note("64 MiB, one page per region: %u regions without huge pages, %u with reservations",
 	     never, reserved);
 	EXPECT(never > 1000, "the limit does not work: %u regions", never);
 	EXPECT(reserved >= never - never / 50, "%u regions with reservations, %u without", reserved,
 	       never);
-	/* Here memory has room for a reservation of each region, and the limit hardly any for what describes them. */
+	/* There is memory for a reservation of each region, but the limit leaves little room for their descriptors. */
 	never = fits("never", 1, 5120);
 	reserved = fits("madvise", 256, 5120);
-	note("5 MiB, one page a region: %u regions without huge pages, %u with reservations", never,
-	     reserved);
+	note("5 MiB, one page per region: %u regions without huge pages, %u with reservations",
+	     never, reserved);
 	EXPECT(reserved >= never - 4, "%u regions with reservations, %u without", reserved, never);
 }
 
 #define FAMILY "/sys/fs/cgroup/family/"
 
-/* Pages that one group gets below a limit it shares with another, which has a page of each of its regions. */
+/* The number of pages of a memcg below a limit shared with another memcg, which has one page in each of its regions. */
 static unsigned int fits_beside(bool reservations, unsigned int idle_regions)
 {
 	volatile unsigned int *progress =
@@ -482,7 +482,7 @@ static unsigned int fits_beside(bool reservations, unsigned int idle_regions)
 	pid_t idle, busy;
 
 	threshold(reservations ? 512 : 1);
-	/* A limit on the parent, and no process in it. */
+	/* The parent has the limit and no processes. */
 	memcg_enter("family", 16384);
 	setting("/sys/fs/cgroup/cgroup.procs", "0");
 	setting(FAMILY "cgroup.subtree_control", "+memory");
@@ -535,13 +535,13 @@ static void memcg_shared_limit(void)
 	unsigned int without, with;
 
 	if (swap_is_on())
-		skip("a group with swap is not killed at its limit");
+		skip("with swap a memcg is not killed at its limit");
 	without = fits_beside(false, 600);
 	with = fits_beside(true, 600);
-	note("beside a group with 600 regions: %u pages without reservations, %u with, %ld dumped",
+	note("next to a memcg with 600 regions: %u pages without reservations, %u with, %ld dumped",
 	     without, with, since(before).dumped);
 	EXPECT(without > 1000 && without < 4096, "the limit does not work: %u pages", without);
-	/* 600 reservations are described by 22 pages. */
+	/* The descriptors of 600 reservations take 22 pages. */
 	EXPECT(with + 10 >= without, "%u pages with reservations, %u without", with, without);
 }
 
@@ -557,7 +557,7 @@ static void memcg_limit_contents(void)
 		threshold(256);
 		start = regions(24);
 		for (unsigned int round = 0; round < 3; round++) {
-			/* 24 regions with 255 pages are 24 MiB; never so many that one is promoted. */
+			/* 24 regions with 255 pages are 24 MiB; none is promoted. */
 			for (unsigned int slot = round; slot < 255; slot += 3)
 				for (unsigned int region = 0; region < 24; region++)
 					put(image, start, region, slot,
@@ -598,14 +598,15 @@ static void memcg_counts(void)
 		parent = memcg_stat("", "memory.stat", "thp_reserved");
 		EXPECT(group == pages * (long)PAGE, "thp_reserved is %ld pages, not %ld",
 		       group / (long)PAGE, pages);
-		EXPECT(parent >= group, "the root has less than its child: %ld", parent);
+		EXPECT(parent >= group, "the root memcg has fewer pages than its child: %ld",
+		       parent);
 		unmap(start, 16);
 		for (int wait = 0; wait < 40 && group; wait++) {
 			usleep(200000);
 			group = memcg_stat("counts", "memory.stat", "thp_reserved");
 		}
 		EXPECT(!group, "thp_reserved is %ld when all is unmapped", group);
-		/* The group goes before its pages do. */
+		/* Remove the memcg before its pages are freed. */
 		start = regions(8);
 		for (unsigned int region = 0; region < 8; region++)
 			*PAGE_OF(start, region, 3) = 1;
@@ -618,11 +619,11 @@ static void memcg_counts(void)
 	end_child(child);
 }
 
-/* ---- memory that goes away ---- */
+/* ---- memory offlining and contiguous allocation ---- */
 
 #define BLOCKS "/sys/devices/system/memory/"
 
-/* Whether a block of memory, such as "memory17", holds nothing but what can be moved. */
+/* Whether a memory block, such as "memory17", only contains movable memory. */
 static bool is_movable(const char *block)
 {
 	char path[300], zone[64] = "";
@@ -664,7 +665,7 @@ static void memory_offline(void)
 	if (!tried)
 		skip("there is no movable memory; boot with movablecore=");
 	note("%u blocks offline of %u tried", gone, tried);
-	EXPECT(gone, "no block of memory goes offline while reservations are there");
+	EXPECT(gone, "no memory block can be taken offline with reservations in it");
 	expect_contents(image, start, "memory offline");
 	for (unsigned int region = 0; region < COUNT; region++)
 		for (unsigned int slot = 0; slot < 64; slot++)
@@ -677,12 +678,12 @@ static void memory_offline(void)
 }
 
 /*
- * Nothing keeps a block whose pages are all in use where it is: they are migrated away, and the memory goes offline
- * with its page structures poisoned. Nobody may look at those, neither for a promotion nor at the end.
+ * A reservation whose pages are all in use does not block offlining: the pages are migrated, and the memory goes
+ * offline, with its page structures poisoned. These must not be accessed, neither for a promotion nor at exit.
  */
 static void offline_in_use(void)
 {
-	/* More than a block of memory, as one of them has pages from before there was an allocator. */
+	/* More than one memory block, as one of them has pages allocated early at boot. */
 	const unsigned int count = 96;
 	struct image *image = image_of(count);
 	unsigned long block_bytes, block = 0, tried = 0;
@@ -698,7 +699,7 @@ static void offline_in_use(void)
 	block_bytes = strtoul(text, NULL, 16);
 	threshold(512);
 	start = regions(count);
-	/* movablecore= takes from the end of memory. */
+	/* movablecore= uses the end of memory. */
 	bind_to(start, count * REGION, node_count() - 1);
 	/* Locked ranges are not promoted: the reservation stays. */
 	REQUIRE(!mlock2(start, count * REGION, MLOCK_ONFAULT), "mlock2: %s", strerror(errno));
@@ -716,7 +717,7 @@ static void offline_in_use(void)
 	}
 	if (!tried)
 		skip("there is no movable memory; boot with movablecore=");
-	EXPECT(gone, "no block of memory goes offline");
+	EXPECT(gone, "no memory block can be taken offline");
 	for (unsigned int region = 0; region < count; region++)
 		there += pfn_of(PAGE_OF(start, region, 0)) * PAGE / block_bytes == block;
 	EXPECT(!gone || !there, "%u pages are still in %s", there, name);
@@ -732,7 +733,7 @@ static void offline_in_use(void)
 		setting(path, "online_movable");
 }
 
-/* Contiguous memory is wanted where reservations are: they are not migrated, so they have to go. */
+/* Contiguous allocation in memory with reservations: they cannot be migrated, so they must be given up. */
 static void contiguous_allocation(void)
 {
 	const char *area = "/sys/kernel/debug/cma/reserved/";
@@ -746,7 +747,7 @@ static void contiguous_allocation(void)
 	pages = number_in(path);
 	if (pages < 1024)
 		skip("there is no contiguous memory area; boot with cma=");
-	/* As much as there is: the area is only used when little else is free. */
+	/* Use all memory: the area is only used when little other memory is free. */
 	count = meminfo_kib("MemAvailable:") / 2048 * 8 / 10;
 	image = image_of(count);
 	threshold(512);
@@ -763,7 +764,8 @@ static void contiguous_allocation(void)
 		setting(path, text);
 	}
 	note("%ld of 3 allocations of %s pages", worked, text);
-	EXPECT(worked, "no contiguous memory although all but %u pages are reserved only", count);
+	EXPECT(worked, "no contiguous memory although all but %u pages are unused reserved pages",
+	       count);
 	for (unsigned int region = 0; region < count; region++)
 		EXPECT(page_is(PAGE_OF(start, region, region % 512),
 			       image->seed[region * 512 + region % 512]),
@@ -775,31 +777,31 @@ const struct test pressure_tests[] = {
 	{ "drop_caches", drop_caches, "shrinker", QUICK, "the shrinker does not run" },
 	{ "debugfs_lists", debugfs_lists, "debugfs", QUICK, "the list of reservations is wrong" },
 	{ "traced", traced, "tracepoints", QUICK,
-	  "an event is not traced, or looks at pages that are gone" },
+	  "an event is not traced, or accesses removed pages" },
 	{ "right_node", right_node, "shrinker", MATRIX,
 	  "wrong node: pages of node N freed when node M is short" },
 	{ "one_node_full", one_node_full, "pressure", 0,
-	  "a reservation elsewhere is taken for progress" },
+	  "giving up reservations on another node counts as progress" },
 	{ "all_memory_reserved", all_memory_reserved, "pressure", MATRIX,
 	  "the dump frees a million pages at once" },
 	{ "sparse_beyond_memory", sparse_beyond_memory, "pressure", MATRIX,
-	  "reclaim recursion; killed although pages "
-	  "are only reserved" },
+	  "reclaim recursion; an OOM kill although "
+	  "pages are only reserved" },
 	{ "dump_against_exit", dump_against_exit, "pressure", MATRIX,
-	  "a reservation is lost against exit" },
+	  "a reservation is lost in a race with exit" },
 	{ "memcg_one_page_a_region", memcg_one_page_a_region, "memcg-limit", MATRIX,
-	  "a 64 MB group touching one page a "
-	  "region is killed" },
+	  "a process in a 64 MiB memcg that "
+	  "touches one page per region is killed" },
 	{ "memcg_shared_limit", memcg_shared_limit, "memcg-limit", MATRIX,
-	  "what was uncharged is in a stock, where it is "
-	  "not found" },
+	  "uncharged pages are in a stock and not "
+	  "found" },
 	{ "memcg_limit_contents", memcg_limit_contents, "memcg-limit", MATRIX,
-	  "contents are lost at a limit" },
+	  "contents are lost at the limit" },
 	{ "memcg_counts", memcg_counts, "memcg-stat", QUICK,
 	  "thp_reserved in memory.stat is wrong" },
 	{ "memory_offline", memory_offline, "pressure", 0, "offline is blocked by reservations" },
 	{ "offline_in_use", offline_in_use, "pressure", 0,
-	  "a reservation looks at pages that it no longer has" },
+	  "a reservation accesses pages that it no longer owns" },
 	{ "contiguous_allocation", contiguous_allocation, "pressure", 0,
 	  "CMA is blocked by reservations" },
 	{ 0 },

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* Everything that gives a reservation up, and who must not have it: children. */
+/* Everything that gives up a reservation; and children must not inherit it. */
 #include "tests.h"
 
 #include <fcntl.h>
@@ -35,7 +35,7 @@ static void expect_reserved(long pages, const char *when)
 	       pages);
 }
 
-/* A reservation that is forgotten gives its pages to the next mapping of the address. */
+/* A forgotten reservation would give its pages to the next mapping at that address. */
 static void unmap_remap(void)
 {
 	struct image *image = image_of(COUNT);
@@ -51,7 +51,7 @@ static void unmap_remap(void)
 		REQUIRE(again == start, "mmap at the same address");
 		madvise(start, COUNT * REGION, MADV_HUGEPAGE);
 		memset(image->seed, 0, COUNT * PAGES_PER_REGION);
-		/* From a few pages to all of them: a reservation that has no page left has to go as well. */
+		/* From a few pages to all of them: a reservation without unused pages must be released as well. */
 		threshold(512);
 		touch(start, COUNT, 0);
 		threshold(1);
@@ -98,7 +98,7 @@ static void dontneed(void)
 	expect_reserved(0, "all zapped");
 	before = counters();
 	touch(start, COUNT, 2);
-	EXPECT(!since(before).alloc, "a refault over a page table has made %ld reservations",
+	EXPECT(!since(before).alloc, "a refault with a page table has made %ld reservations",
 	       since(before).alloc);
 	madvise(start, COUNT * REGION, MADV_DONTNEED);
 	expect_contents(image, start, "zapped");
@@ -137,7 +137,7 @@ static void exits(void)
 	expect_reserved(0, "killed");
 }
 
-/* The child starts with a copy of the mm's memory, tree pointer and all. */
+/* fork() copies mm_struct to the child, including the pointer to the tree. */
 static void fork_leaves_to_parent(void)
 {
 	struct image *image = image_of(COUNT), *childs;
@@ -160,7 +160,7 @@ static void fork_leaves_to_parent(void)
 			put(childs, start, region, 50, seed_of(region, 50, 5));
 		}
 		EXPECT(!since(mine).mapped && !since(mine).reserved,
-		       "the child has taken %ld of its parent's pages", since(mine).mapped);
+		       "the child has taken %ld pages of its parent", since(mine).mapped);
 		other = regions(1);
 		*other = 1;
 		EXPECT(since(mine).alloc == 1 && since(mine).mapped == 1,
@@ -173,8 +173,9 @@ static void fork_leaves_to_parent(void)
 	expect_contents(image, start, "the parent");
 	for (unsigned int region = 0; region < COUNT; region++)
 		put(image, start, region, 50, seed_of(region, 50, 6));
-	/* Those that it reads above are zero pages by now, and so it is COW that takes them. */
-	EXPECT(since(before).mapped >= COUNT, "the parent takes its pages from somewhere else");
+	/* After the reads above, these are zero pages, so COW takes the pages. */
+	EXPECT(since(before).mapped >= COUNT,
+	       "the parent does not take its pages from its reservation");
 	expect_contents(image, start, "the parent after it has written");
 	unmap(start, COUNT);
 }
@@ -226,10 +227,10 @@ static void fork_storm(void)
 	}
 	for (size_t w = 0; w < ARRAY_SIZE(workers); w++)
 		end_child(workers[w]);
-	expect_reserved(0, "all have ended");
+	expect_reserved(0, "all have exited");
 }
 
-/* Many that change the same counters at the same time: it has been at -895. */
+/* Many processes change the same counters at the same time: without atomicity it was -895. */
 static void parallel_exits(void)
 {
 	pid_t workers[16];
@@ -255,7 +256,7 @@ static void parallel_exits(void)
 	}
 }
 
-/* Those in the lists of each CPU as well, which grow with what is freed. */
+/* Including pages in per-CPU lists, which grow when pages are freed. */
 static long free_pages(void)
 {
 	char line[128];
@@ -273,7 +274,7 @@ static long free_pages(void)
 	return total;
 }
 
-/* No counter shows a page that nobody has freed; memory does. */
+/* No counter shows a page that was never freed, but free memory does. */
 static void memory_comes_back(void)
 {
 	const unsigned int rounds = 40, each = 100;
@@ -291,7 +292,7 @@ static void memory_comes_back(void)
 			before = free_pages();
 	}
 	lost = before - free_pages();
-	note("%u reservations given up: %ld pages less are free", rounds * each, lost);
+	note("%u reservations given up: %ld fewer pages are free", rounds * each, lost);
 	EXPECT(lost < rounds * each / 2, "%ld pages are lost by %u reservations", lost,
 	       rounds * each);
 }
@@ -315,7 +316,7 @@ static void advice_and_protection(void)
 	expect_reserved(0, "unmapped");
 }
 
-/* Armed afterwards, userfaultfd wants to be asked for each missing page. */
+/* If userfaultfd is registered afterwards, it must be notified of each missing page. */
 static void userfaultfd_after(void)
 {
 	struct uffdio_register range = { .mode = UFFDIO_REGISTER_MODE_MISSING };
@@ -331,9 +332,9 @@ static void userfaultfd_after(void)
 	range.range.start = (uintptr_t)start;
 	range.range.len = 2 * REGION;
 	REQUIRE(!ioctl(fd, UFFDIO_REGISTER, &range), "UFFDIO_REGISTER: %s", strerror(errno));
-	expect_reserved(2 * 511, "two of four regions armed");
+	expect_reserved(2 * 511, "two of four regions registered");
 	before = counters();
-	/* A child is not armed: it faults an ordinary page. */
+	/* The child is not registered: it faults in an ordinary page. */
 	child = begin_child();
 	if (!child) {
 		*PAGE_OF(start, 0, 9) = 5;
@@ -348,11 +349,11 @@ static void userfaultfd_after(void)
 
 		page_fill(page, 77);
 		REQUIRE(!ioctl(fd, UFFDIO_COPY, &copy), "UFFDIO_COPY: %s", strerror(errno));
-		EXPECT(page_is(PAGE_OF(start, 0, 9), 77), "not what UFFDIO_COPY has put there");
+		EXPECT(page_is(PAGE_OF(start, 0, 9), 77), "not the contents of UFFDIO_COPY");
 	}
-	EXPECT(since(before).mapped == 0, "an armed region takes reserved pages");
+	EXPECT(since(before).mapped == 0, "a registered region takes reserved pages");
 	close(fd);
-	/* Not armed any more: ordinary pages, and what was copied stays. */
+	/* Unregistered: ordinary pages, and copied pages stay. */
 	*PAGE_OF(start, 0, 10) = 3;
 	EXPECT(page_is(PAGE_OF(start, 0, 9), 77), "lost when userfaultfd was closed");
 	unmap(start, COUNT);
@@ -364,7 +365,7 @@ static void *write_one(void *page)
 	return NULL;
 }
 
-/* Write-protection by userfaultfd is a bit in each PTE, which promotion must not lose. */
+/* Write protection by userfaultfd is a bit in each PTE, which promotion must keep. */
 static void userfaultfd_protection(void)
 {
 #ifdef UFFDIO_WRITEPROTECT
@@ -378,7 +379,7 @@ static void userfaultfd_protection(void)
 	pthread_t writer;
 
 	if (fd < 0 || ioctl(fd, UFFDIO_API, &api))
-		skip("userfaultfd cannot protect");
+		skip("userfaultfd has no write protection");
 	for (unsigned int slot = 0; slot < 400; slot++)
 		put(image, start, 0, slot, seed_of(0, slot, 0));
 	range.range.start = protect.range.start = (uintptr_t)start;
@@ -403,21 +404,21 @@ static void userfaultfd_protection(void)
 	pthread_join(writer, NULL);
 	EXPECT(*PAGE_OF(start, 0, 17) == 1, "the write is lost");
 	put(image, start, 0, 17, 9);
-	expect_contents(image, start, "protected and not any more");
+	expect_contents(image, start, "protected and unprotected");
 	close(fd);
 	unmap(start, 1);
 #else
-	skip("the headers know no UFFDIO_WRITEPROTECT");
+	skip("the headers have no UFFDIO_WRITEPROTECT");
 #endif
 }
 
-/* The memory policy of old pages does not bind new ones, but that of the mapping does. */
+/* New pages follow the memory policy of the mapping, whatever that of old pages. */
 static void mbind_after(void)
 {
 	char *start;
 
 	if (node_count() < 2)
-		skip("there is one node only");
+		skip("there is only one node");
 	start = touched(COUNT);
 	bind_to(start + REGION, REGION, 1);
 	expect_reserved((COUNT - 1) * 511, "one region bound");
@@ -436,7 +437,7 @@ static void mbind_after(void)
 				       node_of(PAGE_OF(start, region, slot)), node);
 		unmap(start, COUNT);
 
-		/* Bound before the first touch: the block has to be of that node. */
+		/* Bound before the first touch: the block must be on that node. */
 		start = regions(COUNT);
 		bind_to(start, COUNT * REGION, node);
 		for (unsigned int slot = 0; slot < 100; slot += 9)
@@ -460,7 +461,7 @@ static void mremap_contents(void)
 	char *from = touched(COUNT), *to = regions(COUNT);
 	struct counters before;
 
-	/* There must be nothing at the destination that reserves as well: it goes. */
+	/* A reservation at the destination must be given up. */
 	touch(to, COUNT, 3);
 	for (unsigned int region = 0; region < COUNT; region++)
 		for (unsigned int slot = 0; slot < 200; slot += 3)
@@ -496,13 +497,13 @@ static void mremap_forms(void)
 	bool keeps = has_stage("mremap");
 	char *from, *to, *moved;
 
-	/* Shorter: the last regions go. */
+	/* Shrink: the last regions are unmapped. */
 	from = touched(COUNT);
 	mremap(from, COUNT * REGION, 2 * REGION + PAGE, 0);
 	expect_reserved(2 * 511, "shortened");
 	unmap(from, COUNT);
 
-	/* Not aligned alike. */
+	/* Different alignment. */
 	from = touched(COUNT);
 	to = regions(COUNT + 1);
 	moved = mremap(from, COUNT * REGION, COUNT * REGION, MREMAP_MAYMOVE | MREMAP_FIXED,
@@ -513,7 +514,7 @@ static void mremap_forms(void)
 	       "contents");
 	unmap(to, COUNT + 1);
 
-	/* From the middle of a region to the middle of another: the whole ones in between go along. */
+	/* From the middle of a region to the middle of another: whole regions in between keep their reservations. */
 	from = touched(COUNT);
 	touch(from, COUNT, 400);
 	to = regions(COUNT);
@@ -526,7 +527,7 @@ static void mremap_forms(void)
 	unmap(from, COUNT);
 	unmap(to, COUNT);
 
-	/* The source stays mapped, and empty. */
+	/* The source stays mapped and is empty. */
 	from = touched(COUNT);
 	to = regions(COUNT);
 	moved = mremap(from, COUNT * REGION, COUNT * REGION,
@@ -542,7 +543,7 @@ static void mremap_forms(void)
 	unmap(from, COUNT);
 	unmap(to, COUNT);
 
-	/* Longer. */
+	/* Grow. */
 	from = touched(2);
 	to = regions(6);
 	moved = mremap(from, 2 * REGION, 6 * REGION, MREMAP_MAYMOVE | MREMAP_FIXED, to);
@@ -559,24 +560,23 @@ const struct test release_tests[] = {
 	{ "partial_unmap", partial_unmap, "reserve", QUICK,
 	  "partial munmap and a new mapping at the same address" },
 	{ "dontneed", dontneed, "reserve", QUICK, "a release hook is missing" },
-	{ "exits", exits, "reserve", QUICK, "a block is leaked at exit, exec or kill" },
+	{ "exits", exits, "reserve", QUICK, "a block is leaked on exit, exec or kill" },
 	{ "fork_leaves_to_parent", fork_leaves_to_parent, "reserve", QUICK,
 	  "a reservation is shared with a child" },
-	{ "fork_storm", fork_storm, "reserve", MATRIX, "shared tree after memcpy" },
-	{ "parallel_exits", parallel_exits, "reserve", 0,
-	  "a counter is changed without atomicity" },
+	{ "fork_storm", fork_storm, "reserve", MATRIX, "a shared tree after memcpy" },
+	{ "parallel_exits", parallel_exits, "reserve", 0, "a non-atomic change of a counter" },
 	{ "memory_comes_back", memory_comes_back, "reserve", 0,
 	  "pages of a reservation are never freed" },
 	{ "advice_and_protection", advice_and_protection, "reserve", QUICK,
 	  "a release hook is missing" },
 	{ "userfaultfd_after", userfaultfd_after, "reserve", QUICK,
-	  "userfaultfd is registered after reserving" },
+	  "userfaultfd registered after reserving" },
 	{ "userfaultfd_protection", userfaultfd_protection, "in-place", QUICK,
-	  "promotion loses userfaultfd's bit" },
-	{ "mbind_after", mbind_after, "reserve", QUICK, "mbind leaves pages of the old node" },
+	  "promotion loses the bit of userfaultfd" },
+	{ "mbind_after", mbind_after, "reserve", QUICK, "mbind leaves pages on the old node" },
 	{ "mremap_contents", mremap_contents, "reserve", QUICK,
-	  "a page under a wrong key after mremap" },
+	  "a page at a wrong address after mremap" },
 	{ "mremap_forms", mremap_forms, "reserve", QUICK,
-	  "regions that mremap cuts keep their reservation" },
+	  "partially moved regions keep their reservation" },
 	{ 0 },
 };

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* Everything at once, by many, with what each page shall hold noted all the time. */
+/* All operations at once, by many threads and processes, with the expected contents of each page recorded. */
 #include "tests.h"
 
 #include <pthread.h>
@@ -22,7 +22,7 @@ static void reset(struct image *image, unsigned int first, unsigned int count)
 	memset(image->seed + first, 0, count);
 }
 
-/* A thread works in regions of its own; the mm, its tree and its locks are everybody's. */
+/* Each thread works in its own regions; the mm, its tree and its locks are shared. */
 static void *work(void *argument)
 {
 	struct worker *me = argument;
@@ -42,7 +42,7 @@ static void *work(void *argument)
 			continue;
 		switch (random_below(&random, 12)) {
 		case 0: {
-			/* Other threads go on, so the child looks only at what is this thread's. */
+			/* Other threads continue, so the child checks only the regions of this thread. */
 			pid_t child = fork();
 
 			if (!child) {
@@ -80,12 +80,12 @@ static void *work(void *argument)
 		case 7: {
 			char *to = regions(COUNT);
 
-			/* Region by region, so that boundaries within do not matter. */
+			/* Region by region, so that VMA borders in between do not matter. */
 			for (unsigned int i = 0; i < COUNT; i++)
 				me->wrong += mremap(start + i * REGION, REGION, REGION,
 						    MREMAP_MAYMOVE | MREMAP_FIXED,
 						    to + i * REGION) == MAP_FAILED;
-			/* Only what is behind it: the rest is gone, and may be another thread's by now. */
+			/* Unmap only the remainder: the rest is unmapped, and may be reused by another thread. */
 			munmap(start + COUNT * REGION, REGION);
 			start = to;
 			break;

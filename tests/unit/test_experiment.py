@@ -144,7 +144,7 @@ set = { promotion_threshold = 64 }
 TRADEOFF = """[tradeoff]
 memory = "chunk/survivors.total"
 cost = "chunk/touch_{clock}.mean"
-more = "chunk/rss_kib.sum"
+more = "chunk/survivors_oom.total"
 """
 
 

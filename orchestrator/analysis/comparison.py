@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import Enum
+from functools import cached_property
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -348,7 +349,18 @@ class _Variant:
 
     def values(self, workload: str, metric: str) -> pd.Series:
         """One value per boot, which is the unit of replication, by repetition and seed."""
-        own = self.metrics[(self.metrics["workload"] == workload) & (self.metrics["metric"] == metric)]
+        known = self._values.get((workload, metric))
+        return known if known is not None else self._medians(self.metrics.iloc[:0])
+
+    @cached_property
+    def _values(self) -> dict[tuple[str, str], pd.Series]:
+        # Asked for several times per row, and pandas takes its time to select and group.
+        return {
+            (str(key[0]), str(key[1])): self._medians(own)
+            for key, own in self.metrics.groupby(["workload", "metric"])
+        }
+
+    def _medians(self, own: pd.DataFrame) -> pd.Series:
         keys = [own["repetition"], own["cell"].map(self._seeds).rename("seed")]
         return own.groupby(keys)["value"].median()
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -210,7 +210,7 @@ def command(
         return _measure(terminal, events, asked, bench, writer, place, as_json)
 
 
-def _looks(context: typer.Context, until_decided: bool, max_repeat: int | None) -> dict[str, int]:
+def _looks(context: typer.Context, until_decided: bool, max_repeat: int | None) -> dict[str, Any]:
     """What ``--until-decided`` makes of an experiment's repetitions; nothing where it is not given.
 
     Raises:

@@ -20,7 +20,7 @@ from orchestrator.execution.ending import GuestEnded
 from orchestrator.execution.provenance import begin, built, keep_build_log, variant_record
 from orchestrator.experiment.variant import Variant
 from orchestrator.guest.ktap import Status, TestResult
-from orchestrator.guest.selftests import Selftest, SelftestPlan, Selftests, build_selftests
+from orchestrator.guest.selftests import Selftest, SelftestPlan, Selftests, selftests_artefact
 from orchestrator.kernel.build import BuildFailed, KernelBuild
 from orchestrator.kernel.series import BASELINE
 from orchestrator.machine.oops import Finding
@@ -437,7 +437,10 @@ def _run(
     began = time.monotonic()
     selftests: tuple[Sequence[Selftest], Selftests] | None = None
     if suite.kind is Kind.SELFTESTS:
-        selftests = plan.tests, build_selftests(bench.tree(result.patchset), plan, bench.cache, bench.events)
+        selftests = (
+            plan.tests,
+            selftests_artefact(bench.tree(result.patchset), plan, bench.cache, bench.events).obtain(),
+        )
     stages = [stage.name for stage in bench.series.select(result.patchset)]
     with bench.events.step(f"test {suite.name}", result.patchset, part=True) as step:
         try:

@@ -187,7 +187,7 @@ def test_a_file_says_it_all(tmp_path: Path, series: Series, workloads: dict[str,
         ),
         (
             "[workload.chunk]",
-            f"[workload.chunk]\n{TRADEOFF.replace('rss_kib.sum', 'rss_kib.max')}",
+            f"[workload.chunk]\n{TRADEOFF.replace('survivors_oom.total', 'rss_kib.max')}",
             r":25: .*better direction",
         ),
     ],

@@ -72,7 +72,7 @@ def _changes(run: Run, workload: str, metric: str) -> pd.DataFrame | None:
     baseline = next((v.name for v in run.manifest.variants if v.role is Role.BASELINE), None)
     if baseline not in table or not (table[baseline].dropna() > 0).all():
         return None
-    changes = table.div(table[baseline], axis=0).sub(1).mul(100).drop(columns=baseline)
+    changes: pd.DataFrame = table.div(table[baseline], axis=0).sub(1).mul(100).drop(columns=baseline)
     changes.attrs = {
         "spread": {variant: variation(table[variant].dropna().to_numpy(float)) for variant in table},
         "floor": _floor(run, table, str(baseline)),

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -91,6 +91,21 @@ def command(
     repeat: Annotated[
         int, typer.Option("--repeat", "-n", metavar="N", help="Fresh boots per variant and workload.")
     ] = defaults.REPEAT,
+    until_decided: Annotated[
+        bool,
+        typer.Option(
+            "--until-decided",
+            help="Boot on, in looks planned ahead, until each primary metric differs or is equivalent.",
+        ),
+    ] = False,
+    max_repeat: Annotated[
+        int | None,
+        typer.Option(
+            "--max-repeat",
+            metavar="N",
+            help=f"With --until-decided: most boots per variant and workload; default: {defaults.MAX_REPEAT}.",
+        ),
+    ] = None,
     jobs: Annotated[
         str,
         typer.Option(
@@ -151,6 +166,7 @@ def command(
             option.refuse_beside_resume(context)
             return _resume(terminal, events, resume, executor, parse_jobs(jobs), build_jobs, as_json)
         guests = parse_jobs(jobs)
+        until = _looks(context, until_decided, max_repeat)
         bench = terminal.bench(events, source, accel, flavour, build_jobs, series)
         if experiment is not None:
             asked = _from_file(context, experiment, bench)
@@ -180,6 +196,7 @@ def command(
                 margin=margin,
                 timeout_s=timeout,
             )
+        asked = replace(asked, **until)
         bench.configuration()  # an unknown flavour is said before anything is written
         if executor == LOCAL:
             asked.topology.check_host(guests or 1)
@@ -191,6 +208,29 @@ def command(
             terminal.project.results, asked.name, manifest_of(asked, bench, ["orchestrate", *sys.argv[1:]])
         )
         return _measure(terminal, events, asked, bench, writer, place, as_json)
+
+
+def _looks(context: typer.Context, until_decided: bool, max_repeat: int | None) -> dict[str, Any]:
+    """What ``--until-decided`` makes of an experiment's repetitions; nothing where it is not given.
+
+    Raises:
+        UserError: the options contradict each other.
+    """
+    if not until_decided:
+        if max_repeat is not None:
+            raise UserError(
+                "--max-repeat limits --until-decided; for a fixed number of boots, write --repeat."
+            )
+        return {}
+    option.refuse(context, ("repeat",), "--until-decided plans its looks itself; --max-repeat limits it")
+    most = defaults.MAX_REPEAT if max_repeat is None else max_repeat
+    if not defaults.REPEAT <= most <= 1000:
+        raise UserError(
+            f"--max-repeat {most}: choose {defaults.REPEAT} to 1000; with fewer boots equivalence cannot be shown."
+        )
+    from orchestrator.analysis.looks import looks
+
+    return {"repeat": looks(most)[0].repetitions, "max_repeat": most}
 
 
 def _from_file(context: typer.Context, path: Path, bench: Bench) -> Experiment:
@@ -316,6 +356,7 @@ def _print_plan(
                 "topology": asked.topology.text,
                 "accelerator": asked.accelerator,
                 "repeat": asked.repeat,
+                "max_repeat": asked.max_repeat,
                 "cells": [cell.id for cell in asked.cells],
                 "variants": [
                     {
@@ -343,7 +384,8 @@ def _print_plan(
         terminal.print(f"  {variant.name:<28} {variant.role.value:<9} {kernel:<19} {knobs}".rstrip())
     for workload, parameters in asked.workloads.items():
         given = " ".join(f"{key}={value}" for key, value in parameters.items())
-        terminal.print(f"  workload {workload} x {asked.repeat}  {given}".rstrip())
+        boots = f"{asked.repeat}, at most {asked.max_repeat}" if asked.max_repeat else f"{asked.repeat}"
+        terminal.print(f"  workload {workload} x {boots}  {given}".rstrip())
     terminal.print(f"  guest image {'cached' if image_cached else 'to be built'}")
     for line in needs.lines:
         terminal.print(line)

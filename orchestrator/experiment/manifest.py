@@ -17,7 +17,11 @@ def experiment_of_manifest(manifest: Manifest) -> Experiment:
         UserError: the planned cells are not those of the described experiment.
     """
     experiment = described_experiment(manifest)
-    if [cell.cell for cell in manifest.cells] != [cell.id for cell in experiment.cells]:
+    planned = [cell.cell for cell in manifest.cells]
+    first = [cell.id for cell in experiment.cells]
+    # What was added after a look is some of what may be.
+    possible = {cell.id for cell in experiment.possible_cells}
+    if planned[: len(first)] != first or not possible.issuperset(planned):
         raise UserError(
             "the cells planned in run.json do not match its experiment; this run cannot be resumed."
         )
@@ -44,6 +48,7 @@ def described_experiment(manifest: Manifest) -> Experiment:
         # A resumed run keeps the accelerator of its first part, since a run must not mix clocks.
         accelerator=manifest.accelerator.name,
         repeat=manifest.repeat,
+        max_repeat=manifest.max_repeat,
         seed=manifest.seed,
         flavour=manifest.flavour,
         margin=manifest.margin,

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -67,7 +67,9 @@ class Stage:
         patch: patch file, in mailbox format.
         title: subject of the patch, without the [PATCH] tag.
         knobs, counters: names of the sysfs knobs and /proc/vmstat counters that this stage adds.
-        digest: SHA-256 of the patch, and of its alternative patches if it has any.
+        digest: SHA-256 of what the patch changes, and of what its alternative patches do if it has any. Not of its
+            changelog, which reports measurements of it.
+        text_digest: SHA-256 of the whole file, and of those of its alternative patches.
         bases: the kernel sources that the series is for.
         defaults: knob -> default value, for knobs whose default this stage changes.
         variants: alternative patches, newest first.
@@ -81,6 +83,7 @@ class Stage:
     knobs: tuple[str, ...]
     counters: tuple[str, ...]
     digest: str
+    text_digest: str
     bases: Bases
     defaults: Mapping[str, int] = field(default_factory=dict)
     variants: tuple[AlternativePatch, ...] = ()
@@ -220,7 +223,7 @@ def load_series(directory: Path) -> Series:
     """Read ``series.toml``.
 
     Args:
-        directory: ``kernel_patches``.
+        directory: the directory of ``series.toml`` and the patches.
 
     Raises:
         UserError: the file is missing or invalid; the message names file and line.
@@ -300,19 +303,26 @@ def _stage(document: Document[_SeriesFile], index: int, bases: Bases, patches: P
         entry.title,
         entry.knobs,
         entry.counters,
-        _digest(patch, variants),
+        _digest(patch, variants, _change_digest),
+        _digest(patch, variants, file_digest),
         bases,
         entry.defaults,
         variants,
     )
 
 
-def _digest(patch: Path, variants: Sequence[AlternativePatch]) -> str:
-    """The digest of a stage. Without alternative patches it is that of the patch, as recorded in earlier runs."""
+def _digest(patch: Path, variants: Sequence[AlternativePatch], of: Callable[[Path], str]) -> str:
+    """The digest of a stage; without alternative patches it is that of the patch."""
     if not variants:
-        return file_digest(patch)
-    names = [(variant.name, file_digest(variant.patch)) for variant in variants]
-    return hashlib.sha256(repr((file_digest(patch), names)).encode()).hexdigest()
+        return of(patch)
+    names = [(variant.name, of(variant.patch)) for variant in variants]
+    return hashlib.sha256(repr((of(patch), names)).encode()).hexdigest()
+
+
+def _change_digest(patch: Path) -> str:
+    """The SHA-256 of a patch from its first diff on."""
+    content = patch.read_bytes()
+    return hashlib.sha256(content[max(content.find(b"\ndiff --git "), 0) :]).hexdigest()
 
 
 def _check_stages(document: Document[_SeriesFile], stages: tuple[Stage, ...]) -> None:

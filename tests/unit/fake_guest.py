@@ -425,7 +425,7 @@ def install(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(series_verification, "apply_stages", lambda source, stages, *_: tree_of(stages))
     for module in (check_run, trace_trial):
         monkeypatch.setattr(module, "traits_of", lambda tree: frozenset())
-    monkeypatch.setattr(provenance, "tool_facts", dict)
+    monkeypatch.setattr(provenance, "tool_versions", dict)
     # What follows a run is not how it ended, and takes a while.
     monkeypatch.setattr("orchestrator.analysis.plots.plot_run", lambda run, directory: [])
     monkeypatch.setattr("orchestrator.analysis.report.write_report", lambda *_: None)

@@ -23,7 +23,7 @@ SVG = (
     '<svg xmlns="http://www.w3.org/2000/svg"><title>Survivors &amp; others</title>'
     '<rect width="9" height="9"/></svg>'
 )
-_VOID = {"meta", "br", "img", "link", "input", "hr"}
+_VOID = {"meta", "br", "img", "link", "input", "hr", "wbr"}
 
 
 class Page(HTMLParser):

@@ -21,15 +21,13 @@ from orchestrator.errors import UserError
 from orchestrator.guest.image import WORKLOADS
 from orchestrator.guest.ssh import Finished, Guest
 from orchestrator.spelling import meant
-from orchestrator.store.observation import CLOCK, Better, Metric, Observation
+from orchestrator.store.observation import CLOCK, METRIC_NAME, Better, Metric, Observation
 
 Kind = Literal["integer", "choice", "size"]
 
 #: A parameter that every workload has: it sets several other parameters at once.
 SIZE = "size"
 SIZES = ("quick", "full")
-#: ``noun_unit.statistic``, e.g. ``fault_ns.p50``.
-_METRIC_NAME = re.compile(r"[a-z][a-z0-9_]*(\{clock\})?\.[a-z][a-z0-9_]*")
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _SIZE = re.compile(r"(\d+)([KMGT]?)", re.ASCII)
 _INTEGER = re.compile(r"-?\d+", re.ASCII)
@@ -284,7 +282,7 @@ def _parameter(name: str, document: Document[_Manifest]) -> Parameter:
 def _metric(name: str, document: Document[_Manifest]) -> Metric:
     table = document.content.metrics[name]
     place = ["metrics", name]
-    if not _METRIC_NAME.fullmatch(name):
+    if not METRIC_NAME.fullmatch(name):
         raise document.fault(
             place, "the name of a metric must have the form noun_unit.statistic, e.g. fault_{clock}.p50"
         )
@@ -478,7 +476,7 @@ def _fault_of(record: object) -> str | None:
     if kind == "metric":
         if not isinstance(record.get("unit"), str) or not _is_number(record.get("value")):
             return "lacks a unit or a numeric value"
-        if not _METRIC_NAME.fullmatch(record["metric"]):
+        if not METRIC_NAME.fullmatch(record["metric"]):
             return "has a metric that is not named noun_unit.statistic"
     if kind == "histogram":
         buckets = record.get("buckets")

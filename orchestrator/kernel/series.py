@@ -5,15 +5,17 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from orchestrator.analysis.identity import parse_identity
 from orchestrator.cache import file_digest
 from orchestrator.document import Document, Place, Shape, read_document
 from orchestrator.errors import UserError
 from orchestrator.spelling import meant
+from orchestrator.store.observation import CLOCK, METRIC_NAME, Better, Metric
 
 BASELINE = "baseline"
 FULL = "full"
@@ -98,6 +100,10 @@ class Knob:
         minimum, maximum: accepted values; the kernel rejects all others with EINVAL.
         default: default value in the stage that adds it; see :meth:`Series.default_of` for later stages.
         stage: number of the stage that adds it.
+        neutral: the value at which the stage that adds it claims to change nothing; None if there is none.
+        sweep: values at which a patched kernel runs if nothing is asked for; empty for its default only.
+        label: what stands before the value in the name of a variant, which then always shows it; may be empty, as
+            in ``core-only@256``. None for ``NAME=``, shown only where variants differ in it.
     """
 
     name: str
@@ -108,6 +114,27 @@ class Knob:
     default: int
     help: str
     stage: int
+    neutral: int | None = None
+    sweep: tuple[int, ...] = ()
+    label: str | None = None
+
+
+@dataclass(frozen=True)
+class CounterMetric:
+    """A metric computed from counters of /proc/vmstat; exactly one of the last three is set.
+
+    Args:
+        scale: what a value is multiplied by to get the metric's unit.
+        growth: counters of events whose growth over the workload is summed up.
+        peak: a level, whose highest reading counts.
+        left: a level, whose reading after the workload counts, over that before.
+    """
+
+    metric: Metric
+    scale: int = 1
+    growth: tuple[str, ...] = ()
+    peak: str | None = None
+    left: str | None = None
 
 
 @dataclass(frozen=True)
@@ -117,6 +144,9 @@ class Series:
     Args:
         groups: names of the groups in order; a group contains every stage up to its last one.
         bases: the kernel sources that the patches are for.
+        identities: equations that its counters satisfy after a workload; see :mod:`orchestrator.analysis.identity`.
+        levels: counters of what processes hold: never negative, and after a workload no more than before.
+        metrics: computed from counters, for every workload. One with the name of a general metric replaces it.
     """
 
     name: str
@@ -125,6 +155,9 @@ class Series:
     bases: Bases
     stages: tuple[Stage, ...]
     knobs: tuple[Knob, ...]
+    identities: tuple[str, ...] = ()
+    levels: tuple[str, ...] = ()
+    metrics: tuple[CounterMetric, ...] = ()
 
     def default_of(self, knob: Knob, stages: Sequence[Stage]) -> int:
         """The value of a knob after boot of a kernel with these stages."""
@@ -200,6 +233,31 @@ class _KnobTable(Shape):
     maximum: int
     default: int
     help: str
+    neutral: int | None = None
+    sweep: tuple[int, ...] = ()
+    label: str | None = None
+
+
+@dataclass(frozen=True)
+class _IdentityTable(Shape):
+    """``[[identity]]``."""
+
+    expression: str
+
+
+@dataclass(frozen=True)
+class _MetricTable(Shape):
+    """``[[metric]]``; see :class:`CounterMetric`."""
+
+    name: str
+    unit: str
+    help: str
+    better: Literal["lower", "higher", "neither"] = "neither"
+    primary: bool = False
+    scale: int = 1
+    growth: tuple[str, ...] = ()
+    peak: str | None = None
+    left: str | None = None
 
 
 @dataclass(frozen=True)
@@ -216,6 +274,9 @@ class _SeriesFile(Shape):
     base: tuple[_BaseTable, ...]
     stage: tuple[_StageTable, ...]
     knob: tuple[_KnobTable, ...] = ()
+    identity: tuple[_IdentityTable, ...] = ()
+    metric: tuple[_MetricTable, ...] = ()
+    levels: tuple[str, ...] = ()
     reference: str | None = None
 
 
@@ -238,7 +299,21 @@ def load_series(directory: Path) -> Series:
     _check_stages(document, stages)
     knobs = tuple(_knob(document, index, stages) for index in range(len(content.knob)))
     _check_knobs(document, stages, knobs)
-    return Series(content.name, content.title, content.groups, bases, stages, knobs)
+    counters = {name for stage in stages for name in stage.counters}
+    for index, level in enumerate(content.levels):
+        if level not in counters:
+            raise document.fault(["levels", index], f"no stage adds the counter {level}")
+    return Series(
+        content.name,
+        content.title,
+        content.groups,
+        bases,
+        stages,
+        knobs,
+        tuple(_identity(document, index, counters) for index in range(len(content.identity))),
+        content.levels,
+        tuple(_metric(document, index) for index in range(len(content.metric))),
+    )
 
 
 def _bases(document: Document[_SeriesFile]) -> Bases:
@@ -358,9 +433,59 @@ def _knob(document: Document[_SeriesFile], index: int, stages: tuple[Stage, ...]
     stage = next((stage.number for stage in stages if entry.name in stage.knobs), None)
     if stage is None:
         raise document.fault([*place, "name"], f"no stage adds it: {entry.name}")
+    for key, values in (("neutral", [entry.neutral]), ("sweep", entry.sweep)):
+        for value in values:
+            if value is not None and not entry.minimum <= value <= entry.maximum:
+                raise document.fault(
+                    [*place, key], f"{value} is not between minimum and maximum of {entry.name}"
+                )
+    if len(set(entry.sweep)) != len(entry.sweep):
+        raise document.fault([*place, "sweep"], "a value occurs twice; give each value once")
+    if entry.label is not None and not re.fullmatch(r"[A-Za-z0-9_+-]*=?", entry.label):
+        raise document.fault(
+            [*place, "label"], f"{entry.label!r} may only have letters, digits, _ + - and an = at the end"
+        )
     return Knob(
-        entry.name, entry.path, entry.kind, entry.minimum, entry.maximum, entry.default, entry.help, stage
+        entry.name,
+        entry.path,
+        entry.kind,
+        entry.minimum,
+        entry.maximum,
+        entry.default,
+        entry.help,
+        stage,
+        entry.neutral,
+        entry.sweep,
+        entry.label,
     )
+
+
+def _identity(document: Document[_SeriesFile], index: int, counters: Set[str]) -> str:
+    text = document.content.identity[index].expression
+    place: Place = ["identity", index, "expression"]
+    try:
+        unknown = sorted(parse_identity(text).counters - counters)
+    except ValueError as error:
+        raise document.fault(place, str(error)) from error
+    if unknown:
+        raise document.fault(place, f"no stage adds the counter {unknown[0]}")
+    return text
+
+
+def _metric(document: Document[_SeriesFile], index: int) -> CounterMetric:
+    entry = document.content.metric[index]
+    place: Place = ["metric", index]
+    if not METRIC_NAME.fullmatch(entry.name) or CLOCK in entry.name:
+        raise document.fault(
+            [*place, "name"], f"{entry.name!r} must have the form noun_unit.statistic, e.g. dumps.total"
+        )
+    if (bool(entry.growth), entry.peak is not None, entry.left is not None).count(True) != 1:
+        raise document.fault(place, "give exactly one of growth, peak and left")
+    if any(each.name == entry.name for each in document.content.metric[:index]):
+        raise document.fault([*place, "name"], f"two [[metric]]s have the name {entry.name}")
+    better: Better = None if entry.better == "neither" else entry.better
+    metric = Metric(entry.name, entry.unit, better, primary=entry.primary, help=entry.help)
+    return CounterMetric(metric, entry.scale, entry.growth, entry.peak, entry.left)
 
 
 def _check_knobs(document: Document[_SeriesFile], stages: tuple[Stage, ...], knobs: tuple[Knob, ...]) -> None:

@@ -287,14 +287,14 @@ def _question(
 def _metrics_of(bench: Bench, workload: str) -> Sequence[Metric]:
     """Those that a cell may have; traces have none."""
     from orchestrator.execution.check_run import WORKLOAD as CHECK
-    from orchestrator.execution.derived import DERIVED_METRICS
+    from orchestrator.execution.derived import derived_metrics
     from orchestrator.guest.sampler import SAMPLER_METRICS
 
     if workload == CHECK:
         return ()
     return [
         *bench.workloads[workload].metrics.values(),
-        *DERIVED_METRICS.values(),
+        *derived_metrics(bench.series).values(),
         *SAMPLER_METRICS.values(),
     ]
 

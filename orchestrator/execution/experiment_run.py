@@ -12,7 +12,7 @@ from orchestrator.errors import UserError
 from orchestrator.events import Events
 from orchestrator.execution.bench import Bench
 from orchestrator.execution.countdown import Countdown, line_of
-from orchestrator.execution.derived import DERIVED_METRICS
+from orchestrator.execution.derived import derived_metrics
 from orchestrator.execution.forecast import kind_of_cell
 from orchestrator.execution.measured_cell import CellResult, write_evidence
 from orchestrator.execution.place import Place
@@ -22,6 +22,7 @@ from orchestrator.experiment.experiment import Experiment
 from orchestrator.guest.sampler import SAMPLER_METRICS
 from orchestrator.guest.workload import Workload
 from orchestrator.kernel.build import BuildFailed, KernelBuild
+from orchestrator.kernel.series import Series
 from orchestrator.store.manifest import Manifest, PlannedCell, Role, RunKind, WorkloadRecord
 from orchestrator.store.observation import CLOCK, CLOCKS, Metric
 from orchestrator.store.outcome import Outcome
@@ -64,7 +65,7 @@ def manifest_of(experiment: Experiment, bench: Bench, command: Sequence[str]) ->
         command,
         variants=[variant_record(variant, bench) for variant in experiment.variants],
         workloads={
-            name: workload_record(bench.workloads[name], parameters)
+            name: workload_record(bench.workloads[name], parameters, bench.series)
             for name, parameters in experiment.workloads.items()
         },
         cells=[planned_cell(cell, experiment) for cell in experiment.cells],
@@ -80,13 +81,14 @@ def manifest_of(experiment: Experiment, bench: Bench, command: Sequence[str]) ->
     )
 
 
-def workload_record(workload: Workload, parameters: Mapping[str, str]) -> WorkloadRecord:
+def workload_record(workload: Workload, parameters: Mapping[str, str], series: Series) -> WorkloadRecord:
     """A workload as ``run.json`` has it.
 
     Args:
         parameters: those that differ from the defaults.
+        series: describes metrics of its own.
     """
-    declared = _metrics_of(workload)
+    declared = _metrics_of(workload, series)
     metrics = [
         metric.by(clock) for metric in declared for clock in (CLOCKS if CLOCK in metric.name else ("",))
     ]
@@ -109,10 +111,10 @@ def planned_cell(cell: Cell, experiment: Experiment) -> PlannedCell:
     )
 
 
-def _metrics_of(workload: Workload) -> Iterable[Metric]:
+def _metrics_of(workload: Workload, series: Series) -> Iterable[Metric]:
     """The workload's own metrics, then those that all have; it may say itself what one of these means to it."""
     own = workload.metrics
-    return {**own, **DERIVED_METRICS, **SAMPLER_METRICS, **own}.values()
+    return {**own, **derived_metrics(series), **SAMPLER_METRICS, **own}.values()
 
 
 def execute(experiment: Experiment, bench: Bench, writer: RunWriter, place: Place) -> RunSummary:

@@ -405,7 +405,7 @@ def test_the_list_of_selftests_is_sound(tmp_path: Path) -> None:
     assert all(len(why) > 20 for why in plan.excluded.values())
     broken = tmp_path / "selftests.toml"
     broken.write_text('packages = []\nflags = []\nexcluded = {}\ndifferent = {}\n[[test]]\nname = "x"\n')
-    with pytest.raises(UserError, match=r"selftests\.toml: an entry has no valid 'argv'"):
+    with pytest.raises(UserError, match=r"selftests\.toml:5: test 1: argv: this key is missing"):
         load_selftests(broken)
 
 

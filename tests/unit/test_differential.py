@@ -14,7 +14,7 @@ import pytest
 from guest_data import DIRECTORY, ROOT
 
 from orchestrator.errors import InfrastructureError
-from orchestrator.execution.differential import (
+from orchestrator.execution.check.differential import (
     CHECK_STEPS,
     TraceGuest,
     batches,

@@ -16,16 +16,11 @@ from fake_tree import FILES, git
 from orchestrator.cache import Cache
 from orchestrator.cli.application import status_of
 from orchestrator.events import Event, Events
-from orchestrator.execution import series_verification
 from orchestrator.execution.bench import Bench
-from orchestrator.execution.guest_inventory import Inventory, KnobFacts
-from orchestrator.execution.series_verification import (
-    CHECKS,
-    SeriesVerification,
-    StageReport,
-    State,
-    wrong_names,
-)
+from orchestrator.execution.verify import run as series_verification
+from orchestrator.execution.verify.answer import CHECKS, StageReport, State
+from orchestrator.execution.verify.inventory import Inventory, KnobFacts
+from orchestrator.execution.verify.run import SeriesVerification, wrong_names
 from orchestrator.kernel.build import KernelBuild
 from orchestrator.kernel.series import load_series
 from orchestrator.kernel.sparse import new_findings, parse_findings

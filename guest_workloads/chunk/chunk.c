@@ -158,6 +158,7 @@ static void report_survivors(const pid_t *pids, int count, const struct report *
 	metric("faults.total", "faults", total->faults);
 	metric("rss_kib.sum", "KiB", rss);
 	metric("anon_huge_kib.sum", "KiB", huge);
+	metric("huge_regions.percent", "%", count ? 100.0 * huge * KIB / ((double)count * chunk_bytes) : 0);
 }
 
 int main(int argc, char **argv)

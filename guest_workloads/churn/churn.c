@@ -77,6 +77,7 @@ int main(int argc, char **argv)
 		pages += length;
 	}
 	rollup = smaps_rollup(0);
+	metric_reserved("reserved_kib.max");
 	sort_values(gave, runs);
 	sort_values(wrote, runs);
 

@@ -315,11 +315,32 @@ unsigned long installed_kib(void)
 	return bytes ? bytes / KIB : meminfo_kib("MemTotal:");
 }
 
-long vmstat(const char *name)
+void vmstats(const char *const *names, long *values, int count)
 {
 	static char text[32768];
+	bool there = file_text("/proc/vmstat", text, sizeof(text)) >= 0;
 
-	return file_text("/proc/vmstat", text, sizeof(text)) < 0 ? -1 : number_after(text, name);
+	for (int i = 0; i < count; i++)
+		values[i] = there ? number_after(text, names[i]) : -1;
+}
+
+long vmstat(const char *name)
+{
+	long value;
+
+	vmstats(&name, &value, 1);
+	return value;
+}
+
+void metric_reserved(const char *name)
+{
+	long pages;
+
+	/* What each CPU holds back is counted too (Documentation/admin-guide/sysctl/vm.rst, stat_refresh). */
+	write_text("/proc/sys/vm/stat_refresh", "1");
+	pages = vmstat("nr_thp_reserved");
+	if (pages >= 0)
+		metric(name, "KiB", pages * (PAGE / KIB));
 }
 
 struct rollup smaps_rollup(int pid)
@@ -589,17 +610,16 @@ static pid_t khugepaged_pid(void)
 	return pid;
 }
 
-void khugepaged_wait(void)
+pid_t khugepaged_wait_begin(void)
 {
 	/* The guest's own program, which the tool calls as well; seconds of guest time are plenty for two scans. */
 	static char *const argv[] = { "khugepaged-barrier", "2", "600000", NULL };
 	char enabled[64];
 	pid_t child;
-	int status;
 
 	if (!khugepaged_pid() && file_text("/sys/kernel/mm/transparent_hugepage/enabled", enabled, sizeof(enabled)) > 0 &&
 	    strstr(enabled, "[never]"))
-		return;
+		return 0;
 	fflush(stdout);
 	child = vfork();
 	if (!child) {
@@ -607,8 +627,43 @@ void khugepaged_wait(void)
 		execvp(argv[0], argv);
 		_exit(127);
 	}
-	if (child < 0 || waitpid(child, &status, 0) != child || !WIFEXITED(status) || WEXITSTATUS(status))
+	if (child < 0)
+		workload_fail("cannot start %s: %s", argv[0], strerror(errno));
+	return child;
+}
+
+/* Whether the waiting program has ended; `options` as those of waitpid(2). */
+static bool wait_over(pid_t child, int options)
+{
+	int status;
+	pid_t ended;
+
+	if (!child)
+		return true;
+	ended = waitpid(child, &status, options);
+	if (!ended)
+		return false;
+	if (ended != child || !WIFEXITED(status) || WEXITSTATUS(status))
 		workload_fail("khugepaged did not get round, or there is none");
+	return true;
+}
+
+bool khugepaged_wait_over(pid_t child)
+{
+	return wait_over(child, WNOHANG);
+}
+
+void khugepaged_wait(void)
+{
+	wait_over(khugepaged_wait_begin(), 0);
+}
+
+long khugepaged_collapses(void)
+{
+	char text[32];
+
+	return file_text("/sys/kernel/mm/transparent_hugepage/khugepaged/pages_collapsed", text, sizeof(text)) > 0 ?
+		       atol(text) : -1;
 }
 
 uint64_t khugepaged_ns(void)

@@ -15,6 +15,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <sys/types.h>
 
 #define KIB 1024UL
 #define MIB (1024UL * 1024)
@@ -134,6 +135,10 @@ unsigned long meminfo_kib(const char *key);
 unsigned long installed_kib(void);
 /* A counter of /proc/vmstat, or -1 where this kernel has none of that name. */
 long vmstat(const char *name);
+/* Several of them, of one reading. */
+void vmstats(const char *const *names, long *values, int count);
+/* Reports the memory of unused pages that reservations hold now; nothing on a kernel without reservations. */
+void metric_reserved(const char *name);
 /* What /proc/PID/smaps_rollup says of a process (0: this one); zeros where it is gone. */
 struct rollup {
 	unsigned long rss_kib;
@@ -167,6 +172,11 @@ void hold_ballast(const struct node *nodes, int node_count, long percent);
  * not run. Fails where it does not come round.
  */
 void khugepaged_wait(void);
+/* The same in two steps, for a program that looks meanwhile; the first returns what the second takes. */
+pid_t khugepaged_wait_begin(void);
+bool khugepaged_wait_over(pid_t child);
+/* Ranges that khugepaged has made huge so far; -1 where this kernel has none. */
+long khugepaged_collapses(void);
 /* CPU time that khugepaged has used so far, in ns: under icount its instructions. 0 where this kernel has none. */
 uint64_t khugepaged_ns(void);
 

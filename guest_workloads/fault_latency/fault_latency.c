@@ -16,7 +16,11 @@
  * A sweep then touches fresh regions sparsely and densely: what a region
  * costs as a whole, for 1 to 512 of its pages. That is where huge pages lose
  * and where they win.
+ *
+ * At last, fresh regions are touched as a whole, and khugepaged is waited for:
+ * which of them are huge then, and how they became so.
  */
+#include "promotion.h"
 #include "workload.h"
 
 #include <errno.h>
@@ -34,6 +38,8 @@ enum share { NOTHING, SHARED_REGION };
 static const char *const shares[] = { "nothing", "region", NULL };
 
 #define WARM_REGIONS 4
+/* Looks at the counters while the dense regions are touched. */
+#define DENSE_LOOKS 16
 /* A touch is a fault from this fraction of a base page's fault on: even one that zeroes nothing is beyond it. */
 #define FAULT_FRACTION 6
 
@@ -41,7 +47,7 @@ static const char *const shares[] = { "nothing", "region", NULL };
 static const uint32_t densities[] = { 1, 16, 64, 96, 256, 512 };
 #define DENSITIES ((int)(sizeof(densities) / sizeof(densities[0])))
 
-static long regions, pages_per_region, thread_count, sweep_regions;
+static long regions, pages_per_region, thread_count, sweep_regions, dense_regions;
 static enum order order;
 static enum share share;
 static uint64_t seed;
@@ -223,6 +229,39 @@ static void sweep(void)
 	}
 }
 
+/* Touch fresh regions as a whole, and report which of them become huge. */
+static void dense(void)
+{
+	struct random random = random_of(seed, thread_count + 1);
+	char *memory = map_regions(dense_regions * REGION);
+	long step = (dense_regions + DENSE_LOOKS - 1) / DENSE_LOOKS;
+	uint16_t pages[PAGES_PER_REGION];
+	uint64_t touch_ticks = 0;
+	struct deck deck;
+
+	if (!memory)
+		workload_fail("cannot map %ld regions: %s", dense_regions, strerror(errno));
+	advise(memory, dense_regions * REGION, advice);
+	deck_begin(&deck);
+	promotion_begin(dense_regions);
+	for (long region = 0; region < dense_regions; region++) {
+		char *start = memory + region * REGION;
+		uint64_t began;
+
+		for (uint32_t n = 0; n < PAGES_PER_REGION; n++)
+			pages[n] = order == IN_ORDER ? n : deck_draw(&deck, &random, n);
+		began = ticks();
+		for (uint32_t n = 0; n < PAGES_PER_REGION; n++)
+			*(volatile char *)(start + pages[n] * PAGE) = 1;
+		touch_ticks += ticks() - began;
+		if ((region + 1) % step == 0 || region + 1 == dense_regions)
+			promotion_look(touch_ticks);
+	}
+	promotion_wait();
+	promotion_report();
+	munmap(memory, dense_regions * REGION);
+}
+
 int main(int argc, char **argv)
 {
 	struct node nodes[MAX_NODES];
@@ -242,6 +281,7 @@ int main(int argc, char **argv)
 	pages_per_region = option_integer("pages_per_region");
 	thread_count = option_integer("threads");
 	sweep_regions = option_integer("sweep_regions");
+	dense_regions = option_integer("dense_regions");
 	order = option_choice("order", orders);
 	share = option_choice("share", shares);
 	advice = option_choice("advice", advice_names);
@@ -291,6 +331,7 @@ int main(int argc, char **argv)
 	for (int n = 1; n < thread_count; n++)
 		pthread_join(workers[n].thread, NULL);
 	rollup = smaps_rollup(0);
+	metric_reserved("reserved_kib.max");
 
 	for (int n = 0; n < thread_count; n++) {
 		const struct worker *worker = &workers[n];
@@ -329,5 +370,7 @@ int main(int argc, char **argv)
 	munmap(memory, regions * REGION);
 	if (sweep_regions)
 		sweep();
+	if (dense_regions)
+		dense();
 	workload_end();
 }

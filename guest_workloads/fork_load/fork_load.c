@@ -61,7 +61,7 @@ int main(int argc, char **argv)
 	getrusage(RUSAGE_CHILDREN, &usage);
 
 	metric_clock("job_%s.mean", took * clock_scale() / jobs);
-	metric("faults.mean", "faults a job", (double)(usage.ru_minflt + usage.ru_majflt) / jobs);
+	metric("faults.mean", "faults/job", (double)(usage.ru_minflt + usage.ru_majflt) / jobs);
 	metric("rss_kib.max", "KiB", usage.ru_maxrss);
 	workload_end();
 }

@@ -227,7 +227,8 @@ int main(int argc, char **argv)
 	before = smaps_rollup(server);
 	metric("rss_kib.before", "KiB", before.rss_kib);
 	metric("anon_huge_kib.before", "KiB", before.anon_huge_kib);
-	metric("rss_per_useful.ratio", "bytes a byte", before.rss_kib * (double)KIB / info("memory", "used_memory"));
+	metric_reserved("reserved_kib.before");
+	metric("rss_per_useful.ratio", "bytes/byte", before.rss_kib * (double)KIB / info("memory", "used_memory"));
 
 	available_kib = least_kib = meminfo_kib("MemAvailable:");
 	faults = faults_of(server);

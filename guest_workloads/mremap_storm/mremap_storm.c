@@ -89,6 +89,7 @@ int main(int argc, char **argv)
 			write_sum += ended - between;
 		}
 	}
+	metric_reserved("reserved_kib.max");
 	khugepaged_wait();
 	rollup = smaps_rollup(0);
 	for (long n = 0; n < count; n++)

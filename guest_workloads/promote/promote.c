@@ -10,6 +10,7 @@
  *
  * The content is checked afterwards: a promotion must not be seen.
  */
+#include "promotion.h"
 #include "workload.h"
 
 #include <errno.h>
@@ -23,11 +24,16 @@ static const char *const touches[] = { "dense", "edge", NULL };
 enum order { IN_ORDER, AT_RANDOM };
 static const char *const orders[] = { "sequential", "random", NULL };
 
+/* How many looks at the counters there are while the regions are touched. */
+#define LOOKS 16
+
 static char *memory;
 static long regions, edge;
 static enum touch touch;
 static enum order order;
 static uint64_t seed;
+/* What the touches cost before the last pause, and when they went on. */
+static uint64_t touch_ticks, resumed;
 
 static long pages_of(long region)
 {
@@ -41,8 +47,11 @@ static uint64_t mark(long region, long page)
 	return (seed << 40 ^ region << 16 ^ page) | 1;
 }
 
-/* Calls `visit` for each page that is touched, in the order of touching. */
-static void for_each_page(void (*visit)(uint64_t *page, long region, long number))
+/*
+ * Calls `visit` for each page that is touched, in the order of touching, and `pause` after some of the regions, where
+ * it is not NULL.
+ */
+static void for_each_page(void (*visit)(uint64_t *page, long region, long number), void (*pause)(void))
 {
 	struct random random = random_of(seed, 0);
 	struct deck deck;
@@ -54,7 +63,16 @@ static void for_each_page(void (*visit)(uint64_t *page, long region, long number
 
 			visit((uint64_t *)(memory + region * REGION + number * PAGE), region, number);
 		}
+		if (pause && (region + 1) * LOOKS / regions != region * LOOKS / regions)
+			pause();
 	}
+}
+
+static void look(void)
+{
+	touch_ticks += ticks() - resumed;
+	promotion_look(touch_ticks);
+	resumed = ticks();
 }
 
 static void write_mark(uint64_t *page, long region, long number)
@@ -68,19 +86,9 @@ static void check_mark(uint64_t *page, long region, long number)
 		workload_fail("page %ld of region %ld does not hold what was written", number, region);
 }
 
-static long counted(const char *name)
-{
-	long value = vmstat(name);
-
-	return value < 0 ? 0 : value;
-}
-
 int main(int argc, char **argv)
 {
-	long huge_before, huge_after, copies, in_place, by_khugepaged, eligible = 0;
-	uint64_t began, touch_ticks, wait_ticks, worked_ns;
-	struct rollup rollup;
-	bool reserves;
+	long eligible = 0;
 	int advice;
 
 	workload_begin(argc, argv);
@@ -98,42 +106,16 @@ int main(int argc, char **argv)
 	advise(memory, regions * REGION, advice);
 	for (long region = 0; region < regions; region++)
 		eligible += pages_of(region) >= edge || touch == DENSE;
-	/* A kernel with reservations counts promotions in place. */
-	reserves = vmstat("thp_res_collapse") >= 0;
 
-	in_place = -counted("thp_res_collapse");
-	began = ticks();
-	for_each_page(write_mark);
-	touch_ticks = ticks() - began;
-	huge_before = smaps_rollup(0).anon_huge_kib * KIB / REGION;
-	copies = -counted("thp_collapse_alloc");
-	by_khugepaged = -counted("thp_res_collapse");
-	worked_ns = khugepaged_ns();
-	began = ticks();
-	khugepaged_wait();
-	wait_ticks = ticks() - began;
-	worked_ns = khugepaged_ns() - worked_ns;
-	copies += counted("thp_collapse_alloc");
-	in_place += counted("thp_res_collapse");
-	by_khugepaged += counted("thp_res_collapse");
-	rollup = smaps_rollup(0);
-	huge_after = rollup.anon_huge_kib * KIB / REGION;
-	event("promotion", "\"huge_before\": %ld, \"huge_after\": %ld, \"wait_%s\": %.0f", huge_before, huge_after,
-	      clock_name(), wait_ticks * clock_scale());
-	for_each_page(check_mark);
-
-	metric("huge_regions.percent", "%", 100.0 * huge_after / regions);
+	promotion_begin(regions);
+	resumed = ticks();
+	for_each_page(write_mark, look);
+	metric_reserved("reserved_kib.max");
+	promotion_wait();
+	promotion_report();
 	metric("eligible_regions.percent", "%", 100.0 * eligible / regions);
-	metric("promoted_by_copy.total", "ranges", copies);
-	if (reserves)
-		metric("promoted_in_place.total", "ranges", in_place);
-	if (copies + by_khugepaged > 0) {
-		double each = (double)worked_ns / (copies + by_khugepaged);
-
-		/* CPU time is in ns of the scheduler's clock, which under icount counts instructions. */
-		metric_clock("promotion_%s.mean", each);
-	}
 	metric_clock("touch_%s.mean", touch_ticks * clock_scale() / regions);
-	metric("rss_kib.max", "KiB", rollup.rss_kib);
+	metric("rss_kib.max", "KiB", smaps_rollup(0).rss_kib);
+	for_each_page(check_mark, NULL);
 	workload_end();
 }

@@ -67,6 +67,7 @@ int main(int argc, char **argv)
 		}
 	}
 	rollup = smaps_rollup(0);
+	metric_reserved("reserved_kib.max");
 	for (long n = 0; n < entries; n++)
 		sum += took[n];
 	sort_values(took, entries);
@@ -78,7 +79,7 @@ int main(int argc, char **argv)
 	metric("useful_kib.sum", "KiB", useful_kib);
 	metric("rss_kib.max", "KiB", rollup.rss_kib);
 	metric("anon_huge_kib.max", "KiB", rollup.anon_huge_kib);
-	metric("memory_per_useful.ratio", "bytes a byte",
+	metric("memory_per_useful.ratio", "bytes/byte",
 	       most_kib > before_kib ? (most_kib - before_kib) / useful_kib : 0);
 	histogram("insert_%s", took, entries);
 	workload_end();

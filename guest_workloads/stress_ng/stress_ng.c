@@ -120,7 +120,7 @@ int main(int argc, char **argv)
 	getrusage(RUSAGE_CHILDREN, &usage);
 
 	metric_clock("operation_%s.mean", took * clock_scale() / wanted);
-	metric("faults.mean", "faults an operation", (double)(usage.ru_minflt + usage.ru_majflt) / wanted);
+	metric("faults.mean", "faults/operation", (double)(usage.ru_minflt + usage.ru_majflt) / wanted);
 	metric("rss_kib.max", "KiB", usage.ru_maxrss);
 	workload_end();
 }

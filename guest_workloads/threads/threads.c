@@ -50,8 +50,11 @@ static void *work(void *argument)
 	return NULL;
 }
 
-/* Touch everything with `count` threads; ticks from the first one's start to the last one's end. */
-static uint64_t touch_with(struct worker *workers, int count, int advice)
+/*
+ * Touch everything with `count` threads; ticks from the first one's start to the last one's end. The memory of the
+ * `last` time is reported.
+ */
+static uint64_t touch_with(struct worker *workers, int count, int advice, bool last)
 {
 	uint64_t began = UINT64_MAX, ended = 0;
 
@@ -74,6 +77,10 @@ static uint64_t touch_with(struct worker *workers, int count, int advice)
 		ended = workers[n].ended > ended ? workers[n].ended : ended;
 	}
 	pthread_barrier_destroy(&barrier);
+	if (last) {
+		metric("rss_kib.max", "KiB", smaps_rollup(0).rss_kib);
+		metric_reserved("reserved_kib.max");
+	}
 	munmap(memory, regions * REGION);
 	return ended - began;
 }
@@ -107,10 +114,10 @@ int main(int argc, char **argv)
 		workers[n].cpu = cpu_of_nodes(nodes, node_count, n);
 
 	/* The kernel's code and ours, stacks, page lists: what only the very first faults would pay. */
-	touch_with(workers, threads, advice);
+	touch_with(workers, threads, advice, false);
 	touches = (double)regions * pages_per_region;
-	one = touch_with(workers, 1, advice) * clock_scale() / touches;
-	all = touch_with(workers, threads, advice) * clock_scale() / touches;
+	one = touch_with(workers, 1, advice, false) * clock_scale() / touches;
+	all = touch_with(workers, threads, advice, true) * clock_scale() / touches;
 	metric_clock("touch_%s.one", one);
 	metric_clock("touch_%s.all", all);
 	metric("touch_cost.ratio", "all / one", all / one);

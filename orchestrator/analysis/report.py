@@ -37,6 +37,7 @@ from orchestrator.analysis.notation import (
 )
 from orchestrator.analysis.rule import rule_lines
 from orchestrator.analysis.table import control_line
+from orchestrator.output import is_stream, write_output
 from orchestrator.store.manifest import Manifest
 from orchestrator.store.outcome import Outcome
 from orchestrator.store.run import Run
@@ -125,8 +126,9 @@ def write_report(run: Run, comparison: Comparison, plots: Sequence[Path], path: 
         reproduce=manifest.reproduce,
         facts=_facts(manifest),
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
+    if not is_stream(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_output(path, page)
 
 
 def _lines(comparison: Comparison, workload: str) -> list[_Line]:

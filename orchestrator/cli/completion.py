@@ -109,20 +109,20 @@ def workloads(incomplete: str) -> Iterator[Offer]:
 @_offered
 def settings(incomplete: str) -> Iterator[Offer]:
     """For ``--set``: knobs; behind ``KEY=``, values, also behind a comma."""
-    from orchestrator.experiment.knob import STOCK_KNOBS
+    from orchestrator.experiment.knob import BASELINE_KNOBS
 
     series = _series()
     key, equals, rest = incomplete.partition("=")
     if not equals:
         for knob in series.knobs:
             yield f"{knob.name}=", knob.help
-        for name, stock in STOCK_KNOBS.items():
+        for name, stock in BASELINE_KNOBS.items():
             yield f"{name}=", stock.help
         return
     before, comma, _ = rest.rpartition(",")
     values: tuple[str, ...] = ()
-    if key in STOCK_KNOBS:
-        stock = STOCK_KNOBS[key]
+    if key in BASELINE_KNOBS:
+        stock = BASELINE_KNOBS[key]
         values = stock.choices or _numbers(stock.minimum, stock.default, stock.maximum)
     for knob in series.knobs:
         if knob.name == key:

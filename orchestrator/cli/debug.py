@@ -55,6 +55,8 @@ def command(
         with Gdb.attach(machine.gdb_socket, up.kernel.vmlinux, notes) as gdb:
             for symbol in breakpoints or ():
                 gdb.break_at(symbol)
+            if batch:  # a person sees for themselves that nothing happens any more
+                machine.on_failure(lambda failure: gdb.stop_waiting())
             for line in batch or ():
                 terminal.print(gdb.command(line))
             if not batch:

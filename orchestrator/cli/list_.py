@@ -130,7 +130,7 @@ def _workloads(project: Project, _: Series) -> list[Entry]:
 
 
 def _knobs(_: Project, series: Series) -> list[Entry]:
-    from orchestrator.experiment.knob import STOCK_KNOBS
+    from orchestrator.experiment.knob import BASELINE_KNOBS
 
     own = [
         {
@@ -154,7 +154,7 @@ def _knobs(_: Project, series: Series) -> list[Entry]:
             "path": knob.path,
             "stage": None,
         }
-        for name, knob in STOCK_KNOBS.items()
+        for name, knob in BASELINE_KNOBS.items()
     ]
     return [*own, *stock]
 

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from orchestrator import defaults
 from orchestrator.cli import completion
 from orchestrator.errors import UserError
 
@@ -147,7 +148,7 @@ Name = Annotated[
     typer.Option("--name", metavar="NAME", help="Name for the run, part of the directory's name."),
 ]
 
-DEFAULT_TOPOLOGY = "4x2G"
+DEFAULT_TOPOLOGY = defaults.TOPOLOGY
 
 #: What help texts enumerate, apart from the code that defines it, which takes a while to import. Tests hold them
 #: together.

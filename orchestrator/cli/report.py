@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,7 +11,7 @@ import typer
 
 from orchestrator.cli import option
 from orchestrator.cli.terminal import terminal_of
-from orchestrator.errors import UserError
+from orchestrator.output import check_output, is_stream, write_output
 
 if TYPE_CHECKING:
     from orchestrator.analysis.comparison import Comparison
@@ -56,7 +54,10 @@ def command(
     output: Annotated[
         Path | None,
         typer.Option(
-            "--output", "-o", metavar="FILE", help="File to write; default: a file in the run directory."
+            "--output",
+            "-o",
+            metavar="FILE",
+            help="File to write, or - for standard output; default: a file in the run directory.",
         ),
     ] = None,
 ) -> int:
@@ -69,17 +70,16 @@ def command(
     terminal = terminal_of(context)
     opened = Run.open(find_run(terminal.project.results, run))
     path = output or opened.path / _FILE[form]
-    if path.is_dir():
-        raise UserError(f"--output {path}: this is a directory; name a file.")
-    if not path.absolute().parent.is_dir():
-        raise UserError(f"--output {path}: there is no directory {path.parent}; make it first.")
+    check_output("--output", path)
+    streamed = is_stream(path)
     with terminal.events() as events, events.step("report", opened.name):
         comparison = compare(opened)
         if form is Format.HTML:
             write_report(opened, comparison, plot_run(opened, opened.path / "plots"), path)
         else:
-            _replace(path, _exported(form, opened, comparison))
-    terminal.print(str(path))
+            write_output(path, _exported(form, opened, comparison))
+    if not streamed:  # its path would end up in the output, or tell nothing
+        terminal.print(str(path))
     return 3 if comparison.found_something else 0
 
 
@@ -95,11 +95,3 @@ def _exported(form: Format, run: Run, comparison: Comparison) -> str:
     if form is Format.KTAP:
         return to_ktap(run.name, checks)
     return to_kcidb(run, comparison, checks)
-
-
-def _replace(path: Path, text: str) -> None:
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
-    Path(name).chmod(0o644)
-    Path(name).replace(path)

@@ -16,6 +16,8 @@ import contextlib
 import os
 import re
 import signal
+import threading
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +37,8 @@ ARGUMENT_REGISTERS = ("rdi", "rsi", "rdx", "rcx", "r8", "r9")
 
 #: Host seconds to wait for gdb to exit.
 _END_TIMEOUT_S = 10.0
+#: How often a command that takes long looks whether it is still to wait, in host seconds.
+_LOOK_S = 1.0
 _PROMPT = "(orchestrate-gdb)"
 _NUMBER = re.compile(r"(?:\([^()]*\) )?(?P<number>0x[0-9a-f]+|-?\d+)(?![\w.])")
 _SYMBOL = re.compile(r"[A-Za-z_][\w.$]*")
@@ -130,6 +134,7 @@ class Gdb:
         self._gdb.logfile = self._transcript
         self._attached = False
         self._running = False
+        self._stop_wanted = threading.Event()
         self._said = ""
 
     @classmethod
@@ -253,9 +258,7 @@ class Gdb:
         if self._running:
             self._await_prompt(timeout_s)
             self._running = False
-            if "Remote connection closed" in self._said or "The program is not being run" in self._said:
-                self._attached = False
-                raise InfrastructureError("the guest ended while gdb waited for it.")
+            self._refuse_ended()
         return self._stop(_reason(self._said))
 
     def interrupt(self, timeout_s: float = 30.0) -> Stop:
@@ -287,11 +290,33 @@ class Gdb:
         """Run any gdb command and return its output.
 
         A command that continues the guest returns when the guest stops again.
+
+        Raises:
+            InfrastructureError: gdb does not answer in time, or the guest ended.
         """
         self._need_stopped()
         self._gdb.sendline(line)
-        self._await_prompt(timeout_s)
+        until = time.monotonic() + timeout_s
+        interrupted = False
+        while True:
+            left_s = until - time.monotonic()
+            try:
+                self._await_prompt(max(min(left_s, _LOOK_S), 0.0))
+                break
+            except InfrastructureError as error:
+                if not isinstance(error.__cause__, pexpect.TIMEOUT):
+                    raise
+                if left_s <= _LOOK_S:
+                    raise InfrastructureError(f"gdb did not answer within {timeout_s:g} s.") from error
+            if self._stop_wanted.is_set() and not interrupted:
+                self._gdb.sendintr()
+                interrupted = True
+        self._refuse_ended()
         return self._said
+
+    def stop_waiting(self) -> None:
+        """From any thread: have each :meth:`command` that lets the guest go on stop it again soon, now and later."""
+        self._stop_wanted.set()
 
     def detach(self) -> None:
         """Delete all breakpoints and detach; the guest continues."""
@@ -348,6 +373,11 @@ class Gdb:
             last = next((line for line in reversed(said.splitlines()) if line.strip()), "it printed nothing")
             raise InfrastructureError(f"gdb cannot attach to {socket}: {last.strip()}")
         self._attached = True
+
+    def _refuse_ended(self) -> None:
+        if "Remote connection closed" in self._said or "The program is not being run" in self._said:
+            self._attached = False
+            raise InfrastructureError("the guest ended while gdb waited for it.")
 
     def _stop(self, reason: str) -> Stop:
         answer = _table(self._mi("-stack-info-frame").get("frame"))

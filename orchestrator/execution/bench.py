@@ -40,6 +40,8 @@ from orchestrator.store.outcome import Outcome
 
 #: Host seconds from QEMU's start to SSH. TCG on a loaded host needs many; debugging kernels more.
 BOOT_TIMEOUT_S = 300.0
+#: Host seconds in which the machine notices that its guest is gone.
+_REASON_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -303,6 +305,8 @@ class Bench:
             except GuestEnded:
                 raise
             except Exception as error:
+                if is_up and isinstance(error, InfrastructureError):
+                    machine.why(_REASON_S)  # what talked to the guest may have noticed first that it is gone
                 findings = [finding for finding in machine.findings() if counts(finding)]
                 ending = ending_of(error, findings, machine.failure, is_up=is_up)
                 if ending is None:

@@ -36,7 +36,7 @@ _GUEST_TIMEOUT_S = 600.0
 #: One node, for on several a fault's cost depends on where its page is.
 _TOPOLOGY = "1x1G"
 #: Regions at each density, and those of the workload's own part, which only shows that huge pages are given.
-_PARAMETERS = {"sweep_regions": "16", "regions": "4", "pages_per_region": "16"}
+_PARAMETERS = {"sweep_regions": "16", "regions": "4", "pages_per_region": "16", "dense_regions": "0"}
 _NEEDED_MIB = 512
 _THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _KIND = "calibration"

@@ -6,6 +6,7 @@ A counter of events in /proc/vmstat becomes its growth over the workload; a leve
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 from orchestrator.store.observation import Metric, Observation, Sample
@@ -55,9 +56,8 @@ DERIVED_METRICS: Mapping[str, Metric] = {
         Metric(
             "promotions.total",
             "ranges",
-            "higher",
-            primary=True,
-            help="ranges made huge after their first fault",
+            None,
+            help="ranges made huge after their first fault: more where fewer are huge from the start",
         ),
         Metric(
             "collapses_by_copy.total",
@@ -65,8 +65,17 @@ DERIVED_METRICS: Mapping[str, Metric] = {
             "lower",
             help="huge pages allocated for promotions by copying",
         ),
-        Metric("collapses_in_place.total", "ranges", "higher", help="reservations that became huge pages"),
+        Metric("collapses_in_place.total", "ranges", None, help="reservations that became huge pages"),
         Metric("huge_faults.total", "faults", None, help="faults that mapped a huge page"),
+        Metric(
+            "multi_size_faults.total",
+            "faults",
+            None,
+            help="faults that mapped a page larger than a base page and smaller than a huge one",
+        ),
+        Metric(
+            "multi_size_kib.sum", "KiB", None, help="what those faults mapped, each by the size of its page"
+        ),
         Metric(
             "reserved_pages.left",
             "pages",
@@ -82,6 +91,9 @@ DERIVED_METRICS: Mapping[str, Metric] = {
 }
 
 _PAGE_KIB = 4
+_HUGE_KIB = 2048
+_THP = "thp"
+_FAULTS_OF_SIZE = re.compile(r"hugepages-(\d+)kB/stats/anon_fault_alloc")
 
 
 def observations_from_counters(samples: Sequence[Sample]) -> list[Observation]:
@@ -101,6 +113,10 @@ def observations_from_counters(samples: Sequence[Sample]) -> list[Observation]:
         growth = [after[c] - before[c] for c in counters if c in before and c in after]
         if growth:
             observe(name, sum(growth))
+    sizes = _multi_size_faults(samples)
+    if sizes:
+        observe("multi_size_faults.total", sum(sizes.values()))
+        observe("multi_size_kib.sum", sum(kib * faults for kib, faults in sizes.items()))
     if _RESERVED in before and _RESERVED in after:
         observe("reserved_pages.left", after[_RESERVED] - before[_RESERVED])
     if all(s.phase != "during" for s in samples):
@@ -128,6 +144,20 @@ def _edge(samples: Sequence[Sample], phase: str) -> dict[str, int]:
     return {
         s.counter: s.value for s in samples if s.phase == phase and s.source == _VMSTAT and s.node is None
     }
+
+
+def _multi_size_faults(samples: Sequence[Sample]) -> dict[int, int]:
+    """KiB of a page larger than a base page and smaller than a huge one -> faults that mapped one.
+
+    The kernel counts the faults of each size in ``hugepages-<size>kB/stats/anon_fault_alloc``
+    (Documentation/admin-guide/mm/transhuge.rst), huge pages included.
+    """
+    growth: dict[int, int] = {}
+    for s in samples:
+        found = _FAULTS_OF_SIZE.fullmatch(s.counter) if s.source == _THP else None
+        if found and s.phase != "during" and int(found[1]) < _HUGE_KIB:
+            growth[int(found[1])] = growth.get(int(found[1]), 0) + s.value * (1 if s.phase == "after" else -1)
+    return growth
 
 
 def _used(samples: Sequence[Sample], total: str, left: str) -> list[int]:

@@ -12,6 +12,7 @@ from typing import Literal
 import psutil
 
 from orchestrator.cache import Cache
+from orchestrator.defaults import TOPOLOGY
 from orchestrator.errors import OrchestrateError
 from orchestrator.events import Events
 from orchestrator.execution.bench import Bench
@@ -37,7 +38,7 @@ OPTIONAL = {
 HEADERS = {"gelf.h": "libelf-dev", "openssl/bio.h": "libssl-dev"}
 #: One unpacked source, its git repository and the objects of two configurations.
 _DISK_GIB = 10.0
-_MEMORY_GIB = 9.0
+_MEMORY_GIB = 5.0
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def examine(project: Project, cache: Cache, events: Events) -> list[HostFinding]
         HostFinding(
             "memory",
             "ok" if memory >= _MEMORY_GIB else "note",
-            f"{memory:.1f} GiB available; the default topology 4x2G needs {_MEMORY_GIB:.0f}, "
+            f"{memory:.1f} GiB available; the default topology {TOPOLOGY} needs {_MEMORY_GIB:.0f}, "
             "--topology 2x1G needs 3",
         )
     )

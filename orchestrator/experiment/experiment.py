@@ -190,7 +190,7 @@ def _experiment(
         workloads[name] = _guarded(name, partial(check_parameters, known, name, given))
     tradeoff = {name: str(source) for name, source in table.get("tradeoff", {}).items()}
     _check_tradeoff(tradeoff, workloads, known)
-    topology = table.get("topology", "4x2G")
+    topology = table.get("topology", defaults.TOPOLOGY)
     return _guarded(
         "name",
         lambda: Experiment(

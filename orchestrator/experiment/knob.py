@@ -19,7 +19,7 @@ _THP = "/sys/kernel/mm/transparent_hugepage"
 
 
 @dataclass(frozen=True)
-class StockKnob:
+class BaselineKnob:
     """A knob of the baseline kernel.
 
     Args:
@@ -39,21 +39,21 @@ class StockKnob:
     unit: str = ""
 
 
-def _switch(path: str, default: str, text: str) -> StockKnob:
-    return StockKnob(f"{_THP}/{path}", default, text, maximum=1)
+def _switch(path: str, default: str, text: str) -> BaselineKnob:
+    return BaselineKnob(f"{_THP}/{path}", default, text, maximum=1)
 
 
-def _choice(path: str, default: str, text: str, *choices: str) -> StockKnob:
-    return StockKnob(f"{_THP}/{path}", default, text, choices)
+def _choice(path: str, default: str, text: str, *choices: str) -> BaselineKnob:
+    return BaselineKnob(f"{_THP}/{path}", default, text, choices)
 
 
 def _number(
     path: str, default: int, unit: str, text: str, *, minimum: int = 0, maximum: int = 2**32 - 1
-) -> StockKnob:
-    return StockKnob(f"{_THP}/{path}", str(default), text, minimum=minimum, maximum=maximum, unit=unit)
+) -> BaselineKnob:
+    return BaselineKnob(f"{_THP}/{path}", str(default), text, minimum=minimum, maximum=maximum, unit=unit)
 
 
-STOCK_KNOBS: Mapping[str, StockKnob] = {
+BASELINE_KNOBS: Mapping[str, BaselineKnob] = {
     "enabled": _choice(
         "enabled", "always", "Which anonymous memory may use huge pages.", "always", "madvise", "never"
     ),
@@ -146,11 +146,11 @@ def check_value(key: str, value: str, series: Series) -> None:
     if knob is not None:
         choices: Sequence[str] = ()
         minimum, maximum = knob.minimum, knob.maximum
-    elif key in STOCK_KNOBS:
-        stock = STOCK_KNOBS[key]
+    elif key in BASELINE_KNOBS:
+        stock = BASELINE_KNOBS[key]
         choices, minimum, maximum = stock.choices, stock.minimum, stock.maximum
     else:
-        known = [*(each.name for each in series.knobs), *STOCK_KNOBS]
+        known = [*(each.name for each in series.knobs), *BASELINE_KNOBS]
         raise UserError(f"unknown knob {key!r}; {hint(key, known, 'the knobs are')}")
     if choices:
         if value not in choices:
@@ -168,7 +168,7 @@ def series_knob(key: str, series: Series) -> Knob | None:
 def knob_path(key: str, series: Series) -> str:
     """The file in the guest of knob `key`, which must exist."""
     knob = series_knob(key, series)
-    return knob.path if knob is not None else STOCK_KNOBS[key].path
+    return knob.path if knob is not None else BASELINE_KNOBS[key].path
 
 
 def combinations(settings: Mapping[str, Sequence[str]]) -> list[dict[str, str]]:

@@ -104,7 +104,7 @@ def load_selftests(path: Path) -> SelftestPlan:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UserError(f"{path}: cannot read this list of selftests: {error}.") from error
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: an entry lacks or garbles {error}.") from error
+        raise UserError(f"{path}: an entry has no valid {error}.") from error
 
 
 def build_selftests(tree: PatchedTree, plan: SelftestPlan, cache: Cache, events: Events) -> Selftests:

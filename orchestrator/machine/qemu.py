@@ -41,6 +41,8 @@ POLL_S = 0.05
 PANIC_GRACE_S = 0.5
 #: Seconds that a workload may continue after an oops, with `end_after_oops`: it may still end and report by itself.
 OOPS_GRACE_S = 10.0
+#: Seconds that the supervisor may take to judge a QEMU that has ended.
+_LAST_WORDS_S = 5.0
 #: QEMU connects before it allocates anything, so only an overloaded host takes this long.
 START_TIMEOUT_S = 60.0
 #: Longest path of a Unix socket (unix(7)): sun_path has 108 bytes including the terminating null.
@@ -287,7 +289,11 @@ class Machine:
     @property
     def failure(self) -> MachineFailure | None:
         """How QEMU or the guest in it has ended; None while it runs, and where it was only closed."""
-        return self._failure
+        with self._changed:
+            has_ended = self._process is not None and self._process.poll() is not None
+            if has_ended:  # the supervisor sees that a moment later, and reads its last words
+                self._changed.wait_for(lambda: self._failure is not None or self._closing, _LAST_WORDS_S)
+            return self._failure
 
     @property
     def switched_off(self) -> bool:
@@ -586,7 +592,9 @@ class Machine:
                 else ""
             )
             # Whatever ended QEMU (a signal, memory that it could not have), it was not the guest's kernel.
-            return MachineFailure(Outcome.LOST, f"QEMU {how}{before}{short}\n{self._stderr()}".strip())
+            said = self._stderr()
+            last = f": {said.splitlines()[-1]}" if said else ""
+            return MachineFailure(Outcome.LOST, f"QEMU {how}{before}{short}{last}\n{said}".strip())
         who = {"guest-reset": "the guest reset itself", "guest-shutdown": "the guest switched itself off"}
         what = who.get(self._shutdown_reason, f"QEMU ended by itself {self._shutdown_reason}".strip())
         return self._judged(self._lost(), f"{what}{before}")

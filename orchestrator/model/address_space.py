@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Address spaces: VMAs, how they are split and merged, and what lies below them.
+"""Address spaces: VMAs, how they are split and merged, and their page tables.
 
-Follows mm/vma.c and mm/rmap.c of Linux 6.12. Whether two VMAs become one decides
-whether a 2 MiB range lies inside of a single VMA, and may be huge.
+Follows mm/vma.c and mm/rmap.c of Linux 6.12. A 2 MiB range can only be huge if it
+lies within a single VMA, so merging of VMAs matters. In this package, identifiers
+call a range `block`, as the trace format does.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ WRITE: Final = 2
 
 
 class Attributes(NamedTuple):
-    """What two VMAs have to have in common to be merged.
+    """The attributes that two VMAs must have in common to be merged.
 
     Attributes:
         hint: "huge", "nohuge" or "".
         protection: `NONE`, `READ` or `WRITE` (which includes reading).
         locked: VM_LOCKED.
-        accounted: VM_ACCOUNT, which mprotect takes from a VMA that has never been written.
-        node: of a MPOL_BIND policy, or None.
+        accounted: VM_ACCOUNT, which mprotect clears in a VMA that has never been written.
+        node: node of an MPOL_BIND policy, or None.
     """
 
     hint: str = ""
@@ -61,15 +62,15 @@ class Vma:
         self.chain: list[AnonVma] = []  # oldest first
 
     def contains_block(self, block: int) -> bool:
-        """thp_vma_suitable_order(): whether the whole 2 MiB range lies inside."""
+        """thp_vma_suitable_order(): whether the VMA contains the whole 2 MiB range."""
         return self.start <= block * PAGES and (block + 1) * PAGES <= self.end
 
     def blocks(self) -> range:
-        """The 2 MiB ranges that lie inside as a whole."""
+        """The 2 MiB ranges that the VMA contains completely."""
         return range(-(-self.start // PAGES), self.end // PAGES)
 
     def at(self, page: int) -> int:
-        """The vm_pgoff of a page, in or outside of the VMA."""
+        """The vm_pgoff of a page, inside or outside of the VMA."""
         return self.offset + page - self.start
 
     # anon_vma chains: mm/rmap.c
@@ -79,11 +80,11 @@ class Vma:
         self.chain.append(anon)
 
     def clone_anon(self, source: Vma) -> None:
-        """anon_vma_clone(): `self.anon` is set already, or may be set to one that nobody uses."""
+        """anon_vma_clone(): `self.anon` is already set, or may be set to an unused one."""
         for anon in source.chain:
             self._link(anon)
         if self.anon is None and source.anon is not None:
-            # The kernel walks from the oldest on, and takes the first.
+            # The kernel walks the chain from the oldest and uses the first.
             for anon in source.chain:
                 if anon.children < 2 and not anon.active:
                     self.anon = anon
@@ -122,13 +123,13 @@ class Vma:
             self.clone_anon(source)
 
     def new_anon(self) -> None:
-        """The rest of __anon_vma_prepare(), where no neighbour's can be used."""
+        """The rest of __anon_vma_prepare(), if no anon_vma of a neighbour can be used."""
         anon = AnonVma()
         anon.children = 1
         self.use_anon(anon)
 
     def use_anon(self, anon: AnonVma) -> None:
-        """Make `anon` the one of this VMA, which has none."""
+        """Set the anon_vma of this VMA, which has none yet."""
         self.anon = anon
         anon.active += 1
         self._link(anon)
@@ -146,9 +147,9 @@ class AddressSpace:
 
     Attributes:
         vmas: sorted.
-        tables: by block; a block without has a PMD that is none.
-        reservations: by block.
-        on_boundary: called with a page's number where a VMA begins to end inside of a block.
+        tables: range -> table; without one, the PMD is none.
+        reservations: range -> reservation.
+        on_boundary: called with a page number when a VMA gets a border inside of a range.
     """
 
     def __init__(self, on_boundary: Callable[[AddressSpace, int], None]) -> None:
@@ -179,16 +180,16 @@ class AddressSpace:
         return None
 
     def overlapping(self, start: int, end: int) -> list[Vma]:
-        """The VMAs with a page from `start` to `end` - 1."""
+        """The VMAs that contain a page from `start` to `end` - 1."""
         return [vma for vma in self.vmas if vma.start < end and vma.end > start]
 
     def parts(self, start: int, end: int) -> Iterator[tuple[Vma, int, int]]:
-        """As overlapping(), with the part of the range in each."""
+        """Like overlapping(), with the pages in each VMA."""
         for vma in self.overlapping(start, end):
             yield vma, max(vma.start, start), min(vma.end, end)
 
     def is_gapless(self, start: int, end: int) -> bool:
-        """Whether every page of the range is mapped."""
+        """Whether every page from `start` to `end` - 1 is in a VMA."""
         for vma in self.overlapping(start, end):
             if vma.start > start:
                 return False
@@ -206,13 +207,13 @@ class AddressSpace:
         return before, after
 
     def insert(self, vma: Vma) -> None:
-        """Add a VMA where there is none."""
+        """Add a VMA where no VMA is."""
         self._last = None
         self.vmas.append(vma)
         self.vmas.sort(key=lambda each: each.start)
 
     def remove(self, vma: Vma) -> None:
-        """Take a VMA out, and its anon_vma links with it."""
+        """Remove a VMA and its anon_vma links."""
         self._last = None
         self.vmas.remove(vma)
         vma.unlink_anon()
@@ -224,7 +225,7 @@ class AddressSpace:
         vma.end = end
 
     def prepare_anon(self, vma: Vma) -> None:
-        """anon_vma_prepare(): share that of a neighbour which may become one with `vma` later on."""
+        """anon_vma_prepare(): share the anon_vma of a neighbour that may later be merged with `vma`."""
         before, after = self.neighbours(vma.start, vma.end)
         for neighbour, first, second in ((after, vma, after), (before, before, vma)):
             if (
@@ -234,7 +235,7 @@ class AddressSpace:
                 and neighbour.anon is not None
                 and len(neighbour.chain) == 1
                 and second.offset == first.at(second.start)
-                # What mprotect may change need not be the same.
+                # Attributes that mprotect can change may differ.
                 and first.attributes._replace(protection=NONE) == second.attributes._replace(protection=NONE)
             ):
                 vma.use_anon(neighbour.anon)
@@ -242,7 +243,7 @@ class AddressSpace:
         vma.new_anon()
 
     def split(self, vma: Vma, page: int) -> tuple[Vma, Vma]:
-        """Make two VMAs of one, the second of which begins at `page`."""
+        """Split a VMA; the second part begins at `page`."""
         self._last = None
         second = Vma(page, vma.end, vma.attributes, vma.at(page))
         second.anon = vma.anon
@@ -253,10 +254,10 @@ class AddressSpace:
         return vma, second
 
     def modify(self, vma: Vma, start: int, end: int, attributes: Attributes) -> Vma:
-        """vma_modify(): give part of a VMA other attributes, by merging or splitting.
+        """vma_modify(): change the attributes of a part of a VMA, by merging or splitting.
 
         Returns:
-            The VMA that contains the part now.
+            The VMA that now contains the part.
         """
         merged = self._merge_existing(vma, start, end, attributes)
         if merged is not None:
@@ -329,7 +330,7 @@ class AddressSpace:
     def merge_new(
         self, start: int, end: int, attributes: Attributes, offset: int, anon: AnonVma | None
     ) -> Vma | None:
-        """vma_merge_new_range(): let a new range be part of a neighbour, or of both."""
+        """vma_merge_new_range(): merge new pages with one neighbour, or with both."""
         before, after = self.neighbours(start, end)
         left, right = self._mergeable(attributes, offset, end - start, anon, before, after)
         if left and before is not None:

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The chunk test by arithmetic: how many children fit, on machines that nobody has at hand.
+"""The chunk test, calculated: how many children fit on machines of any size.
 
 Children are added until memory is full; each touches some pages of every 2 MiB range of its chunk. A range costs the
-pages that were touched and a page table, or 512 pages once it is huge; unused pages of reservations cost nothing,
-since they are given back when memory is short. `orchestrator.model.memory` says the same range by range, and slower.
+pages that were touched and a page table, or 512 pages once it is huge. Unused pages of reservations cost nothing,
+since they are released when memory is short. `orchestrator.model.memory` gives the same result per range, but slower.
 
-Which of the ranges at the threshold khugepaged reaches in time is not predicted: that depends on its pace and on how
-the free memory is fragmented. The two ends are: none of them, and all.
+How many of the ranges at the threshold khugepaged promotes in time is not predicted: that depends on its speed and on
+fragmentation. The result is calculated for both extremes: none of them, and all of them.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ PAGE_KIB: Final = 4
 RANGE_KIB: Final = 2048
 RANGE_PAGES: Final = 512
 
-#: Kernel image, initramfs and what boot uses, for any size: of the guests that run the chunk test (MemTotal - MemFree,
-#: and what MemTotal lacks of the memory installed beside struct page).
+#: Memory of kernel image, initramfs and boot, for any size. Measured in guests of the chunk test: MemTotal - MemFree,
+#: plus the installed memory that is neither in MemTotal nor used by struct page.
 _BOOT_KIB: Final = 172_000
-#: struct page: 64 bytes of 4096.
+#: struct page: 64 bytes per 4096 bytes.
 _MEMMAP_SHARE: Final = 64 / 4096
-#: What a child costs beside its chunk: task, stack, page tables of the program. By how much more than chunk and page
-#: tables MemAvailable falls from the first to the eleventh child of the reference run, while no node is full.
+#: Memory of a child besides its chunk: task, stack, page tables of the program. Measured in the reference run: the
+#: decrease of MemAvailable from the first to the eleventh child, minus chunks and page tables, while no node is full.
 CHILD_KIB: Final = 220
 
 
 @dataclass(frozen=True)
 class ChunkTestMachine:
-    """What there is to be filled.
+    """The machine whose memory the test fills.
 
     Args:
-        memory_kib: installed.
-        nodes: NUMA nodes, each with memory.
-        available_kib: MemAvailable before the first child; None for an estimate.
+        memory_kib: installed memory in KiB.
+        nodes: number of NUMA nodes, each with memory.
+        available_kib: MemAvailable in KiB before the first child; None for an estimate.
     """
 
     memory_kib: int
@@ -50,12 +50,12 @@ class ChunkTestMachine:
 
     @property
     def min_kib(self) -> int:
-        """The min watermarks: set_recommended_min_free_kbytes() of mm/khugepaged.c, 11 pageblocks a zone."""
+        """The min watermarks: set_recommended_min_free_kbytes() in mm/khugepaged.c, 11 pageblocks per zone."""
         return 11 * RANGE_KIB * (self.nodes + 1)
 
     @property
     def high_kib(self) -> int:
-        """The high watermarks: __setup_per_zone_wmarks() of mm/page_alloc.c."""
+        """The high watermarks: __setup_per_zone_wmarks() in mm/page_alloc.c."""
         return self.min_kib + 2 * max(self.min_kib // 4, self.memory_kib // 1000)
 
     @property
@@ -68,36 +68,36 @@ class ChunkTestMachine:
 
 @dataclass(frozen=True)
 class Policy:
-    """What a kernel does with a range.
+    """How a kernel treats a range.
 
     Args:
-        threshold: pages in use from which on a range may become huge. 1: it is huge at the first touch.
-        promotes: whether every range at the threshold becomes huge before the next child comes; else none does.
+        threshold: number of pages in use at which a range may become huge. 1: huge at the first touch.
+        promotes: whether all ranges at the threshold become huge before the next child starts; else none does.
     """
 
     threshold: int
     promotes: bool = False
 
     def cost_kib(self, touched: Counts) -> Counts:
-        """Memory of ranges, by the number of pages touched in each."""
+        """Memory of each range in KiB, by the number of its touched pages."""
         huge = (
             touched >= self.threshold
             if self.promotes or self.threshold == 1
             else np.zeros(len(touched), bool)
         )
-        # Of a huge page the page table is kept aside, for when it is split.
+        # A huge page keeps a deposited page table for a later split.
         return np.where(huge, RANGE_KIB, touched * PAGE_KIB) + PAGE_KIB
 
 
 @dataclass(frozen=True)
 class ChunkTestResult:
-    """How the test ends.
+    """The result of the test.
 
     Args:
-        survivors: children until less than a chunk is available, as a strict overcommit check would end it.
-        survivors_oom: children that had touched everything when nothing was left.
-        promotions: ranges of the survivors that are huge, or would be, though not at their first touch.
-        used_kib: memory of the survivors.
+        survivors: number of children until less than a chunk is available, as with strict overcommit.
+        survivors_oom: number of children that had touched all their pages when memory was full.
+        promotions: number of ranges of the survivors that became huge after their first touch.
+        used_kib: memory of the survivors in KiB.
     """
 
     survivors: int
@@ -106,7 +106,7 @@ class ChunkTestResult:
     used_kib: int
 
 
-#: Draws the numbers of touched pages of a child's ranges: generator, ranges -> counts from 1 to 512.
+#: Draws the number of touched pages per range of a child: generator, number of ranges -> counts from 1 to 512.
 Distribution = Callable[[np.random.Generator, int], Counts]
 
 
@@ -114,15 +114,14 @@ def distribution(pattern: str, pages: int = 256) -> Distribution:
     """How many pages of each range are touched.
 
     Args:
-        pattern: ``one``; ``random``: 1 to `pages`, uniform; ``mixed``: one of the two by the toss of a coin, which is
-            what the workload does unless told otherwise; ``fixed``: always `pages`; ``geometric``: with a mean of
-            `pages`; ``dense``: all.
+        pattern: ``one``; ``random``: uniform from 1 to `pages`; ``mixed``: one of these two at random, the default of
+            the workload; ``fixed``: always `pages`; ``geometric``: with a mean of `pages`; ``dense``: all.
 
     Raises:
-        ValueError: no such pattern, or pages outside of 1 to 512.
+        ValueError: unknown pattern, or pages outside of 1 to 512.
     """
     if not 1 <= pages <= RANGE_PAGES:
-        raise ValueError(f"{pages} pages of a range: choose 1 to {RANGE_PAGES}.")
+        raise ValueError(f"{pages} pages per range: choose 1 to {RANGE_PAGES}.")
 
     def one(chance: np.random.Generator, ranges: int) -> Counts:
         return np.ones(ranges, np.int64)
@@ -144,11 +143,11 @@ def distribution(pattern: str, pages: int = 256) -> Distribution:
 
     known = {each.__name__: each for each in (mixed, one, random, fixed, geometric, dense)}
     if pattern not in known:
-        raise ValueError(f"There is no pattern {pattern!r}; there are {', '.join(known)}.")
+        raise ValueError(f"unknown pattern {pattern!r}; the patterns are {', '.join(known)}.")
     return known[pattern]
 
 
-#: Names that :func:`distribution` knows.
+#: Patterns that :func:`distribution` accepts.
 PATTERNS: Final = ("mixed", "one", "random", "fixed", "geometric", "dense")
 
 
@@ -160,17 +159,17 @@ def simulate(
     seed: int = 1,
     most_children: int = 30_000,
 ) -> list[ChunkTestResult]:
-    """How the test ends for each policy; all of them are given the same touches.
+    """The result of the test for each policy; the touches are the same for all.
 
     Args:
-        chunk_kib: what each child maps, a multiple of 2 MiB.
-        most_children: where it ends at the latest.
+        chunk_kib: memory that each child maps in KiB, a multiple of 2 MiB.
+        most_children: upper limit of the number of children.
 
     Raises:
-        ValueError: a chunk that is no positive multiple of 2 MiB, or that memory never gets full with.
+        ValueError: the chunk is not a positive multiple of 2 MiB, or too small to fill memory.
     """
     if chunk_kib <= 0 or chunk_kib % RANGE_KIB:
-        raise ValueError("The chunk is to be a positive multiple of 2 MiB.")
+        raise ValueError("the chunk must be a positive multiple of 2 MiB.")
     chance = np.random.default_rng(seed)
     used = np.zeros(len(policies), np.int64)
     promoted = np.zeros(len(policies), np.int64)
@@ -196,6 +195,6 @@ def simulate(
         if stop is None or end is None:
             raise ValueError(f"{most_children} children do not fill memory; choose a larger chunk.")
         children, promotions, used_kib = stop
-        # What does not fit any more ends the test by either rule.
+        # A child that does not fit ends the test by either rule.
         outcomes.append(ChunkTestResult(min(children, end), end, promotions, used_kib))
     return outcomes

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Random traces that lead to interesting states.
+"""Random traces that reach many different states.
 
-A generator follows the model as it goes: it writes to ranges that have a
-reservation, up to the threshold and past it, cuts where something is mapped, and
-moves what is there. Uniform traces would mostly fault on empty addresses.
+The generator runs the model along with the trace: it writes to ranges that have a
+reservation, up to the threshold and past it, and unmaps or moves pages that are
+mapped. Uniformly random traces would mostly fault on empty addresses.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _BASE: Final[Mapping[str, int]] = {
     "set": 2,
 }
 
-#: What a profile does more often, or less, than `mixed`.
+#: Operations that a profile does more or less often than `mixed`.
 PROFILES: Final[Mapping[str, Mapping[str, int]]] = {
     "mixed": {},
     "fork": {"fork": 14, "exit": 8, "write": 40, "bind": 0, "lock": 1, "unlock": 1},
@@ -52,12 +52,12 @@ PROFILES: Final[Mapping[str, Mapping[str, int]]] = {
 
 _THRESHOLDS: Final = (2, 3, 8, 64, 256, 409, 511, 512)
 _MAX_ALIVE: Final = 4
-#: Sizes of multi-size THP that are set: the smallest, the largest, and two between that are used on real machines.
+#: Sizes of multi-size THP to use: the smallest, the largest, and two that are common on real machines.
 _SIZES: Final = ("hugepages-16kB", "hugepages-64kB", "hugepages-128kB", "hugepages-1024kB")
 
 
 class _Generator:
-    """Draws operations and follows them in a model."""
+    """Draws operations and applies them to a model."""
 
     def __init__(self, chance: random.Random, model: Model, profile: str) -> None:
         self._chance = chance
@@ -80,7 +80,7 @@ class _Generator:
         }
 
     def __iter__(self) -> Iterator[Operation]:
-        """Operations without end; each has been done in the model when it is returned."""
+        """An endless stream of operations; each has been applied to the model when it is returned."""
         while True:
             operation = self._next_up.pop(0) if self._next_up else self._next()
             if operation is not None:
@@ -135,7 +135,7 @@ class _Generator:
     # Where
 
     def _block(self, mm: AddressSpace) -> int:
-        """A block inside of a VMA; more often than not one with a reservation or a page table."""
+        """A range within a VMA; usually one with a reservation or a page table."""
         chance = self._chance
         pick = chance.randrange(10)
         if pick < 4 and mm.reservations:
@@ -146,7 +146,7 @@ class _Generator:
         return chance.randrange(vma.start, vma.end) // PAGES
 
     def _fresh(self, mm: AddressSpace) -> list[int]:
-        """Blocks in which the first write would map or reserve a huge page."""
+        """Ranges in which the first write would map or reserve a huge page."""
         hints = ("huge", "") if self._model.setting("enabled") == "always" else ("huge",)
         return [
             block
@@ -157,7 +157,7 @@ class _Generator:
         ]
 
     def _renew(self, process: str, mm: AddressSpace) -> Operation | None:
-        """Make room for huge pages when the VMAs have become too small for any."""
+        """Make room for huge pages when all VMAs have become too small for one."""
         chance = self._chance
         count = chance.choice((1, 2, 3, 4)) * PAGES
         gap = self._gap(mm, count, 0)
@@ -171,7 +171,7 @@ class _Generator:
         return start, max(min(end, self._pages) - start, 1)
 
     def _extent(self, mm: AddressSpace) -> tuple[int, int]:
-        """A range for an operation: part of a block, whole blocks, or one that crosses their borders."""
+        """Pages for an operation: part of a range, whole ranges, or pages across a border."""
         chance = self._chance
         origin = self._block(mm) * PAGES
         shape = chance.randrange(10)
@@ -193,7 +193,7 @@ class _Generator:
         return self._clip(vma.start, vma.end)
 
     def _gap(self, mm: AddressSpace, count: int, align: int) -> int | None:
-        """The start of `count` unmapped pages, `align` pages behind a block's border; None if there are none."""
+        """The start of `count` unmapped pages, `align` pages after the start of a range; None if there are none."""
         chance = self._chance
         first = chance.randrange(self._model.blocks)
         for step in range(self._model.blocks):
@@ -208,7 +208,7 @@ class _Generator:
         chance = self._chance
         hint = chance.choices(("huge", "nohuge", None), (80, 5, 15))[0]
         if mm.vmas and self._odds(25):
-            # Next to a VMA, with which it may be merged.
+            # Next to a VMA, so that the two may be merged.
             vma = chance.choice(mm.vmas)
             count = chance.choice((1, 100, PAGES - vma.end % PAGES, PAGES))
             start = vma.end if self._odds(60) else max(vma.start - count, 0)
@@ -255,7 +255,7 @@ class _Generator:
         return trace.Write(process, start, count, seed, thread)
 
     def _write_count(self, mm: AddressSpace, block: int) -> int:
-        """One page, a few, or the pages that are missing until khugepaged promotes: exactly, one less or one more."""
+        """One page, a few, or the number needed for a promotion by khugepaged: exactly, one less or one more."""
         chance = self._chance
         pick = chance.randrange(10)
         if pick < 3:
@@ -283,7 +283,7 @@ class _Generator:
         block = self._block(mm)
         vma = mm.find(block * PAGES) or chance.choice(mm.vmas)
         pick = chance.randrange(10)
-        if pick < 2:  # grow or shrink where it is
+        if pick < 2:  # grow or shrink in place
             start = max(vma.start, vma.end - chance.choice((1, 200, PAGES)))
             count = vma.end - start
             new_count = max(1, count + chance.choice((-200, -1, 1, 100, PAGES)))
@@ -317,7 +317,7 @@ class _Generator:
         return trace.Fork(process, f"p{self._named - 1}")
 
     def _lose_slots(self, process: str, mm: AddressSpace) -> list[Operation]:
-        """Writes after a fork that are copied, so that used slots of a reservation are lost."""
+        """Writes after a fork that cause copies, so that used slots of a reservation are lost."""
         chance = self._chance
         used = [block for block in sorted(mm.reservations) if block in mm.tables and mm.tables[block].present]
         if not used:
@@ -357,18 +357,18 @@ class _Generator:
 
 
 def follow(chance: random.Random, model: Model, profile: str = "mixed") -> Iterator[Operation]:
-    """Random operations without end, each of which has been done in `model` when it is returned.
+    """An endless stream of random operations; each has been applied to `model` when it is returned.
 
     Args:
-        chance: where the choices come from; Hypothesis has one of its own, which can shrink.
-        model: not necessarily in its first state.
+        chance: source of random choices; Hypothesis passes its own, which can shrink.
+        model: the model, in any state.
         profile: one of `PROFILES`.
     """
     return iter(_Generator(chance, model, profile))
 
 
 def first_settings(chance: random.Random, stages: Iterable[str]) -> dict[str, str]:
-    """Settings for the head of a trace: mostly a threshold that reservations have to reach.
+    """Settings for the header of a trace, usually with a threshold above 1.
 
     A third of the traces start with "enabled" at "always", and a third with some sizes of multi-size THP.
     """
@@ -398,23 +398,23 @@ def generate(
     nodes: int = 1,
     patchset: str | None = None,
 ) -> Trace:
-    """A random trace; the same arguments give the same trace.
+    """A random trace; equal arguments give equal traces.
 
     Args:
-        seed: recorded in the trace.
+        seed: seed for all random choices; recorded in the trace.
         length: number of operations.
         profile: one of `PROFILES`.
-        stages: of the series, which the state of the model depends on.
-        settings: for the head of the trace; drawn if None.
-        blocks: size of the arena in 2 MiB blocks.
+        stages: names of the series' stages that the kernel has.
+        settings: settings for the header of the trace; None for random ones.
+        blocks: size of the arena in 2 MiB ranges.
         nodes: number of NUMA nodes with memory.
         patchset: recorded in the trace.
 
     Raises:
-        ValueError: for a profile or stages that do not exist.
+        ValueError: unknown profile or stages.
     """
     if profile not in PROFILES:
-        raise ValueError(f"There is no profile `{profile}`; there are {', '.join(PROFILES)}.")
+        raise ValueError(f"unknown profile `{profile}`; the profiles are {', '.join(PROFILES)}.")
     chance = random.Random(f"{seed}/{profile}")
     chosen = tuple(stages)
     first = first_settings(chance, chosen) if settings is None else dict(settings)

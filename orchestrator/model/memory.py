@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a kernel does with anonymous memory, and what can be seen of it from user space.
+"""The model: what a kernel does with anonymous memory, as seen from user space.
 
-One machine with ample free memory, so that allocations succeed and nothing is
-reclaimed but by `Dump`; one CPU, of node 0; no swap. Counters are
-exact under these conditions. The sources are mm/memory.c, huge_memory.c,
-khugepaged.c, mremap.c, mprotect.c, madvise.c, mlock.c, mempolicy.c, rmap.c and
-vma.c of Linux 6.12, and the patches of the series.
+It models a machine with ample free memory, so that allocations succeed and only
+`Dump` reclaims; one CPU, on node 0; no swap. Under these conditions, counters are
+exact. It follows mm/memory.c, huge_memory.c, khugepaged.c, mremap.c, mprotect.c,
+madvise.c, mlock.c, mempolicy.c, rmap.c and vma.c of Linux 6.12, and the patches of
+the series.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from orchestrator.model.page import (
     stamps_hash,
 )
 
-#: Stages of the series, as series.toml names them.
+#: Stages of the series, by their names in series.toml.
 STAGES: Final = (
     "structs",
     "counters",
@@ -53,7 +53,7 @@ STAGES: Final = (
     "tracepoints",
 )
 
-#: /proc/vmstat counters of every kernel. What the model never changes stays 0 while memory is ample.
+#: /proc/vmstat counters of every kernel. Those that the model never changes stay 0 while memory is ample.
 _STOCK: Final = (
     "nr_anon_transparent_hugepages",
     "thp_fault_alloc",
@@ -75,7 +75,7 @@ _STOCK: Final = (
     "thp_swpout_fallback",
 )
 
-#: Counters of the series, by the stage that introduces them.
+#: Counters of the series, by the stage that adds them.
 _SERIES: Final[Mapping[str, tuple[str, ...]]] = {
     "counters": (
         "nr_thp_reserved",
@@ -109,15 +109,15 @@ Errno = str | Literal[0]
 
 
 class RangeView:
-    """What is seen of one block of one process.
+    """The observable state of one range of one process.
 
     Attributes:
         huge: whether a huge page is mapped, other than the huge zero page.
         present: number of pages mapped that are not the zero page.
         zero: number of pages where the zero page is mapped.
         swapped: number of pages in swap; always 0 here.
-        nodes: number of present pages on each NUMA node, up to the last that has any.
-        hash: of the contents: see `block_hash()`.
+        nodes: number of present pages on each NUMA node, up to the last node that has any.
+        hash: hash of the contents; see `block_hash()`.
     """
 
     __slots__ = ("hash", "huge", "nodes", "present", "swapped", "zero")
@@ -132,15 +132,15 @@ class RangeView:
         self.hash = stamps_hash(tuple(table.stamps()) if table is not None else (0,) * PAGES)
 
     def as_dict(self) -> dict[str, Any]:
-        """As the guest program prints it."""
+        """In the form that the guest program prints."""
         return {name: getattr(self, name) for name in ("huge", "present", "zero", "swapped", "nodes", "hash")}
 
 
 class Prediction:
-    """What a step is expected to lead to.
+    """The predicted result of a step.
 
     Attributes:
-        errno: 0, or the name of the error: of the system call, or of the signal that ended the access.
+        errno: 0, or the name of the system call's error, or of the signal that ended the access.
     """
 
     __slots__ = ("_counters", "_model", "errno")
@@ -152,12 +152,12 @@ class Prediction:
 
     @property
     def vmstat(self) -> dict[str, int]:
-        """Counters after the step, from 0 at the start; only those that the kernel has."""
+        """Counters after the step, relative to the start; only those that the kernel has."""
         names = self._model.counter_names
         return {name: self._counters[index] for name, index in names.items()}
 
     def processes(self) -> dict[str, dict[str, Any]]:
-        """All processes with all blocks that are not empty, as they are *now*: ask before the next step."""
+        """All processes with all ranges that are not empty, in the *current* state: call it before the next step."""
         return {
             name: {
                 "rss": self._model.rss(name),
@@ -174,13 +174,13 @@ class Model:
     """The state of a machine, changed by one operation at a time.
 
     Args:
-        stages: of the series, by name; in any order.
+        stages: names of the stages of the series that the kernel has, in any order.
         settings: knobs that differ from the kernel's defaults, as in the header of a trace.
-        blocks: size of the arena in 2 MiB blocks.
+        blocks: size of the arena in 2 MiB ranges.
         nodes: number of NUMA nodes with memory.
 
     Raises:
-        ValueError: for a stage or setting that does not exist, or a stage without those before it.
+        ValueError: unknown stage or setting, or a stage without all earlier ones.
     """
 
     def __init__(
@@ -192,7 +192,7 @@ class Model:
     ) -> None:
         chosen = frozenset(stages)
         if chosen != frozenset(STAGES[: len(chosen)]):
-            raise ValueError(f"Stages have to be the first of: {', '.join(STAGES)}.")
+            raise ValueError(f"the stages must be the first ones of: {', '.join(STAGES)}.")
         self.stages = chosen
         self.blocks = blocks
         self.nodes = nodes
@@ -220,13 +220,13 @@ class Model:
             self._settings["promotion_threshold"] = _RAISED_THRESHOLD
         for knob, value in (settings or {}).items():
             if self._set(trace.Set(knob, value)):
-                raise ValueError(f"There is no setting {knob} in this kernel.")
+                raise ValueError(f"this kernel has no knob {knob}.")
         self._read_settings()
 
-        # khugepaged knows all of them: they inherit that from the program that forks the first one, which has memory
-        # with MADV_HUGEPAGE. It scans them in the order of their creation.
+        # khugepaged scans all processes, in the order of their creation: they inherit this from the program that forks
+        # the first one, which has a VMA with MADV_HUGEPAGE.
         self._processes: dict[str, AddressSpace] = {"p0": self._new_process()}
-        self._due: list[tuple[AddressSpace, int]] = []  # blocks to be promoted before user space goes on
+        self._due: list[tuple[AddressSpace, int]] = []  # ranges to promote before the return to user space
         self._steps: dict[type, Callable[[Any], Errno]] = {
             trace.Map: self._map,
             trace.Unmap: self._unmap,
@@ -245,28 +245,28 @@ class Model:
             trace.Set: self._set,
         }
 
-    # What is seen of it
+    # Observable state
 
     @property
     def alive(self) -> list[str]:
-        """Names of the processes that exist."""
+        """Names of the existing processes."""
         return list(self._processes)
 
     def process(self, name: str) -> AddressSpace:
-        """The address space of a process that exists."""
+        """The address space of an existing process."""
         return self._processes[name]
 
     def rss(self, name: str) -> int:
-        """Anonymous pages of a process's arena, as `Anonymous` of smaps counts them."""
+        """Number of anonymous pages in the arena of a process, counted like `Anonymous` in smaps."""
         tables = self._processes[name].tables.values()
         return sum(PAGES if table.state == HUGE else table.present.bit_count() for table in tables)
 
     def block(self, name: str, block: int) -> RangeView:
-        """What is seen of one block of a process."""
+        """The observable state of one range of a process."""
         return RangeView(self._processes[name].tables.get(block))
 
     def counter(self, name: str) -> int:
-        """A counter, whether the kernel shows it yet or not."""
+        """The value of a counter, whether or not this kernel has it."""
         return self._counters[self._index[name]]
 
     def setting(self, knob: str) -> str:
@@ -274,10 +274,10 @@ class Model:
         return self._settings[knob]
 
     def step(self, operation: trace.Operation) -> Prediction:
-        """Do one operation.
+        """Apply one operation.
 
         Raises:
-            KeyError: for a process that does not exist; a trace that was read has no such operation.
+            KeyError: unknown process; this cannot happen in a trace that was parsed.
         """
         errno = self._steps[type(operation)](operation)
         if self._due:
@@ -285,7 +285,7 @@ class Model:
         return Prediction(self, errno, self._counters.copy())
 
     def run(self, operations: Iterable[trace.Operation]) -> Prediction | None:
-        """Do several operations; what the last one leads to."""
+        """Apply several operations; return the prediction for the last one."""
         expected = None
         for operation in operations:
             expected = self.step(operation)
@@ -295,7 +295,7 @@ class Model:
 
     @property
     def settings(self) -> Mapping[str, str]:
-        """Every knob's value now, as a trace would set it."""
+        """Current values of all knobs, in the form of a trace."""
         return dict(self._settings)
 
     def _set(self, operation: trace.Set) -> Errno:
@@ -315,7 +315,7 @@ class Model:
         self._max_ptes_none = int(settings["max_ptes_none"])
         self._max_ptes_shared = int(settings["max_ptes_shared"])
         self._threshold = int(settings["promotion_threshold"])
-        # thp_vma_allowable_orders(): the sizes for any VMA, and those for one with MADV_HUGEPAGE; largest first.
+        # thp_vma_allowable_orders(): the sizes for all VMAs, and those for VMAs with MADV_HUGEPAGE; largest first.
         inherited = {"always": "always", "madvise": "madvise"}.get(self._enabled, "never")
         values = {
             pages: inherited if settings[knob] == "inherit" else settings[knob]
@@ -334,7 +334,7 @@ class Model:
         return self._has_reserve and self._threshold > 1
 
     def _create(self, mm: AddressSpace, vma: Vma, block: int) -> None:
-        """thp_resv_create(): a block for a range that has none. Memory is ample, so there is one."""
+        """thp_resv_create(): reserve a block for a range. Memory is ample, so this succeeds."""
         if block in mm.reservations:
             return
         mm.reservations[block] = Reservation(_node_for(vma))
@@ -342,11 +342,11 @@ class Model:
         self._counters[self._reserved] += PAGES
 
     def _take(self, mm: AddressSpace, vma: Vma, block: int, first: int, last: int) -> list[PageFrame]:
-        """Pages for addresses that have none: out of their reservation where that has them still.
+        """New pages for unmapped addresses: from the reservation if it still has them, else ordinary pages.
 
         Returns:
-            Those from `first` on, at least one. They end before `last` with one that is to lead to a promotion, which
-            may leave none of the others to be faulted in.
+            At least one page, starting with `first`. There are fewer if one of them triggers a promotion, since that
+            may map the rest.
         """
         reservation = mm.reservations.get(block)
         node = _node_for(vma)
@@ -374,16 +374,16 @@ class Model:
         ]
 
     def _return_to_user(self) -> None:
-        """khugepaged_promote(): of the ranges that a fault has made full enough."""
+        """khugepaged_promote(): promote the ranges in which a fault has reached the threshold."""
         due, self._due = self._due, []
         for mm, block in due:
             vma = mm.find(block * PAGES)
-            # A reservation lies inside of one VMA.
+            # A reservation lies within one VMA.
             if vma is not None and not vma.attributes.locked and self._allowed(vma):
                 self._scan(mm, vma, block, by_advice=False, in_place_only=True)
 
     def _give_up(self, mm: AddressSpace, block: int) -> Reservation | None:
-        """Release the reservation of one block, if there is one."""
+        """Release the reservation of one range, if it has one."""
         reservation = mm.reservations.pop(block, None)
         if reservation is not None:
             unused = reservation.unused.bit_count()
@@ -392,7 +392,7 @@ class Model:
         return reservation
 
     def _release(self, mm: AddressSpace, start: int, end: int) -> None:
-        """thp_resv_release(): of every block with a page of the range."""
+        """thp_resv_release(): release the reservations of all ranges with a page from `start` to `end` - 1."""
         if not mm.reservations:
             return
         for block in range(start // PAGES, (end - 1) // PAGES + 1):
@@ -402,7 +402,7 @@ class Model:
         if not self._has_dump:
             return 0
         for mm in self._processes.values():
-            # One whose pages are all in use is not on the list: nothing would be gained.
+            # A reservation whose pages are all in use is not on the list: releasing it would gain nothing.
             for block in [block for block, resv in mm.reservations.items() if resv.unused]:
                 self._give_up(mm, block)
                 self._count("thp_res_dump")
@@ -417,15 +417,15 @@ class Model:
         return self._enabled == "always" or hint == "huge"
 
     def _may_be_large(self, mm: AddressSpace, block: int) -> bool:
-        """Whether a fault may map multi-size THP: never over the pages that are left of a reservation."""
+        """Whether a fault may map multi-size THP: never in a range whose reservation has unused pages."""
         return bool(self._huge_sizes) and block not in mm.reservations
 
     def _large_extent(self, vma: Vma, block: int, table: Table, page: int) -> range | None:
-        """The first half of alloc_anon_folio(): the pages of a block that a large folio is mapped at.
+        """The first half of alloc_anon_folio(): the pages of a range where a large folio can be mapped.
 
         Returns:
-            The pages of the largest size that is enabled, lies inside of the VMA, and has nothing mapped; None where a
-            single page has to do.
+            The pages for the largest enabled size that fits in the VMA and where nothing is mapped; None if only a
+            base page is possible.
         """
         hint = vma.attributes.hint
         sizes = () if hint == "nohuge" else self._huge_sizes if hint == "huge" else self._any_sizes
@@ -443,7 +443,7 @@ class Model:
     # Huge pages: mm/huge_memory.c and the counts of mm/rmap.c
 
     def _map_huge(self, mm: AddressSpace, vma: Vma, block: int, stamps: list[int], node: int) -> Folio:
-        """Map a new huge page, which belongs to nobody else."""
+        """Map a new huge page, exclusive to this process."""
         table = Table(HUGE, Folio(stamps, node))
         table.writable = ALL if vma.attributes.protection == WRITE else 0
         mm.tables[block] = table
@@ -452,7 +452,7 @@ class Model:
         return table.folio
 
     def _on_partial(self, folio: Folio) -> None:
-        """deferred_split_folio(): part of a large folio is not mapped any more; /proc/vmstat counts huge pages only."""
+        """deferred_split_folio(): a part of a large folio was unmapped; /proc/vmstat counts huge pages only."""
         if not folio.partially and folio.size == PAGES:
             folio.partially = True
             self._count("thp_deferred_split_page")
@@ -467,7 +467,7 @@ class Model:
                 self._on_partial(folio)
 
     def _unmap_ptes(self, frames: list[PageFrame]) -> None:
-        """folio_remove_rmap_ptes() of one page, or of consecutive ones of a huge page."""
+        """folio_remove_rmap_ptes() for one page, or for consecutive pages of a huge page."""
         last = 0
         for frame in frames:
             frame.maps -= 1
@@ -482,7 +482,7 @@ class Model:
             self._on_partial(folio)
 
     def _split_pmd(self, mm: AddressSpace, block: int) -> Table:
-        """__split_huge_pmd(): map by PTEs what a PMD maps."""
+        """__split_huge_pmd(): replace the mapping by a PMD with PTEs."""
         table = mm.tables[block]
         self._count("thp_split_pmd")
         folio = table.folio
@@ -505,7 +505,7 @@ class Model:
         return table
 
     def _on_boundary(self, mm: AddressSpace, page: int) -> None:
-        """vma_adjust_trans_huge(): a VMA begins or ends at this page from now on."""
+        """vma_adjust_trans_huge(): a VMA now begins or ends at this page."""
         block, offset = divmod(page, PAGES)
         if not offset:
             return
@@ -515,7 +515,7 @@ class Model:
             self._split_pmd(mm, block)
 
     def _zap_ptes(self, table: Table, first: int, last: int) -> None:
-        """zap_pte_range(): consecutive pages of a huge page go at once."""
+        """zap_pte_range(): consecutive pages of a huge page are unmapped in one batch."""
         mask = bits(first, last)
         if table.present & mask:
             run: list[PageFrame] = []
@@ -537,7 +537,7 @@ class Model:
         table.writable &= ~mask
 
     def _zap(self, mm: AddressSpace, start: int, end: int) -> None:
-        """unmap_page_range(): part of a VMA."""
+        """unmap_page_range(): unmap a part of a VMA."""
         self._release(mm, start, end)
         for block, first, last in _pieces(start, end):
             table = mm.tables.get(block)
@@ -559,7 +559,7 @@ class Model:
             mm.prepare_anon(vma)
 
     def _fault_none(self, mm: AddressSpace, vma: Vma, block: int, write: bool) -> Table:
-        """A fault where the PMD is none: create_huge_pmd(), or else a page table."""
+        """A fault on a PMD that is none: create_huge_pmd(), else a page table."""
         if self._allowed(vma) and vma.contains_block(block):
             self._prepare_anon(mm, vma)
             if not write and self._use_zero_page:
@@ -576,7 +576,7 @@ class Model:
         return table
 
     def _cow_zero(self, mm: AddressSpace, vma: Vma, block: int, table: Table, page: int) -> PageFrame:
-        """wp_page_copy() of the zero page."""
+        """wp_page_copy() for the zero page."""
         self._prepare_anon(mm, vma)
         if not self._has_zero_page:
             return PageFrame(node=_node_for(vma))
@@ -592,16 +592,16 @@ class Model:
         return self._take(mm, vma, block, page, page + 1)[0]
 
     def _may_reuse(self, frame: PageFrame) -> bool:
-        """Whether a write to a page that is mapped read-only need not copy it."""
+        """Whether a write to a page that is mapped read-only can reuse it without a copy."""
         return frame.exclusive or (frame.folio is None and frame.maps == 1)
 
     def _fault_write(
         self, mm: AddressSpace, vma: Vma, block: int, first: int, last: int, from_user: bool = False
     ) -> Table:
-        """Have pages of a block mapped for writing, of a VMA that may be written.
+        """Fault in pages of a range for writing, in a writable VMA.
 
         Args:
-            from_user: the faults are user space's own, to which the kernel returns after each.
+            from_user: the faults come from user space, so that the kernel returns there after each fault.
         """
         table = mm.tables.get(block)
         if table is None:
@@ -662,7 +662,7 @@ class Model:
         return table
 
     def _fault_read(self, mm: AddressSpace, vma: Vma, block: int, first: int, last: int) -> None:
-        """Have pages of a block mapped for reading."""
+        """Fault in pages of a range for reading."""
         table = mm.tables.get(block)
         if table is None:
             table = self._fault_none(mm, vma, block, write=False)
@@ -748,7 +748,7 @@ class Model:
             self._zap(mm, vma.start, vma.end)
         for vma in gone:
             mm.remove(vma)
-        # free_pgtables(): of blocks that no VMA needs any more
+        # free_pgtables(): for ranges that no VMA needs any more
         for block in range(start // PAGES, (end - 1) // PAGES + 1):
             if block in mm.tables and not mm.overlapping(block * PAGES, (block + 1) * PAGES):
                 del mm.tables[block]
@@ -762,7 +762,7 @@ class Model:
             if first > at:
                 return "ENOMEM"
             at = last
-            current = mm.find(first)  # it may have become part of the one before
+            current = mm.find(first)  # it may have been merged with the previous one
             assert current is not None
             self._protect_part(mm, current, first, last, protection)
         return 0 if at >= end else "ENOMEM"
@@ -840,7 +840,7 @@ class Model:
         return 0
 
     def _free(self, mm: AddressSpace, vma: Vma, start: int, end: int) -> Errno:
-        """MADV_FREE: pages stay while memory is ample, but a huge page that is freed in part is split."""
+        """MADV_FREE: pages stay while memory is ample, but a partially freed huge page is split."""
         if vma.attributes.locked:
             return "EINVAL"
         for block, first, last in _pieces(start, end):
@@ -865,9 +865,9 @@ class Model:
         return 0
 
     def _split_mapped(self, folio: Folio) -> bool:
-        """split_folio() of a large folio that is mapped by PTEs; whether it succeeded."""
+        """split_folio() for a large folio that is mapped by PTEs; return whether it succeeded."""
         unreached = self._unreached(folio)
-        # unmap_folio() takes the PTEs away one by one, which looks as if part of it were unmapped.
+        # unmap_folio() removes the PTEs one by one, which counts as a partial unmapping.
         if any(frame.maps and id(frame) not in unreached for frame in folio.frames):
             self._on_partial(folio)
         if unreached:
@@ -878,11 +878,11 @@ class Model:
         return True
 
     def _unreached(self, folio: Folio) -> set[int]:
-        """The pages of a huge page, by id, with a mapping that page_vma_mapped_walk() does not find.
+        """The pages of a huge page, by id(), with a mapping that page_vma_mapped_walk() does not find.
 
-        It goes from the address of the first page on, and ends at a PMD that maps another huge page: where one has
-        been moved so that it crosses a border between blocks, and the first of these has been collapsed. This is so in
-        6.12.117; 6.12.118 goes on behind that PMD.
+        The walk starts at the address of the first page and stops at a PMD that maps another huge page. This matters
+        if a huge page was moved across a border between two ranges, and the first of these was collapsed. It is so in
+        6.12.117; in 6.12.118 the walk continues after that PMD.
         """
         unreached: set[int] = set()
         for mm in self._processes.values():
@@ -899,7 +899,7 @@ class Model:
         return unreached
 
     def _split_folio(self, folio: Folio | None) -> None:
-        """split_folio(): its pages become ordinary ones, and those that are all zeros the zero page."""
+        """split_folio(): its pages become base pages; pages of zeros are replaced with the zero page."""
         assert folio is not None
         if folio.size == PAGES:
             self._count("thp_split_page")
@@ -916,7 +916,7 @@ class Model:
                         vma = mm.find(block * PAGES + page)
                         assert vma is not None
                         places.append((vma.offset, mm, vma, block, page))
-        # Each page is mapped again in the order of anon_vma's tree. A locked VMA sets PG_mlocked, and then it stays.
+        # Pages are mapped again in the order of the anon_vma's tree. A locked VMA sets PG_mlocked for good.
         kept: set[int] = set()
         for _pgoff, mm, vma, block, page in sorted(places, key=lambda place: place[0]):
             table = mm.tables[block]
@@ -1040,7 +1040,7 @@ class Model:
             self._populate(mm, new_start + count, new_start + new_count)
 
     def _move_reservations(self, mm: AddressSpace, start: int, end: int, new_start: int) -> None:
-        """thp_resv_move(): of whole blocks that keep their alignment; the others are given up."""
+        """thp_resv_move(): move reservations of whole ranges that keep their alignment; release all others."""
         for block in range(start // PAGES, (end - 1) // PAGES + 1):
             whole = start <= block * PAGES and (block + 1) * PAGES <= end
             if not whole or (start - new_start) % PAGES:
@@ -1079,14 +1079,14 @@ class Model:
             copy = Vma(vma.start, vma.end, vma.attributes._replace(locked=False), vma.offset)
             copy.fork_anon(vma)
             child.insert(copy)
-            # vma_needs_copy(): without an anon_vma there is nothing but the zero page
+            # vma_needs_copy(): a VMA without an anon_vma maps only the zero page
             if vma.anon is not None:
                 self._copy_range(parent, child, vma.start, vma.end)
         self._inherit(parent, child)
         return 0
 
     def _inherit(self, parent: AddressSpace, child: AddressSpace) -> None:
-        """The parent keeps its reservations, and the child begins without."""
+        """The parent keeps its reservations; the child starts without any."""
 
     def _copy_range(self, parent: AddressSpace, child: AddressSpace, start: int, end: int) -> None:
         """copy_page_range()."""
@@ -1162,7 +1162,7 @@ class Model:
     def _scan(
         self, mm: AddressSpace, vma: Vma, block: int, by_advice: bool, in_place_only: bool = False
     ) -> str:
-        """hpage_collapse_scan_pmd(), and what follows if it succeeds."""
+        """hpage_collapse_scan_pmd(), and the collapse if it succeeds."""
         table = mm.tables.get(block)
         if table is None:
             return "none"
@@ -1173,13 +1173,13 @@ class Model:
             if exceeded is not None:
                 self._count(exceeded)
                 return "exceeded"
-        # Every page has been accessed: the guest program reads what it has written.
+        # Every page has been accessed: the guest program reads back what it writes.
         if not table.writable:
             return "read-only"
         return "succeed" if self._collapse(mm, vma, block, table, in_place_only) else "no-page"
 
     def _exceeded(self, table: Table) -> str | None:
-        """The limit of khugepaged's that a range exceeds first, in the order of its pages."""
+        """The first limit of khugepaged that a range exceeds, in the order of its pages."""
         none_left, shared_left = self._none_limit(), self._max_ptes_shared
         if PAGES - table.present.bit_count() <= none_left:
             none_left = PAGES
@@ -1195,7 +1195,7 @@ class Model:
         return None
 
     def _is_complete(self, reservation: Reservation, vma: Vma, table: Table) -> bool:
-        """thp_resv_complete(): whether a range and the block of its reservation are the same memory."""
+        """thp_resv_complete(): whether every page of a range is from the block of its reservation, or still in it."""
         if vma.attributes.locked:
             return False
         for page, frame in enumerate(table.frames):
@@ -1214,7 +1214,7 @@ class Model:
     def _collapse(
         self, mm: AddressSpace, vma: Vma, block: int, table: Table, in_place_only: bool = False
     ) -> bool:
-        """collapse_huge_page(); whether it succeeded."""
+        """collapse_huge_page(); return whether it succeeded."""
         stamps = table.stamps()
         reservation = mm.reservations.get(block)
         if self._has_in_place and reservation is not None and self._is_complete(reservation, vma, table):
@@ -1234,7 +1234,7 @@ class Model:
         return True
 
     def _target_node(self, table: Table) -> int:
-        """hpage_collapse_find_target_node(): the node with the most pages, and the first of several."""
+        """hpage_collapse_find_target_node(): the node with the most pages; the first one if there are several."""
         counts = _pages_by_node(table)
         return counts.index(max(counts))
 
@@ -1246,10 +1246,10 @@ class Model:
         self._count("thp_res_collapse")
         del mm.reservations[block]
 
-    # What always holds
+    # Invariants
 
     def violations(self) -> list[str]:
-        """What contradicts the invariants of the design; nothing, unless the model is wrong."""
+        """Violated invariants of the design; empty unless the model has a bug."""
         wrong: list[str] = []
         maps: dict[int, int] = {}
         frames: dict[int, PageFrame] = {}
@@ -1285,10 +1285,10 @@ class Model:
                 if table.present & table.zero:
                     wrong.append(f"{name}: a page of block {block} is both its own and the zero page")
                 if table.writable & ~table.present:
-                    wrong.append(f"{name}: a page of block {block} is writable without being there")
+                    wrong.append(f"{name}: a page of block {block} is writable but not present")
                 for page, frame in enumerate(table.frames):
                     if (frame is not None) != bool(table.present >> page & 1):
-                        wrong.append(f"{name}: page {page} of block {block} is not what its table says")
+                        wrong.append(f"{name}: page {page} of block {block} does not match its table")
                     if frame is None:
                         continue
                     if table.writable >> page & 1 and not frame.exclusive:
@@ -1301,15 +1301,15 @@ class Model:
                         folios[id(frame.folio)] = frame.folio
         for key, frame in frames.items():
             if frame.maps != maps[key]:
-                wrong.append(f"a page that is mapped {maps[key]} times counts {frame.maps}")
+                wrong.append(f"a page that is mapped {maps[key]} times has a map count of {frame.maps}")
             if frame.exclusive and maps[key] > 1:
                 wrong.append("an exclusive page is mapped twice")
         for key, folio in folios.items():
             counted = [maps.get(id(frame), 0) for frame in folio.frames]
             if folio.entire != entire.get(key, 0) or folio.maps != folio.entire + sum(counted):
-                wrong.append("a huge page's mappings are miscounted")
+                wrong.append("the number of a huge page's mappings is wrong")
             if folio.mapped != sum(1 for count in counted if count):
-                wrong.append("a huge page's mapped pages are miscounted")
+                wrong.append("the number of a huge page's mapped pages is wrong")
         owners = [(id(frame.block), frame.slot) for frame in frames.values() if frame.block is not None]
         if len(owners) != len(set(owners)):
             wrong.append("a page of a reservation was handed out twice")
@@ -1329,13 +1329,13 @@ class Model:
 
 
 def _node_for(vma: Vma) -> int:
-    """The NUMA node of a new page: the one that the VMA is bound to, else that of the CPU."""
+    """The NUMA node of a new page: the node that the VMA is bound to, else the node of the CPU."""
     node = vma.attributes.node
     return 0 if node is None else node
 
 
 def _pages_by_node(table: Table) -> list[int]:
-    """Number of pages on each node, up to the last that has any; the zero page is not counted."""
+    """Number of pages on each node, up to the last node that has any; without the zero page."""
     if table.folio is not None:
         return [0] * table.folio.node + [PAGES]
     counts: list[int] = []
@@ -1349,7 +1349,7 @@ def _pages_by_node(table: Table) -> list[int]:
 
 
 def _pieces(start: int, end: int) -> Iterable[tuple[int, int, int]]:
-    """A range of pages by blocks: block, first page and last page + 1 in it."""
+    """Split pages by range: number of the range, first page and last page + 1 in it."""
     block, first = divmod(start, PAGES)
     if end <= (block + 1) * PAGES:
         return ((block, first, end - block * PAGES),) if end > start else ()
@@ -1367,7 +1367,7 @@ def _frames_of(table: Table) -> list[PageFrame]:
 
 
 def _run_length(table: Table, page: int, last: int) -> int:
-    """folio_pte_batch(): how many consecutive pages of a large folio are mapped from `page` on."""
+    """folio_pte_batch(): the number of consecutive pages of a large folio that are mapped, starting with `page`."""
     first = table.frames[page]
     assert first is not None
     assert first.folio is not None

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Pages, huge pages and reservations: who owns what memory, and what is in it.
+"""Pages, huge pages and reservations, with their owners and contents.
 
-Contents are one 64-bit word a page, which the guest program repeats over the
-whole page. A word of 0 is a page of zeros. A page has a stamp, which says by what
-it was written; the word is made of it when somebody looks.
+The content of a page is one 64-bit word, which the guest program repeats over the
+whole page; 0 is a page of zeros. A page has a stamp, which identifies the write
+that filled it; the word is computed from the stamp when it is needed.
 """
 
 from collections.abc import Iterable
@@ -13,32 +13,32 @@ from typing import Final, Self
 PAGES: Final = 512
 ALL: Final = (1 << PAGES) - 1
 _MASK: Final = 2**64 - 1
-#: Bits of a stamp that are the page's number: an arena has fewer pages.
+#: Bits of a stamp that hold the page number; the arena has fewer pages than that.
 _STAMP_BITS: Final = 20
 
 
 def stamp_of(seed: int, page: int) -> int:
-    """What a page has that is written with `seed`; those of consecutive pages are consecutive, and none is 0.
+    """The stamp of a page that is written with `seed`. Stamps of consecutive pages are consecutive, and none is 0.
 
     Args:
-        seed: of the write.
-        page: the page's number in the arena at the time of the write.
+        seed: seed of the write.
+        page: number of the page in the arena at the time of the write.
     """
     return seed + 1 << _STAMP_BITS | page
 
 
 @lru_cache(maxsize=1 << 16)
 def word_of(stamp: int) -> int:
-    """What is to be read in a page with this stamp."""
+    """The content of a page with this stamp."""
     return page_word((stamp >> _STAMP_BITS) - 1, stamp & (1 << _STAMP_BITS) - 1) if stamp else 0
 
 
 def page_word(seed: int, page: int) -> int:
-    """What a write with `seed` puts into a page: splitmix64, and never 0.
+    """The word that a write with `seed` fills a page with: splitmix64, never 0.
 
     Args:
-        seed: of the write.
-        page: the page's number in the arena at the time of the write.
+        seed: seed of the write.
+        page: number of the page in the arena at the time of the write.
     """
     word = (seed * 0x9E3779B97F4A7C15 + page) & _MASK
     word = ((word ^ word >> 30) * 0xBF58476D1CE4E5B9) & _MASK
@@ -47,7 +47,7 @@ def page_word(seed: int, page: int) -> int:
 
 
 def block_hash(words: Iterable[int]) -> str:
-    """FNV-1a over the words of a block's pages, as 16 hexadecimal digits."""
+    """FNV-1a over the words of a range's pages, as 16 hexadecimal digits."""
     digest = 0xCBF29CE484222325
     for word in words:
         digest = ((digest ^ word) * 0x100000001B3) & _MASK
@@ -56,7 +56,7 @@ def block_hash(words: Iterable[int]) -> str:
 
 @lru_cache(maxsize=1024)
 def stamps_hash(stamps: tuple[int, ...]) -> str:
-    """As `block_hash()`, of the words of stamps; most blocks are looked at more than once before they change."""
+    """Like `block_hash()`, for stamps; cached, since most ranges are read several times before they change."""
     return block_hash(map(word_of, stamps))
 
 
@@ -84,13 +84,13 @@ class PageFrame:
     """A base page in use, on its own or as part of a large folio.
 
     Attributes:
-        stamp: of its contents; 0 for zeros.
+        stamp: stamp of its content; 0 for zeros.
         maps: number of PTEs that map it.
-        exclusive: PageAnonExclusive: not shared with anybody, so that a write may reuse it.
+        exclusive: PageAnonExclusive: not shared, so that a write may reuse it.
         folio: the large folio that it is part of, or None.
-        block: the reservation it was handed out by, or None.
-        slot: its place in that block, or in the large folio.
-        node: the NUMA node it is on.
+        block: the reservation that it came from, or None.
+        slot: its index in that block, or in the large folio.
+        node: its NUMA node.
     """
 
     __slots__ = ("block", "exclusive", "folio", "maps", "node", "slot", "stamp")
@@ -108,18 +108,18 @@ class PageFrame:
 
 
 class Folio:
-    """A large folio: a huge page (order 9), or fewer pages (multi-size THP), which only PTEs ever map.
+    """A large folio: a huge page (order 9), or a smaller one (multi-size THP), which is only mapped by PTEs.
 
     Attributes:
         size: number of its pages.
         node: the NUMA node that all of them are on.
-        stamps: of its pages, while no PTE has ever mapped it; afterwards they are in `frames`.
+        stamps: stamps of its pages until PTEs map it for the first time; after that they are in `frames`.
         frames: its pages, once a PMD that maps it has been split.
-        exclusive: PageAnonExclusive of the head, which counts while a PMD maps it.
+        exclusive: PageAnonExclusive of the head page, which is used while a PMD maps it.
         entire: number of PMDs that map it (_entire_mapcount + 1).
-        maps: number of all mappings, by PMDs and by PTEs (_large_mapcount + 1); its references.
-        mapped: number of its pages that some PTE maps (_nr_pages_mapped).
-        partially: whether it has been queued for being split (PG_partially_mapped).
+        maps: number of all mappings, by PMDs and by PTEs (_large_mapcount + 1), and thus of references.
+        mapped: number of its pages that are mapped by PTEs (_nr_pages_mapped).
+        partially: whether it is on the deferred split queue (PG_partially_mapped).
     """
 
     __slots__ = ("entire", "exclusive", "frames", "mapped", "maps", "node", "partially", "size", "stamps")
@@ -137,7 +137,7 @@ class Folio:
 
     @classmethod
     def mapped_by_ptes(cls, size: int, node: int) -> Self:
-        """A new folio of zeros, each page of which is mapped by one PTE and belongs to nobody else."""
+        """A new folio of zeros, with each page mapped by one PTE and exclusive."""
         folio = cls([0] * size, node)
         for frame in folio.into_frames():
             frame.maps = 1
@@ -147,7 +147,7 @@ class Folio:
         return folio
 
     def likely_shared(self) -> bool:
-        """folio_likely_mapped_shared(), which guesses by the first page."""
+        """folio_likely_mapped_shared(), an estimate from the first page."""
         if self.maps <= 1:
             return False
         if self.entire or self.maps > self.size:
@@ -155,11 +155,11 @@ class Folio:
         return self.frames[0].maps > 1
 
     def all_stamps(self) -> list[int]:
-        """Those of all pages."""
+        """The stamps of all pages."""
         return self.stamps if self.stamps is not None else [frame.stamp for frame in self.frames]
 
     def into_frames(self) -> list[PageFrame]:
-        """Its pages, which no PTE maps yet if they are asked for the first time."""
+        """Its pages; on the first call they are created, not mapped by any PTE."""
         if self.stamps is not None:
             self.frames = [PageFrame(stamp, None, page, self.node) for page, stamp in enumerate(self.stamps)]
             for frame in self.frames:
@@ -176,14 +176,14 @@ HUGE_ZERO: Final = 3
 
 
 class Table:
-    """What a PMD that is not none refers to: a page table, a huge page, or the huge zero page.
+    """The target of a PMD that is not none: a page table, a huge page, or the huge zero page.
 
     Attributes:
         state: `PTES`, `HUGE` or `HUGE_ZERO`.
-        frames: by page, for `PTES`.
-        present, zero, writable: bitmaps of PTEs: of pages, of the zero page, of writable pages. A PMD
-            that may be written has every bit of `writable`.
-        folio: for `HUGE`.
+        frames: for `PTES`: the page of each PTE.
+        present, zero, writable: bitmaps of PTEs that map a page, map the zero page, or are writable. A writable PMD
+            has all bits of `writable` set.
+        folio: for `HUGE`: the huge page.
     """
 
     __slots__ = ("folio", "frames", "present", "state", "writable", "zero")
@@ -197,7 +197,7 @@ class Table:
         self.frames: list[PageFrame | None] = [None] * PAGES if state == PTES else []
 
     def stamps(self) -> list[int]:
-        """The stamps of all pages; 0 for those that are not there."""
+        """The stamps of all pages; 0 for pages that are not present."""
         if self.folio is not None:
             return self.folio.all_stamps()
         if not self.present:
@@ -205,5 +205,5 @@ class Table:
         return [frame.stamp if frame is not None else 0 for frame in self.frames]
 
     def contents(self) -> list[int]:
-        """What is to be read in each page."""
+        """The content of each page."""
         return [word_of(stamp) if stamp else 0 for stamp in self.stamps()]

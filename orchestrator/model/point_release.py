@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What later point releases of the base kernel do otherwise; :mod:`orchestrator.model.memory` is 6.12.117."""
+"""Differences of later point releases from 6.12.117, which :mod:`orchestrator.model.memory` follows."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from orchestrator.model.page import Folio
 
 
 class WalksPastHugePmds(Model):
-    """A kernel whose page_vma_mapped_walk() goes on behind a PMD that maps another folio, as from 6.12.118 on.
+    """A kernel whose page_vma_mapped_walk() continues after a PMD that maps another folio, as since 6.12.118.
 
     It finds every mapping of a large folio, so that each can be split.
     """

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Traces: operations on anonymous memory, as text.
 
-One operation a line, by one thread of one process, in an arena of 2 MiB blocks
-that is the same in every process and empty at the start::
+One operation per line, by one thread of one process, in an arena of 2 MiB ranges
+(`block` in the format) that has the same address in every process and is empty at
+the start::
 
     # what the trace is for
     trace 1
@@ -15,9 +16,9 @@ that is the same in every process and empty at the start::
     p0 fork p1
     khugepaged
 
-Pages are written ``BLOCK:PAGE`` (page 0 to 511 of the block) or as a number in
-the arena. ``set`` lines before the first operation belong to the header. Steps
-are numbered from 0 and leave out the header.
+Pages are written as ``BLOCK:PAGE`` (page 0 to 511 of the block) or as a page number
+in the arena. ``set`` lines before the first operation belong to the header. Steps
+are numbered from 0, not counting the header.
 """
 
 import re
@@ -50,7 +51,7 @@ SIZES: Final[Mapping[str, int]] = MappingProxyType(
     {f"hugepages-{4 * pages}kB": pages for pages in (4, 8, 16, 32, 64, 128, 256)}
 )
 
-#: What `set` accepts: either the words, or the range of numbers.
+#: Values that `set` accepts: a list of words, or bounds of a number.
 KNOBS: Final[Mapping[str, tuple[str, ...] | range]] = MappingProxyType(
     {
         "promotion_threshold": range(1, PAGES_PER_BLOCK + 1),
@@ -66,12 +67,12 @@ KNOBS: Final[Mapping[str, tuple[str, ...] | range]] = MappingProxyType(
 
 
 class TraceError(ValueError):
-    """A trace that cannot be read, or with an operation that is not possible; says where and why."""
+    """A trace that cannot be parsed, or has an impossible operation; the message says where and why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Map:
-    """mmap(MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE), then madvise by `hint`."""
+    """mmap(MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE), then madvise() with `hint`."""
 
     process: str
     start: int
@@ -92,7 +93,7 @@ class Unmap:
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """Fill each page with a word that is derived from `seed` and the page's number."""
+    """Fill each page with a word that is derived from `seed` and the page number."""
 
     process: str
     start: int
@@ -135,7 +136,7 @@ class Advise:
 
 @dataclass(frozen=True, slots=True)
 class Remap:
-    """mremap: MREMAP_MAYMOVE | MREMAP_FIXED, or without flags where the start stays."""
+    """mremap: MREMAP_MAYMOVE | MREMAP_FIXED, or without flags if the start stays the same."""
 
     process: str
     start: int
@@ -178,7 +179,7 @@ class Unlock:
 
 @dataclass(frozen=True, slots=True)
 class Fork:
-    """fork: `child` is the new process's name."""
+    """fork: `child` is the name of the new process."""
 
     process: str
     child: str
@@ -221,11 +222,11 @@ class Trace:
 
     Attributes:
         operations: in order; an operation's index is its step.
-        seed: of the generator; recorded, and means nothing to who replays it.
-        patchset: the stages of the series it was made for, in the notation of `--patchset`.
-        blocks: size of the arena in 2 MiB blocks.
+        seed: seed of the generator, for the record; it has no effect on a replay.
+        patchset: the stages that the trace was made for, in the syntax of `--patchset`.
+        blocks: size of the arena in 2 MiB ranges.
         settings: knobs set before the first operation.
-        comments: lines at the head of the file.
+        comments: lines at the start of the file.
     """
 
     operations: tuple[Operation, ...]
@@ -242,7 +243,7 @@ _PATCHSET: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9:._+-]*")
 
 
 class _Line:
-    """The words of a line that are still to be read; errors name the line."""
+    """The words of a line that are not parsed yet; errors name the line."""
 
     def __init__(self, source: str, number: int, words: list[str], blocks: int) -> None:
         self._where = f"{source}:{number}"
@@ -265,21 +266,21 @@ class _Line:
     def end(self) -> None:
         if self.more():
             raise self.error(
-                f"`{self._words[self._next]}` is more than `{' '.join(self._words[: self._next])}` takes."
+                f"`{self._words[self._next]}` is one word too many after `{' '.join(self._words[: self._next])}`."
             )
 
     def one_of(self, what: str, choices: Iterable[str]) -> str:
         word = self.word(what)
         if word not in choices:
-            raise self.error(f"{what} is `{word}`, but has to be one of {', '.join(choices)}.")
+            raise self.error(f"{what} is `{word}`, but must be one of {', '.join(choices)}.")
         return word
 
     def number(self, what: str, minimum: int, maximum: int) -> int:
         word = self.word(what)
         if not (word.isascii() and word.isdecimal()):
-            raise self.error(f"{what} is `{word}`, but has to be a number.")
+            raise self.error(f"{what} is `{word}`, but must be a number.")
         if not minimum <= int(word) <= maximum:
-            raise self.error(f"{what} is {word}, but has to be from {minimum} to {maximum}.")
+            raise self.error(f"{what} is {word}, but must be from {minimum} to {maximum}.")
         return int(word)
 
     def page(self, what: str) -> int:
@@ -287,7 +288,7 @@ class _Line:
         block, colon, page = word.partition(":")
         digits = [block, page] if colon else [block]
         if not all(part.isascii() and part.isdecimal() for part in digits):
-            raise self.error(f"{what} is `{word}`, but has to be BLOCK:PAGE or a page's number.")
+            raise self.error(f"{what} is `{word}`, but must be BLOCK:PAGE or a page number.")
         number = int(block)
         if colon:
             if int(page) >= PAGES_PER_BLOCK:
@@ -393,14 +394,14 @@ def _operation(line: _Line) -> Operation:
 
 
 class _Census:
-    """Which processes exist: a process that does not can do no operation."""
+    """Keeps track of existing processes: only these can do operations."""
 
     def __init__(self) -> None:
         self._alive = {"p0"}
         self._used = {"p0"}
 
     def check(self, operation: Operation) -> str | None:
-        """Follow one operation; return what is wrong with it."""
+        """Process one operation; return what is wrong with it, or None."""
         if isinstance(operation, Khugepaged | Dump | Set):
             return None
         if operation.process not in self._alive:
@@ -408,7 +409,7 @@ class _Census:
             return f"{operation.process} {state}."
         if isinstance(operation, Fork):
             if operation.child in self._used:
-                return f"{operation.child} is taken: a process's name is used once."
+                return f"{operation.child} is taken: a name can be used for one process only."
             self._alive.add(operation.child)
             self._used.add(operation.child)
         elif isinstance(operation, Exit):
@@ -417,14 +418,14 @@ class _Census:
 
 
 def parse(text: str, source: str = "trace") -> Trace:
-    """Read a trace.
+    """Parse a trace.
 
     Args:
-        text: contents of the file.
-        source: what errors call it, such as the file's name.
+        text: content of the file.
+        source: its name in error messages, e.g. the file name.
 
     Raises:
-        TraceError: with the line's number and one sentence on what is wrong.
+        TraceError: the trace is invalid; the message has the line number and what is wrong.
     """
     comments: list[str] = []
     header: dict[str, str] = {}
@@ -442,7 +443,7 @@ def parse(text: str, source: str = "trace") -> Trace:
             continue
         if not header:
             if words[0] != "trace":
-                raise line.error(f"a trace begins with the line `trace {VERSION}`.")
+                raise line.error(f"a trace must begin with the line `trace {VERSION}`.")
             line.word("trace")
             line.number("the version", VERSION, VERSION)
             line.end()
@@ -480,7 +481,7 @@ def parse(text: str, source: str = "trace") -> Trace:
         operations.append(operation)
 
     if not header:
-        raise TraceError(f"{source}: it is empty; a trace begins with the line `trace {VERSION}`.")
+        raise TraceError(f"{source}: it is empty; a trace must begin with the line `trace {VERSION}`.")
     return Trace(
         operations=tuple(operations),
         seed=int(header["seed"]) if "seed" in header else None,
@@ -492,12 +493,12 @@ def parse(text: str, source: str = "trace") -> Trace:
 
 
 def format_page(page: int) -> str:
-    """A page's number in the arena as ``BLOCK:PAGE``."""
+    """A page number of the arena as ``BLOCK:PAGE``."""
     return f"{page // PAGES_PER_BLOCK}:{page % PAGES_PER_BLOCK}"
 
 
 def format_operation(operation: Operation) -> str:
-    """An operation as a line of a trace, without its end."""
+    """An operation as a line of a trace, without a newline."""
     match operation:
         case Khugepaged():
             return "khugepaged"
@@ -528,7 +529,7 @@ def format_operation(operation: Operation) -> str:
 
 
 def format_trace(trace: Trace) -> str:
-    """A trace as text; `parse()` is the reverse."""
+    """A trace as text; `parse()` is the inverse."""
     lines = [f"# {comment}".rstrip() for comment in trace.comments]
     lines.append(f"trace {VERSION}")
     if trace.seed is not None:

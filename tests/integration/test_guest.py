@@ -17,6 +17,7 @@ from orchestrator.cache import Cache
 from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.events import Events
 from orchestrator.execution.bench import Booted
+from orchestrator.execution.ending import GuestEnded
 from orchestrator.guest.image import GuestImage, build_image, is_built
 from orchestrator.guest.khugepaged import BarrierTimeout, khugepaged_barrier
 from orchestrator.guest.sampler import Sampler
@@ -24,7 +25,6 @@ from orchestrator.guest.ssh import CommandTimeout, Guest, GuestLost, ssh_command
 from orchestrator.guest.topology_check import verify
 from orchestrator.guest.workload import load_workloads, run_workload
 from orchestrator.kernel.build import KernelBuild
-from orchestrator.machine.qemu import MachineFailure
 from orchestrator.machine.topology import Topology
 from orchestrator.project import Project
 from orchestrator.store.outcome import Outcome
@@ -191,6 +191,6 @@ def test_a_guest_whose_qemu_is_killed_is_lost_for_that_reason(boot: Boot, kernel
             os.kill(booted.machine.pid, signal.SIGKILL)
             booted.guest.run(["sleep", "60"])
 
-    with pytest.raises(MachineFailure, match="ended by signal 9; the host's dmesg") as caught:
+    with pytest.raises(GuestEnded, match="ended by signal 9; the host's dmesg") as caught:
         killed()
-    assert caught.value.outcome is Outcome.LOST
+    assert caught.value.ending.outcome is Outcome.LOST

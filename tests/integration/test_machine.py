@@ -167,7 +167,7 @@ def test_a_bad_option_is_reported(make: Make, monkeypatch: pytest.MonkeyPatch) -
         make(),
     ):
         pass
-    assert caught.value.outcome is Outcome.BOOT_FAILED
+    assert caught.value.outcome is Outcome.LOST
 
 
 def test_a_hung_boot_is_asked_where_it_hangs(make: Make) -> None:

@@ -50,6 +50,18 @@ METRICS: Mapping[str, Mapping[str, tuple[str, Better, bool, float, float]]] = {
         "promotions.total": ("ranges", "higher", True, 24, 0.0),
     },
 }
+#: With `ranges`: as METRICS.
+RANGE_METRICS: Mapping[str, tuple[str, Better, bool, float, float]] = {
+    "region_1_insns.p50": ("insns", "lower", False, 285_500, 0.0006),
+    "region_64_insns.p50": ("insns", "lower", False, 285_700, 0.0006),
+    "region_512_insns.p50": ("insns", "lower", False, 288_900, 0.0006),
+    "huge_regions.percent": ("%", "higher", True, 100, 0.0),
+}
+RANGE_EFFECTS: Mapping[str, float] = {
+    "region_1_insns.p50": 0.028,
+    "region_64_insns.p50": 0.61,
+    "region_512_insns.p50": 4.72,
+}
 _HELP = {
     "survivors.total": "children alive when MemAvailable fell below a chunk",
     "survivors_oom.total": "children alive when the OOM killer came",
@@ -116,6 +128,7 @@ class Synthetic:
         counters: cell -> counters that replace those of its last sample.
         samples, histograms: whether cells have them.
         changes: fields of the manifest that are replaced.
+        ranges: whether fault_latency measures regions by density and follows how ranges become huge.
         zoneinfo: whether nodes' counters are sampled from a second file, too.
     """
 
@@ -129,6 +142,7 @@ class Synthetic:
     changes: Mapping[str, Any] = field(default_factory=dict)
     samples: bool = True
     histograms: bool = True
+    ranges: bool = False
     zoneinfo: bool = False
     spread: float = 1.0
 
@@ -155,6 +169,8 @@ class Synthetic:
             )
             if ok and self.histograms:
                 self._write_histograms(writer.cell_directory(entry.cell), entry)
+            if ok and self.ranges:
+                self._write_ranges(writer.cell_directory(entry.cell), entry)
         writer.finish()
         return Run.open(writer.path)
 
@@ -170,7 +186,7 @@ class Synthetic:
                     parameters={"chunk_mib": "512"} if name == "chunk" else {"pages": "65536"},
                     metrics={
                         metric: Metric(metric, unit, better, primary, help=_HELP.get(metric, metric))
-                        for metric, (unit, better, primary, _, _) in METRICS[name].items()
+                        for metric, (unit, better, primary, _, _) in self._metrics(name).items()
                     },
                 )
                 for name in self.workloads
@@ -191,13 +207,18 @@ class Synthetic:
         made_up = replace(made_up, image=dict.fromkeys(made_up.workloads, "synthetic-image"))
         return replace(made_up, **self.changes)
 
+    def _metrics(self, workload: str) -> Mapping[str, tuple[str, Better, bool, float, float]]:
+        return {**METRICS[workload], **(RANGE_METRICS if self.ranges and workload == "fault_latency" else {})}
+
     def _draw(self, entry: PlannedCell, what: str) -> np.random.Generator:
         return np.random.default_rng(zlib.crc32(f"{self.seed}/{entry.cell}/{what}".encode()))
 
     def _observations(self, entry: PlannedCell) -> list[Observation]:
         observations = []
-        for metric, (unit, _, _, base, spread) in METRICS[entry.workload].items():
+        for metric, (unit, _, _, base, spread) in self._metrics(entry.workload).items():
             effect = self.effects.get(entry.variant, {}).get(entry.workload, {}).get(metric, 1.0)
+            if entry.variant.endswith("@256"):
+                effect = RANGE_EFFECTS.get(metric, effect)
             value = float(effect) if isinstance(effect, str) else base * effect
             if math.isnan(value):
                 continue  # a counter that this kernel lacks
@@ -282,6 +303,22 @@ class Synthetic:
         after |= self.counters.get(entry.cell, {})
         sample(10 + (steps + 1) * pace * 0.5, "after", [0.02] * 4, [0.0] * 4, after)
         return samples
+
+    def _write_ranges(self, directory: Path, entry: PlannedCell) -> None:
+        """Huge at the fault, or all of them in place when everything has been touched."""
+        if entry.workload != "fault_latency":
+            return
+        reserving = entry.variant.endswith("@256")
+        way, start, step = ("in_place", 88e6, 0.5e6) if reserving else ("at_fault", 0.0, 0.29e6)
+        factor = 1 + 0.01 * self._draw(entry, "ranges").standard_normal()
+        lines = [
+            {"event": "huge_ranges", "monotonic_ns": 10**10 + huge, "ranges": 64, "huge": huge}
+            | {"at_fault": 0, "in_place": 0, "by_copy": 0, way: huge}
+            | {"insns": round(huge and (start + step * huge) * factor)}
+            for huge in range(0, 65, 4)
+        ]
+        with (directory / "workload.jsonl").open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(line) + "\n" for line in lines)
 
     def _write_histograms(self, directory: Path, entry: PlannedCell) -> None:
         if entry.workload != "fault_latency":

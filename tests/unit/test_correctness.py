@@ -180,6 +180,27 @@ def test_a_guest_that_died_fails_it_whatever_it_had_passed() -> None:
     ]
 
 
+def test_what_a_lost_guest_did_not_run_is_no_regression() -> None:
+    before = result("baseline", "selftests", {"a": P, "b": F, "c": P})
+    lost = result("full", "selftests", {"a": P, "b": F})
+    lost.outcome, lost.evidence = Outcome.LOST, "QEMU was ended by signal 9"
+    troubles, notes = judge([before, lost], only=["c"])
+    assert [(each.what, each.is_lost) for each in troubles] == [("ended as lost", True)]
+    assert [each.what for each in notes] == ["b fails, on the baseline as well"]
+    assert CorrectnessSummary(troubles=troubles).exit_status == 1
+    failing = result("full", "reservations", {"a": F})
+    assert CorrectnessSummary(troubles=judge([lost, failing])[0]).exit_status == 3
+
+
+def test_a_baseline_that_was_lost_is_said() -> None:
+    lost = result("baseline", "selftests", {"a": P})
+    lost.outcome, lost.evidence = Outcome.LOST, "QEMU was ended by signal 9"
+    troubles, _ = judge([lost, result("full", "selftests", {"a": P})])
+    assert [(each.where, each.text, each.is_lost) for each in troubles] == [
+        ("baseline.selftests.1", "QEMU was ended by signal 9", True)
+    ]
+
+
 def test_a_suite_that_was_cut_short_fails_it_even_by_what_the_baseline_reports_too() -> None:
     before = result("baseline", "stress", {"vm": P}, (WARNING,))
     after = result("full", "stress", {"vm": P}, (WARNING,))

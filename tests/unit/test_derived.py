@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 from __future__ import annotations
 
-from orchestrator.execution.derived import observations_from_counters
+from orchestrator.execution.derived import DERIVED_METRICS, observations_from_counters
 from orchestrator.store.observation import Sample
 
 
@@ -31,6 +31,23 @@ def test_an_event_counter_becomes_its_growth() -> None:
 def test_a_counter_the_kernel_lacks_is_no_metric() -> None:
     got = values([sample("before", "vmstat", "pgfault", 1), sample("after", "vmstat", "pgfault", 2)])
     assert "reservations.total" not in got and "promotions.total" not in got
+
+
+def test_pages_of_middle_sizes_are_counted_by_their_size_and_never_as_huge() -> None:
+    stats = "hugepages-{}kB/stats/anon_fault_alloc"
+    got = values(
+        [
+            sample(phase, "thp", stats.format(kib), faults)
+            for phase, counts in (("before", {16: 1, 64: 2, 2048: 5}), ("after", {16: 4, 64: 12, 2048: 9}))
+            for kib, faults in counts.items()
+        ]
+    )
+    assert (got["multi_size_faults.total"], got["multi_size_kib.sum"]) == (3 + 10, 3 * 16 + 10 * 64)
+
+
+def test_neither_way_is_better_for_what_only_becomes_huge_later() -> None:
+    for name in ("promotions.total", "collapses_in_place.total"):
+        assert DERIVED_METRICS[name].better is None and not DERIVED_METRICS[name].primary
 
 
 def test_memory_is_its_peak_over_the_start() -> None:

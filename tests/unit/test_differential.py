@@ -14,6 +14,7 @@ import pytest
 from guest_data import DIRECTORY, ROOT
 
 from orchestrator.errors import InfrastructureError
+from orchestrator.execution.bench import Booted
 from orchestrator.execution.check.differential import (
     CHECK_STEPS,
     TraceGuest,
@@ -282,6 +283,11 @@ def test_output_that_is_not_whole_is_noticed(text: str, wrong: str) -> None:
     assert parse_answers(text)[1] == wrong
 
 
+_CUT = '{"st'
+#: What a guest has printed of a trace whose second step is under way.
+LOST = ANSWERS[: ANSWERS.index('{"step": 1')] + _CUT
+
+
 class FakeGuest:
     """Prints what it is told to, batch by batch; None is a guest that dies in the middle."""
 
@@ -293,6 +299,9 @@ class FakeGuest:
     def run(self, argv: Sequence[str], *, stdin: str, stdout: Path, timeout_s: float) -> None:
         self.ran.append(stdin.count("trace 1\n"))
         output = self.outputs.pop(0)
+        if output is not None and output.endswith(_CUT):
+            stdout.write_text(output)
+            raise GuestLost("QEMU was ended by signal 9")
         if output is None:
             stdout.write_text(ANSWERS[: ANSWERS.index('{"step": 1')])
             self.findings.append(Finding(Outcome.KERNEL_PANIC, "kernel BUG at mm/thp.c", "text", 1))
@@ -312,8 +321,10 @@ class FakeBench:
         return self
 
     def __enter__(self) -> object:
-        machine = SimpleNamespace(findings=lambda: list(self.findings))
-        return SimpleNamespace(machine=machine, guest=self.guest)
+        machine: Any = SimpleNamespace(
+            findings=lambda: list(self.findings), failure=None, end_after_oops=lambda: None
+        )
+        return Booted(machine, self.guest, 1.0)  # type: ignore[arg-type]
 
     def __exit__(self, *_: object) -> None:
         pass
@@ -344,8 +355,29 @@ def test_a_panic_is_found_out_by_running_each_alone_in_a_new_guest(tmp_path: Pat
 
 def test_a_trace_that_the_program_does_not_understand_is_no_divergence(tmp_path: Path) -> None:
     bench = FakeBench('{"end": "error", "reason": "line 3 of the trace: no number"}\n')
-    with guest_of(bench, tmp_path) as guest, pytest.raises(InfrastructureError, match="no number"):
-        guest.run([TRACE])
+    with guest_of(bench, tmp_path) as guest:
+        (checked,) = check_traces(guest, [TRACE], lambda trace: right())
+    assert checked.divergence is None
+    assert checked.incomparable is not None
+    assert checked.incomparable.outcome is Outcome.WORKLOAD_FAILED
+    assert "line 3 of the trace: no number" in checked.incomparable.evidence
+
+
+def test_what_diverges_before_the_guest_is_lost_diverges(tmp_path: Path) -> None:
+    bench = FakeBench(LOST)
+    with guest_of(bench, tmp_path) as guest:
+        (checked,) = check_traces(guest, [TRACE], lambda trace: Model(Expected({"thp_fault_alloc": 5}, {})))
+    assert checked.divergence is not None and checked.divergence.step == 0
+    assert checked.incomparable is None
+
+
+def test_only_the_trace_under_way_is_lost_with_its_guest(tmp_path: Path) -> None:
+    bench = FakeBench(ANSWERS + LOST.replace('"trace": 0', '"trace": 1'), ANSWERS + END)
+    with guest_of(bench, tmp_path) as guest:
+        checked = check_traces(guest, [TRACE] * 3, lambda trace: right())
+    assert [each.divergence for each in checked] == [None] * 3
+    assert [each.ending.outcome for each in checked] == [Outcome.OK, Outcome.LOST, Outcome.OK]
+    assert (bench.boots, bench.guest.ran) == (2, [3, 1])
 
 
 def test_batches_are_as_large_as_they_may_be() -> None:

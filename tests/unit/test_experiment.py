@@ -70,7 +70,7 @@ def test_an_early_stage_without_the_knob_has_one_variant(series: Series) -> None
         (["promotion_threshold=-1"], "whole number"),
         (["promotion_threshold"], "KEY=VALUE"),
         (["enabled=sometimes"], "one of always, madvise, never"),
-        (["promotion_threshold=4,4"], "given twice"),
+        (["promotion_threshold=4,4"], "occurs twice"),
         (["promotion_threshold=4", "promotion_threshold=5"], "given twice"),
     ],
 )
@@ -173,7 +173,7 @@ def test_a_file_says_it_all(tmp_path: Path, series: Series, workloads: dict[str,
         ("[workload.chunk]", "[workload.chunks]", r"experiment.toml:21: .*chunk"),
         ("[workload.chunk]", "[workload.chunk]\nseeds = 4", r"experiment.toml:21: .*seeds"),
         ('name = "never"', 'name = "stock"', r"two variants are named stock"),
-        ('name = "never"', 'name = "../up"', r"use letters"),
+        ('name = "never"', 'name = "../up"', r"use only letters"),
         (
             "[workload.chunk]",
             "[workload.chunk]\n[tradeoff]\nmemory = 'chunk/survivors.total'",

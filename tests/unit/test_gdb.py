@@ -8,6 +8,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -221,3 +222,22 @@ def test_the_wrong_vmlinux_is_refused(attach: Attach, log: Path) -> None:
 def test_nobody_to_attach_to(attach: Attach) -> None:
     with pytest.raises(InfrastructureError, match=r"cannot attach to .*No such file or directory"):
         attach("refuse")
+
+
+def test_a_command_that_waits_for_the_guest_can_be_told_to_stop_it(attach: Attach) -> None:
+    with attach("never-stops") as gdb:
+        threading.Timer(0.3, gdb.stop_waiting).start()
+        assert "SIGINT" in gdb.command("continue")
+        assert gdb.command("info line") == "one\ntwo", "what comes after it is its own"
+
+
+def test_a_guest_that_ends_under_a_command_is_said_so(attach: Attach) -> None:
+    with attach("guest-ends") as gdb, pytest.raises(InfrastructureError, match="the guest ended"):
+        gdb.command("continue")
+
+
+def test_a_command_has_a_limit(attach: Attach) -> None:
+    with attach("never-stops") as gdb:
+        with pytest.raises(InfrastructureError, match=r"gdb did not answer within 0\.3 s"):
+            gdb.command("continue", timeout_s=0.3)
+        gdb._running = True  # it is still at it, so that leaving interrupts it

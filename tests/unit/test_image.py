@@ -380,7 +380,7 @@ def test_a_fault_of_a_layer_is_said_with_file_and_key(
     (layers / "extra.toml").write_text(text)
     with pytest.raises(UserError, match=fault):
         build_image(project, Cache(tmp_path / "cache"), Events(), ["extra"])
-    with pytest.raises(UserError, match="no layer 'other'; there are extra"):
+    with pytest.raises(UserError, match="no layer 'other'; the layers are extra"):
         build_image(project, Cache(tmp_path / "cache"), Events(), ["other"])
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from orchestrator.cli.application import status_of
-from orchestrator.experiment.knob import STOCK_KNOBS, check_value
+from orchestrator.experiment.knob import BASELINE_KNOBS, check_value
 from orchestrator.guest.workload import check_parameters, load_workloads
 from orchestrator.kernel.config import flavours
 from orchestrator.kernel.series import load_series
@@ -48,7 +48,7 @@ def test_workloads_have_every_parameter_with_a_default_that_is_taken(
 
 def test_knobs_have_a_default_that_is_taken_and_a_meaning(capsys: pytest.CaptureFixture[str]) -> None:
     entries = listed(capsys, "knobs")
-    assert [entry["name"] for entry in entries] == [*(knob.name for knob in SERIES.knobs), *STOCK_KNOBS]
+    assert [entry["name"] for entry in entries] == [*(knob.name for knob in SERIES.knobs), *BASELINE_KNOBS]
     for entry in entries:
         check_value(entry["name"], entry["default"], SERIES)
         assert entry["help"] and entry["path"].startswith("/sys/")

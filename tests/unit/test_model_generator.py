@@ -33,7 +33,7 @@ def test_what_is_generated_can_be_read(profile: str) -> None:
 
 
 def test_there_is_no_such_profile() -> None:
-    with pytest.raises(ValueError, match="no profile `forks`; there are mixed"):
+    with pytest.raises(ValueError, match="unknown profile `forks`; the profiles are mixed"):
         generate(1, 1, "forks")
 
 

@@ -175,7 +175,7 @@ def test_a_conflict_tells_a_newcomer_what_works(releases: Releases) -> None:
 
 def test_a_conflict_on_a_checked_version_is_the_patchs_fault(releases: Releases) -> None:
     newer = releases.release("return address;", "return -address;", package="6.12.117-1")
-    with pytest.raises(UserError, match=r"0001\.patch needs to be corrected"):
+    with pytest.raises(UserError, match=r"0001\.patch needs to be fixed"):
         releases.apply(newer)
 
 

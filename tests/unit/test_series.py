@@ -71,13 +71,13 @@ def test_the_digest_is_of_the_patch(tmp_path: Path) -> None:
         ("schema = 2", "schema = ", "not valid TOML"),
         ('name = "second"', 'name = "first"', "two stages have the name first"),
         ("number = 2", "number = 3", "without gaps"),
-        ('patch = "0002.patch"', 'patch = "0009.patch"', "no patch"),
+        ('patch = "0002.patch"', 'patch = "0009.patch"', "does not exist"),
         ('group = "docs"', 'group = "shrinker"', "shrinker"),
         ('knobs = ["promotion_threshold"]', "knobs = []", "no stage adds it"),
         (
             'knobs = ["promotion_threshold"]',
             'knobs = ["promotion_threshold", "other"]',
-            "no .*knob.* describes",
+            "no .*knob.* for it",
         ),
         ("default = 1", "default = 0", "between minimum and maximum"),
         ('title = "mm: change it again"\n', "", "title is missing"),
@@ -96,7 +96,7 @@ def test_a_broken_file_is_refused(tmp_path: Path, old: str, new: str, sentence: 
     ("text", "sentence"),
     [
         ("", "schema is missing"),
-        ("schema = 2\nstage = 1", "stage is to be a list"),
+        ("schema = 2\nstage = 1", "stage must be a list"),
         (SERIES.replace('groups = ["core-only", "docs"]', "groups = []"), "groups is empty"),
         (
             SERIES.replace('groups = ["core-only", "docs"]', 'groups = ["core-only", "full"]'),
@@ -106,19 +106,22 @@ def test_a_broken_file_is_refused(tmp_path: Path, old: str, new: str, sentence: 
             SERIES.replace('groups = ["core-only", "docs"]', 'groups = ["docs", "docs"]'),
             "docs is listed twice",
         ),
-        (SERIES.replace('groups = ["core-only", "docs"]', 'groups = "docs"'), "groups is to be a list"),
-        ('stage = ["first"]\n' + SERIES.partition("[[stage]]")[0], "stage 1 is to be a table"),
-        (SERIES.replace("number = 1", "number = true"), "number is to be a whole number"),
+        (SERIES.replace('groups = ["core-only", "docs"]', 'groups = "docs"'), "groups must be a list"),
+        ('stage = ["first"]\n' + SERIES.partition("[[stage]]")[0], "stage 1 must be a table"),
+        (SERIES.replace("number = 1", "number = true"), "number must be a whole number"),
         (
             SERIES.replace("[[base]]", '[[base]]\nversion = "6.12.117-1"\n\n[[base]]'),
             "two .*base.* the version",
         ),
         (SERIES.replace('[[base]]\nversion = "6.12.117-1"\n', "base = []"), "no .*base"),
-        (SERIES.replace("[[base]]", "[base]"), "base is to be a list"),
-        (SERIES.replace("[[base]]", 'reference = "none.tar.xz"\n\n[[base]]'), "no reference"),
-        (SERIES.replace("knobs = []", "variants = [1]\nknobs = []", 1), "variants is to be a list of names"),
+        (SERIES.replace("[[base]]", "[base]"), "base must be a list"),
+        (
+            SERIES.replace("[[base]]", 'reference = "none.tar.xz"\n\n[[base]]'),
+            "reference archive .* does not exist",
+        ),
+        (SERIES.replace("knobs = []", "variants = [1]\nknobs = []", 1), "variants must be a list of names"),
         (SERIES + SERIES[SERIES.index("[[knob]]") :], "two .*knob.* have the name"),
-        (SERIES.replace("minimum = 1", 'minimum = "1"'), "minimum is to be a whole number"),
+        (SERIES.replace("minimum = 1", 'minimum = "1"'), "minimum must be a whole number"),
         (SERIES.replace("counters =", "counter ="), "did you mean counters"),
     ],
 )
@@ -178,7 +181,7 @@ def test_any_patchset_is_a_prefix_or_refused(tmp_path_factory: pytest.TempPathFa
 
 def test_groups_may_not_be_interleaved(tmp_path: Path) -> None:
     text = SERIES.replace('group = "core-only"', 'group = "docs"', 1)
-    with pytest.raises(UserError, match="stand together"):
+    with pytest.raises(UserError, match="in the order of their groups"):
         load_series(write_series(tmp_path, text))
 
 

@@ -240,7 +240,7 @@ def test_a_directory_of_something_else_is_refused_before_anything_is_done(
     out.rmdir()
     out.write_text("")
     export(bench, *ME, status=2)
-    assert "is no directory" in capsys.readouterr().err
+    assert "is not a directory" in capsys.readouterr().err
 
 
 def test_an_interrupted_export_leaves_what_was_there(tmp_path: Path) -> None:

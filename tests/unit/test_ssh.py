@@ -130,6 +130,30 @@ def test_a_machine_that_goes_away_is_no_failed_command(server: Server, guest: Gu
         guest.run(["true"])
 
 
+def test_a_connection_that_breaks_asks_the_machine_why(server: Server) -> None:
+    asked: list[float] = []
+
+    def why(within_s: float) -> Exception:
+        asked.append(within_s)
+        return RuntimeError("the guest's kernel panicked")
+
+    with Guest.connect(server.port, server.image, 30, why=why) as guest:
+        server.die()
+        with pytest.raises(GuestLost, match=r"^the guest's kernel panicked$") as caught:
+            guest.run(["true"])
+    assert isinstance(caught.value.why, RuntimeError)
+    assert asked and min(asked) > 0, "the machine gets a moment to notice"
+
+
+def test_a_machine_that_has_ended_is_not_waited_for(server: Server) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    began = time.monotonic()
+    with pytest.raises(GuestLost, match="QEMU was ended"):
+        Guest.connect(port, server.image, 60, why=lambda within_s: RuntimeError("QEMU was ended"))
+    assert time.monotonic() - began < 20
+
+
 def test_abort_frees_whoever_waits_and_says_why(guest: Guest) -> None:
     threading.Timer(0.3, guest.abort, ["the machine panicked"]).start()
     with pytest.raises(GuestLost, match="the machine panicked"):
@@ -169,7 +193,7 @@ def test_files_are_read_and_written_whole(guest: Guest, tmp_path: Path) -> None:
     assert guest.read_bytes(str(path)) == bytes(range(256))
     with pytest.raises(UserError, match=r"cannot read /no/such in the guest: .*No such file"):
         guest.read_text("/no/such")
-    with pytest.raises(UserError, match="refused '7' for /no/such/file"):
+    with pytest.raises(UserError, match="rejected '7' for /no/such/file"):
         guest.write_text("/no/such/file", "7\n")
 
 

@@ -52,7 +52,7 @@ def test_a_trace_is_read() -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("p0 mapp 0:0 1", "the operation is `mapp`, but has to be one of map, unmap"),
+        ("p0 mapp 0:0 1", "the operation is `mapp`, but must be one of map, unmap"),
         ("p0", "the operation is missing at the end of `p0`"),
         ("q0 map 0:0 1", "`q0` is neither a process"),
         ("p16 map 0:0 1", "`p16` is neither a process"),
@@ -62,11 +62,11 @@ def test_a_trace_is_read() -> None:
         ("p0 map 8192 1", "outside of the 16 blocks"),
         ("p0 map x 1", "BLOCK:PAGE"),
         ("p0 map 15:0 513", "513 pages from 15:0 go beyond the 16 blocks"),
-        ("p0 map 0:0 0", "the count is 0, but has to be from 1"),
+        ("p0 map 0:0 0", "the count is 0, but must be from 1"),
         ("p0 map 0:0", "the count is missing"),
         ("p0 map 0:0 1 hugh", "the hint is `hugh`"),
-        ("p0 read 0:0 1 5", "`5` is more than `p0 read 0:0 1` takes"),
-        ("p0 write 0:0 1 -5", "the seed is `-5`, but has to be a number"),
+        ("p0 read 0:0 1 5", "`5` is one word too many after `p0 read 0:0 1`"),
+        ("p0 write 0:0 1 -5", "the seed is `-5`, but must be a number"),
         ("p0 protect 0:0 1 w", "the protection is `w`"),
         ("p0 advise 0:0 1 cold", "the advice is `cold`"),
         ("p0 bind 0:0 1 64", "the node is 64"),
@@ -94,7 +94,7 @@ def test_the_dead_do_nothing() -> None:
 
 
 def test_a_header_comes_first() -> None:
-    with pytest.raises(TraceError, match="begins with the line `trace 1`"):
+    with pytest.raises(TraceError, match="must begin with the line `trace 1`"):
         parse("p0 map 0:0 1\n")
     with pytest.raises(TraceError, match="it is empty"):
         parse("# nothing\n")

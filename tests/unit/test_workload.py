@@ -101,13 +101,13 @@ def test_a_manifest_is_read(manifest: Path) -> None:
     [
         ('title = "A title"\n', "", "title: this key is missing"),
         ("timeout_s = 10", "timeout_s = 0", "timeout_s: must be more than 0"),
-        ("timeout_s = 10", "timeout_s = true", "timeout_s: wants an integer, not True"),
+        ("timeout_s = 10", "timeout_s = true", "timeout_s: must be an integer, not True"),
         ("timeout_s = 10", "timeout = 10", "timeout_s: this key is missing"),
         ('program = "toy"', 'program = "toy"\nprogramm = 1', "programm: unknown key, did you mean program"),
-        ("default = 4", "default = 4000", "parameters.pages.default: pages=4000: give 1 to 512 pages"),
-        ("default = 4", 'default = "4"', "parameters.pages.default: wants an integer"),
+        ("default = 4", "default = 4000", "parameters.pages.default: pages=4000: it must be 1 to 512 pages"),
+        ("default = 4", 'default = "4"', "parameters.pages.default: must be an integer"),
         ('type = "integer"', 'type = "number"', "parameters.pages.type: 'number': choose integer"),
-        ('minimum = "2M"', 'minimum = "2X"', "parameters.memory.minimum: wants sizes"),
+        ('minimum = "2M"', 'minimum = "2X"', "parameters.memory.minimum: must be a size"),
         ('default = "random"', 'default = "none"', "parameters.order.default: order=none: choose"),
         ("[parameters.pages]", "[parameters.seed]", "parameters.seed"),
         ("[parameters.pages]", "[parameters.size]", "parameters.size"),
@@ -142,10 +142,10 @@ def test_a_directory_without_a_manifest_is_no_workload(tmp_path: Path) -> None:
         ("toys", "unknown workload 'toys', did you mean toy"),
         ("toy:page=1", "no parameter 'page', did you mean pages"),
         ("toy:seed=1", "no parameter 'seed'"),
-        ("toy:pages=0", "pages=0: give 1 to 512 pages"),
-        ("toy:pages=x", "pages=x: give an integer"),
-        ("toy:memory=3q", "memory=3q: give a size such as 4096, 64K, 2M or 1G"),
-        ("toy:memory=1K", "memory=1K: give 2097152 to 1073741824 bytes"),
+        ("toy:pages=0", "pages=0: it must be 1 to 512 pages"),
+        ("toy:pages=x", "pages=x: it must be an integer"),
+        ("toy:memory=3q", "memory=3q: it must be a size such as 4096, 64K, 2M or 1G"),
+        ("toy:memory=1K", "memory=1K: it must be 2097152 to 1073741824 bytes"),
         ("toy:order=up", "order=up: choose sequential or random"),
         ("toy:pages", "'pages' has no '='"),
         ("toy:pages=1,pages=2", "pages is given twice"),
@@ -241,9 +241,15 @@ def test_recorded_output_has_the_metrics_of_the_projects_manifest() -> None:
     observed = {o.metric: o.value for o in observations_of(records, workload, "insns")}
     declared = {name.replace("{clock}", "insns") for name in workload.metrics}
     assert set(observed) == {name for name in declared if not name.endswith("_ns.p10")}
-    assert observed["faults.total"] == 32 * 64
+    assert observed["faults.total"] == 128 * 64
+    # Each region has a reservation, and its unused pages are not part of what is mapped.
+    assert observed["reserved_kib.max"] == 128 * (512 - 64) * 4
+    assert observed["rss_kib.max"] < 128 * 65 * 4
+    # Touched as a whole, all became huge, and none at its first fault.
+    assert observed["huge_regions.percent"] == observed["huge_in_place.percent"] == 100
+    assert observed["huge_at_fault.percent"] == observed["huge_by_copy.percent"] == 0
     histograms = [record for record in records if "histogram" in record]
-    assert {sum(bucket[2] for bucket in each["buckets"]) for each in histograms} == {32 * 64, 32}
+    assert {sum(bucket[2] for bucket in each["buckets"]) for each in histograms} == {128 * 64, 128}
 
 
 def test_the_projects_manifests_are_sound() -> None:

@@ -2,15 +2,27 @@
 """Plots of a run, as PNG and SVG, readable at a width of 1000 pixels.
 
 A run without the data of a plot lacks that plot, and says why in ``absent.txt``. The same run gives the same
-bytes. One module a plot.
+bytes. One module per plot.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from orchestrator.analysis.plots import counters, latency, memory, reserved, survivors, sweep, tradeoff
-from orchestrator.analysis.plots.style import Plot, looks_of, settle, style
+from orchestrator.analysis.plots import (
+    boots,
+    counters,
+    latency,
+    memory,
+    overview,
+    promotions,
+    reserved,
+    survivors,
+    sweep,
+    tradeoff,
+)
+from orchestrator.analysis.plots.style import Plot, looks_of, settle, style, write_figure
+from orchestrator.output import write_output
 from orchestrator.store.run import Run
 
 
@@ -29,21 +41,20 @@ def plot_run(run: Run, out_dir: Path) -> list[Path]:
     with style():
         for plot in plots_of(run):
             files = [out_dir / f"{plot.name}.png", out_dir / f"{plot.name}.svg"]
-            for file in files:
-                file.unlink(missing_ok=True)
             if plot.figure is None:
+                for file in files:
+                    file.unlink(missing_ok=True)
                 absent.append(f"{plot.name}: {plot.reason}")
                 continue
             settle(plot.figure)
-            plot.figure.savefig(files[0], metadata={"Software": None, "Title": plot.title})
-            plot.figure.savefig(
-                files[1], metadata={"Date": None, "Creator": "orchestrate", "Title": plot.title}
-            )
+            for file in files:
+                write_figure(plot.figure, file, plot.title)
             paths += files
     notice = out_dir / "absent.txt"
-    notice.unlink(missing_ok=True)
     if absent:
-        notice.write_text("\n".join(absent) + "\n", encoding="utf-8")
+        write_output(notice, "\n".join(absent) + "\n")
+    else:
+        notice.unlink(missing_ok=True)
     return paths
 
 
@@ -52,9 +63,12 @@ def plots_of(run: Run) -> list[Plot]:
     looks = looks_of(run)
     with style():
         return [
+            overview.overview(run, looks),
             *tradeoff.tradeoff(run),
             *sweep.sweeps(run),
+            boots.boots(run, looks),
             survivors.survivors(run, looks),
+            *promotions.promotions(run, looks),
             *memory.memory_over_time(run, looks),
             *latency.fault_latency(run, looks),
             *counters.counters(run, looks),

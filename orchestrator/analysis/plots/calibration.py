@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from orchestrator.analysis.calibration import DENSITIES, Calibration
-from orchestrator.analysis.plots.style import PATCHED, settle, style
+from orchestrator.analysis.plots.style import PATCHED, settle, style, write_figure
 
 _SIZE_IN = (8.0, 6.0)
 _RATIOS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20)
@@ -53,8 +53,8 @@ def draw_calibration(calibration: Calibration, path: Path) -> list[Path]:
         figure.legend(loc="outside lower center", ncols=1, fontsize=13)
         settle(figure)
         files = [path.with_suffix(".png"), path.with_suffix(".svg")]
-        figure.savefig(files[0], metadata={"Software": None})
-        figure.savefig(files[1], metadata={"Date": None, "Creator": "orchestrate"})
+        for file in files:
+            write_figure(figure, file)
     return files
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, NullLocator
+from matplotlib.ticker import NullLocator
 
 from orchestrator.analysis.plots.style import (
     BASELINE,
@@ -20,6 +20,7 @@ from orchestrator.analysis.plots.style import (
     counted,
     legend_below,
     ok_cells,
+    short_numbers,
     space_panels,
     title_of,
     titled_figure,
@@ -46,9 +47,7 @@ def fault_latency(run: Run, looks: Mapping[str, Look]) -> Iterator[Plot]:
     if not found:
         yield Plot(name, title, reason="no workload that ended ok left a histogram in its workload.jsonl")
     for workload, histograms in found.items():
-        drawn = _latency_figure(
-            run, f"{title}: {title_of(run, workload)}", workload, histograms, units, looks
-        )
+        drawn = _latency_figure(run, title_of(run, workload), workload, histograms, units, looks)
         yield Plot(f"{name}-{workload}" if len(found) > 1 else name, title, drawn)
 
 
@@ -68,13 +67,13 @@ def _latency_figure(
     for axis in axes.flat[len(histograms) :]:
         axis.set_visible(False)
     for axis, (histogram, by_variant) in zip(axes.flat, histograms.items(), strict=False):
-        faults = 0
+        faults: dict[str, int] = {}
         for variant, look in looks.items():
             buckets = {edges: count for edges, count in by_variant.get(variant, {}).items() if count}
             if not buckets:
                 continue
             edges, share = _cumulative(buckets)
-            faults = max(faults, sum(buckets.values()))
+            faults[variant] = sum(buckets.values())
             # Wide and pale below the others, for a variant that costs the same hides it otherwise.
             broad = {"linewidth": 5.0, "alpha": 0.35} if look.colour == BASELINE else {"linewidth": 1.7}
             axis.plot(edges, share, look.line, color=look.colour, label=variant, **cast("Any", broad))
@@ -85,11 +84,11 @@ def _latency_figure(
                 ha="right", va="top", fontsize=9, color="#555555",
             )  # fmt: skip
         axis.set_xscale("log")
-        axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axis.xaxis.set_major_formatter(short_numbers())
         axis.set_ylim(0, 1.02)
         facts = run.manifest.metric(workload, f"{histogram}.p50")
         named = textwrap.fill((facts and facts.help) or histogram, 48)
-        axis.set_title(f"{named}\n{counted(faults)} a variant")
+        axis.set_title(f"{named}\n{_numbers(faults)}", fontsize=10)
         unit = units[workload, histogram]
         axis.set_xlabel({"insns": "guest instructions", "ns": "nanoseconds"}.get(unit, unit))
         axis.tick_params(labelbottom=True)
@@ -104,6 +103,15 @@ def _latency_figure(
     handles, labels = axes[0, 0].get_legend_handles_labels()
     legend_below(figure, handles, labels)
     return figure
+
+
+def _numbers(faults: Mapping[str, int]) -> str:
+    """How many faults the curves stand for: one number where it is the same for all, else that of each variant."""
+    if len(set(faults.values())) < 2:
+        return f"{counted(next(iter(faults.values()), 0))} faults per variant"
+    return textwrap.fill(
+        "faults: " + ", ".join(f"{variant} {counted(number)}" for variant, number in faults.items()), 60
+    )
 
 
 def _range(buckets: _Buckets) -> tuple[float, float]:

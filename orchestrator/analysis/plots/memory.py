@@ -24,11 +24,12 @@ from orchestrator.analysis.plots.style import (
 )
 from orchestrator.store.run import Run
 
-_MEMORY: Final = ("MemFree", "MemAvailable", "nr_thp_reserved")
+_RESERVED: Final = "nr_thp_reserved"
+_MEMORY: Final = ("MemFree", "MemAvailable", _RESERVED)
 _COLUMNS: Final = 4
 #: Events of a workload that come more often are its progress, and no turning points.
 _RARE: Final = 3
-_BEGINNING: Final = 0.02
+_BEGINNING: Final = 0.05
 _NS_PER_S: Final = 1e9
 _MOST_NODES: Final = 8
 _PAGES_PER_MIB: Final = 256
@@ -89,7 +90,7 @@ def _memory_figure(
     lines = (
         ("MemAvailable", "available", "#009E73", "--"),
         ("MemFree", "free", "#0072B2", "-"),
-        ("nr_thp_reserved", "reserved", "#D55E00", "-"),
+        (_RESERVED, "reserved", "#D55E00", "-"),
     )
     for column, (variant, cell) in enumerate(cells):
         own = samples[samples["cell"] == cell]
@@ -101,7 +102,22 @@ def _memory_figure(
                 series = _series(own, counter, node)
                 if series is not None:
                     mib = series["value"] / (_PAGES_PER_MIB if counter.startswith("nr_") else 1024)
-                    axis.plot(series["guest_s"] - began, mib, style, color=colour, label=label, linewidth=1.6)
+                    if counter == _RESERVED:
+                        # An area, so that it is told from free memory without colour.
+                        axis.fill_between(
+                            series["guest_s"] - began,
+                            mib,
+                            facecolor="#f6c9a8",
+                            edgecolor=colour,
+                            hatch="////",
+                            linewidth=0.8,
+                            label=label,
+                            zorder=1.5,
+                        )
+                    else:
+                        axis.plot(
+                            series["guest_s"] - began, mib, style, color=colour, label=label, linewidth=1.6
+                        )
             for number, (at, label) in enumerate(events):
                 axis.axvline(at - began, color="#666666", linewidth=0.9, linestyle=(0, (4, 2)))
                 if row == 0:

@@ -7,9 +7,8 @@ from collections.abc import Hashable, Mapping
 from typing import Any, Final
 
 from matplotlib.axes import Axes
-from matplotlib.ticker import EngFormatter
 
-from orchestrator.analysis.plots.style import Plot, counted, ok_cells, title_of, titled_figure
+from orchestrator.analysis.plots.style import Plot, counted, ok_cells, short_numbers, title_of, titled_figure
 from orchestrator.store.run import Run
 
 _BLOCK_PAGES: Final = 512
@@ -79,5 +78,5 @@ def _waterfall_panel(axis: Axes, title: str, row: Mapping[Hashable, Any]) -> Non
     axis.set_yticks(range(len(bars)), [bar[0] for bar in bars])
     axis.set_ylim(len(bars) - 0.5, -0.5)
     axis.set_xlim(0, max(total, start) * 1.22)
-    axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axis.xaxis.set_major_formatter(short_numbers())
     axis.grid(axis="y", visible=False)

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 
 from orchestrator.analysis.chunk_measured import Point
-from orchestrator.analysis.plots.style import PATCHED, settle, space_panels, style
+from orchestrator.analysis.plots.style import PATCHED, settle, space_panels, style, write_figure
 from orchestrator.model.chunk_test import ChunkTestResult
 
 _SIZE_IN = (10.0, 4.6)
@@ -61,8 +61,8 @@ def draw_simulation(
         figure.legend(handles, labels, loc="outside lower center", ncols=3)
         settle(figure)
         files = [path.with_suffix(".png"), path.with_suffix(".svg")]
-        figure.savefig(files[0], metadata={"Software": None})
-        figure.savefig(files[1], metadata={"Date": None, "Creator": "orchestrate"})
+        for file in files:
+            write_figure(figure, file)
     return files
 
 

@@ -6,17 +6,24 @@ Colours are Okabe and Ito's (https://jfly.uni-koeln.de/color/), told apart by ma
 
 from __future__ import annotations
 
+import io
+import textwrap
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, cast
 
 import matplotlib as mpl
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import FuncFormatter
 
 from orchestrator.analysis.notation import CLOCKS, folded
+from orchestrator.output import write_output
 from orchestrator.store.manifest import Role
 from orchestrator.store.run import Run
 
@@ -127,13 +134,36 @@ def _where(run: Run) -> str:
     return " · ".join(part for part in parts if part)
 
 
-def titled_figure(run: Run, title: str, note: str, height_in: float) -> Figure:
-    """An empty figure with its title, and under it what was measured on and `note`."""
-    figure = Figure(figsize=(_WIDTH_IN, height_in), layout="constrained")
-    figure.suptitle(f"{title}\n", x=0.012, ha="left", fontsize=14, fontweight="bold", linespacing=1.5)
-    # A second, smaller line in the space that the title's newline made.
-    under = " · ".join(part for part in (_where(run), note) if part)
-    figure.text(0.012, 1 - 0.36 / height_in, under, ha="left", va="top", fontsize=10, color="#444444")
+def titled_figure(run: Run, title: str, note: str, height_in: float, width_in: float = _WIDTH_IN) -> Figure:
+    """An empty figure with its title, and under it what was measured on and `note`.
+
+    Args:
+        height_in: without what title and note take when they need more than a line each.
+    """
+    heading = textwrap.wrap(title, int(width_in * 8.2))
+    under = textwrap.wrap(
+        " · ".join(part for part in (_where(run), note) if part), int(width_in * 12.8), break_on_hyphens=False
+    )
+    height_in += 0.28 * (len(heading) - 1) + 0.2 * (len(under) - 1)
+    figure = Figure(figsize=(width_in, height_in), layout="constrained")
+    # The newlines make room for the smaller lines under the title.
+    figure.suptitle(
+        "\n".join(heading) + "\n" * len(under),
+        x=0.012,
+        ha="left",
+        fontsize=14,
+        fontweight="bold",
+        linespacing=1.3,
+    )
+    figure.text(
+        0.012,
+        1 - (0.08 + 0.28 * len(heading)) / height_in,
+        "\n".join(under),
+        ha="left",
+        va="top",
+        fontsize=10,
+        color="#444444",
+    )
     return figure
 
 
@@ -157,6 +187,49 @@ def title_of(run: Run, workload: str) -> str:
     return run.manifest.workloads[workload].title or workload
 
 
+def values_of(run: Run, workload: str, metric: str, variant: str) -> npt.NDArray[np.float64]:
+    """Each boot's value of a metric, in the order of the repetitions."""
+    metrics = run.metrics
+    chosen = (
+        (metrics["workload"] == workload)
+        & (metrics["metric"] == metric)
+        & (metrics["variant"] == variant)
+        & metrics["cell"].isin(ok_cells(run)["cell"])
+    )
+    return metrics.loc[chosen].sort_values("repetition", kind="stable")["value"].to_numpy(dtype=float)
+
+
+def short_number(value: float, _: object = None) -> str:
+    """A number on an axis: k, M and G above a thousand, as it is below. What is counted has no thousandths.
+
+    >>> short_number(1500), short_number(0.5), short_number(2e6), short_number(0)
+    ('1.5k', '0.5', '2M', '0')
+    """
+    size = abs(value)
+    for divisor, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if size >= divisor:
+            return f"{value / divisor:.3g}{letter}"
+    return f"{value:.3g}"
+
+
+def short_numbers() -> FuncFormatter:
+    """A formatter of :func:`short_number`, for one axis."""
+    return FuncFormatter(short_number)
+
+
 def counted(number: int) -> str:
     """A number with its thousands set apart."""
     return f"{number:,}".replace(",", " ")
+
+
+def write_figure(figure: Figure, path: Path, title: str | None = None) -> None:
+    """Write a figure as PNG or SVG, by the ending of `path`; the same figure gives the same bytes.
+
+    Args:
+        title: for the file's metadata.
+    """
+    form = path.suffix.removeprefix(".")
+    metadata = {"Software": None} if form == "png" else {"Date": None, "Creator": "orchestrate"}
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format=form, metadata={**metadata, **({"Title": title} if title else {})})
+    write_output(path, drawn.getvalue())

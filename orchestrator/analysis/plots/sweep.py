@@ -11,9 +11,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
-from matplotlib.ticker import EngFormatter, NullLocator
+from matplotlib.ticker import NullLocator
 
-from orchestrator.analysis.plots.style import BASELINE, PATCHED, Plot, ok_cells, space_panels, titled_figure
+from orchestrator.analysis.plots.style import (
+    BASELINE,
+    PATCHED,
+    Plot,
+    short_numbers,
+    space_panels,
+    titled_figure,
+    values_of,
+)
 from orchestrator.analysis.statistics import median_interval, sign_interval
 from orchestrator.store.manifest import Role
 from orchestrator.store.observation import Metric
@@ -65,7 +73,7 @@ def _figure(run: Run, sweep: _Sweep) -> Plot | None:
         (workload, metric, facts)
         for workload, described in run.manifest.workloads.items()
         for metric, facts in described.metrics.items()
-        if facts.primary and any(_values(run, workload, metric, name).any() for _, name in sweep.variants)
+        if facts.primary and any(values_of(run, workload, metric, name).any() for _, name in sweep.variants)
     ]
     if not panels:
         return None
@@ -76,7 +84,7 @@ def _figure(run: Run, sweep: _Sweep) -> Plot | None:
         run,
         title,
         note,
-        1.3 + 3.1 * rows,
+        1.3 + 3.3 * rows,
     )
     space_panels(figure)
     axes = figure.subplots(rows, _COLUMNS, sharex=True, squeeze=False)
@@ -90,7 +98,7 @@ def _figure(run: Run, sweep: _Sweep) -> Plot | None:
 
 def _panel(axis: Axes, run: Run, sweep: _Sweep, workload: str, metric: str, facts: Metric) -> None:
     points = [
-        (x, values) for x, name in sweep.variants if (values := _values(run, workload, metric, name)).size
+        (x, values) for x, name in sweep.variants if (values := values_of(run, workload, metric, name)).size
     ]
     places = [x for x, _ in points]
     middles = [float(np.median(values)) for _, values in points]
@@ -106,7 +114,7 @@ def _panel(axis: Axes, run: Run, sweep: _Sweep, workload: str, metric: str, fact
     axis.plot(places, middles, "o-", color=PATCHED[0], markersize=5)
     for variant in run.manifest.variants:
         if variant.role is Role.BASELINE:
-            stock = _values(run, workload, metric, variant.name)
+            stock = values_of(run, workload, metric, variant.name)
             if stock.size:
                 low, high = _bounds(stock)
                 axis.axhspan(low, high, color=BASELINE, alpha=0.12, linewidth=0)
@@ -121,30 +129,19 @@ def _panel(axis: Axes, run: Run, sweep: _Sweep, workload: str, metric: str, fact
     else:
         axis.set_xticks(places, [f"{place:g}" for place in places])
     axis.xaxis.set_minor_locator(NullLocator())
-    axis.yaxis.set_major_formatter(EngFormatter(sep=""))
+    axis.yaxis.set_major_formatter(short_numbers())
     axis.set_ylim(bottom=0)
     arrow = {"lower": "less is better", "higher": "more is better", None: ""}[facts.better]
-    axis.set_title(textwrap.fill(f"{workload}: {facts.help}", 52))
-    axis.set_ylabel(f"{metric}\n({facts.unit}{'; ' if arrow else ''}{arrow})")
+    axis.set_title(textwrap.fill(f"{workload}: {facts.help}", 44), fontsize=10)
+    axis.set_ylabel(f"{metric}\n({facts.unit}{'; ' if arrow else ''}{arrow})", fontsize=10)
     axis.set_xlabel(sweep.knob)
     axis.tick_params(labelbottom=True)
-
-
-def _values(run: Run, workload: str, metric: str, variant: str) -> npt.NDArray[np.float64]:
-    metrics = run.metrics
-    chosen = (
-        (metrics["workload"] == workload)
-        & (metrics["metric"] == metric)
-        & (metrics["variant"] == variant)
-        & metrics["cell"].isin(ok_cells(run)["cell"])
-    )
-    return metrics.loc[chosen, "value"].to_numpy(dtype=float)
 
 
 def _coverage(run: Run, sweep: _Sweep, panels: Sequence[tuple[str, str, Metric]]) -> str:
     """What the band is, with the coverage that its intervals reach with so many boots."""
     sizes = [
-        _values(run, workload, metric, name).size
+        values_of(run, workload, metric, name).size
         for workload, metric, _ in panels
         for _, name in sweep.variants
     ]

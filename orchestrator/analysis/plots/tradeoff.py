@@ -10,22 +10,17 @@ from typing import Final
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import EngFormatter
 
 from orchestrator.analysis.notation import folded
-from orchestrator.analysis.plots.style import Plot, space_panels, titled_figure
+from orchestrator.analysis.plots.style import Plot, short_numbers, space_panels, titled_figure
+from orchestrator.analysis.statistics import REPETITIONS_FOR_INTERVAL
 from orchestrator.analysis.tradeoff import Axis, Point, tradeoff_of
 from orchestrator.store.run import Run
 
 #: From this ratio of the largest to the smallest on, an axis is logarithmic.
 _LOG_FROM = 20.0
-#: From a name that had to give way to its point.
-_TIE: Final[dict[str, object]] = {
-    "arrowstyle": "-",
-    "linewidth": 0.6,
-    "color": "#aaaaaa",
-    "relpos": (0.0, 0.5),
-}
+#: Pixels between two points that can share a label.
+_NEAR: Final = 14.0
 
 
 def tradeoff(run: Run) -> Iterator[Plot]:
@@ -44,7 +39,6 @@ def tradeoff(run: Run) -> Iterator[Plot]:
     space_panels(figure)
     axis = figure.subplots()
     shades = [point.middle[2] for point in found.points]
-    front = sorted((p for p in found.points if p.on_front), key=lambda point: point.middle[:2])
     for point in found.points:
         axis.errorbar(
             point.middle[0],
@@ -56,6 +50,7 @@ def tradeoff(run: Run) -> Iterator[Plot]:
             elinewidth=1.2,
             zorder=2,
         )
+    rings = min(point.boots for point in found.points) >= REPETITIONS_FOR_INTERVAL
     cloud = axis.scatter(
         [point.middle[0] for point in found.points],
         [point.middle[1] for point in found.points],
@@ -63,9 +58,9 @@ def tradeoff(run: Run) -> Iterator[Plot]:
         cmap="cividis",
         vmin=min(0.0, *shades),
         vmax=max(shades) or 1.0,
-        s=[130 if point.on_front else 60 for point in found.points],
-        edgecolors=["#D55E00" if point.on_front else "#666666" for point in found.points],
-        linewidths=[2.4 if point.on_front else 0.8 for point in found.points],
+        s=210,
+        edgecolors=["#D55E00" if rings and point.on_front else "#666666" for point in found.points],
+        linewidths=[2.6 if rings and point.on_front else 0.8 for point in found.points],
         zorder=3,
     )
     for place, values in (
@@ -74,18 +69,19 @@ def tradeoff(run: Run) -> Iterator[Plot]:
     ):
         if min(values) > 0 and max(values) / min(values) >= _LOG_FROM:
             place("log")
-    axis.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axis.yaxis.set_major_formatter(EngFormatter(sep=""))
+    axis.xaxis.set_major_formatter(short_numbers())
+    axis.yaxis.set_major_formatter(short_numbers())
     axis.margins(0.16)
-    _name_points(axis, found.points)
+    ordered = sorted(found.points, key=lambda point: point.middle[:2])
+    _number_points(axis, ordered, max(shades) or 1.0)
+    _list_points(figure, axis, ordered, rings)
     axis.set_xlabel(_label(across))
     axis.set_ylabel(_label(up))
-    figure.colorbar(cloud, ax=axis, label=_label(shade), pad=0.01, fraction=0.05)
-    names = ", ".join(point.variant for point in front)
+    figure.colorbar(cloud, ax=axis, label=_label(shade), pad=0.01, fraction=0.04, aspect=30)
     figure.text(
         0.012,
         0.004,
-        textwrap.fill(f"Ringed: the Pareto front, which no other variant beats in all three: {names}.", 120),
+        textwrap.fill(_rule_of_rings(found.points, rings), 120),
         fontsize=10,
         color="#444444",
         va="bottom",
@@ -102,28 +98,66 @@ def _values(points: Sequence[Point], axis: int) -> list[float]:
 
 def _label(axis: Axis) -> str:
     arrow = {"lower": "less is better", "higher": "more is better"}[axis.better]
-    return textwrap.fill(f"{axis.name}: {axis.workload} {axis.metric} ({axis.unit}; {arrow})", 70)
+    return textwrap.fill(f"{axis.name}: {axis.workload} {axis.metric} ({axis.unit}; {arrow})", 52)
 
 
-def _name_points(axis: Axes, points: Sequence[Point]) -> None:
-    """Names beside the points; those of points in the same place under each other."""
+def _rule_of_rings(points: Sequence[Point], rings: bool) -> str:
+    if not rings:
+        fewest = min(point.boots for point in points)
+        return (
+            f"With {fewest} boots per variant no Pareto front is drawn: it takes {REPETITIONS_FOR_INTERVAL}. "
+            "Bars: the range of the boots."
+        )
+    return (
+        "Ringed and bold: the Pareto front, i.e. no other variant is at least as good in all three and, in one, better "
+        "in every boot. Bars: the range of the boots."
+    )
+
+
+def _number_points(axis: Axes, points: Sequence[Point], most: float) -> None:
+    """A number on each point; points in the same place share a label, so that no name lies over another."""
     figure = axis.figure
     assert isinstance(figure, Figure)
     figure.draw_without_rendering()
-    taken: list[tuple[float, float]] = []
-    for point in sorted(points, key=lambda each: (not each.on_front, each.middle)):
+    together: list[tuple[float, float, list[int], Point]] = []
+    for number, point in enumerate(points, 1):
         x, y = axis.transData.transform(point.middle[:2])
-        lift = 0.0
-        while any(abs(x - other_x) < 130 and abs(y + lift - other_y) < 13 for other_x, other_y in taken):
-            lift -= 13.5
-        taken.append((x, y + lift))
-        axis.annotate(
-            folded(point.variant, 26),
-            (point.middle[0], point.middle[1]),
-            xytext=(34 if lift else 10, lift * 72 / figure.dpi),
-            textcoords="offset points",
-            fontsize=9.5,
-            fontweight="bold" if point.on_front else "normal",
-            va="center",
-            arrowprops=_TIE if lift else None,
+        near = next(
+            (each for each in together if abs(x - each[0]) < _NEAR and abs(y - each[1]) < _NEAR), None
         )
+        if near is None:
+            together.append((x, y, [number], point))
+        else:
+            near[2].append(number)
+    for _, _, numbers, point in together:
+        alone = len(numbers) == 1
+        axis.annotate(
+            ", ".join(map(str, numbers)),
+            (point.middle[0], point.middle[1]),
+            xytext=(0, 0) if alone else (13, 0),
+            textcoords="offset points",
+            ha="center" if alone else "left",
+            va="center",
+            fontsize=9,
+            fontweight="bold",
+            # White on the dark half of the colour map.
+            color="white" if alone and point.middle[2] < most / 2 else "black",
+            bbox=None
+            if alone
+            else {"boxstyle": "square,pad=0.1", "facecolor": "white", "alpha": 0.85, "linewidth": 0},
+            zorder=4,
+        )
+
+
+def _list_points(figure: Figure, axis: Axes, points: Sequence[Point], rings: bool) -> None:
+    """The numbers' variants, in a column beside the axes."""
+    for number, point in enumerate(points, 1):
+        axis.plot(
+            [],
+            [],
+            " ",
+            label=f"{number:>2}  {folded(point.variant, 30).replace(chr(10), chr(10) + '      ')}",
+        )
+    legend = figure.legend(loc="outside right upper", fontsize=10, handlelength=0, handletextpad=0)
+    for text, point in zip(legend.get_texts(), points, strict=True):
+        text.set_fontweight("bold" if rings and point.on_front else "normal")

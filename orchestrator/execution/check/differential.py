@@ -27,7 +27,6 @@ from orchestrator.execution.ending import Ending, GuestEnded
 from orchestrator.guest.ssh import CommandTimeout, GuestLost
 from orchestrator.guest.workload import WorkloadFailed
 from orchestrator.kernel.build import KernelBuild
-from orchestrator.machine.oops import Finding
 from orchestrator.machine.topology import Topology
 from orchestrator.model.trace import (
     PAGES_PER_BLOCK,
@@ -516,12 +515,14 @@ class TraceGuest:
         printed = output.read_text(encoding="utf-8") if output.exists() else ""
         output.unlink(missing_ok=True)
         answers, wrong = parse_answers(printed)
-        if wrong is None and len(answers) != len(traces):
-            wrong = f"it answered {len(answers)} traces of {len(traces)}"
         if stopped is None and wrong is not None:
             stopped = WorkloadFailed(f"{PROGRAM} in the guest: {wrong}")
         ending = booted.ending(stopped, since=self._findings_seen)
         self._findings_seen += len(ending.findings)
+        if ending.is_ok and len(answers) != len(traces):  # although it says that it came to its end
+            raise InfrastructureError(
+                f"{PROGRAM} in the guest answered {len(answers)} traces of {len(traces)}."
+            )
         if not ending.is_ok:
             if answers and answers[-1].over is None:
                 answers[-1].reason = ending.title
@@ -612,13 +613,17 @@ def check_traces(
                 continue
             comparison = compare(trace, answers, model_for(trace))
             if ending.findings and (comparison.divergence is None or answers.over is None):
-                comparison = _complained(trace, answers, ending.findings, comparison)
+                told = Difference("console", "nothing", ending.findings[0].title)
+                comparison = _stopped(trace, answers, told, comparison)
             elif ending.outcome in _INCOMPARABLE:
                 # Where the answers stop the model expects another, which is not the kernel's fault.
-                if comparison.divergence is not None and comparison.divergence.step < len(answers.steps):
+                if _differs_before(comparison, answers):
                     ending = Ending(Outcome.OK)
                 else:
                     comparison = replace(comparison, divergence=None)
+            elif not ending.is_ok and answers.over is None and not _differs_before(comparison, answers):
+                told = Difference("process", "alive", ending.title)
+                comparison = _stopped(trace, answers, told, comparison)
             share = len(trace.operations) / operations if operations else 1 / len(batch)
             seconds = run_s * share + time.monotonic() - began
             results.append(Checked(trace, answers, comparison, seconds, ending))
@@ -626,13 +631,15 @@ def check_traces(
     return results
 
 
-def _complained(
-    trace: Trace, answers: Answers, findings: Sequence[Finding], comparison: Comparison
-) -> Comparison:
-    """A kernel that complains diverges, whatever its memory looks like: no model expects a BUG."""
+def _differs_before(comparison: Comparison, answers: Answers) -> bool:
+    """Whether a step that was answered differs: that the answers stop is another matter."""
+    return comparison.divergence is not None and comparison.divergence.step < len(answers.steps)
+
+
+def _stopped(trace: Trace, answers: Answers, told: Difference, comparison: Comparison) -> Comparison:
+    """A kernel that complains or hangs diverges, whatever its memory looks like: no model expects that."""
     step = len(answers.steps)
     operation = format_operation(trace.operations[step]) if step < len(trace.operations) else "some step"
-    told = Difference("console", "nothing", findings[0].title)
     return Comparison(
         Divergence(step, operation, (told,)),
         comparison.steps,

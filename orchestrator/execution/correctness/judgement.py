@@ -56,9 +56,7 @@ def judge(
             troubles.append(Trouble(result.cell, "ended before all of its tests were run", result.evidence))
         troubles += [Trouble(result.cell, fault) for fault in result.found.faults]
         meant = {} if result.suite.strict else different or {}
-        # What a lost guest did not come to says nothing.
-        known_tests = None if is_lost else yardstick
-        for trouble, is_note in _of_tests(result, known_tests, meant, _failing_at_times(result, results)):
+        for trouble, is_note in _of_tests(result, yardstick, meant, _failing_at_times(result, results)):
             (notes if is_note else troubles).append(trouble)
         known = {finding.title for finding in yardstick.findings} if yardstick else set()
         for finding in result.findings:
@@ -119,7 +117,8 @@ def _of_tests(
         passed_before = not own and before is not None and before.status is Status.PASSED
         if test is None:
             assert before is not None
-            if passed_before:
+            # What a lost guest did not come to says nothing.
+            if passed_before and result.outcome is not Outcome.LOST:
                 what, why = f"{before.name} has no result, and passes on the baseline", meant(before.name)
                 said.append((Trouble(result.cell, f"{what}: {why}" if why else what), bool(why)))
         elif test.status is Status.FAILED and meant(test.name):

@@ -225,7 +225,8 @@ class SuiteRun:
         """Run it to its end, and look for leaks.
 
         Raises:
-            MachineFailure, GuestLost: the guest went away; what was found until then is in :attr:`found`.
+            GuestLost, CommandTimeout: the guest went away, or its program did not end; what was found until then is
+                in :attr:`found`.
             UserError: the guest refuses a setting of the suite.
         """
         self.found.complete = False
@@ -260,7 +261,7 @@ class SuiteRun:
             argv += ["--only", ",".join(self.only)]
         lines: list[str] = []
         try:
-            fault = self._stream(argv, "reservations", lines, _SUITE_TIMEOUT_S)
+            fault = self._stream(argv, "reservations", lines, _SUITE_TIMEOUT_S, is_all=True)
         finally:
             results, incomplete = parse_ktap(lines)
             self.found.results += results
@@ -311,8 +312,17 @@ class SuiteRun:
             fault = self._stream([*argv, *words], f"stress-{name}", lines, _SUITE_TIMEOUT_S)
             self.found.results.append(result_of_stressor(name, lines, fault))
 
-    def _stream(self, argv: Sequence[str], name: str, lines: list[str], timeout_s: float) -> str:
-        """Run a program; its output goes to `lines` as it comes. Returns how it failed, empty where it did not."""
+    def _stream(
+        self, argv: Sequence[str], name: str, lines: list[str], timeout_s: float, *, is_all: bool = False
+    ) -> str:
+        """Run a program; its output goes to `lines` as it comes. Returns how it failed, empty where it did not.
+
+        Args:
+            is_all: the suite is this program, so that one which does not end is the suite's end.
+
+        Raises:
+            CommandTimeout: it did not end, and `is_all`.
+        """
 
         def on_line(line: str) -> None:
             lines.append(line)
@@ -329,6 +339,8 @@ class SuiteRun:
             finished = remote.wait(timeout_s)
         except CommandTimeout:
             self.booted.machine.ask_where()
+            if is_all:
+                raise
             return f"it did not end within {timeout_s:.0f} s"
         lines += finished.stderr.splitlines() if self.suite.kind is Kind.STRESS else []
         return "" if finished.status == 0 else finished.end

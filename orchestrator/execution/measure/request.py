@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -22,7 +22,7 @@ from orchestrator.guest.workload import Workload, parse_workload_arguments
 from orchestrator.kernel.series import Series
 from orchestrator.machine.topology import Topology
 from orchestrator.store.manifest import Manifest, PlannedCell, RunKind, WorkloadRecord
-from orchestrator.store.observation import CLOCK, CLOCKS
+from orchestrator.store.observation import CLOCK, CLOCKS, Metric
 from orchestrator.store.run import CellRow
 
 #: What replaces what an experiment file says, where it is given: field here -> field of :class:`Experiment`.
@@ -153,7 +153,7 @@ def workload_record(workload: Workload, parameters: Mapping[str, str]) -> Worklo
     Args:
         parameters: those that differ from the defaults.
     """
-    declared = (*workload.metrics.values(), *DERIVED_METRICS.values(), *SAMPLER_METRICS.values())
+    declared = _metrics_of(workload)
     metrics = [
         metric.by(clock) for metric in declared for clock in (CLOCKS if CLOCK in metric.name else ("",))
     ]
@@ -174,6 +174,12 @@ def planned_cell(cell: Cell, experiment: Experiment) -> PlannedCell:
         repetition=cell.repetition,
         seed=cell.seed,
     )
+
+
+def _metrics_of(workload: Workload) -> Iterable[Metric]:
+    """The workload's own metrics, then those that all have; it may say itself what one of these means to it."""
+    own = workload.metrics
+    return {**own, **DERIVED_METRICS, **SAMPLER_METRICS, **own}.values()
 
 
 def row_of(result: CellResult, experiment: Experiment) -> CellRow:

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The three questions of a THP series in one figure: latency by density, memory, and promotions over time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator, NullLocator
+
+from orchestrator.analysis.density import PAGES_PER_REGION, Density, break_even, densities
+from orchestrator.analysis.notation import CLOCKS
+from orchestrator.analysis.plots.promotions import extended
+from orchestrator.analysis.plots.style import (
+    Look,
+    Plot,
+    legend_below,
+    short_number,
+    short_numbers,
+    space_panels,
+    titled_figure,
+    values_of,
+)
+from orchestrator.analysis.promotion import Curve, promotion_curves
+from orchestrator.store.manifest import Role
+from orchestrator.store.run import Run
+
+NAME: Final = "three-metrics"
+#: 800 pixels, the width of a README, at the 100 dpi that the type sizes are chosen for.
+_WIDTH_IN: Final = 8.0
+_MOST_VARIANTS: Final = 6
+_FIT: Final = ("chunk", "survivors.total")
+
+
+def overview(run: Run, looks: Mapping[str, Look]) -> Plot:
+    """Three panels: cost of a region by density, processes that fit, share of ranges that are huge over time."""
+    title = "Fault latency, memory, promotions"
+    control = {variant.name for variant in run.manifest.variants if variant.role is Role.CONTROL}
+    shown = [name for name in looks if name not in control]
+    costs = {name: each for name, each in densities(run).items() if name in shown}
+    curves = next(iter(promotion_curves(run).values()), {})
+    curves = {name: each for name, each in curves.items() if name in shown}
+    fit = {name: values for name in shown if (values := values_of(run, *_FIT, name)).size}
+    if not costs or not fit or not curves:
+        missing = {
+            "metrics region_*": costs,
+            f"the metric {_FIT[1]} of {_FIT[0]}": fit,
+            "events huge_ranges": curves,
+        }
+        lacks = " and ".join(what for what, found in missing.items() if not found)
+        return Plot(NAME, title, reason=f"no cell that ended ok has {lacks}")
+    if len(shown) > _MOST_VARIANTS:
+        return Plot(
+            NAME, title, reason=f"{len(shown)} variants are too many for it; at most {_MOST_VARIANTS} fit"
+        )
+    boots = max(density.costs.shape[0] for density in costs.values())
+    figure = titled_figure(run, title, f"medians of {boots} fresh boots", 7.6, _WIDTH_IN)
+    space_panels(figure)
+    axes = figure.subplot_mosaic(
+        [["density", "density", "fit"], ["share", "share", "share"]], height_ratios=[1.25, 1]
+    )
+    clock = str(run.manifest.accelerator.clock)
+    unit = CLOCKS.get(clock, clock)
+    baseline = next((v.name for v in run.manifest.variants if v.role is Role.BASELINE), None)
+    handles = _density_panel(axes["density"], costs, looks, str(baseline), unit)
+    _fit_panel(axes["fit"], fit, looks)
+    _share_panel(axes["share"], curves, looks, unit)
+    legend_below(figure, list(handles.values()), list(handles))
+    return Plot(NAME, title, figure)
+
+
+def _density_panel(
+    axis: Axes, costs: Mapping[str, Density], looks: Mapping[str, Look], baseline: str, unit: str
+) -> dict[str, Any]:
+    handles: dict[str, Any] = {}
+    for variant, density in costs.items():
+        look = looks[variant]
+        broad = {"linewidth": 5.0, "alpha": 0.35} if variant == baseline else {"linewidth": 1.8}
+        (line,) = axis.plot(density.pages, density.medians, look.line, color=look.colour, **broad)  # type: ignore[arg-type]
+        (marks,) = axis.plot(density.pages, density.medians, look.marker, color=look.colour, markersize=5.5)
+        handles[variant] = (line, marks)
+    axis.set_xscale("log", base=2)
+    axis.set_yscale("log")
+    pages = next(iter(costs.values())).pages
+    axis.set_xticks(pages, [str(each) if each != 96 else "" for each in pages])
+    axis.xaxis.set_minor_locator(NullLocator())
+    axis.yaxis.set_major_formatter(short_numbers())
+    axis.set_title("Latency: touching a region of 2 MiB")
+    axis.set_xlabel(f"pages of {PAGES_PER_REGION} that are touched")
+    axis.set_ylabel(f"{unit} per region")
+    reference = f"huge pages ({baseline})" if _is_flat(costs.get(baseline)) else baseline
+    floor = axis.get_ylim()[0]
+    evens = {
+        variant: even
+        for variant, density in costs.items()
+        if baseline in costs
+        and variant != baseline
+        and (even := break_even(costs[baseline], density)) is not None
+    }
+    for number, (variant, even) in enumerate(sorted(evens.items(), key=lambda each: each[1])):
+        density = costs[variant]
+        cost = float(np.exp(np.interp(np.log(even), np.log(density.pages), np.log(density.medians))))
+        axis.plot(
+            [even, even], [floor, cost], color=looks[variant].colour, linewidth=1.2, linestyle=(0, (2, 2))
+        )
+        # One under another, left of the line: costs rise to the right, so there is room.
+        axis.annotate(
+            f"break-even with\n{reference}:\n{even:.0f} pages",
+            (even, floor),
+            xytext=(-5, 4 + 42 * number),
+            textcoords="offset points",
+            fontsize=9.5,
+            ha="right",
+            va="bottom",
+        )
+    return handles
+
+
+def _is_flat(density: Density | None) -> bool:
+    """Whether a region costs the same however many of its pages are touched, as a huge page does."""
+    return density is not None and float(density.medians.max()) < 2 * float(density.medians.min())
+
+
+def _fit_panel(axis: Axes, fit: Mapping[str, Any], looks: Mapping[str, Look]) -> None:
+    most = max(float(np.median(values)) for values in fit.values())
+    for row, (variant, values) in enumerate(fit.items()):
+        look, middle = looks[variant], float(np.median(values))
+        axis.bar(row, middle, width=0.62, color=look.colour, alpha=0.3, edgecolor=look.colour)
+        spread = np.linspace(-0.17, 0.17, values.size) if values.size > 1 else np.zeros(1)
+        axis.plot(row + spread, values, look.marker, color=look.colour, markersize=4, alpha=0.8)
+        axis.annotate(
+            short_number(middle), (row, max(middle, float(values.max()))), xytext=(0, 4), textcoords="offset points",
+            ha="center", fontsize=11,
+        )  # fmt: skip
+    # Names are in the legend below: there is no room for them here.
+    axis.set_xticks([])
+    axis.set_ylim(0, most * 1.15)
+    axis.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+    axis.set_title("Memory: processes\nthat fit, sparse use")
+
+
+def _share_panel(axis: Axes, curves: Mapping[str, Curve], looks: Mapping[str, Look], unit: str) -> None:
+    end = max(float(curve.cost[-1]) for curve in curves.values()) * 1.04
+    for variant, curve in curves.items():
+        look, whole = looks[variant], extended(curve, end)
+        axis.fill_between(
+            whole.cost,
+            whole.low * 100,
+            whole.high * 100,
+            step="post",
+            color=look.colour,
+            alpha=0.2,
+            linewidth=0,
+        )
+        broad = {"linewidth": 5.0, "alpha": 0.35} if look.line == "-" else {"linewidth": 1.8}
+        axis.step(whole.cost, whole.total * 100, look.line, where="post", color=look.colour, **broad)  # type: ignore[arg-type]
+        marked = np.linspace(0, whole.cost.size - 1, 7).astype(int)
+        axis.plot(whole.cost[marked], whole.total[marked] * 100, look.marker, color=look.colour, markersize=5)
+    axis.set_xlim(0, end)
+    axis.set_ylim(0, 104)
+    axis.xaxis.set_major_formatter(short_numbers())
+    axis.set_title("Promotions: share of ranges that are huge, dense use")
+    axis.set_xlabel(f"cost so far, touches and khugepaged, {unit}")
+    axis.set_ylabel("huge, %")

@@ -157,8 +157,10 @@ def _restored(check: CheckRequest, writer: RunWriter, summary: CheckSummary) -> 
     done = set()
     for number, trace in enumerate(check.traces.values(), 1):
         cell = check.cell(number, trace).cell
+        if cell not in completed:
+            continue
         kept = writer.path / "logs" / cell / _COMPARISON
-        if cell in completed and kept.is_file():
+        if kept.is_file():
             facts = json.loads(kept.read_text(encoding="utf-8"))
             summary.count(
                 Comparison(

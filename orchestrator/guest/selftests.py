@@ -56,14 +56,12 @@ class SelftestPlan:
     Args:
         packages: Debian packages with headers and static libraries.
         flags: compiler flags.
-        excluded: selftest that is not run -> reason.
         different: fnmatch pattern for names of tests with another result at a threshold above 1 -> reason.
     """
 
     tests: tuple[Selftest, ...]
     packages: tuple[str, ...]
     flags: tuple[str, ...]
-    excluded: Mapping[str, str]
     different: Mapping[str, str]
 
 
@@ -98,7 +96,6 @@ def load_selftests(path: Path) -> SelftestPlan:
             tests,
             tuple(map(str, table["packages"])),
             tuple(map(str, table["flags"])),
-            {name: str(why) for name, why in table["excluded"].items()},
             {name: str(why) for name, why in table["different"].items()},
         )
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:

@@ -37,11 +37,6 @@ class RunSummary:
     outcomes: Mapping[Outcome, int]
 
     @property
-    def all_ok(self) -> bool:
-        """Whether every planned cell ended ok."""
-        return set(self.outcomes) <= {Outcome.OK}
-
-    @property
     def exit_status(self) -> int:
         """0 if all ended ok, 1 if the rest were lost through the host, 3 if a kernel or workload failed."""
         bad = set(self.outcomes) - {Outcome.OK}

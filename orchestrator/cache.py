@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import platformdirs
 from filelock import FileLock, Timeout
@@ -168,3 +168,49 @@ class Cache:
     def _touch(directory: Path) -> None:
         # `orchestrate results gc` removes entries by their time of last use.
         os.utime(directory / "key.json")
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Artefact(Generic[T]):
+    """Something expensive: what it is made from, how it is made, and how it is read.
+
+    One description serves to make it and to ask whether it is there.
+
+    Args:
+        kind: what it is, a directory name such as ``kernel``.
+        key: all its inputs, as JSON values; None while one of them is not made yet.
+        make: fills the empty directory it is given; on an exception nothing is kept.
+        load: reads the directory.
+        prepare: makes the inputs.
+    """
+
+    cache: Cache
+    kind: str
+    key: Callable[[], Mapping[str, Any] | None]
+    make: Callable[[Path], None]
+    load: Callable[[Path], T]
+    prepare: Callable[[], object] = lambda: None
+
+    @property
+    def is_made(self) -> bool:
+        """Whether it is in the cache. Makes nothing."""
+        key = self.key()
+        return key is not None and self.cache.has(self.kind, key)
+
+    def existing(self) -> T | None:
+        """It, if it is in the cache. Makes nothing."""
+        return self.obtain() if self.is_made else None
+
+    def obtain(self) -> T:
+        """It, from the cache or made now.
+
+        Raises:
+            Exception: whatever `prepare`, `make` and `load` raise.
+        """
+        self.prepare()
+        key = self.key()
+        assert key is not None, f"{self.kind}: prepare() has not made all inputs"
+        return self.load(self.cache.obtain(self.kind, key, self.make))

@@ -7,6 +7,8 @@ from typing import Final
 
 #: Fresh boots per variant and workload: the fewest for which the statistics can decide on the primary metrics.
 REPEAT: Final = 6
+#: Most of them where a run goes on until it is decided.
+MAX_REPEAT: Final = 20
 WORKLOADS: Final = ("chunk", "fault_latency")
 #: Four nodes, for placement across nodes. A guest of 8 GiB gives the same answers in chunk and takes twice as long.
 TOPOLOGY: Final = "4x1G"

@@ -1,16 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * chunk: how many processes that use memory sparsely fit into a machine.
+ * chunk: the number of processes that fit in memory if they use it sparsely.
  *
  * Children are forked one after another, each on the next node. Each maps a
- * chunk, touches some pages of every 2 MiB region of it, and stays. A kernel
- * that backs every region with a huge page runs out after 16 chunks of a
- * 16th of memory; one that gives only what was touched goes on for longer.
+ * chunk, touches some pages in every 2 MiB region of it, and stays alive. A
+ * kernel that maps a huge page in every region is out of memory after 16
+ * chunks of a 16th of memory; with base pages more chunks fit.
  *
- * There are two stop rules. A strict overcommit check would refuse the next
- * child when less than a chunk is available, which is when survivors.total
- * is taken. The kernel's own check compares with all of memory only, so the
- * test goes on until the OOM killer strikes: survivors_oom.total.
+ * There are two end conditions. survivors.total is the number of children
+ * when less than a chunk is available, where a strict overcommit check would
+ * fail. The kernel's default check only compares with total memory, so the
+ * test continues until the OOM killer kills a child: survivors_oom.total.
  */
 #include "workload.h"
 
@@ -29,12 +29,12 @@
 enum pattern { MIXED, ONE, RANDOM, SEQUENTIAL, DENSE };
 static const char *const patterns[] = { "mixed", "one", "random", "sequential", "dense", NULL };
 
-/* What a child tells its parent when it has touched everything. */
+/* The report of a child to its parent when it has touched all its pages. */
 struct report {
 	uint64_t touched_pages;
 	uint64_t ticks;
 	uint64_t faults;
-	uint64_t zeroed;	/* bytes */
+	uint64_t zeroed; /* bytes */
 };
 
 static size_t chunk_bytes;
@@ -54,7 +54,7 @@ static uint32_t amount(struct random *random)
 	case RANDOM:
 		return 1 + random_below(random, max_pages);
 	default:
-		/* A fair coin: one page, or many. */
+		/* One page, or many, with equal probability. */
 		return random_next(random) >> 63 ? 1 + random_below(random, max_pages) : 1;
 	}
 }
@@ -83,7 +83,7 @@ static _Noreturn void child(int number, uint64_t seed, const struct node *node, 
 	char *chunk;
 
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
-	/* All children alike, and all before anything else. */
+	/* The OOM killer should prefer children, all equally, to other processes. */
 	if (!write_text("/proc/self/oom_score_adj", "1000"))
 		_exit(2);
 	pin_to_node(node);
@@ -106,12 +106,12 @@ static _Noreturn void child(int number, uint64_t seed, const struct node *node, 
 
 static void on_child(int signal_number)
 {
-	(void)signal_number;	/* it only has to interrupt ppoll() */
+	(void)signal_number; /* it only needs to interrupt ppoll() */
 }
 
-/* Wait for the report of the newest child. False where it, or any other child, ended instead. */
-static bool await_report(int from_child, struct report *report, const sigset_t *unblocked, int *ended_status,
-			 pid_t *ended)
+/* Wait for the report of the newest child. Returns false if any child ended instead. */
+static bool await_report(int from_child, struct report *report, const sigset_t *unblocked,
+			 int *ended_status, pid_t *ended)
 {
 	struct pollfd watched = { .fd = from_child, .events = POLLIN };
 
@@ -125,7 +125,7 @@ static bool await_report(int from_child, struct report *report, const sigset_t *
 		if (ready < 0 && errno != EINTR)
 			workload_fail("ppoll: %s", strerror(errno));
 		if (ready > 0) {
-			/* Without a report, the pipe was closed by a child that dies. */
+			/* Without a report, the pipe was closed by a dying child. */
 			if (read(from_child, report, sizeof(*report)) == sizeof(*report)) {
 				*ended = waitpid(-1, ended_status, WNOHANG);
 				return *ended <= 0;
@@ -136,8 +136,9 @@ static bool await_report(int from_child, struct report *report, const sigset_t *
 	}
 }
 
-/* Everything about the children that live when the first stop rule holds. */
-static void report_survivors(const pid_t *pids, int count, const struct report *total, uint64_t elapsed)
+/* Report the metrics of the children that are alive at the first end condition. */
+static void report_survivors(const pid_t *pids, int count, const struct report *total,
+			     uint64_t elapsed)
 {
 	double rss = 0, huge = 0;
 
@@ -149,7 +150,9 @@ static void report_survivors(const pid_t *pids, int count, const struct report *
 	}
 	metric("survivors.total", "children", count);
 	metric_clock("elapsed_%s.total", elapsed * clock_scale());
-	metric_clock("touch_%s.mean", total->touched_pages ? total->ticks * clock_scale() / total->touched_pages : 0);
+	metric_clock("touch_%s.mean", total->touched_pages ?
+					      total->ticks * clock_scale() / total->touched_pages :
+					      0);
 	metric("zeroed_kib.sum", "KiB", total->zeroed / KIB);
 	if (clock_counts_instructions() && total->touched_pages)
 		metric("touch_without_zeroing_insns.mean", "insns",
@@ -158,7 +161,8 @@ static void report_survivors(const pid_t *pids, int count, const struct report *
 	metric("faults.total", "faults", total->faults);
 	metric("rss_kib.sum", "KiB", rss);
 	metric("anon_huge_kib.sum", "KiB", huge);
-	metric("huge_regions.percent", "%", count ? 100.0 * huge * KIB / ((double)count * chunk_bytes) : 0);
+	metric("huge_regions.percent", "%",
+	       count ? 100.0 * huge * KIB / ((double)count * chunk_bytes) : 0);
 }
 
 int main(int argc, char **argv)
@@ -188,7 +192,7 @@ int main(int argc, char **argv)
 
 	if (!chunk_bytes)
 		chunk_bytes = installed_kib() / 100 * (100 - ballast_percent) * KIB / 16;
-	/* The nearest: firmware takes a little of what is installed. */
+	/* Round to the nearest: firmware reserves a little of the installed memory. */
 	chunk_bytes = (chunk_bytes + REGION / 2) / REGION * REGION;
 	if (!chunk_bytes)
 		workload_fail("the chunk is smaller than one region of 2 MiB");
@@ -200,7 +204,7 @@ int main(int argc, char **argv)
 	if (!pids || !write_text("/proc/self/oom_score_adj", "-1000"))
 		workload_fail("cannot protect this process from the OOM killer");
 	hold_ballast(nodes, node_count, ballast_percent);
-	/* SIGCHLD comes only while we wait, so none is missed between the check and the wait. */
+	/* SIGCHLD is only unblocked in ppoll(), so none is missed between the check and the wait. */
 	sigaction(SIGCHLD, &on_sigchld, NULL);
 	sigemptyset(&blocked);
 	sigaddset(&blocked, SIGCHLD);
@@ -249,16 +253,18 @@ int main(int argc, char **argv)
 		      "\"child\": %d, \"node\": %d, \"touched_pages\": %llu, \"%s\": %.0f, \"available_kib\": %lu, "
 		      "\"free_kib\": %lu, \"reserved_pages\": %ld",
 		      count, node->id, (unsigned long long)report.touched_pages, clock_name(),
-		      report.ticks * clock_scale(), meminfo_kib("MemAvailable:"), meminfo_kib("MemFree:"),
-		      reservations ? vmstat("nr_thp_reserved") : -1);
+		      report.ticks * clock_scale(), meminfo_kib("MemAvailable:"),
+		      meminfo_kib("MemFree:"), reservations ? vmstat("nr_thp_reserved") : -1);
 	}
-	event("stop", "\"children\": %d, \"signal\": %d, \"status\": %d, \"elapsed_ms\": %.3f", count,
-	      ended > 0 && WIFSIGNALED(status) ? WTERMSIG(status) : 0,
-	      ended > 0 && WIFEXITED(status) ? WEXITSTATUS(status) : 0, (monotonic_ns() - began_ns) / 1e6);
+	event("stop", "\"children\": %d, \"signal\": %d, \"status\": %d, \"elapsed_ms\": %.3f",
+	      count, ended > 0 && WIFSIGNALED(status) ? WTERMSIG(status) : 0,
+	      ended > 0 && WIFEXITED(status) ? WEXITSTATUS(status) : 0,
+	      (monotonic_ns() - began_ns) / 1e6);
 	if (count == max_children)
-		workload_fail("%d children did not fill memory; raise max_children or chunk_mib", count);
+		workload_fail("%d children did not fill memory; raise max_children or chunk_mib",
+			      count);
 	if (!available_reached) {
-		/* The kernel gave up earlier than the rule: they all count. */
+		/* The OOM killer ran before the first end condition: count all children. */
 		report_survivors(pids, count, &total, ticks() - began);
 	}
 	metric("survivors_oom.total", "children", count);
@@ -267,7 +273,7 @@ int main(int argc, char **argv)
 	for (int i = 0; i <= count && i < max_children; i++)
 		if (pids[i] > 0 && pids[i] != ended)
 			kill(pids[i], SIGKILL);
-	/* Their memory is back before the counters are read the last time. */
+	/* Their memory must be freed before the counters are read for the last time. */
 	while (waitpid(-1, NULL, 0) > 0 || errno == EINTR)
 		;
 	free(pids);

@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * churn: an allocator that gives pages back and needs them again.
+ * churn: an allocator that returns pages and uses them again.
  *
- * An arena is filled; then runs of its pages, of random length and place, are
- * given back with MADV_DONTNEED or MADV_FREE and written again, as jemalloc
- * or Go's runtime do. Giving back and the refaults are timed. A kernel that
- * takes what was given back for a hole in a huge page splits it each time.
+ * An arena is filled. Then runs of its pages, with random lengths and
+ * positions, are returned with MADV_DONTNEED or MADV_FREE and written again,
+ * as jemalloc or Go's runtime do. Returning pages and refaults are measured.
+ * Returning a part of a huge page splits it each time.
  */
 #include "workload.h"
 
@@ -46,7 +46,8 @@ int main(int argc, char **argv)
 	arena -= arena % REGION;
 	arena_pages = arena / PAGE;
 	if ((size_t)most > arena_pages)
-		workload_fail("runs of %ld pages do not fit into an arena of %zu", most, arena_pages);
+		workload_fail("runs of %ld pages do not fit into an arena of %zu", most,
+			      arena_pages);
 	start = map_regions(arena);
 	if (!start)
 		workload_fail("cannot map an arena of %zu bytes: %s", arena, strerror(errno));
@@ -65,7 +66,7 @@ int main(int argc, char **argv)
 
 		began = ticks();
 		if (madvise(run, length * PAGE, advices[way]))
-			workload_fail("cannot give back %u pages: %s", length, strerror(errno));
+			workload_fail("cannot return %u pages: %s", length, strerror(errno));
 		between = ticks();
 		for (uint32_t page = 0; page < length; page++)
 			*(volatile long *)(run + page * PAGE) = n;

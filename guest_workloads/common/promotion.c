@@ -3,20 +3,21 @@
 
 #include <time.h>
 
-/* The guest program that waits for khugepaged wakes it as often, and it scans some ranges each time. */
+/* The same interval as in khugepaged-barrier, which wakes up khugepaged for another scan each time. */
 #define LOOK_NS 2000000L
 
 enum way { AT_FAULT, IN_PLACE, BY_COPY, WAYS };
-static const char *const counters[WAYS] = { "thp_fault_alloc", "thp_res_collapse", "thp_collapse_alloc" };
+static const char *const counters[WAYS] = { "thp_fault_alloc", "thp_res_collapse",
+					    "thp_collapse_alloc" };
 
 static struct {
 	long ranges;
 	long start[WAYS], count[WAYS];
-	bool reserves;		/* the kernel counts promotions in place */
-	double touching;	/* what the touches cost, in the clock's unit */
+	bool reserves; /* the kernel counts promotions in place */
+	double touching; /* cost of the touches, in the unit of the clock */
 	uint64_t khugepaged_start;
-	long by_khugepaged;	/* promotions since then */
-	double half;		/* the cost until half of the ranges were huge; negative before that */
+	long by_khugepaged; /* promotions since then */
+	double half; /* cost until half of the ranges were huge; negative before that */
 	long shown;
 } state;
 
@@ -37,7 +38,7 @@ void promotion_begin(long ranges)
 	promotion_look(0);
 }
 
-/* `cost` is that of the touches and of khugepaged so far. */
+/* `cost`: that of the touches and of khugepaged so far. */
 static void look(double cost)
 {
 	long now[WAYS], huge = 0;
@@ -52,9 +53,11 @@ static void look(double cost)
 	if (huge == state.shown)
 		return;
 	state.shown = huge;
-	event("huge_ranges", "\"ranges\": %ld, \"huge\": %ld, \"at_fault\": %ld, \"in_place\": %ld, \"by_copy\": %ld, "
-	      "\"%s\": %.0f", state.ranges, huge, state.count[AT_FAULT], state.count[IN_PLACE], state.count[BY_COPY],
-	      clock_name(), cost);
+	event("huge_ranges",
+	      "\"ranges\": %ld, \"huge\": %ld, \"at_fault\": %ld, \"in_place\": %ld, \"by_copy\": %ld, "
+	      "\"%s\": %.0f",
+	      state.ranges, huge, state.count[AT_FAULT], state.count[IN_PLACE],
+	      state.count[BY_COPY], clock_name(), cost);
 }
 
 void promotion_look(uint64_t touch_ticks)
@@ -63,7 +66,7 @@ void promotion_look(uint64_t touch_ticks)
 	look(state.touching);
 }
 
-/* CPU time is in ns of the scheduler's clock, which under icount counts instructions. */
+/* CPU time is in ns of the scheduler's clock, which counts instructions with icount. */
 static double khugepaged_cost(void)
 {
 	return khugepaged_ns() - state.khugepaged_start;
@@ -81,7 +84,7 @@ void promotion_wait(void)
 	while (!khugepaged_wait_over(waiter)) {
 		long now = khugepaged_collapses();
 
-		/* One small file; reading all counters each time would be in the figures. */
+		/* Read one small file; reading all counters each time would affect the result. */
 		if (now != collapsed)
 			look(state.touching + khugepaged_cost());
 		collapsed = now;

@@ -11,18 +11,18 @@
 
 #include "workload.h"
 
-/* Before the first touch of `ranges` ranges of 2 MiB. */
+/* Call it before the first touch of `ranges` 2 MiB ranges. */
 void promotion_begin(long ranges);
 /*
- * Look how many ranges are huge by now. An event is printed where that changed.
- * `touch_ticks` is what the touches have cost so far; looking is not in it.
+ * Count the ranges that are huge by now; if the number has changed, print an
+ * event. `touch_ticks` is the cost of the touches so far, without the counting.
  */
 void promotion_look(uint64_t touch_ticks);
-/* After the last touch: look while khugepaged is waited for, see khugepaged_wait(). */
+/* Call it after the last touch: waits for khugepaged, see khugepaged_wait(), and counts meanwhile. */
 void promotion_wait(void);
 /*
- * Print the metrics: which share of the ranges is huge, how each became so,
- * what that cost, and the memory of this process. Returns how many are huge.
+ * Print the metrics: the share of huge ranges, how they became huge, the cost,
+ * and the memory of this process. Returns the number of huge ranges.
  */
 long promotion_report(void);
 

@@ -28,15 +28,15 @@ static int option_count;
 
 void workload_begin(int argc, char **argv)
 {
-	/* Whole lines, also into a pipe: what was printed before a crash is read. */
+	/* Line buffering even for a pipe: the lines before a crash are not lost. */
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	for (int i = 1; i < argc; i += 2) {
 		if (strncmp(argv[i], "--", 2) || i + 1 == argc || option_count == MAX_OPTIONS)
-			workload_fail("%s is no option with a value", argv[i]);
+			workload_fail("%s is not an option with a value", argv[i]);
 		options[option_count].name = argv[i] + 2;
 		options[option_count++].value = argv[i + 1];
 	}
-	/* Held open until we end. Where nobody samples, nobody has made it or reads it. */
+	/* Held open until we end. Without a sampler the FIFO does not exist, or has no reader. */
 	int fifo = open(WORKLOAD_FIFO, O_WRONLY | O_NONBLOCK);
 
 	if (fifo >= 0 && write(fifo, "", 1) != 1)
@@ -63,7 +63,7 @@ long option_integer(const char *name)
 	errno = 0;
 	value = strtol(text, &end, 10);
 	if (errno || end == text || *end)
-		workload_fail("--%s %s is no integer", name, text);
+		workload_fail("--%s %s is not an integer", name, text);
 	return value;
 }
 
@@ -74,7 +74,7 @@ int option_choice(const char *name, const char *const *choices)
 	for (int i = 0; choices[i]; i++)
 		if (!strcmp(choices[i], text))
 			return i;
-	workload_fail("--%s %s is none of its choices", name, text);
+	workload_fail("--%s %s is not one of its choices", name, text);
 }
 
 void options_done(void)
@@ -106,7 +106,7 @@ void workload_fail(const char *format, ...)
 
 void metric(const char *name, const char *unit, double value)
 {
-	/* Integers up to 2^53 come out as integers. */
+	/* Integers up to 2^53 are printed as integers. */
 	printf("{\"metric\": \"%s\", \"unit\": \"%s\", \"value\": %.15g}\n", name, unit, value);
 }
 
@@ -124,7 +124,8 @@ void event(const char *name, const char *format, ...)
 {
 	va_list arguments;
 
-	printf("{\"event\": \"%s\", \"monotonic_ns\": %llu", name, (unsigned long long)monotonic_ns());
+	printf("{\"event\": \"%s\", \"monotonic_ns\": %llu", name,
+	       (unsigned long long)monotonic_ns());
 	if (*format) {
 		printf(", ");
 		va_start(arguments, format);
@@ -167,13 +168,14 @@ void clock_begin(void)
 
 	clock_kind = option_choice("clock", names);
 	/*
-	 * All CPUs share the clock of -icount, so another one that is busy, as
-	 * while the guest is still settling, makes the loop look longer. The
-	 * shortest of many is the loop itself.
+	 * All CPUs share the clock of -icount, so another busy CPU, for
+	 * example while the guest is still booting, makes the loop seem
+	 * longer. The shortest of many loops has the true length.
 	 */
 	loop();
 	loop_ticks = UINT64_MAX;
-	for (int attempt = 0; attempt < CALIBRATION_ATTEMPTS && loop_ticks > LOOP_INSTRUCTIONS * 5 / 4; attempt++) {
+	for (int attempt = 0;
+	     attempt < CALIBRATION_ATTEMPTS && loop_ticks > LOOP_INSTRUCTIONS * 5 / 4; attempt++) {
 		began = ticks();
 		loop();
 		took = ticks() - began;
@@ -186,22 +188,23 @@ void clock_begin(void)
 		;
 	took = ticks() - began;
 	rate = (double)took / (monotonic_ns() - began_ns);
-	event("clock", "\"clock\": \"%s\", \"ticks_per_ns\": %.6f, \"ticks_per_instruction\": %.6f", clock_name(),
-	      rate, (double)loop_ticks / LOOP_INSTRUCTIONS);
+	event("clock", "\"clock\": \"%s\", \"ticks_per_ns\": %.6f, \"ticks_per_instruction\": %.6f",
+	      clock_name(), rate, (double)loop_ticks / LOOP_INSTRUCTIONS);
 	if (clock_kind == NS) {
 		scale = 1 / rate;
 		return;
 	}
 	/*
-	 * Under QEMU's -icount shift=0 the TSC advances by one an instruction
+	 * With QEMU's -icount shift=0 the TSC advances by one per instruction
 	 * (softmmu/icount.c, icount_get()), and the clock by one nanosecond.
-	 * The kernel's timer may have run in the shortest loop, too.
+	 * The timer interrupt may have run even in the shortest loop.
 	 */
-	if (loop_ticks < LOOP_INSTRUCTIONS || loop_ticks > LOOP_INSTRUCTIONS + LOOP_INSTRUCTIONS / 4 ||
-	    fabs(rate - 1) > 0.01)
-		workload_fail("--clock insns, but %lu instructions took %llu ticks at %.3f a nanosecond: "
-			      "this guest does not run under icount",
-			      LOOP_INSTRUCTIONS, (unsigned long long)loop_ticks, rate);
+	if (loop_ticks < LOOP_INSTRUCTIONS ||
+	    loop_ticks > LOOP_INSTRUCTIONS + LOOP_INSTRUCTIONS / 4 || fabs(rate - 1) > 0.01)
+		workload_fail(
+			"--clock insns, but %lu instructions took %llu ticks, with %.3f ticks per nanosecond: "
+			"this guest does not run under icount",
+			LOOP_INSTRUCTIONS, (unsigned long long)loop_ticks, rate);
 }
 
 const char *clock_name(void)
@@ -246,9 +249,9 @@ void deck_begin(struct deck *deck)
 		deck->card[i] = i;
 }
 
-/* ---- memory and processors ---- */
+/* ---- memory and CPUs ---- */
 
-/* Read a small file; its length, or -1. */
+/* Read a small file. Returns its length, or -1. */
 static long file_text(const char *path, char *text, size_t size)
 {
 	int fd = open(path, O_RDONLY | O_CLOEXEC);
@@ -264,7 +267,7 @@ static long file_text(const char *path, char *text, size_t size)
 	return length;
 }
 
-/* The number behind a line's first word `key`; -1 where no line begins with it. */
+/* The number after `key` at the start of a line; -1 if no line starts with it. */
 static long number_after(const char *text, const char *key)
 {
 	size_t length = strlen(key);
@@ -284,7 +287,7 @@ unsigned long meminfo_kib(const char *key)
 	ssize_t length;
 	long value;
 
-	/* Kept open: this is read between children, when memory is short. */
+	/* Kept open, since it is read between children when memory is short. */
 	if (fd < 0)
 		fd = open("/proc/meminfo", O_RDONLY | O_CLOEXEC);
 	length = pread(fd, text, sizeof(text) - 1, 0);
@@ -301,13 +304,13 @@ unsigned long installed_kib(void)
 	FILE *map = fopen("/proc/iomem", "re");
 	char line[256];
 
-	/* MemTotal would do, but for a kernel that takes more for itself giving other results. */
+	/* Not MemTotal: a kernel that uses more memory for itself would change the parameters of the test. */
 	while (map && fgets(line, sizeof(line), map)) {
 		unsigned long long begin, end;
 		int name = 0;
 
-		if (*line != ' ' && sscanf(line, "%llx-%llx : %n", &begin, &end, &name) == 2 && end > begin &&
-		    !strcmp(line + name, "System RAM\n"))
+		if (*line != ' ' && sscanf(line, "%llx-%llx : %n", &begin, &end, &name) == 2 &&
+		    end > begin && !strcmp(line + name, "System RAM\n"))
 			bytes += end - begin + 1;
 	}
 	if (map)
@@ -336,7 +339,7 @@ void metric_reserved(const char *name)
 {
 	long pages;
 
-	/* What each CPU holds back is counted too (Documentation/admin-guide/sysctl/vm.rst, stat_refresh). */
+	/* Fold per-CPU counters first (Documentation/admin-guide/sysctl/vm.rst, stat_refresh). */
 	write_text("/proc/sys/vm/stat_refresh", "1");
 	pages = vmstat("nr_thp_reserved");
 	if (pages >= 0)
@@ -362,22 +365,24 @@ struct rollup smaps_rollup(int pid)
 	return rollup;
 }
 
-/* Faults that mapped pages larger than a base page so far, on the whole machine, and the bytes of those pages. */
+/* Number of faults on the whole machine that mapped folios larger than a base page, and the size of these in bytes. */
 static void large_faults(uint64_t *count, uint64_t *bytes)
 {
-	const char *const counters = "/sys/kernel/mm/transparent_hugepage/hugepages-*kB/stats/anon_fault_alloc";
+	const char *const counters =
+		"/sys/kernel/mm/transparent_hugepage/hugepages-*kB/stats/anon_fault_alloc";
 	glob_t found;
 	long huge;
 
 	*count = *bytes = 0;
-	/* Since Linux 6.10 each size has a counter. */
+	/* Since Linux 6.10 there is a counter per size. */
 	if (!glob(counters, 0, NULL, &found)) {
 		for (size_t i = 0; i < found.gl_pathc; i++) {
 			FILE *file = fopen(found.gl_pathv[i], "r");
 			unsigned long faults = 0, kib = 0;
 
 			if (!file || fscanf(file, "%lu", &faults) != 1 ||
-			    sscanf(strstr(found.gl_pathv[i], "hugepages-"), "hugepages-%lukB", &kib) != 1)
+			    sscanf(strstr(found.gl_pathv[i], "hugepages-"), "hugepages-%lukB",
+				   &kib) != 1)
 				workload_fail("cannot read %s", found.gl_pathv[i]);
 			fclose(file);
 			*count += faults;
@@ -405,7 +410,7 @@ uint64_t zeroed_bytes(void)
 
 double zeroing_insns(uint64_t bytes)
 {
-	/* Function of the kernel: instructions beside the loop, and those of the loop. */
+	/* Per clearing function of the kernel: instructions outside of the loop, and in the loop. */
 	enum { ERMS = 3 + 4096, REP_GOOD = 3 + 512, ORIG = 4 + 64 * 11 };
 	FILE *file = fopen("/proc/cpuinfo", "r");
 	char *line = NULL;
@@ -441,7 +446,7 @@ bool write_text(const char *path, const char *text)
 	return written;
 }
 
-/* CPUs of a list such as "0-2,5" that are also in `allowed`. */
+/* CPUs in a list such as "0-2,5" that are also in `allowed`. */
 static cpu_set_t cpus_of(const char *list, const cpu_set_t *allowed)
 {
 	cpu_set_t cpus;
@@ -489,8 +494,10 @@ int nodes_find(struct node nodes[MAX_NODES])
 			if (file_text(path, text, sizeof(text)) < 0)
 				continue;
 			total = strstr(text, "MemTotal:");
-			node->memory_kib = total ? strtoul(total + strlen("MemTotal:"), NULL, 10) : 0;
-			node->id = atoi(strstr(found.gl_pathv[i], "/node/node") + strlen("/node/node"));
+			node->memory_kib = total ? strtoul(total + strlen("MemTotal:"), NULL, 10) :
+						   0;
+			node->id = atoi(strstr(found.gl_pathv[i], "/node/node") +
+					strlen("/node/node"));
 			if (node->cpu_count && node->memory_kib)
 				count++;
 		}
@@ -536,18 +543,18 @@ int cpu_of_nodes(const struct node *nodes, int count, int n)
 			if (CPU_ISSET(cpu, &nodes[i].cpus) && !n--)
 				return cpu;
 	}
-	workload_fail("CPUs went away");
+	workload_fail("a CPU was taken offline");
 }
 
 char *map_regions(size_t size)
 {
-	char *start = mmap(NULL, size + REGION, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
-			   -1, 0);
+	char *start = mmap(NULL, size + REGION, PROT_READ | PROT_WRITE,
+			   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	size_t before;
 
 	if (start == MAP_FAILED)
 		return NULL;
-	/* Give back what is outside, so that the mapping is exactly the regions. */
+	/* Unmap both ends, so that the mapping consists of whole regions. */
 	before = (REGION - (uintptr_t)start % REGION) % REGION;
 	if (before)
 		munmap(start, before);
@@ -568,11 +575,12 @@ void hold_ballast(const struct node *nodes, int node_count, long percent)
 		pin_to_node(&nodes[n]);
 		ballast = map_regions(size);
 		if (!ballast)
-			workload_fail("cannot map a ballast of %zu bytes: %s", size, strerror(errno));
+			workload_fail("cannot map a ballast of %zu bytes: %s", size,
+				      strerror(errno));
 		(void)madvise(ballast, size, MADV_HUGEPAGE);
 		for (size_t at = 0; at < size; at += PAGE)
 			*(volatile char *)(ballast + at) = 1;
-		/* No child may inherit it: copying its page tables is not what the test measures. */
+		/* Children must not inherit it: the test should not measure copying its page tables. */
 		(void)madvise(ballast, size, MADV_DONTFORK);
 	}
 	sched_setaffinity(0, sizeof(before), &before);
@@ -582,9 +590,10 @@ const char *const advice_names[] = { "none", "hugepage", "nohugepage", NULL };
 
 void advise(char *start, size_t size, int advice)
 {
-	static const int numbers[] = { [ADVICE_HUGEPAGE] = MADV_HUGEPAGE, [ADVICE_NOHUGEPAGE] = MADV_NOHUGEPAGE };
+	static const int numbers[] = { [ADVICE_HUGEPAGE] = MADV_HUGEPAGE,
+				       [ADVICE_NOHUGEPAGE] = MADV_NOHUGEPAGE };
 
-	/* A kernel without huge pages answers EINVAL to both; not having them is no failure. */
+	/* A kernel without huge pages returns EINVAL for both, which is not an error. */
 	if (advice != ADVICE_NONE && madvise(start, size, numbers[advice]) < 0 &&
 	    !(advice == ADVICE_NOHUGEPAGE && errno == EINVAL))
 		workload_fail("madvise %s: %s", advice_names[advice], strerror(errno));
@@ -592,7 +601,7 @@ void advise(char *start, size_t size, int advice)
 
 /* ---- khugepaged ---- */
 
-/* Its process, which is there only while PMD-sized huge pages may be made; 0 where it is not. */
+/* The PID of khugepaged, which only exists while PMD-sized huge pages are enabled; else 0. */
 static pid_t khugepaged_pid(void)
 {
 	static pid_t pid;
@@ -602,7 +611,8 @@ static pid_t khugepaged_pid(void)
 		for (size_t i = 0; i < found.gl_pathc && !pid; i++) {
 			char name[32];
 
-			if (file_text(found.gl_pathv[i], name, sizeof(name)) > 0 && !strcmp(name, "khugepaged\n"))
+			if (file_text(found.gl_pathv[i], name, sizeof(name)) > 0 &&
+			    !strcmp(name, "khugepaged\n"))
 				pid = atoi(found.gl_pathv[i] + strlen("/proc/"));
 		}
 		globfree(&found);
@@ -612,12 +622,14 @@ static pid_t khugepaged_pid(void)
 
 pid_t khugepaged_wait_begin(void)
 {
-	/* The guest's own program, which the tool calls as well; seconds of guest time are plenty for two scans. */
+	/* A program of the guest image. A few guest seconds are plenty for two scans. */
 	static char *const argv[] = { "khugepaged-barrier", "2", "600000", NULL };
 	char enabled[64];
 	pid_t child;
 
-	if (!khugepaged_pid() && file_text("/sys/kernel/mm/transparent_hugepage/enabled", enabled, sizeof(enabled)) > 0 &&
+	if (!khugepaged_pid() &&
+	    file_text("/sys/kernel/mm/transparent_hugepage/enabled", enabled, sizeof(enabled)) >
+		    0 &&
 	    strstr(enabled, "[never]"))
 		return 0;
 	fflush(stdout);
@@ -632,7 +644,7 @@ pid_t khugepaged_wait_begin(void)
 	return child;
 }
 
-/* Whether the waiting program has ended; `options` as those of waitpid(2). */
+/* Whether the waiting program has ended; `options` are those of waitpid(2). */
 static bool wait_over(pid_t child, int options)
 {
 	int status;
@@ -644,7 +656,7 @@ static bool wait_over(pid_t child, int options)
 	if (!ended)
 		return false;
 	if (ended != child || !WIFEXITED(status) || WEXITSTATUS(status))
-		workload_fail("khugepaged did not get round, or there is none");
+		workload_fail("khugepaged did not finish its scans, or does not run");
 	return true;
 }
 
@@ -662,8 +674,10 @@ long khugepaged_collapses(void)
 {
 	char text[32];
 
-	return file_text("/sys/kernel/mm/transparent_hugepage/khugepaged/pages_collapsed", text, sizeof(text)) > 0 ?
-		       atol(text) : -1;
+	return file_text("/sys/kernel/mm/transparent_hugepage/khugepaged/pages_collapsed", text,
+			 sizeof(text)) > 0 ?
+		       atol(text) :
+		       -1;
 }
 
 uint64_t khugepaged_ns(void)
@@ -735,10 +749,11 @@ void histogram(const char *format, const uint64_t *sorted, size_t count)
 	for (size_t i = 0; i < count;) {
 		double value = fmax(sorted[i] * scale, 1);
 		double step = floor(log2(value) * BUCKETS_PER_OCTAVE);
-		double low = exp2(step / BUCKETS_PER_OCTAVE), high = exp2((step + 1) / BUCKETS_PER_OCTAVE);
+		double low = exp2(step / BUCKETS_PER_OCTAVE),
+		       high = exp2((step + 1) / BUCKETS_PER_OCTAVE);
 		size_t begin = i++;
 
-		/* The bucket's own first value is in it, however its bounds were rounded. */
+		/* The first value always belongs to the bucket, even if rounding moved its bound. */
 		while (i < count && sorted[i] * scale < high)
 			i++;
 		printf("%s[%.6g, %.6g, %zu]", first ? "" : ", ", low, high, i - begin);

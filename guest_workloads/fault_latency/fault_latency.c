@@ -1,24 +1,23 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * fault_latency: what page faults cost, one by one.
+ * fault_latency: the cost of individual page faults.
  *
- * Every first touch of a page of a fresh mapping is timed. With huge pages
- * most of them do not fault, so a touch counts as a fault where it took more
- * than a fraction of what faults on base pages took just before; there is a
- * factor of hundreds between the two under icount, and of tens elsewhere.
- * The kernel's own number of faults is reported beside it.
+ * The first touch of each page in a new mapping is measured. With huge pages
+ * most touches do not fault, so a touch counts as a fault if it took more
+ * than a fraction of the time of faults on base pages, measured just before.
+ * The two differ by a factor of hundreds with icount, and of tens otherwise.
+ * The number of faults according to the kernel is reported as well.
  *
- * The first touch of a 2 MiB region is reported apart as well, for there a
- * kernel may allocate, and zero, a huge page or a reservation. What using the
- * memory costs as a whole, wherever a kernel puts that cost, is the mean over
- * all touches.
+ * The first touch of a 2 MiB region is also reported separately, because the
+ * kernel may allocate, and zero, a huge page or a reservation there. The mean
+ * over all touches is the total cost of using the memory.
  *
- * A sweep then touches fresh regions sparsely and densely: what a region
- * costs as a whole, for 1 to 512 of its pages. That is where huge pages lose
- * and where they win.
+ * A sweep then touches new regions sparsely and densely, to measure the total
+ * cost of a region for 1 to 512 of its pages. It shows for which densities
+ * huge pages are cheaper, and for which they are not.
  *
- * At last, fresh regions are touched as a whole, and khugepaged is waited for:
- * which of them are huge then, and how they became so.
+ * Finally, all pages of new regions are touched, and the program waits for
+ * khugepaged, to report which of them become huge, and how.
  */
 #include "promotion.h"
 #include "workload.h"
@@ -38,12 +37,12 @@ enum share { NOTHING, SHARED_REGION };
 static const char *const shares[] = { "nothing", "region", NULL };
 
 #define WARM_REGIONS 4
-/* Looks at the counters while the dense regions are touched. */
+/* Number of counter readings while the dense regions are touched. */
 #define DENSE_LOOKS 16
-/* A touch is a fault from this fraction of a base page's fault on: even one that zeroes nothing is beyond it. */
+/* A touch counts as a fault from this fraction of a base page fault on, which includes faults that zero nothing. */
 #define FAULT_FRACTION 6
 
-/* Pages of a region that the sweep touches; the manifest names a metric for each. */
+/* Number of pages per region that the sweep touches; the manifest has a metric for each. */
 static const uint32_t densities[] = { 1, 16, 64, 96, 256, 512 };
 #define DENSITIES ((int)(sizeof(densities) / sizeof(densities[0])))
 
@@ -59,17 +58,17 @@ struct worker {
 	int number;
 	int cpu;
 	char *memory;
-	long begin, end;	/* its regions */
+	long begin, end; /* its regions */
 	struct deck deck;
 	struct random random;
-	uint64_t *first, *later;	/* ticks of each touch */
+	uint64_t *first, *later; /* ticks of each touch */
 	size_t first_count, later_count;
-	uint64_t threshold;	/* ticks from which on a touch was a fault */
-	long faults;		/* by the kernel's count */
-	uint64_t zeroed;	/* bytes, by all workers; of the first one only */
+	uint64_t threshold; /* lowest number of ticks of a fault */
+	long faults; /* as counted by the kernel */
+	uint64_t zeroed; /* bytes zeroed for all workers; only in the first one */
 };
 
-/* Touch this worker's share of a region, and keep what it cost. */
+/* Touch this worker's share of a region, and record the costs. */
 static void touch_region(struct worker *worker, char *region)
 {
 	long step = share == SHARED_REGION ? thread_count : 1;
@@ -105,7 +104,7 @@ static long faults(void)
 	return usage.ru_minflt;
 }
 
-/* Touch regions that nobody measures. */
+/* Touch regions without measuring. */
 static void warm_up(struct worker *worker, int with_advice)
 {
 	char *warm = map_regions(WARM_REGIONS * REGION);
@@ -122,20 +121,21 @@ static void warm_up(struct worker *worker, int with_advice)
 static void *work(void *argument)
 {
 	struct worker *worker = argument;
-	/* In a shared region all must draw the same pages. */
+	/* In a shared region all threads must draw the same pages. */
 	uint64_t stream = share == SHARED_REGION ? 0 : worker->number;
 
 	pin_to_cpu(worker->cpu);
 	deck_begin(&worker->deck);
 	worker->random = random_of(seed, stream);
-	/* The kernel's code and ours, stack, page lists: what only the very first faults would pay. */
+	/* Warm up code, stack and page lists, so that their costs are not part of the first faults. */
 	warm_up(worker, advice);
-	/* What a fault on a base page costs here. */
+	/* Measure the cost of a fault on a base page. */
 	warm_up(worker, ADVICE_NOHUGEPAGE);
 	sort_values(worker->first, worker->first_count);
 	sort_values(worker->later, worker->later_count);
-	worker->threshold = (worker->later_count ? percentile(worker->later, worker->later_count, 0.5) :
-						   percentile(worker->first, worker->first_count, 0.5)) /
+	worker->threshold = (worker->later_count ?
+				     percentile(worker->later, worker->later_count, 0.5) :
+				     percentile(worker->first, worker->first_count, 0.5)) /
 			    FAULT_FRACTION;
 
 	deck_begin(&worker->deck);
@@ -155,7 +155,7 @@ static void *work(void *argument)
 	return NULL;
 }
 
-/* Copy the touches from `limit` ticks on. */
+/* Copy the touches that took at least `limit` ticks. */
 static size_t gather(uint64_t *into, size_t at, const uint64_t *from, size_t count, uint64_t limit)
 {
 	for (size_t i = 0; i < count; i++)
@@ -165,8 +165,8 @@ static size_t gather(uint64_t *into, size_t at, const uint64_t *from, size_t cou
 }
 
 /*
- * The clock of the sweep, in its unit. In time it is this thread's CPU time: a
- * region takes long enough for a scheduler of a busy machine to come between.
+ * The clock of the sweep, in its unit. With the clock ns it is the CPU time of
+ * this thread: a region takes so long that the thread may be preempted.
  */
 static uint64_t sweep_clock(void)
 {
@@ -179,8 +179,8 @@ static uint64_t sweep_clock(void)
 }
 
 /*
- * Touch fresh regions, each at one density, in rounds over all densities so
- * that whatever drifts meets them alike.
+ * Touch new regions, each at one density, in rounds over all densities, so
+ * that drift affects all of them equally.
  */
 static void sweep(void)
 {
@@ -192,7 +192,8 @@ static void sweep(void)
 	struct deck deck;
 
 	if (!memory)
-		workload_fail("cannot map %ld regions to sweep: %s", sweep_regions * DENSITIES, strerror(errno));
+		workload_fail("cannot map %ld regions to sweep: %s", sweep_regions * DENSITIES,
+			      strerror(errno));
 	advise(memory, size, advice);
 	deck_begin(&deck);
 	for (int at = 0; at < DENSITIES; at++)
@@ -221,15 +222,18 @@ static void sweep(void)
 		char name[64];
 
 		sort_values(costs[at], sweep_regions);
-		/* Instructions repeat; on a busy host, what was disturbed least says more than the median. */
-		for (int percent = clock_counts_instructions() ? 50 : 10; percent <= 50; percent += 40) {
-			snprintf(name, sizeof(name), "region_%u_%s.p%d", densities[at], clock_name(), percent);
-			metric(name, clock_name(), percentile(costs[at], sweep_regions, percent / 100.0));
+		/* Instruction counts repeat; with ns on a busy host, a low percentile is more reliable than the median. */
+		for (int percent = clock_counts_instructions() ? 50 : 10; percent <= 50;
+		     percent += 40) {
+			snprintf(name, sizeof(name), "region_%u_%s.p%d", densities[at],
+				 clock_name(), percent);
+			metric(name, clock_name(),
+			       percentile(costs[at], sweep_regions, percent / 100.0));
 		}
 	}
 }
 
-/* Touch fresh regions as a whole, and report which of them become huge. */
+/* Touch all pages of new regions, and report which of them become huge. */
 static void dense(void)
 {
 	struct random random = random_of(seed, thread_count + 1);
@@ -291,7 +295,8 @@ int main(int argc, char **argv)
 	if (regions < thread_count && share == NOTHING)
 		workload_fail("%ld threads cannot divide %ld regions", thread_count, regions);
 	if (pages_per_region < thread_count && share == SHARED_REGION)
-		workload_fail("%ld threads cannot divide %ld pages of a region", thread_count, pages_per_region);
+		workload_fail("%ld threads cannot divide %ld pages of a region", thread_count,
+			      pages_per_region);
 	node_count = nodes_find(nodes);
 
 	memory = map_regions(regions * REGION);
@@ -301,7 +306,8 @@ int main(int argc, char **argv)
 	advise(memory, regions * REGION, advice);
 	pthread_barrier_init(&barrier, NULL, thread_count);
 	/* In a shared region each thread has a first touch. */
-	most_first = share == SHARED_REGION ? regions + WARM_REGIONS : regions / thread_count + 1 + WARM_REGIONS;
+	most_first = share == SHARED_REGION ? regions + WARM_REGIONS :
+					      regions / thread_count + 1 + WARM_REGIONS;
 	most_later = most_first * pages_per_region;
 	for (int n = 0; n < thread_count; n++) {
 		struct worker *worker = &workers[n];
@@ -337,8 +343,10 @@ int main(int argc, char **argv)
 		const struct worker *worker = &workers[n];
 
 		first_count = gather(first, first_count, worker->first, worker->first_count, 0);
-		fault_count = gather(faulted, fault_count, worker->first, worker->first_count, worker->threshold);
-		fault_count = gather(faulted, fault_count, worker->later, worker->later_count, worker->threshold);
+		fault_count = gather(faulted, fault_count, worker->first, worker->first_count,
+				     worker->threshold);
+		fault_count = gather(faulted, fault_count, worker->later, worker->later_count,
+				     worker->threshold);
 		sum += mean(worker->first, worker->first_count) * worker->first_count +
 		       mean(worker->later, worker->later_count) * worker->later_count;
 		touches += worker->first_count + worker->later_count;
@@ -346,10 +354,12 @@ int main(int argc, char **argv)
 	}
 	sort_values(first, first_count);
 	sort_values(faulted, fault_count);
-	event("timing", "\"overhead_%s\": %.1f, \"threshold_%s\": %.1f, \"touches\": %zu, \"slow_touches\": %zu",
-	      clock_name(), overhead * scale, clock_name(), workers[0].threshold * scale, touches, fault_count);
+	event("timing",
+	      "\"overhead_%s\": %.1f, \"threshold_%s\": %.1f, \"touches\": %zu, \"slow_touches\": %zu",
+	      clock_name(), overhead * scale, clock_name(), workers[0].threshold * scale, touches,
+	      fault_count);
 	if (!fault_count)
-		workload_fail("no touch took as long as a fault does");
+		workload_fail("no touch took as long as a fault");
 	metric_clock("fault_%s.p50", percentile(faulted, fault_count, 0.50) * scale);
 	metric_clock("fault_%s.p90", percentile(faulted, fault_count, 0.90) * scale);
 	metric_clock("fault_%s.p99", percentile(faulted, fault_count, 0.99) * scale);
@@ -360,7 +370,8 @@ int main(int argc, char **argv)
 	metric_clock("touch_%s.mean", sum / touches * scale);
 	metric("zeroed_kib.sum", "KiB", workers[0].zeroed / KIB);
 	if (clock_counts_instructions())
-		metric("touch_without_zeroing_insns.mean", "insns", (sum - zeroing_insns(workers[0].zeroed)) / touches);
+		metric("touch_without_zeroing_insns.mean", "insns",
+		       (sum - zeroing_insns(workers[0].zeroed)) / touches);
 	metric("faults.total", "faults", fault_total);
 	metric("rss_kib.max", "KiB", rollup.rss_kib > rss_before ? rollup.rss_kib - rss_before : 0);
 	metric("anon_huge_kib.max", "KiB", rollup.anon_huge_kib);

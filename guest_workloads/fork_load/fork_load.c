@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * fork_load: many short processes, as a kernel's build starts them.
+ * fork_load: many short-lived processes, as in a kernel build.
  *
- * Every job is a shell of busybox that starts a few programs in a pipe, each
- * of which execs, maps and touches a little, and exits. Several jobs run at a
- * time. What series do to fork, exec and exit shows here.
+ * Each job is a busybox shell that starts a few programs in a pipe; each of
+ * them execs, maps and touches a little memory, and exits. Several jobs run
+ * at a time. This shows the effect of a series on fork, exec and exit.
  */
 #include "workload.h"
 

@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * fork_snapshot: a real Redis that saves itself by fork() while it is written to.
+ * fork_snapshot: Redis saving a snapshot with fork() while it handles writes.
  *
  * The server is filled with values of random sizes, most of which are then
- * deleted at random, so that its heap is sparse. Then it is told to save
- * (BGSAVE): it forks, the child writes what it sees, and every page that the
- * parent changes meanwhile is copied. With huge pages a copy is of 2 MiB, or
- * a split; that, and what the fork itself takes, a client sees as latency.
+ * deleted at random, so that its heap is sparse. Then it saves a snapshot
+ * (BGSAVE): it forks, the child writes the data, and every page that the
+ * parent changes meanwhile is copied. With huge pages this copies 2 MiB or
+ * splits the huge page; clients see this, and the fork itself, as latency.
  *
- * Redis switches huge pages off for itself unless told not to, so it is.
- * Values compress well: what the child writes takes next to no memory.
+ * By default Redis disables huge pages for itself; an option prevents this.
+ * Values compress well, so the output of the child takes almost no memory.
  */
 #include "workload.h"
 
@@ -29,7 +29,7 @@
 #define SOCKET DIRECTORY "/socket"
 #define BATCH 256
 #define LEAST_VALUE 64
-/* A look at whether the save goes on, each so many requests. */
+/* Number of requests between two checks whether the save has ended. */
 #define LOOK_EVERY 128
 #define START_NS (60ULL * NS_PER_S)
 
@@ -40,9 +40,10 @@ static long most_value;
 static _Noreturn void serve(void)
 {
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
-	execlp("redis-server", "redis-server", "--port", "0", "--unixsocket", SOCKET, "--dir", DIRECTORY, "--save", "",
-	       "--appendonly", "no", "--disable-thp", "no", "--rdbcompression", "yes", "--logfile", DIRECTORY "/log",
-	       "--ignore-warnings", "ARM64-COW-BUG", (char *)NULL);
+	execlp("redis-server", "redis-server", "--port", "0", "--unixsocket", SOCKET, "--dir",
+	       DIRECTORY, "--save", "", "--appendonly", "no", "--disable-thp", "no",
+	       "--rdbcompression", "yes", "--logfile", DIRECTORY "/log", "--ignore-warnings",
+	       "ARM64-COW-BUG", (char *)NULL);
 	_exit(127);
 }
 
@@ -56,7 +57,9 @@ static void connect_to(pid_t server)
 	server_fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
 	while (connect(server_fd, (struct sockaddr *)&address, sizeof(address))) {
 		if (waitpid(server, &status, WNOHANG) == server)
-			workload_fail("redis-server did not start (wait status %#x): is it in this image?", status);
+			workload_fail(
+				"redis-server did not start (wait status %#x): is it in this image?",
+				status);
 		if (monotonic_ns() - began > START_NS)
 			workload_fail("redis-server did not listen within a minute");
 		nanosleep(&pause, NULL);
@@ -69,13 +72,14 @@ static void send_all(const char *text, size_t length)
 		ssize_t sent = send(server_fd, text, length, MSG_NOSIGNAL);
 
 		if (sent <= 0)
-			workload_fail("redis-server is gone: %s", strerror(errno));
+			workload_fail("redis-server closed the connection or died: %s",
+				      strerror(errno));
 		text += sent;
 		length -= sent;
 	}
 }
 
-/* Read `lines` replies of one line each; an error among them ends the workload. */
+/* Read `lines` replies of one line each; an error reply ends the workload. */
 static void receive_lines(long lines)
 {
 	bool at_start = true;
@@ -84,12 +88,13 @@ static void receive_lines(long lines)
 		ssize_t got = recv(server_fd, reply, sizeof(reply) - 1, 0);
 
 		if (got <= 0)
-			workload_fail("redis-server is gone: %s", got ? strerror(errno) : "it closed the connection");
+			workload_fail("redis-server is gone: %s",
+				      got ? strerror(errno) : "it closed the connection");
 		for (ssize_t i = 0; i < got; i++) {
 			if (at_start && reply[i] == '-') {
 				reply[got] = 0;
 				reply[i + strcspn(reply + i, "\r\n\"")] = 0;
-				workload_fail("redis-server answers %s", reply + i);
+				workload_fail("redis-server replied %s", reply + i);
 			}
 			at_start = reply[i] == '\n';
 			lines -= at_start;
@@ -97,7 +102,7 @@ static void receive_lines(long lines)
 	}
 }
 
-/* The number behind `key` in a section of INFO. */
+/* The value of `key` in a section of INFO. */
 static long info(const char *section, const char *key)
 {
 	size_t length = 0, body, wanted;
@@ -108,7 +113,7 @@ static long info(const char *section, const char *key)
 		ssize_t got = recv(server_fd, reply + length, sizeof(reply) - 1 - length, 0);
 
 		if (got <= 0)
-			workload_fail("redis-server is gone while asked for INFO %s", section);
+			workload_fail("redis-server died during INFO %s", section);
 		length += got;
 		reply[length] = 0;
 		/* "$123\r\n", 123 bytes, "\r\n" */
@@ -161,7 +166,7 @@ static void fill(long keys, long kept_percent, struct random *random)
 	}
 }
 
-/* Write one key and wait for the answer; what that took. */
+/* Write one key, wait for the reply, and return the latency. */
 static uint64_t set_once(long keys, struct random *random)
 {
 	size_t length = set_request(request, random_next(random) % keys, random);
@@ -172,7 +177,7 @@ static uint64_t set_once(long keys, struct random *random)
 	return ticks() - began;
 }
 
-/* Page faults that a process served without reading, field 10 of /proc/PID/stat. */
+/* Minor page faults of a process, field 10 of /proc/PID/stat. */
 static long faults_of(pid_t pid)
 {
 	char path[64], text[1024] = "";
@@ -212,7 +217,7 @@ int main(int argc, char **argv)
 	busy = values_of(most_requests);
 	random = random_of(seed, 0);
 	if (system("rm -rf " DIRECTORY " && mkdir -p " DIRECTORY))
-		workload_fail("cannot make " DIRECTORY);
+		workload_fail("cannot create " DIRECTORY);
 	fflush(stdout);
 	server = fork();
 	if (server < 0)
@@ -228,13 +233,14 @@ int main(int argc, char **argv)
 	metric("rss_kib.before", "KiB", before.rss_kib);
 	metric("anon_huge_kib.before", "KiB", before.anon_huge_kib);
 	metric_reserved("reserved_kib.before");
-	metric("rss_per_useful.ratio", "bytes/byte", before.rss_kib * (double)KIB / info("memory", "used_memory"));
+	metric("rss_per_useful.ratio", "bytes/byte",
+	       before.rss_kib * (double)KIB / info("memory", "used_memory"));
 
 	available_kib = least_kib = meminfo_kib("MemAvailable:");
 	faults = faults_of(server);
 	send_all("BGSAVE\r\n", strlen("BGSAVE\r\n"));
 	receive_lines(1);
-	/* At least one look's worth of requests, so that there is a latency even where the save was quicker. */
+	/* At least the requests between two checks, so that there is a latency even if the save was faster. */
 	do {
 		for (int n = 0; n < LOOK_EVERY && count < most_requests; n++)
 			busy[count++] = set_once(keys, &random);
@@ -252,7 +258,7 @@ int main(int argc, char **argv)
 	metric_clock("set_%s.p50", percentile(busy, count, 0.50) * scale);
 	metric_clock("set_%s.p99", percentile(busy, count, 0.99) * scale);
 	metric_clock("set_%s.max", busy[count - 1] * scale);
-	/* Redis' own reading, in microseconds of the guest: under icount a thousand instructions each. */
+	/* Measured by Redis in guest microseconds; with icount, each is a thousand instructions. */
 	metric_clock("fork_%s.total", info("stats", "latest_fork_usec") * 1000.0);
 	metric("cow_faults.total", "faults", faults);
 	metric("requests_while_saving.total", "requests", count);

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * mremap_storm: buffers that grow as realloc() grows them.
+ * mremap_storm: buffers that grow with mremap(), as in realloc().
  *
- * Several buffers grow in turn, a step at a time, so that each soon stands in
- * the way of another and has to move: mremap(MREMAP_MAYMOVE), as realloc()
- * does with large blocks. What was added is then written. A kernel that gives
- * up what it had reserved on each move pays for it with the faults and the
- * promotions that follow. The content is checked in the end.
+ * Several buffers grow in turn, step by step, so that each soon blocks another
+ * one, which then has to move: mremap(MREMAP_MAYMOVE), as realloc() does for
+ * large blocks. The added memory is then written. A kernel that gives up
+ * reservations on each move has more costs in later faults and promotions.
+ * The contents are checked at the end.
  */
 #include "workload.h"
 
@@ -59,7 +59,8 @@ int main(int argc, char **argv)
 	write_took = values_of(count * rounds);
 	for (long n = 0; n < count; n++) {
 		buffers[n].size = step;
-		buffers[n].start = mmap(NULL, step, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+		buffers[n].start = mmap(NULL, step, PROT_READ | PROT_WRITE,
+					MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 		if (buffers[n].start == MAP_FAILED)
 			workload_fail("cannot map a buffer: %s", strerror(errno));
 		advise(buffers[n].start, step, advice);
@@ -77,7 +78,8 @@ int main(int argc, char **argv)
 			moved = mremap(buffer->start, old_size, old_size + step, MREMAP_MAYMOVE);
 			between = ticks();
 			if (moved == MAP_FAILED)
-				workload_fail("cannot grow a buffer to %zu bytes: %s", old_size + step, strerror(errno));
+				workload_fail("cannot grow a buffer to %zu bytes: %s",
+					      old_size + step, strerror(errno));
 			moves += moved != buffer->start;
 			buffer->start = moved;
 			buffer->size = old_size + step;
@@ -95,7 +97,8 @@ int main(int argc, char **argv)
 	for (long n = 0; n < count; n++)
 		for (size_t at = 0; at < buffers[n].size; at += PAGE)
 			if (*(uint64_t *)(buffers[n].start + at) != mark(n, at))
-				workload_fail("buffer %ld does not hold at %zu what was written", n, at);
+				workload_fail("buffer %ld at %zu does not contain what was written",
+					      n, at);
 	sort_values(remap_took, grown);
 	sort_values(write_took, grown);
 

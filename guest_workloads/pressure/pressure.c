@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * pressure: page cache and anonymous memory that compete.
+ * pressure: page cache and anonymous memory competing for memory.
  *
- * Most of memory is filled with clean page cache, part of which is read again
- * and again as a program's working set would be. Then anonymous memory is
- * touched sparsely until as much is in use as --anonymous says. A kernel that
- * holds memory in reserve has to give it up before it takes the working set:
- * what had to be read again (workingset_refault_file) says whether it did.
+ * Most of memory is filled with clean page cache, part of which is read
+ * repeatedly like the working set of a program. Then anonymous memory is
+ * touched sparsely until as much as requested is in use. The kernel should
+ * give up reservations before it reclaims the working set; the number of
+ * refaults (workingset_refault_file) shows whether it did.
  *
  * The page cache is that of a zram device. Its blocks were never written, so
  * they read as zeros and take no memory, while their page cache does.
@@ -34,13 +34,13 @@ static long counted(const char *name)
 	return value < 0 ? 0 : value;
 }
 
-/* Pages that reclaim took back, by kswapd or by those who asked for memory. */
+/* Pages reclaimed by kswapd and by direct reclaim. */
 static long reclaimed(void)
 {
 	return counted("pgsteal_kswapd") + counted("pgsteal_direct");
 }
 
-/* A device of `size` bytes, all zeros, without memory of its own. */
+/* Create a device of `size` bytes, all zeros, which takes no memory itself. */
 static int device_open(size_t size)
 {
 	char path[64], text[32];
@@ -48,7 +48,8 @@ static int device_open(size_t size)
 	ssize_t length = control < 0 ? -1 : read(control, text, sizeof(text) - 1);
 
 	if (length <= 0)
-		workload_fail("this kernel has no zram device to cache: " CONTROL ": %s", strerror(errno));
+		workload_fail("this kernel has no zram device to cache: " CONTROL ": %s",
+			      strerror(errno));
 	close(control);
 	text[length] = 0;
 	number = atoi(text);
@@ -60,17 +61,18 @@ static int device_open(size_t size)
 	device = open(path, O_RDONLY | O_CLOEXEC);
 	if (device < 0)
 		workload_fail("cannot open %s: %s", path, strerror(errno));
-	/* Each page is asked for by itself: read-ahead would hide what reclaim took. */
+	/* Read page by page: read-ahead would hide refaults. */
 	(void)posix_fadvise(device, 0, 0, POSIX_FADV_RANDOM);
 	return device;
 }
 
-/* Read the device's beginning, so that it is in the page cache, and used. */
+/* Read the start of the device, so that it is in the page cache and recently used. */
 static void read_first(int device, size_t bytes)
 {
 	for (size_t at = 0; at < bytes; at += READ_SIZE)
 		if (pread(device, buffer, READ_SIZE, at) != (ssize_t)READ_SIZE)
-			workload_fail("cannot read the zram device at %zu: %s", at, strerror(errno));
+			workload_fail("cannot read the zram device at %zu: %s", at,
+				      strerror(errno));
 }
 
 int main(int argc, char **argv)
@@ -109,7 +111,7 @@ int main(int argc, char **argv)
 	read_first(device, hot);
 	read_first(device, hot);
 
-	/* As many regions as the touched pages alone need on average: half of `most` in each. */
+	/* As many regions as needed for the touched pages: on average half of `most` in each. */
 	regions = anonymous / ((most + 1) * PAGE / 2) + 1;
 	start = map_regions(regions * REGION);
 	if (!start)
@@ -118,16 +120,18 @@ int main(int argc, char **argv)
 	took = values_of(regions * most);
 	deck_begin(&deck);
 	random = random_of(seed, 0);
-	/* The hot part is read sixteen times meanwhile. */
+	/* The hot part is read sixteen times in between. */
 	every = regions / 16 + 1;
 	refaults = counted("workingset_refault_file");
 	steals = reclaimed();
-	stalls = counted("allocstall_normal") + counted("allocstall_movable") + counted("allocstall_dma32");
+	stalls = counted("allocstall_normal") + counted("allocstall_movable") +
+		 counted("allocstall_dma32");
 	for (size_t region = 0; region < regions; region++) {
 		uint32_t pages = 1 + random_below(&random, most);
 
 		for (uint32_t n = 0; n < pages; n++) {
-			volatile char *page = start + region * REGION + deck_draw(&deck, &random, n) * PAGE;
+			volatile char *page =
+				start + region * REGION + deck_draw(&deck, &random, n) * PAGE;
 			uint64_t began = ticks();
 
 			*page = 1;
@@ -141,13 +145,14 @@ int main(int argc, char **argv)
 			read_sum += ticks() - began;
 			reads++;
 		}
-		/* The OOM killer's work would be measured by others: stop at what fits. */
+		/* Stop before the OOM killer runs, which other workloads measure. */
 		if (touches * PAGE >= anonymous)
 			break;
 	}
 	refaults = counted("workingset_refault_file") - refaults;
 	steals = reclaimed() - steals;
-	stalls = counted("allocstall_normal") + counted("allocstall_movable") + counted("allocstall_dma32") - stalls;
+	stalls = counted("allocstall_normal") + counted("allocstall_movable") +
+		 counted("allocstall_dma32") - stalls;
 	sort_values(took, touches);
 
 	metric_clock("touch_%s.p50", percentile(took, touches, 0.50) * scale);

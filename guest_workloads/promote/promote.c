@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * promote: which ranges khugepaged makes huge, and what that takes.
+ * promote: which regions khugepaged makes huge, and at which cost.
  *
- * Regions are touched, then khugepaged is waited for. With --touch dense
- * every page is touched, so every region should be huge in the end, at the
- * fault or by promotion. With --touch edge the regions get in turn one page
- * less than --edge, exactly that many, and one more: a kernel with a
- * threshold promotes the last two of three when the threshold is --edge.
+ * The program touches regions, and then waits for khugepaged. With --touch
+ * dense every page is touched, so every region should be huge at the end, by
+ * the fault or by promotion. With --touch edge, one page less than --edge,
+ * exactly that many, and one more are touched in turn: if --edge is the
+ * threshold, the last two of three are promoted.
  *
- * The content is checked afterwards: a promotion must not be seen.
+ * The contents are checked at the end: a promotion must not change them.
  */
 #include "promotion.h"
 #include "workload.h"
@@ -48,10 +48,11 @@ static uint64_t mark(long region, long page)
 }
 
 /*
- * Calls `visit` for each page that is touched, in the order of touching, and `pause` after some of the regions, where
- * it is not NULL.
+ * Call `visit` for each touched page, in the order of the touches, and `pause` after some of the regions, unless it is
+ * NULL.
  */
-static void for_each_page(void (*visit)(uint64_t *page, long region, long number), void (*pause)(void))
+static void for_each_page(void (*visit)(uint64_t *page, long region, long number),
+			  void (*pause)(void))
 {
 	struct random random = random_of(seed, 0);
 	struct deck deck;
@@ -61,7 +62,8 @@ static void for_each_page(void (*visit)(uint64_t *page, long region, long number
 		for (long n = 0; n < pages_of(region); n++) {
 			long number = order == IN_ORDER ? n : (long)deck_draw(&deck, &random, n);
 
-			visit((uint64_t *)(memory + region * REGION + number * PAGE), region, number);
+			visit((uint64_t *)(memory + region * REGION + number * PAGE), region,
+			      number);
 		}
 		if (pause && (region + 1) * LOOKS / regions != region * LOOKS / regions)
 			pause();
@@ -82,8 +84,10 @@ static void write_mark(uint64_t *page, long region, long number)
 
 static void check_mark(uint64_t *page, long region, long number)
 {
-	if (page[0] != mark(region, number) || page[PAGE / sizeof(*page) - 1] != mark(region, number))
-		workload_fail("page %ld of region %ld does not hold what was written", number, region);
+	if (page[0] != mark(region, number) ||
+	    page[PAGE / sizeof(*page) - 1] != mark(region, number))
+		workload_fail("page %ld of region %ld does not contain what was written", number,
+			      region);
 }
 
 int main(int argc, char **argv)

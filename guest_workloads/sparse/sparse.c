@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * sparse: memory that is addressed like a hash table.
+ * sparse: memory use of a hash table.
  *
- * Entries go to random slots of a large table, as a hash function would
- * scatter them. Each insertion is timed. What counts is how much memory the
- * machine spends for a useful byte while the table is still sparse.
+ * Entries are written to random slots of a large table, as a hash function
+ * would do. Each insertion is measured. The main result is the memory that
+ * the machine uses per useful byte while the table is still sparse.
  */
 #include "workload.h"
 
@@ -14,10 +14,10 @@
 #include <string.h>
 
 #define ENTRY 64UL
-/* Readings of the memory in use, evenly spread over the insertions. */
+/* Number of readings of the memory in use, evenly spread over the insertions. */
 #define READINGS 16
 
-/* Memory that this system cannot give to others: reservations count as available, so they are not in it. */
+/* Memory in use; reservations are available memory, so they are not included. */
 static unsigned long used_kib(void)
 {
 	return meminfo_kib("MemTotal:") - meminfo_kib("MemAvailable:");

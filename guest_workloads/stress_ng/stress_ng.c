@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * stress_ng: a stressor of stress-ng(1), which does a fixed number of its
- * operations and checks what it did to memory.
+ * stress_ng: a stressor of stress-ng(1) that does a fixed number of operations
+ * and verifies the contents of memory.
  *
- * stress-ng counts operations in a given time. Here it is the other way round,
- * the time of a given number of operations: then every kernel does the same
- * work, and the figure is as good under a clock of instructions.
+ * stress-ng usually counts operations in a given time. Here the time of a
+ * given number of operations is measured, so that every kernel does the same
+ * work, and the result is also valid with a clock of instructions.
  */
 #include "workload.h"
 
@@ -26,12 +26,15 @@
 #define NO_RESOURCE 3
 #define NOT_IMPLEMENTED 4
 
-static const char *const stressors[] = { "vm", "vm-rw", "madvise", "mmap", "mremap", "mlock", "brk", "fork", NULL };
-/* The option that says how much memory it uses; NULL where there is none. */
-static const char *const sizes[] = { "--vm-bytes", "--vm-rw-bytes", NULL, "--mmap-bytes", "--mremap-bytes",
-				     NULL, "--brk-bytes", NULL };
+static const char *const stressors[] = { "vm",	  "vm-rw", "madvise", "mmap", "mremap",
+					 "mlock", "brk",   "fork",    NULL };
+/* The option for the amount of memory; NULL if there is none. */
+static const char *const sizes[] = {
+	"--vm-bytes", "--vm-rw-bytes", NULL, "--mmap-bytes", "--mremap-bytes",
+	NULL,	      "--brk-bytes",   NULL
+};
 
-/* What it said last, without what would end a text in JSON. */
+/* The last output of stress-ng, without characters that would end a JSON string. */
 static const char *last_words(void)
 {
 	static char text[256];
@@ -46,7 +49,7 @@ static const char *last_words(void)
 	for (char *each = text; *each; each++)
 		if (*each == '"' || *each == '\\' || (unsigned char)*each < ' ')
 			*each = ' ';
-	return *text ? text : "it said nothing of it";
+	return *text ? text : "it printed nothing";
 }
 
 static _Noreturn void stress(const char *const *words)
@@ -110,17 +113,21 @@ int main(int argc, char **argv)
 		workload_fail("cannot wait for stress-ng: %s", strerror(errno));
 	took = ticks() - began;
 	if (!WIFEXITED(status))
-		workload_fail("stress-ng was ended by signal %d: %s", WTERMSIG(status), last_words());
+		workload_fail("stress-ng was killed by signal %d: %s", WTERMSIG(status),
+			      last_words());
 	if (WEXITSTATUS(status) == 127)
 		workload_fail("stress-ng did not start: is it in this image?");
 	if (WEXITSTATUS(status) == NO_RESOURCE || WEXITSTATUS(status) == NOT_IMPLEMENTED)
-		workload_fail("this guest has not what the stressor %s needs: %s", stressors[stressor], last_words());
+		workload_fail("this guest lacks what the stressor %s needs: %s",
+			      stressors[stressor], last_words());
 	if (WEXITSTATUS(status))
-		workload_fail("stress-ng found a mistake (exit status %d): %s", WEXITSTATUS(status), last_words());
+		workload_fail("stress-ng found an error (exit status %d): %s", WEXITSTATUS(status),
+			      last_words());
 	getrusage(RUSAGE_CHILDREN, &usage);
 
 	metric_clock("operation_%s.mean", took * clock_scale() / wanted);
-	metric("faults.mean", "faults/operation", (double)(usage.ru_minflt + usage.ru_majflt) / wanted);
+	metric("faults.mean", "faults/operation",
+	       (double)(usage.ru_minflt + usage.ru_majflt) / wanted);
 	metric("rss_kib.max", "KiB", usage.ru_maxrss);
 	workload_end();
 }

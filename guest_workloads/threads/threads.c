@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * threads: what many threads that fault in one address space cost each other.
+ * threads: how much threads that fault in the same address space slow each
+ * other down.
  *
  * The same number of pages is touched in one address space, first by one
- * thread, then by all of them at the same time. What is reported is the time
- * that passed, a fault. With real processors that falls as threads are added,
- * until locks are in the way. Under icount all processors share one clock, so
- * it is the instructions that all of them ran for a fault: what is above one
- * thread's is waiting.
+ * thread, then by all threads at the same time. The result is the elapsed time
+ * per touch. With real CPUs it decreases with the number of threads, until
+ * locks are contended. With icount all CPUs share one clock, so it is the
+ * number of instructions of all CPUs per touch: the excess over a single
+ * thread is waiting.
  */
 #include "workload.h"
 
@@ -43,7 +44,8 @@ static void *work(void *argument)
 	pthread_barrier_wait(&barrier);
 	worker->began = ticks();
 	for (; region < end; region++)
-		for (long page = same ? worker->number : 0; page < pages_per_region; page += same ? worker->count : 1)
+		for (long page = same ? worker->number : 0; page < pages_per_region;
+		     page += same ? worker->count : 1)
 			*(volatile char *)(memory + region * REGION + page * PAGE) = 1;
 	worker->ended = ticks();
 	pthread_barrier_wait(&barrier);
@@ -51,8 +53,8 @@ static void *work(void *argument)
 }
 
 /*
- * Touch everything with `count` threads; ticks from the first one's start to the last one's end. The memory of the
- * `last` time is reported.
+ * Touch everything with `count` threads. Returns the ticks from the start of the first to the end of the last. Memory
+ * is reported for the `last` call.
  */
 static uint64_t touch_with(struct worker *workers, int count, int advice, bool last)
 {
@@ -105,7 +107,8 @@ int main(int argc, char **argv)
 	if (share == OWN_REGIONS && regions < threads)
 		workload_fail("%ld threads cannot divide %ld regions", threads, regions);
 	if (share == SAME_REGION && pages_per_region < threads)
-		workload_fail("%ld threads cannot divide %ld pages of a region", threads, pages_per_region);
+		workload_fail("%ld threads cannot divide %ld pages of a region", threads,
+			      pages_per_region);
 	node_count = nodes_find(nodes);
 	workers = calloc(threads, sizeof(*workers));
 	if (!workers)
@@ -113,7 +116,7 @@ int main(int argc, char **argv)
 	for (int n = 0; n < threads; n++)
 		workers[n].cpu = cpu_of_nodes(nodes, node_count, n);
 
-	/* The kernel's code and ours, stacks, page lists: what only the very first faults would pay. */
+	/* Warm up code, stacks and page lists, so that their costs are not part of the first faults. */
 	touch_with(workers, threads, advice, false);
 	touches = (double)regions * pages_per_region;
 	one = touch_with(workers, 1, advice, false) * clock_scale() / touches;

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * touch: use some memory in a known way, and check what it holds.
+ * touch: known writes to memory, with a check of the contents.
  *
- * Every page is checked to have been zero when it came, and to hold what was
- * written afterwards, also after a fork whose child overwrites its copy.
- * A kernel that hands out a page twice, or without clearing it, fails here.
+ * Checks that every page is zero at first, and contains what was written
+ * later, even after a fork whose child overwrites its copy. It fails if the
+ * kernel hands out a page twice, or without clearing it.
  */
 #include "workload.h"
 
@@ -40,12 +40,13 @@ static void write_all(uint64_t seed, bool check_zero)
 		for (long n = 0; n < pages_per_region; n++) {
 			uint64_t *words = page_at(region, n);
 
-			/* Write first: a read would map the zero page, which is another path of the kernel. */
+			/* Write first: a read would map the zero page, which is a different code path. */
 			words[0] = mark(seed, region, n);
 			for (size_t i = 1; check_zero && i < WORDS_PER_PAGE; i++)
 				if (words[i])
-					workload_fail("page %ld of region %ld came with %#llx in it", n, region,
-						      (unsigned long long)words[i]);
+					workload_fail(
+						"page %ld of region %ld is not zero at first: %#llx",
+						n, region, (unsigned long long)words[i]);
 			words[WORDS_PER_PAGE - 1] = words[0];
 		}
 	}
@@ -57,14 +58,15 @@ static bool check_all(uint64_t seed)
 		for (long n = 0; n < pages_per_region; n++) {
 			const uint64_t *words = page_at(region, n);
 
-			if (words[0] != mark(seed, region, n) || words[WORDS_PER_PAGE - 1] != words[0])
+			if (words[0] != mark(seed, region, n) ||
+			    words[WORDS_PER_PAGE - 1] != words[0])
 				return false;
 		}
 	}
 	return true;
 }
 
-/* A child that writes its copy must not be seen here, nor we there. */
+/* Writes of a child to its copy must not be visible here, nor ours there. */
 static void fork_and_check(uint64_t seed)
 {
 	pid_t child;
@@ -81,7 +83,7 @@ static void fork_and_check(uint64_t seed)
 		_exit(check_all(seed + 1) ? 0 : 3);
 	}
 	if (waitpid(child, &status, 0) != child || !WIFEXITED(status) || WEXITSTATUS(status))
-		workload_fail("the child saw other memory than it should, or died (wait status %#x)", status);
+		workload_fail("the child read wrong contents, or died (wait status %#x)", status);
 	if (!check_all(seed))
 		workload_fail("memory changed when a child wrote its copy");
 }
@@ -112,11 +114,11 @@ int main(int argc, char **argv)
 
 	write_all(seed, verify);
 	rollup = smaps_rollup(0);
-	/* What this CPU holds back is counted too (Documentation/admin-guide/sysctl/vm.rst, stat_refresh). */
+	/* Fold per-CPU counters first (Documentation/admin-guide/sysctl/vm.rst, stat_refresh). */
 	write_text("/proc/sys/vm/stat_refresh", "1");
 	reserved = vmstat("nr_thp_reserved");
 	if (verify && !check_all(seed))
-		workload_fail("memory does not hold what was written");
+		workload_fail("memory does not contain what was written");
 	if (with_fork)
 		fork_and_check(seed);
 	metric("rss_kib.max", "KiB", rollup.rss_kib);

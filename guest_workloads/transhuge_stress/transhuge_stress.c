@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * transhuge_stress: the kernel's own transhuge-stress (selftests/mm), for a while.
+ * transhuge_stress: runs the kernel's transhuge-stress (selftests/mm).
  *
- * It goes through a mapping again and again: writes to a range, looks whether
- * that made it huge, and gives back all but its last page, so that huge pages
- * are split and memory becomes fragmented.
+ * In a loop over a mapping, it writes to each range, checks whether that made
+ * the range huge, and frees all but its last page, so that huge pages are
+ * split and memory becomes fragmented.
  */
 #include "workload.h"
 
@@ -63,9 +63,10 @@ int main(int argc, char **argv)
 
 	log = fopen(LOG, "r");
 	while (log && fgets(line, sizeof(line), log)) {
-		/* What it calls a page is a huge one, and told to the microsecond; the time of a loop is not. */
-		if (sscanf(line, "# %*f s/loop, %lf ms/page, %*f MiB/s %ld succeed, %ld failed, %ld different", &ms,
-			   &succeeded, &failed, &different) != 4)
+		/* Its "page" is a huge page, in microseconds, which is more precise than the time of a loop. */
+		if (sscanf(line,
+			   "# %*f s/loop, %lf ms/page, %*f MiB/s %ld succeed, %ld failed, %ld different",
+			   &ms, &succeeded, &failed, &different) != 4)
 			continue;
 		loops++;
 		sum_ms += ms;
@@ -74,9 +75,9 @@ int main(int argc, char **argv)
 		sum_failed += failed;
 	}
 	if (!loops)
-		workload_fail("transhuge-stress told of no loop");
+		workload_fail("transhuge-stress reported no loop");
 
-	/* It reads the guest's clock, which under icount is a nanosecond an instruction. */
+	/* It reads the guest's clock, which with icount advances by a nanosecond per instruction. */
 	metric_clock("range_%s.mean", sum_ms / loops * NS_PER_MS);
 	metric_clock("range_%s.max", slowest_ms * NS_PER_MS);
 	metric("made_huge.percent", "%", 100.0 * sum_succeeded / (sum_succeeded + sum_failed));

@@ -2,7 +2,8 @@
 """What a run shows, as plain text to paste into a patch's changelog: ASCII, at most 75 columns.
 
 Fault latency, memory consumption and successful promotions come first: the three that a reviewer of this work
-asks for. Only primary metrics are told, and those that are asked for; the table has the others.
+asks for. It has primary metrics, and those that are asked for; the table has the others. Mailing lists take no
+pictures, so its plots are made of characters.
 """
 
 from __future__ import annotations
@@ -12,11 +13,15 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
+from string import ascii_lowercase
 from typing import Final
 
+from orchestrator.analysis.aspect import ASPECTS, OTHERS, aspect_of
 from orchestrator.analysis.comparison import Comparison, Row
 from orchestrator.analysis.conclusion import conclusion
 from orchestrator.analysis.condition import notes_on_bases
+from orchestrator.analysis.density import WORKLOAD as DENSITY_WORKLOAD
+from orchestrator.analysis.density import break_even, densities
 from orchestrator.analysis.notation import (
     CLOCKS,
     change,
@@ -28,6 +33,7 @@ from orchestrator.analysis.notation import (
 )
 from orchestrator.analysis.statistics import CONFIDENCE, Verdict
 from orchestrator.analysis.table import control_line
+from orchestrator.analysis.text_plot import Bar, bars, points
 from orchestrator.errors import UserError
 from orchestrator.spelling import hint
 from orchestrator.store.manifest import Role
@@ -35,14 +41,6 @@ from orchestrator.store.run import Run
 
 WIDTH: Final = 75
 _NAME_WIDTH: Final = 20
-
-#: Heading -> how the names of its metrics begin.
-_GROUPS: Final = (
-    ("Fault latency", ("fault_", "first_fault_", "touch_")),
-    ("Memory consumption", ("memory_", "held_", "rss_", "survivors")),
-    ("Successful promotions", ("promotions.", "promoted_", "promotion_", "collapses_", "huge_regions.")),
-)
-_OTHERS: Final = "Other metrics"
 
 
 def check_choice(
@@ -87,6 +85,7 @@ def changelog_text(
     stages: Sequence[int] = (),
     workloads: Sequence[str] = (),
     metrics: Sequence[str] = (),
+    plots: bool = True,
 ) -> str:
     """The text; the same run gives the same text.
 
@@ -94,7 +93,8 @@ def changelog_text(
         stages: only variants whose last applied stage has one of these numbers; none: all variants. A stage and the
             one before it show what that patch adds.
         workloads: only these; none: all of them.
-        metrics: told although they are not primary.
+        metrics: shown although they are not primary.
+        plots: whether to draw bars of these metrics, and the cost of a region by its density.
 
     Raises:
         UserError: no variant ends at one of the stages, or the run has no such workload or metric.
@@ -112,13 +112,19 @@ def changelog_text(
         row for row in comparison.rows if (row.primary or row.metric in metrics) and row.variant in variants
     ]
     paragraphs = [_introduction(run, comparison)]
+    if comparison.conditions.calibration:
+        paragraphs.append(_wrapped(f"Instructions and time: {comparison.conditions.calibration}."))
     paragraphs += [_wrapped(f"Caution: {caution}") for caution in comparison.cautions]
     paragraphs += [_wrapped(f"Note: {note}") for note in notes_on_bases([run])]
     paragraphs += [
         text
-        for heading in (*(name for name, _ in _GROUPS), _OTHERS)
+        for heading in (*(name for name, _ in ASPECTS), OTHERS)
         if (text := _group(comparison, heading, rows))
     ]
+    if plots:
+        paragraphs += [
+            text for text in (_bars(comparison, rows), _density(run, comparison, variants, workloads)) if text
+        ]
     if not rows:
         paragraphs.append("No cell ended ok with a primary metric, so there is nothing to show.")
     paragraphs.append(_wrapped(f"A/A control: {control_line(comparison)}."))
@@ -164,17 +170,13 @@ def _coverage(comparison: Comparison) -> str:
 
 
 def _group(comparison: Comparison, heading: str, rows: Sequence[Row]) -> str:
-    own = [row for row in rows if _heading_of(row.metric) == heading]
+    own = [row for row in rows if aspect_of(row.metric) == heading]
     if not own:
         return ""
     lines = [heading]
     for workload, metric in dict.fromkeys((row.workload, row.metric) for row in own):
         lines += _metric(comparison, [row for row in own if (row.workload, row.metric) == (workload, metric)])
     return "\n".join(lines)
-
-
-def _heading_of(metric: str) -> str:
-    return next((heading for heading, starts in _GROUPS if metric.startswith(starts)), _OTHERS)
 
 
 def _metric(comparison: Comparison, rows: Sequence[Row]) -> list[str]:
@@ -198,6 +200,50 @@ def _metric(comparison: Comparison, rows: Sequence[Row]) -> list[str]:
         if instructions(row):
             lines.append(" " * (4 + _NAME_WIDTH + 11) + instructions(row))
     return lines
+
+
+def _bars(comparison: Comparison, rows: Sequence[Row]) -> str:
+    """Each metric as bars, the baseline first."""
+    drawn = []
+    for workload, metric in dict.fromkeys((row.workload, row.metric) for row in rows):
+        own = [
+            row for row in rows if (row.workload, row.metric) == (workload, metric) and row.compared.values
+        ]
+        if not own or not own[0].baseline.values:
+            continue
+        scale = scale_of(own[0].unit, [own[0].baseline.median, *(row.compared.median for row in own)])
+        sides = [Bar(comparison.baseline, own[0].baseline.values)]
+        sides += [Bar(row.variant, row.compared.values) for row in own]
+        lines = bars(sides, scale, WIDTH, _NAME_WIDTH)
+        if lines:
+            drawn += [f"  {metric} [{scale.unit}], {workload}", *lines]
+    if not drawn:
+        return ""
+    return "\n".join(["Medians as bars from 0, [ ] is the interval of the median", *drawn])
+
+
+def _density(run: Run, comparison: Comparison, variants: Sequence[str], workloads: Sequence[str]) -> str:
+    """What a region costs by how many of its pages are touched, and where the baseline costs as much."""
+    if workloads and DENSITY_WORKLOAD not in workloads:
+        return ""
+    found = {name: each for name, each in densities(run).items() if name in (comparison.baseline, *variants)}
+    if len(found) < 2 or comparison.baseline not in found:
+        return ""
+    baseline = found[comparison.baseline]
+    found = {name: each for name, each in found.items() if each.pages == baseline.pages}
+    letters = ", ".join(f"{letter} {name}" for letter, name in zip(ascii_lowercase, found, strict=False))
+    clock = CLOCKS.get(comparison.conditions.clock, comparison.conditions.clock)
+    head = _wrapped(
+        f"Cost of touching a region of 2 MiB in {clock}, one line per number of its 512 pages that are touched; "
+        f"logarithmic; {letters}; * where they meet"
+    )
+    lines = points({name: list(each.medians) for name, each in found.items()}, baseline.pages, WIDTH)
+    evens = [
+        f"{name} costs as much as {comparison.baseline} at {even:.0f} pages"
+        for name, each in found.items()
+        if name != comparison.baseline and (even := break_even(baseline, each)) is not None
+    ]
+    return "\n".join([head, *lines, *(_wrapped("; ".join(evens) + ".").splitlines() if evens else [])])
 
 
 def _line(name: str, value: str, changed: str, verdict: str) -> str:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from enum import Enum
+from functools import cached_property
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -16,6 +17,7 @@ import pandas as pd
 from orchestrator.analysis.calibration import calibration_line
 from orchestrator.analysis.condition import differences, notes_on_bases
 from orchestrator.analysis.invariants import check_counters
+from orchestrator.analysis.looks import Look, look_at
 from orchestrator.analysis.statistics import (
     ALPHA,
     DIFFERENT,
@@ -40,6 +42,11 @@ from orchestrator.store.run import Run
 
 #: Sides are compared unpaired where fewer of their boots than this share have a partner.
 _LEAST_PAIRED: Final = 0.75
+
+_NO_VERDICT: Final = (
+    "NO VERDICT is given, because the figures of the two runs are by two clocks; `orchestrate compare --anyway` judges "
+    "them as if they were by one."
+)
 
 #: A knob at its neutral value: the patch that introduces it claims to change nothing there.
 _NEUTRAL_KNOBS: Final = {"promotion_threshold": "1"}
@@ -175,6 +182,7 @@ class Conditions:
     Args:
         clock: ``insns`` (guest instructions), ``ns`` (nanoseconds) or None before anything was measured.
         repeat: planned fresh boots per variant and workload.
+        max_repeat: most of them in a run that goes on until it is decided; None of any other.
         calibration: what the host's processor said beside the clock; empty where the clock is not instructions.
     """
 
@@ -185,6 +193,7 @@ class Conditions:
     flavour: str
     kernel: str
     repeat: int
+    max_repeat: int | None = None
     calibration: str = ""
 
 
@@ -200,6 +209,7 @@ class Comparison:
         counters_checked: cells whose reservation counters were checked.
         notes: sentences that a reader of the figures must know.
         cautions: shown before the figures: why a difference may not be the kernel's.
+        unjudged: why there is no verdict on any metric, as a clause; empty where there are verdicts.
     """
 
     runs: tuple[str, ...]
@@ -217,6 +227,7 @@ class Comparison:
     counters_checked: int
     notes: tuple[str, ...]
     cautions: tuple[str, ...] = ()
+    unjudged: str = ""
 
     @property
     def found_something(self) -> bool:
@@ -278,12 +289,21 @@ def compare(run: Run, against: str | None = None, margin: float | None = None) -
 
 
 def compare_runs(
-    first: Run, second: Run, against: str | None = None, margin: float | None = None
+    first: Run,
+    second: Run,
+    against: str | None = None,
+    margin: float | None = None,
+    *,
+    anyway: bool = False,
 ) -> Comparison:
     """Compare the variants of one run with the baseline of another.
 
     Where the second run has the same baseline, that is the A/A control: it also shows what lies between the
-    two runs.
+    two runs. Where their clocks count differently, e.g. because they ran under two versions of QEMU, the figures are
+    shown and none is judged.
+
+    Args:
+        anyway: judge although the clocks count differently.
 
     Raises:
         UserError: the runs differ in something that makes their figures incomparable; the sentence names it.
@@ -309,7 +329,7 @@ def compare_runs(
         notes.append("the two runs have different seeds: workloads drew different pages.")
     if first.manifest.image != second.manifest.image:
         notes.append("the two runs have different guest images.")
-    return _compare([first, second], variants, baseline, control, margin, notes)
+    return _compare([first, second], variants, baseline, control, margin, notes, anyway=anyway)
 
 
 class _Variant:
@@ -332,7 +352,18 @@ class _Variant:
 
     def values(self, workload: str, metric: str) -> pd.Series:
         """One value per boot, which is the unit of replication, by repetition and seed."""
-        own = self.metrics[(self.metrics["workload"] == workload) & (self.metrics["metric"] == metric)]
+        known = self._values.get((workload, metric))
+        return known if known is not None else self._medians(self.metrics.iloc[:0])
+
+    @cached_property
+    def _values(self) -> dict[tuple[str, str], pd.Series]:
+        # Asked for several times per row, and pandas takes its time to select and group.
+        return {
+            (str(key[0]), str(key[1])): self._medians(own)
+            for key, own in self.metrics.groupby(["workload", "metric"])
+        }
+
+    def _medians(self, own: pd.DataFrame) -> pd.Series:
         keys = [own["repetition"], own["cell"].map(self._seeds).rename("seed")]
         return own.groupby(keys)["value"].median()
 
@@ -468,6 +499,8 @@ def _compare(
     control: _Variant | None,
     margin: float | None,
     notes: Sequence[str] = (),
+    *,
+    anyway: bool = False,
 ) -> Comparison:
     manifest = runs[0].manifest
     chosen_margin = manifest.margin if margin is None else margin
@@ -495,7 +528,15 @@ def _compare(
         copy = control if baseline is pair else None
         for variant in variants:
             if variant is not baseline and variant is not control:
-                rows += _rows(metrics, baseline, variant, copy, floors, chosen_margin)
+                level = _level(runs, workload, variant)
+                rows += _rows(metrics, baseline, variant, copy, floors, chosen_margin, level)
+
+    different = differences(runs)
+    unjudged = ""
+    if different.clocks and not anyway:
+        unjudged = f"the {' and the '.join(different.clocks)} differ, so the figures are by two clocks"
+        rows = [_unjudged(row, unjudged) for row in rows]
+        control_rows = [_unjudged(row, unjudged) for row in control_rows]
 
     failures = tuple(failure for variant in variants for failure in variant.failures())
     checks = [check_counters(run) for run in runs]
@@ -508,7 +549,6 @@ def _compare(
             if row.verdict is Verdict.REGRESSED
         ),
     ]
-    different = differences(runs)
     return Comparison(
         runs=tuple(run.name for run in runs),
         baseline=baseline.name,
@@ -527,10 +567,33 @@ def _compare(
             *different.notes,
             *notes_on_bases(runs),
             *notes,
-            *_notes(variants, control, control_rows, rows),
+            *_notes(variants, control, control_rows, [] if unjudged else rows),
         ),
-        cautions=different.cautions,
+        cautions=(*different.cautions, *([_NO_VERDICT] if unjudged else [])),
+        unjudged=unjudged,
     )
+
+
+def _unjudged(row: Row, why: str) -> Row:
+    """The row with its figures and without a claim."""
+    return replace(
+        row,
+        p=None,
+        p_adjusted=None,
+        p_equivalence=None,
+        p_equivalence_adjusted=None,
+        testable=False,
+        verdict=Verdict.NO_TEST,
+        reason=f"not judged: {why}",
+    )
+
+
+def _level(runs: Sequence[Run], workload: str, variant: _Variant) -> Look:
+    """The error that claims of a variant's primary metrics may have: of the look it stopped at, in a run with looks."""
+    most = runs[0].manifest.max_repeat
+    if len(runs) > 1 or most is None:
+        return Look(variant.planned(workload), ALPHA, ALPHA)
+    return look_at(variant.planned(workload), most)
 
 
 def _conditions(manifest: Manifest) -> Conditions:
@@ -542,6 +605,7 @@ def _conditions(manifest: Manifest) -> Conditions:
         flavour=manifest.flavour,
         kernel=manifest.source.description,
         repeat=manifest.repeat,
+        max_repeat=manifest.max_repeat,
         calibration=calibration_line(manifest),
     )
 
@@ -627,6 +691,7 @@ def _rows(
     control: _Variant | None,
     floors: Mapping[str, Floor],
     margin: float,
+    level: Look,
 ) -> list[Row]:
     rows: list[Row] = []
     for primary in (True, False):
@@ -638,6 +703,9 @@ def _rows(
             [floors.get(metric.name) for metric in measured],
             margin,
             primary=primary,
+            # The error of other metrics is not spent over looks: their claims rest on interval and floor.
+            alpha=level.alpha if primary else ALPHA,
+            alpha_equivalence=level.alpha_equivalence if primary else ALPHA,
         )
         judgements = dict(zip(measured, judged, strict=True))
         rows += [

@@ -21,6 +21,8 @@ def conclusion(comparison: Comparison, variant: str) -> str:
     failed = sum(failure.variant == variant for failure in comparison.failures)
     if planned and failed == planned:
         return f"{variant}: nothing can be said, for none of its {planned} cells ended ok."
+    if comparison.unjudged:
+        return f"{variant}: no verdict, for {comparison.unjudged}."
     others = [
         row
         for row in comparison.rows_of(variant=variant)
@@ -68,7 +70,9 @@ def _changed(comparison: Comparison, rows: Sequence[Row]) -> str:
         )
     open_ones = [_named(row, rows) for row in rows if row.verdict is Verdict.INCONCLUSIVE]
     if open_ones:
-        clauses.append(f"inconclusive: {', '.join(open_ones)}")
+        most = comparison.conditions.max_repeat
+        what = f"not decided, needs more than {most} boots" if most else "inconclusive"
+        clauses.append(f"{what}: {', '.join(open_ones)}")
     untested = [_named(row, rows) for row in rows if row.verdict is Verdict.NO_TEST]
     if len(untested) == len(rows):
         return "too few repetitions for a test, so nothing is claimed"

@@ -27,10 +27,12 @@ class Differences:
     Args:
         cautions: sentences on what may shift the figures.
         notes: sentences on the rest.
+        clocks: which of them make the clocks count differently, e.g. ``QEMU versions``.
     """
 
     cautions: tuple[str, ...]
     notes: tuple[str, ...]
+    clocks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -54,11 +56,13 @@ class _Condition:
         what: plural, after "the".
         values: of a variant of a run; nothing where it has no meaning, e.g. before a kernel is built.
         caution: what a difference may do to the figures, as a sentence; empty where it makes a note.
+        of_clock: whether the figures of two runs that differ in it are by two clocks.
     """
 
     what: str
     values: Callable[[Manifest, VariantRecord], Iterator[_Value]]
     caution: str = ""
+    of_clock: bool = False
 
 
 def _base(manifest: Manifest, variant: VariantRecord) -> Iterator[_Value]:
@@ -119,12 +123,13 @@ _CLOCK: Final = (
 _CONDITIONS: Final = (
     _Condition("base kernels", _base, "A difference may come from the base, not from the series."),
     _Condition("compilers", _compiler, "A difference may come from the compiler, not from the series."),
-    _Condition("CPU models of the guests", _guest_cpu, _CLOCK),
-    _Condition("QEMU versions", _qemu_generation, _CLOCK),
+    _Condition("CPU models of the guests", _guest_cpu, _CLOCK, of_clock=True),
+    _Condition("QEMU versions", _qemu_generation, _CLOCK, of_clock=True),
     _Condition(
         "processors that the runs were calibrated on",
         _calibrated,
         "What a difference in instructions means in time is not the same for all of them.",
+        of_clock=True,
     ),
     _Condition(
         "versions of orchestrate",
@@ -139,6 +144,7 @@ def differences(runs: Sequence[Run]) -> Differences:
     """What the runs, or the variants of one, do not have in common."""
     cautions: list[str] = []
     notes: list[str] = []
+    clocks: list[str] = []
     for condition in _CONDITIONS:
         # identity -> text -> who has it
         found: dict[str, dict[str, list[str]]] = {}
@@ -154,11 +160,13 @@ def differences(runs: Sequence[Run]) -> Differences:
             users = list(dict.fromkeys(user for each in texts.values() for user in each))
             parts.append(f"{' and '.join(texts)} in {', '.join(users)}")
         sentence = f"the {condition.what} differ: {'; '.join(parts)}."
+        if condition.of_clock:
+            clocks.append(condition.what)
         if condition.caution:
             cautions.append(f"{sentence} {condition.caution}")
         else:
             notes.append(sentence)
-    return Differences(tuple(cautions), tuple(notes))
+    return Differences(tuple(cautions), tuple(notes), tuple(clocks))
 
 
 def notes_on_bases(runs: Sequence[Run]) -> list[str]:

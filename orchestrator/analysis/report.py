@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from xml.etree import ElementTree
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from orchestrator.analysis.aspect import Answer, answers
 from orchestrator.analysis.comparison import Comparison, Row, Side, first_line
 from orchestrator.analysis.conclusion import conclusion
 from orchestrator.analysis.notation import (
@@ -83,6 +85,26 @@ class _Line:
     variants: Sequence[_Shown]
 
 
+@dataclass(frozen=True)
+class _Said:
+    """One metric in a tile."""
+
+    variant: str
+    metric: str
+    change: str
+    interval: str
+    verdict: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class _Tile:
+    """One of the three answers at the top of the page."""
+
+    heading: str
+    said: Sequence[_Said]
+
+
 def write_report(run: Run, comparison: Comparison, plots: Sequence[Path], path: Path) -> None:
     """Write the page.
 
@@ -114,6 +136,9 @@ def write_report(run: Run, comparison: Comparison, plots: Sequence[Path], path: 
         ok=planned - len(comparison.failures),
         planned=planned,
         broken=len({finding.where for finding in comparison.findings if finding.kind == "counters"}),
+        breakable=_breakable,
+        tiles=[_tile(answer) for answer in answers(comparison)],
+        boots=[(name, _boots(comparison, name)) for name in comparison.workloads],
         conclusions=[conclusion(comparison, variant.name) for variant in comparison.compared],
         control=control_line(comparison),
         tables=[(name, title, _lines(comparison, name)) for name, title in comparison.workloads.items()],
@@ -129,6 +154,53 @@ def write_report(run: Run, comparison: Comparison, plots: Sequence[Path], path: 
     if not is_stream(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     write_output(path, page)
+
+
+def _breakable(name: str) -> Markup:
+    """A metric's name that may continue on the next line of a narrow column, between its words."""
+    return Markup("<wbr>").join(re.split(r"(?<=[_.])", name))
+
+
+def _tile(answer: Answer) -> _Tile:
+    return _Tile(
+        answer.heading,
+        [
+            _Said(
+                variant=variant,
+                metric=row.metric,
+                change=_with_unit(row),
+                interval=interval(row, _scale(row)),
+                verdict=row.verdict.value,
+                reason=row.reason,
+            )
+            for variant, rows in answer.rows.items()
+            for row in rows
+        ],
+    )
+
+
+def _scale(row: Row) -> Scale:
+    return scale_of(row.unit, (row.baseline.median, row.compared.median))
+
+
+def _with_unit(row: Row) -> str:
+    scale = _scale(row)
+    return change(row, scale) + (f" {scale.unit}" if row.relative is None else "")
+
+
+def _boots(comparison: Comparison, workload: str) -> list[tuple[str, str, list[tuple[str, str]]]]:
+    """Metric, unit, and each variant with every boot's value, the control included."""
+    sides: dict[str, tuple[str, dict[str, Side]]] = {}
+    for row in (*comparison.control, *comparison.rows_of(workload=workload)):
+        if row.workload == workload and not row.always_zero:
+            own = sides.setdefault(row.metric, (row.unit, {}))[1]
+            own.setdefault(comparison.baseline, row.baseline)
+            own.setdefault(row.variant, row.compared)
+    shown = []
+    for metric, (unit, by_variant) in sides.items():
+        scale = scale_of(unit, [value for side in by_variant.values() for value in side.values])
+        shown.append((metric, scale.unit, [(name, _each(side, scale)) for name, side in by_variant.items()]))
+    return shown
 
 
 def _lines(comparison: Comparison, workload: str) -> list[_Line]:

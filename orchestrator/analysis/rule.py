@@ -6,8 +6,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from orchestrator.analysis.comparison import Comparison, Row
+from orchestrator.analysis.looks import looks
 from orchestrator.analysis.notation import percent
 from orchestrator.analysis.statistics import CONFIDENCE, REPETITIONS_FOR_INTERVAL
+from orchestrator.analysis.undecided import undecided
 
 
 def rule_lines(comparison: Comparison) -> list[tuple[str, str]]:
@@ -17,8 +19,10 @@ def rule_lines(comparison: Comparison) -> list[tuple[str, str]]:
         "median (median change over the repetitions, paired by seed) mark, [interval of the change]; "
         f"{_coverage(comparison.rows)}; under the baseline the A/A noise floor"
     )
+    most = comparison.conditions.max_repeat
+    level = "the level of its look" if most else f"{comparison.alpha:g}"
     primary = (
-        f"+ - ! if a permutation test within repetitions, A/A control included, gives p <= {comparison.alpha:g} after "
+        f"+ - ! if a permutation test within repetitions, A/A control included, gives p <= {level} after "
         "Holm over the primary metrics of a workload and variant, the interval excludes 0, and the change is beyond "
         f"{margin} and the noise floor"
     )
@@ -30,9 +34,25 @@ def rule_lines(comparison: Comparison) -> list[tuple[str, str]]:
         ("other", other),
         ("same", same),
         ("tested", _testable(comparison)),
+        *([("looks", _looks(comparison, most))] if most else []),
     ]
     spread = _spread(comparison)
     return [*lines, ("spread", spread)] if spread else lines
+
+
+def _looks(comparison: Comparison, most: int) -> str:
+    """When a run that goes on until it is decided looked, what each look may spend, and what is open."""
+    each = ", ".join(f"{look.repetitions} ({look.alpha:g})" for look in looks(most))
+    left = undecided(comparison)
+    open_ones = ", ".join(
+        f"{metric} of {variant} in {workload}"
+        for (variant, workload), metrics in left.items()
+        for metric in metrics
+    )
+    planned = (
+        f"planned after {each} boots, with the error that each may spend; a variant stops once it is decided"
+    )
+    return f"{planned}; more than {most} boots would be needed for {open_ones}" if open_ones else planned
 
 
 def _coverage(rows: Iterable[Row]) -> str:

@@ -197,6 +197,7 @@ def judge(
     *,
     primary: bool,
     alpha: float = ALPHA,
+    alpha_equivalence: float | None = None,
 ) -> list[Judgement]:
     """The rule that every claim follows, in `compare` as in the simulations that measure its errors.
 
@@ -214,10 +215,16 @@ def judge(
         family: the metrics that are judged together, all primary or all not.
         floors: of each metric; None where there is no A/A control.
         margin: relative, e.g. 0.005.
+        alpha: probability of a false claim of a difference in the family.
+        alpha_equivalence: of a false claim of equivalence; None for the same, 0 where none may be made.
     """
     if not family:
         return []
-    effects = [effect_of(boots) for boots in family]
+    if alpha_equivalence is None:
+        alpha_equivalence = alpha
+    # Two one-sided tests at a level are an interval at one less twice that level.
+    confidence = max(CONFIDENCE, 1 - 2 * alpha_equivalence) if primary and alpha_equivalence else CONFIDENCE
+    effects = [effect_of(boots, confidence) for boots in family]
     within = [each.relative & (each.low >= -margin) & (each.high <= margin) for each in effects]
     untested = np.full(effects[0].estimate.shape, np.nan)
     tested = [primary or floor is None for floor in floors]
@@ -249,10 +256,11 @@ def judge(
         else:
             testable = np.full(tests.shape, min(effect.confidence, floor.confidence) >= CONFIDENCE)
             different = testable & ((effect.low > claimable) | (effect.high < -claimable))
-        # Two one-sided tests at `alpha` are an interval at 1 - 2 alpha.
-        equivalent = within[index] & (effect.confidence >= 1 - 2 * alpha)
+        equivalent = (
+            within[index] & (effect.confidence >= 1 - 2 * alpha_equivalence) & (alpha_equivalence > 0)
+        )
         if primary:
-            equivalent = equivalent & (adjusted_equivalence[..., index] <= alpha)
+            equivalent = equivalent & (adjusted_equivalence[..., index] <= alpha_equivalence)
         equivalent = equivalent & ~different
         judgements.append(
             Judgement(
@@ -283,8 +291,8 @@ def _in_unit_of(effect: Effect, floor: Floor | None, scale: Values) -> Values:
 # Effects and intervals
 
 
-def effect_of(boots: Boots) -> Effect:
-    """The effect and its interval, at :data:`CONFIDENCE` or as much as so few repetitions reach.
+def effect_of(boots: Boots, confidence: float = CONFIDENCE) -> Effect:
+    """The effect and its interval, at `confidence` or as much as so few repetitions reach.
 
     Of unpaired boots it is that of Hodges and Lehmann: the median of the differences between all pairs, with the
     interval of those shifts that the rank-sum test does not reject.
@@ -301,11 +309,11 @@ def effect_of(boots: Boots) -> Effect:
         in_log = np.expm1(np.median(np.log1p(each), axis=-1))
     estimate = np.where(logarithmic, in_log, np.median(each, axis=-1))
     if boots.paired:
-        index, confidence = sign_interval(each.shape[-1])
+        index, reached = sign_interval(each.shape[-1], confidence)
         enough = each.shape[-1] >= _LEAST_FOR_INTERVAL
         farthest = np.abs(each).max(axis=-1)
     else:
-        index, confidence = _rank_sum_interval(*boots.sizes)
+        index, reached = _rank_sum_interval(*boots.sizes, confidence)
         enough = min(boots.sizes) >= _LEAST_FOR_INTERVAL
         farthest = np.full(estimate.shape, np.nan)
     ordered = np.sort(each, axis=-1)
@@ -315,7 +323,7 @@ def effect_of(boots: Boots) -> Effect:
         estimate=estimate,
         low=ordered[..., index] if enough else nothing,
         high=ordered[..., -1 - index] if enough else nothing,
-        confidence=confidence if enough else 0.0,
+        confidence=reached if enough else 0.0,
         farthest=farthest,
     )
 

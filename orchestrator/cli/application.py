@@ -11,7 +11,6 @@ from typing import Annotated, Any, ClassVar
 
 import typer
 
-from orchestrator import __version__
 from orchestrator.cli.help import LazyGroup, Listed
 from orchestrator.cli.terminal import Terminal
 from orchestrator.errors import OrchestrateError, missing_package
@@ -86,6 +85,8 @@ app = typer.Typer(
 
 def _version(asked: bool) -> None:
     if asked:
+        from orchestrator import __version__
+
         typer.echo(f"orchestrate {__version__}")
         raise typer.Exit
 

@@ -36,6 +36,9 @@ def command(
             help="Include this metric although it is not primary; repeatable.",
         ),
     ] = None,
+    no_plots: Annotated[
+        bool, typer.Option("--no-plots", help="Leave out the plots that are drawn with characters.")
+    ] = False,
 ) -> int:
     """Print a run's results as text for a changelog, at most 75 columns wide."""
     from orchestrator.analysis.changelog import changelog_text, check_choice
@@ -47,6 +50,6 @@ def command(
     chosen = stage or (), workload or (), metric or ()
     check_choice(opened, *chosen)
     with terminal.events() as events, events.step("compare", opened.name):
-        text = changelog_text(opened, compare(opened), *chosen)
+        text = changelog_text(opened, compare(opened), *chosen, plots=not no_plots)
     terminal.print(text)
     return 0

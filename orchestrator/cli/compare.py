@@ -35,6 +35,13 @@ def command(
             "--margin", metavar="FRACTION", help="Equivalence margin to use instead of the run's, e.g. 0.01."
         ),
     ] = None,
+    anyway: Annotated[
+        bool,
+        typer.Option(
+            "--anyway",
+            help="Judge two runs although their clocks count differently, e.g. by two versions of QEMU.",
+        ),
+    ] = False,
     as_json: option.Json = False,
 ) -> int:
     """Print the comparison table of a run, or of one run against another."""
@@ -51,11 +58,13 @@ def command(
         raise UserError(
             f"{run} and {other} are the same run, {first.name}; name another one, or leave out the second."
         )
+    if anyway and second is None:
+        raise UserError("--anyway is for two runs whose clocks count differently; name a second run.")
     with terminal.events() as events, events.step("compare", first.name):
         if second is None:
             comparison = compare(first, against, margin)
         else:
-            comparison = compare_runs(first, Run.open(second), against, margin)
+            comparison = compare_runs(first, Run.open(second), against, margin, anyway=anyway)
     if as_json:
         terminal.print(comparison.to_json())
     else:

@@ -88,6 +88,21 @@ def command(
     repeat: Annotated[
         int, typer.Option("--repeat", "-n", metavar="N", help="Fresh boots per variant and workload.")
     ] = defaults.REPEAT,
+    until_decided: Annotated[
+        bool,
+        typer.Option(
+            "--until-decided",
+            help="Boot on, in looks planned ahead, until each primary metric differs or is equivalent.",
+        ),
+    ] = False,
+    max_repeat: Annotated[
+        int | None,
+        typer.Option(
+            "--max-repeat",
+            metavar="N",
+            help=f"With --until-decided: most boots per variant and workload; default: {defaults.MAX_REPEAT}.",
+        ),
+    ] = None,
     jobs: Annotated[
         str,
         typer.Option(
@@ -139,6 +154,10 @@ def command(
             return _measure(terminal, events, asked, bench, writer, place, as_json)
         if experiment is not None:
             option.refuse(context, _OF_VARIANTS, "the experiment file names its variants")
+        if until_decided:
+            option.refuse(
+                context, ("repeat",), "--until-decided plans its looks itself; --max-repeat limits it"
+            )
         request = MeasureRequest(
             file=experiment,
             patchsets=patchset or (),
@@ -158,6 +177,8 @@ def command(
             given=frozenset(
                 field for parameter, field in _FIELDS.items() if option.is_given(context, parameter)
             ),
+            until_decided=until_decided,
+            max_repeat=max_repeat,
         )
         asked = request.experiment(
             load_series(series or terminal.project.kernel_patches),

@@ -25,6 +25,7 @@ from types import TracebackType
 from typing import Any
 
 import pexpect
+from pygdbmi.gdbmiparser import parse_response
 
 from orchestrator import process
 from orchestrator.errors import InfrastructureError, UserError
@@ -41,6 +42,7 @@ _END_TIMEOUT_S = 10.0
 _LOOK_S = 1.0
 _PROMPT = "(orchestrate-gdb)"
 _NUMBER = re.compile(r"(?:\([^()]*\) )?(?P<number>0x[0-9a-f]+|-?\d+)(?![\w.])")
+_MI_STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
 _SYMBOL = re.compile(r"[A-Za-z_][\w.$]*")
 
 Value = str | list[Any] | dict[str, Any]
@@ -435,83 +437,20 @@ def parse_result(line: str) -> dict[str, Value]:
     Raises:
         GdbError: it is ``^error``, or not a result record.
     """
-    match = re.match(r"\^(?P<class>[a-z]+)", line)
-    if match is None:
+    # The library looks for the end of a list for ever if the text breaks off.
+    frame = _MI_STRING.sub("", line)
+    if any(frame.count(opening) != frame.count(closing) for opening, closing in ("[]", "{}")):
+        raise GdbError(f"cannot read gdb's answer {line[:40]!r}")
+    try:
+        record = parse_response(line)
+    except (TypeError, ValueError, IndexError) as error:  # the library's own, for text that breaks off
+        raise GdbError(f"cannot read gdb's answer {line[:40]!r}") from error
+    if record["type"] != "result":
         raise GdbError(f"not a result record: {line}")
-    reader = _Reader(line, match.end())
-    results = reader.results_to_end()
-    if match["class"] == "error":
+    results: dict[str, Value] = record["payload"] or {}
+    if record["message"] == "error":
         raise GdbError(_text(results.get("msg")).rstrip("."))
     return results
-
-
-class _Reader:
-    """A parser for values of gdb's machine interface ("GDB/MI Output Syntax" in the gdb manual)."""
-
-    _NAME = re.compile(r"[A-Za-z_][\w.-]*")
-    _STRING = re.compile(r'"((?:[^"\\]|\\.)*)"')
-    _ESCAPES: Mapping[str, str] = {"n": "\n", "t": "\t", "r": "\r", '"': '"', "\\": "\\"}
-
-    def __init__(self, text: str, position: int) -> None:
-        self.text = text
-        self.position = position
-
-    def results_to_end(self) -> dict[str, Value]:
-        results: dict[str, Value] = {}
-        while self._take(","):
-            name, value = self._result()
-            results[name] = value
-        if self.text[self.position :].strip():
-            raise GdbError(f"cannot read gdb's answer at {self.text[self.position :][:40]!r}")
-        return results
-
-    def _result(self) -> tuple[str, Value]:
-        name = self._NAME.match(self.text, self.position)
-        if name is None:
-            raise GdbError(f"cannot read gdb's answer at {self.text[self.position :][:40]!r}")
-        self.position = name.end()
-        self._expect("=")
-        return name[0], self._value()
-
-    def _value(self) -> Value:
-        if self._take("{"):
-            return dict(self._sequence("}", self._result))
-        if self._take("["):
-            # A list contains values, or results with the same name ("stack=[frame={…},frame={…}]").
-            return list(self._sequence("]", self._element))
-        string = self._STRING.match(self.text, self.position)
-        if string is None:
-            raise GdbError(f"cannot read gdb's answer at {self.text[self.position :][:40]!r}")
-        self.position = string.end()
-        return re.sub(r"\\(\d{3}|.)", self._unescape, string[1])
-
-    def _element(self) -> Value:
-        return self._result()[1] if self._NAME.match(self.text, self.position) else self._value()
-
-    def _sequence(self, end: str, one: Any) -> list[Any]:
-        items: list[Any] = []
-        if self._take(end):
-            return items
-        while True:
-            items.append(one())
-            if self._take(end):
-                return items
-            self._expect(",")
-
-    def _unescape(self, match: re.Match[str]) -> str:
-        if match[1].isdigit():
-            return chr(int(match[1], 8))
-        return self._ESCAPES.get(match[1], match[1])
-
-    def _take(self, text: str) -> bool:
-        if self.text.startswith(text, self.position):
-            self.position += len(text)
-            return True
-        return False
-
-    def _expect(self, text: str) -> None:
-        if not self._take(text):
-            raise GdbError(f"cannot read gdb's answer at {self.text[self.position :][:40]!r}")
 
 
 def _setup() -> list[str]:

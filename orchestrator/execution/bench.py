@@ -10,25 +10,23 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from orchestrator.cache import Cache
+from orchestrator.cache import Artefact, Cache
 from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.events import Events
 from orchestrator.execution.durations import Durations
 from orchestrator.execution.ending import Ending, GuestEnded, ending_of
 from orchestrator.experiment.experiment import ACCELERATORS
 from orchestrator.experiment.knob import knob_path
-from orchestrator.guest.image import GuestImage, build_image
-from orchestrator.guest.image import is_built as is_image_built
-from orchestrator.guest.selftests import SelftestPlan, Selftests, build_selftests, load_selftests
-from orchestrator.guest.selftests import are_built as are_selftests_built
+from orchestrator.guest.image import GuestImage, image_artefact
+from orchestrator.guest.selftests import SelftestPlan, Selftests, load_selftests, selftests_artefact
 from orchestrator.guest.ssh import Guest
 from orchestrator.guest.topology_check import verify
 from orchestrator.guest.workload import Workload, load_workloads
-from orchestrator.kernel.build import KernelBuild, build_kernel, is_built
+from orchestrator.kernel.build import KernelBuild, kernel_artefact
 from orchestrator.kernel.config import Configuration, configuration
 from orchestrator.kernel.elf import build_id_of_notes
 from orchestrator.kernel.series import BASELINE, Series, load_series
-from orchestrator.kernel.source import Origin, SourceTree, find_origin, import_origin
+from orchestrator.kernel.source import Origin, SourceTree, find_origin, source_artefact
 from orchestrator.kernel.tree import PatchedTree, apply_stages
 from orchestrator.machine.accelerator import Accelerator, choose_accelerator
 from orchestrator.machine.oops import Finding
@@ -163,7 +161,7 @@ class Bench:
         if self.unchecked_base:
             with self.events.step("kernel source") as step:
                 step.note(self.unchecked_base)
-        return import_origin(self.origin, self.cache, self.events)
+        return source_artefact(self.origin, self.cache, self.events).obtain()
 
     @property
     def image(self) -> GuestImage:
@@ -177,9 +175,7 @@ class Bench:
             return self.shipped.images[key]
         with self._image_lock:
             if key not in self._images:
-                self._images[key] = build_image(
-                    self.project, self.cache, self.events, key, self._unpatched_selftests
-                )
+                self._images[key] = self._image_artefact(key, self._selftests).obtain()
             return self._images[key]
 
     @property
@@ -215,13 +211,15 @@ class Bench:
 
     def kernel(self, patchset: str, dwarf: bool = False) -> KernelBuild:
         """The kernel of `patchset`, built or from the cache."""
-        return build_kernel(
-            self.tree(patchset), self.configuration(dwarf), self.cache, self.events, self.build_jobs
-        )
+        return self._kernel_artefact(patchset, dwarf).obtain()
 
     def has_kernel(self, patchset: str) -> bool:
         """Whether the kernel of `patchset` is in the cache; at most its stages are applied to find out."""
-        return self.has_source() and is_built(self.tree(patchset), self.configuration(), self.cache)
+        return self.has_source() and self._kernel_artefact(patchset).is_made
+
+    def _kernel_artefact(self, patchset: str, dwarf: bool = False) -> Artefact[KernelBuild]:
+        configuration = self.configuration(dwarf)
+        return kernel_artefact(self.tree(patchset), configuration, self.cache, self.events, self.build_jobs)
 
     def has_source(self) -> bool:
         """Whether the kernel source is in the cache."""
@@ -232,20 +230,22 @@ class Bench:
 
     def has_image(self, layers: Sequence[str] = ()) -> bool:
         """Whether the guest image with these layers is in the cache."""
-        return is_image_built(self.project, self.cache, layers, self._selftests_in_cache)
+        selftests = self._selftests if self.has_source() else None
+        return self._image_artefact(layers, selftests).is_made
+
+    def _image_artefact(
+        self, layers: Sequence[str], selftests: Callable[[], Artefact[Selftests]] | None
+    ) -> Artefact[GuestImage]:
+        return image_artefact(self.project, self.cache, self.events, layers, selftests)
 
     @cached_property
     def selftest_plan(self) -> SelftestPlan:
         """The kernel's own selftests that run."""
         return load_selftests(self.project.vm_images / "guest" / "selftests.toml")
 
-    def _selftests_in_cache(self) -> Selftests | None:
-        there = self.has_source() and are_selftests_built(self.tree(BASELINE), self.selftest_plan, self.cache)
-        return self._unpatched_selftests() if there else None
-
-    def _unpatched_selftests(self) -> Selftests:
+    def _selftests(self) -> Artefact[Selftests]:
         """The kernel's own, of the unpatched source: one program for all variants."""
-        return build_selftests(self.tree(BASELINE), self.selftest_plan, self.cache, self.events)
+        return selftests_artefact(self.tree(BASELINE), self.selftest_plan, self.cache, self.events)
 
     @contextmanager
     def boot(

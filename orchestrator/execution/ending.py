@@ -118,6 +118,10 @@ def ending_of(
     worst = panic or next(iter(findings), None)
     if not _concerns_guest(error, is_gone=failure is not None or panic is not None, is_up=is_up):
         return None
+    if failure is not None and failure.outcome is Outcome.LOST and all(each.is_stall for each in findings):
+        # A host short of memory starves its guests before it kills one.
+        before = "".join(f"\nbefore: {each.title}" for each in findings)
+        return Ending(Outcome.LOST, f"{failure.evidence}{before}")
     if worst is not None:
         evidence = f"{worst.title}\n{worst.text}"
         # The kernel's words are the panic's own; any other end is worth a line.

@@ -37,7 +37,9 @@ class Experiment:
         workloads: name -> parameters that differ from the manifest's defaults.
         topology: the emulated machine.
         accelerator: one of :data:`ACCELERATORS`.
-        repeat: fresh boots per variant and workload.
+        repeat: fresh boots per variant and workload; with `max_repeat`, before the first look at them.
+        max_repeat: most fresh boots per variant and workload of an experiment that goes on until it is decided; None
+            for a fixed number.
         seed: seed for all random choices of the run.
         flavour: kernel configuration, a file in ``vm_images/kernel``.
         margin: largest relative difference that counts as unchanged, e.g. 0.005.
@@ -52,6 +54,7 @@ class Experiment:
     topology: Topology
     accelerator: str = "auto"
     repeat: int = defaults.REPEAT
+    max_repeat: int | None = None
     seed: int = 1
     flavour: str = "measure"
     margin: float = defaults.MARGIN
@@ -64,6 +67,8 @@ class Experiment:
             raise UserError(f"unknown accelerator {self.accelerator!r}; choose {', '.join(ACCELERATORS)}.")
         if not 1 <= self.repeat <= 1000:
             raise UserError(f"repeat is {self.repeat}; choose a number from 1 to 1000.")
+        if self.max_repeat is not None and not self.repeat <= self.max_repeat <= 1000:
+            raise UserError(f"at most {self.max_repeat} boots: choose {self.repeat} to 1000.")
         if not 0 < self.margin < 1:
             raise UserError(f"margin is {self.margin:g}; it is a fraction, e.g. 0.005 for 0.5 %.")
         if self.timeout_s is not None and not self.timeout_s > 0:
@@ -78,6 +83,12 @@ class Experiment:
             )
         cells = cells_of(names, list(self.workloads), self.repeat, self.seed)
         object.__setattr__(self, "cells", cells)
+
+    @property
+    def possible_cells(self) -> tuple[Cell, ...]:
+        """All cells that may be measured, in the order in which they would be; the first of them are :attr:`cells`."""
+        names = [variant.name for variant in self.variants]
+        return cells_of(names, list(self.workloads), self.max_repeat or self.repeat, self.seed)
 
     def variant(self, name: str) -> Variant:
         """The variant with this name."""

@@ -23,11 +23,11 @@ from functools import cached_property, lru_cache, reduce
 from pathlib import Path
 from typing import Any, cast
 
-from orchestrator.cache import Cache, file_digest
+from orchestrator.cache import Artefact, Cache, file_digest
 from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.events import Events
 from orchestrator.guest.archive import ArchiveEntry, archive
-from orchestrator.guest.keys import Keys, existing_keys, obtain_keys
+from orchestrator.guest.keys import Keys, keys_artefact
 from orchestrator.guest.packages import Package, find_packages, root_of
 from orchestrator.guest.selftests import Selftests
 from orchestrator.process import require, run, version_of
@@ -214,43 +214,33 @@ def with_layer(recipe: Recipe, name: str) -> Recipe:
     )
 
 
-def build_image(
+def image_artefact(
     project: Project,
     cache: Cache,
     events: Events,
     layers: Sequence[str] = (),
-    selftests: Callable[[], Selftests] | None = None,
-) -> GuestImage:
-    """Build the guest image of `project`, or take it from the cache.
+    selftests: Callable[[], Artefact[Selftests]] | None = None,
+) -> Artefact[GuestImage]:
+    """The guest image of `project` as it is now, to be built or taken from the cache.
 
     Args:
-        layers: names of layers to add, from ``vm_images/guest/layers/*.toml``.
-        selftests: function that builds the kernel's selftests, for layers that need them.
+        layers: names of ``vm_images/guest/layers/*.toml`` to add.
+        selftests: the kernel's own, for layers that contain some of them; None if they are not available, and
+            hence no image with them.
 
-    Raises:
-        UserError: the recipe is wrong, or a workload does not compile.
+    Raises when it is obtained:
+        UserError: the recipe is invalid, or a workload does not compile.
         InfrastructureError: a package, a library or the compiler is missing.
     """
-    return _Image(project, cache, events, obtain_keys(cache), layers, selftests).obtain()
-
-
-def is_built(
-    project: Project,
-    cache: Cache,
-    layers: Sequence[str] = (),
-    selftests: Callable[[], Selftests | None] | None = None,
-) -> bool:
-    """Whether the guest image of `project` in its current state is in the cache.
-
-    Args:
-        selftests: function that returns the kernel's selftests, for layers that need them; it returns None if they
-            are not built, in which case there is no image with them either.
-    """
-    keys = existing_keys(cache)
-    if keys is None:
-        return False
-    image = _Image(project, cache, Events(), keys, layers, selftests)
-    return image.is_possible and cache.has("image", image.key)
+    image = _Image(project, cache, events, layers, selftests)
+    return Artefact(
+        cache,
+        "image",
+        image.key,
+        image.make,
+        lambda directory: GuestImage(directory, directory.name),
+        image.prepare,
+    )
 
 
 def compile_workload(workloads: Path, name: str, program: Path) -> None:
@@ -303,38 +293,45 @@ class _Image:
         project: Project,
         cache: Cache,
         events: Events,
-        keys: Keys,
         layers: Sequence[str],
-        selftests: Callable[[], Selftests | None] | None,
+        selftests: Callable[[], Artefact[Selftests]] | None,
     ) -> None:
         self._workloads = project.guest_workloads
         self._cache = cache
         self._events = events
-        self._keys = keys
+        self._keys_artefact = keys_artefact(cache)
         self._recipe = reduce(with_layer, layers, load_recipe(project.vm_images / "guest"))
-        self._build_selftests = selftests
+        self._selftests_of = selftests
 
-    @property
-    def is_possible(self) -> bool:
-        """Whether the kernel's selftests are available, if the image needs them."""
-        return not self._recipe.selftests or (
-            self._build_selftests is not None and self._selftests is not None
-        )
+    def prepare(self) -> None:
+        """Make what goes into the image."""
+        self._keys_artefact.obtain()
+        if self._recipe.selftests:
+            assert self._selftests_of is not None, "this layer needs the kernel's selftests"
+            self._selftests_of().obtain()
+
+    @cached_property
+    def _keys(self) -> Keys:
+        return self._keys_artefact.obtain()
 
     @cached_property
     def _selftests(self) -> Selftests | None:
-        if not self._recipe.selftests:
-            return None
-        assert self._build_selftests is not None, "this layer needs the kernel's selftests; pass a builder"
-        return self._build_selftests()
+        return self._selftests_of().obtain() if self._recipe.selftests and self._selftests_of else None
 
     @cached_property
     def _packages(self) -> Mapping[str, Package]:
         return find_packages((*self._recipe.packages, *self._recipe.libraries), self._cache)
 
+    def key(self) -> dict[str, Any] | None:
+        """All inputs of the image; None while the SSH keys or the kernel's selftests are not made."""
+        if not self._keys_artefact.is_made:
+            return None
+        if self._recipe.selftests and (self._selftests_of is None or not self._selftests_of().is_made):
+            return None
+        return self._inputs
+
     @cached_property
-    def key(self) -> dict[str, Any]:
-        """All inputs of the image."""
+    def _inputs(self) -> dict[str, Any]:
         recipe = self._recipe
         inputs = [recipe.directory / "recipe.toml", *(path for path, _ in recipe.files.values())]
         inputs += [*recipe.tools.values(), *recipe.layers]
@@ -358,15 +355,13 @@ class _Image:
             **({"selftests": self._selftests.archive.parent.name} if self._selftests else {}),
         }
 
-    def obtain(self) -> GuestImage:
-        directory = self._cache.path("image", self.key)
-        if self._cache.has("image", self.key):
-            return GuestImage(self._cache.obtain("image", self.key, self._make), directory.name)
+    def make(self, directory: Path) -> None:
+        """Build the image in an empty directory."""
         named = "".join(f" with {layer.stem}" for layer in self._recipe.layers)
         with self._events.step(f"guest image{named}", like="image"):
-            return GuestImage(self._cache.obtain("image", self.key, self._make), directory.name)
+            self._fill(directory)
 
-    def _make(self, directory: Path) -> None:
+    def _fill(self, directory: Path) -> None:
         entries = self._entries(directory / "programs")
         shutil.rmtree(directory / "programs")
         image = GuestImage(directory, "")
@@ -387,7 +382,7 @@ class _Image:
             }
             for path, entry in sorted(entries.items())
         }
-        manifest = {**self.key, "files": contents}
+        manifest = {**self._inputs, "files": contents}
         image.manifest.write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
 
     def _entries(self, scratch: Path) -> dict[str, ArchiveEntry]:

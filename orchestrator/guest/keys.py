@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from orchestrator.cache import Cache
+from orchestrator.cache import Artefact, Cache
 
 # cryptography is imported where a key is created or read; an existing image needs neither.
 if TYPE_CHECKING:
@@ -65,14 +65,9 @@ class Keys:
         return hashlib.sha256(f"{self.host_public} {self.client_public}".encode()).hexdigest()
 
 
-def obtain_keys(cache: Cache) -> Keys:
+def keys_artefact(cache: Cache) -> Artefact[Keys]:
     """The keys of `cache`, created when first needed."""
-    return Keys(cache.obtain("ssh-keys", _KEY, _make))
-
-
-def existing_keys(cache: Cache) -> Keys | None:
-    """The keys of `cache`; None if it has none yet."""
-    return Keys(cache.path("ssh-keys", _KEY)) if cache.has("ssh-keys", _KEY) else None
+    return Artefact(cache, "ssh-keys", lambda: _KEY, _make, Keys)
 
 
 def _make(directory: Path) -> None:

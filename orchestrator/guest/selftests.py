@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from orchestrator.cache import Cache
+from orchestrator.cache import Artefact, Cache
 from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.events import Events
 from orchestrator.guest.packages import find_packages, root_of
@@ -104,13 +104,15 @@ def load_selftests(path: Path) -> SelftestPlan:
         raise UserError(f"{path}: an entry has no valid {error}.") from error
 
 
-def build_selftests(tree: PatchedTree, plan: SelftestPlan, cache: Cache, events: Events) -> Selftests:
-    """Build the programs of a tree, or take them from the cache.
+def selftests_artefact(
+    tree: PatchedTree, plan: SelftestPlan, cache: Cache, events: Events
+) -> Artefact[Selftests]:
+    """The programs of a tree, to be built or taken from the cache.
 
     They use the C library of the guest; all other libraries are linked statically. A program that does not compile
     is left out; the error is reported when it should run.
 
-    Raises:
+    Raises when they are obtained:
         InfrastructureError: a tool or a package is missing, or not a single program was built.
     """
     repository = Repository(tree.repository)
@@ -143,12 +145,7 @@ def build_selftests(tree: PatchedTree, plan: SelftestPlan, cache: Cache, events:
             (directory / "built.json").write_text(json.dumps([program.name for program in programs]))
             run(["rm", "-rf", str(source), str(out)])
 
-    return _selftests_in(cache.obtain(_KIND, key, make))
-
-
-def are_built(tree: PatchedTree, plan: SelftestPlan, cache: Cache) -> bool:
-    """Whether the programs of a tree are in the cache; this check is fast."""
-    return cache.has(_KIND, _key(tree, plan, cache))
+    return Artefact(cache, _KIND, lambda: key, make, _selftests_in)
 
 
 def _key(tree: PatchedTree, plan: SelftestPlan, cache: Cache) -> dict[str, Any]:

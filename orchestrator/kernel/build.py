@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from orchestrator.cache import Cache
+from orchestrator.cache import Artefact, Cache
 from orchestrator.errors import InfrastructureError, OrchestrateError
 from orchestrator.events import Events
 from orchestrator.kernel.config import Configuration
@@ -95,15 +95,15 @@ class KernelBuild:
         return self.directory / "build.log"
 
 
-def build_kernel(
+def kernel_artefact(
     tree: PatchedTree, configuration: Configuration, cache: Cache, events: Events, jobs: int | None = None
-) -> KernelBuild:
-    """Build a kernel, or take it from the cache.
+) -> Artefact[KernelBuild]:
+    """The kernel of a tree, to be built or taken from the cache.
 
     Args:
         jobs: parallel jobs of make; None for one per CPU.
 
-    Raises:
+    Raises when it is obtained:
         BuildFailed: the tree does not compile.
         UserError: a requested option is not in the final configuration.
         InfrastructureError: a tool or a header is missing, or the disk is full.
@@ -130,23 +130,20 @@ def build_kernel(
                 ) from None
             _collect(workshop, directory, time.monotonic() - began)
 
-    directory = cache.obtain(_KIND, key, make)
-    facts = json.loads((directory / "build.json").read_text(encoding="utf-8"))
-    return KernelBuild(
-        directory,
-        facts["release"],
-        facts["build_id"],
-        facts["compiler"],
-        tuple(facts["warnings"]),
-        facts["seconds"],
-        cached,
-        directory.name,
-    )
+    def load(directory: Path) -> KernelBuild:
+        facts = json.loads((directory / "build.json").read_text(encoding="utf-8"))
+        return KernelBuild(
+            directory,
+            facts["release"],
+            facts["build_id"],
+            facts["compiler"],
+            tuple(facts["warnings"]),
+            facts["seconds"],
+            cached,
+            directory.name,
+        )
 
-
-def is_built(tree: PatchedTree, configuration: Configuration, cache: Cache) -> bool:
-    """Whether the kernel is in the cache."""
-    return cache.has(_KIND, _key(tree, configuration))
+    return Artefact(cache, _KIND, lambda: key, make, load)
 
 
 def label_of(tree: PatchedTree) -> str:

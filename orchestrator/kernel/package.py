@@ -14,6 +14,8 @@ from orchestrator.process import run
 
 #: Most versions to list in an error message.
 _SHOWN = 5
+#: Package, version, where it is.
+_MADISON_FIELDS = 3
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,25 @@ def download(wanted: PackageVersion, directory: Path) -> Path:
     return directory / _archive(wanted.package).relative_to("/")
 
 
+def offered_versions(package: str) -> dict[str, list[str]]:
+    """The versions of a package that apt offers, newest first, and the suites that have each (apt-cache(8)).
+
+    Returns:
+        Version -> names of suites, e.g. ``bookworm-security``.
+    """
+    listed = run(["apt-cache", "madison", package], check=False, env={"LC_ALL": "C"}).stdout
+    found: dict[str, list[str]] = {}
+    for line in listed.splitlines():
+        row = [field.strip() for field in line.split("|")]
+        if len(row) == _MADISON_FIELDS and row[0] == package:
+            suites = found.setdefault(row[1], [])
+            # "ADDRESS SUITE/COMPONENT ARCHITECTURE Packages"; a local repository has no suite.
+            where = row[2].split()
+            if len(where) > 1 and (suite := where[1].partition("/")[0]) not in suites:
+                suites.append(suite)
+    return found
+
+
 def _archive(package: str) -> Path:
     return Path(f"/usr/src/{package}.tar.xz")
 
@@ -131,10 +152,7 @@ def _installed(package: str) -> PackageVersion | None:
 def _offered(package: str) -> list[str]:
     if shutil.which("apt-cache") is None or shutil.which("apt-get") is None:
         return []
-    listed = run(["apt-cache", "madison", package], check=False, env={"LC_ALL": "C"}).stdout
-    rows = (line.split("|") for line in listed.splitlines())
-    versions = [row[1].strip() for row in rows if len(row) == 3 and row[0].strip() == package]
-    return list(dict.fromkeys(versions))
+    return list(offered_versions(package))
 
 
 def _is_newer(version: str, other: str) -> bool:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,7 +81,9 @@ class Stage:
         patch: patch file, in mailbox format.
         title: subject of the patch, without the [PATCH] tag.
         knobs, counters: names of the sysfs knobs and /proc/vmstat counters that this stage adds.
-        digest: SHA-256 of the patch, and of its alternative patches if it has any.
+        digest: SHA-256 of what the patch changes, and of what its alternative patches do if it has any. Not of its
+            changelog, which reports measurements of it.
+        text_digest: SHA-256 of the whole file, and of those of its alternative patches.
         bases: the kernel sources that the series is for.
         defaults: knob -> default value, for knobs whose default this stage changes.
         variants: alternative patches, newest first.
@@ -95,6 +97,7 @@ class Stage:
     knobs: tuple[str, ...]
     counters: tuple[str, ...]
     digest: str
+    text_digest: str
     bases: Bases
     defaults: Mapping[str, int] = field(default_factory=dict)
     variants: tuple[AlternativePatch, ...] = ()
@@ -271,19 +274,26 @@ def _stage(
         entry["title"],
         tuple(entry["knobs"]),
         tuple(entry["counters"]),
-        _digest(patch, variants),
+        _digest(patch, variants, _change_digest),
+        _digest(patch, variants, file_digest),
         bases,
         dict(entry.get("defaults", {})),
         variants,
     )
 
 
-def _digest(patch: Path, variants: Sequence[AlternativePatch]) -> str:
-    """The digest of a stage. Without alternative patches it is that of the patch, as recorded in earlier runs."""
+def _digest(patch: Path, variants: Sequence[AlternativePatch], of: Callable[[Path], str]) -> str:
+    """The digest of a stage; without alternative patches it is that of the patch."""
     if not variants:
-        return file_digest(patch)
-    names = [(variant.name, file_digest(variant.patch)) for variant in variants]
-    return hashlib.sha256(repr((file_digest(patch), names)).encode()).hexdigest()
+        return of(patch)
+    names = [(variant.name, of(variant.patch)) for variant in variants]
+    return hashlib.sha256(repr((of(patch), names)).encode()).hexdigest()
+
+
+def _change_digest(patch: Path) -> str:
+    """The SHA-256 of a patch from its first diff on."""
+    content = patch.read_bytes()
+    return hashlib.sha256(content[max(content.find(b"\ndiff --git "), 0) :]).hexdigest()
 
 
 def _check_stages(path: Path, stages: tuple[Stage, ...], groups: tuple[str, ...]) -> None:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
 
-from orchestrator.cache import Cache, file_digest
+from orchestrator.cache import Artefact, Cache, file_digest
 from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.events import Events, Step
 from orchestrator.kernel.package import PackageVersion, choose_version, download
@@ -75,7 +75,7 @@ class Origin:
 
     def is_imported(self, cache: Cache) -> bool:
         """Whether the source is in the cache."""
-        return cache.has(_KIND, self.key)
+        return source_artefact(self, cache, Events()).is_made
 
 
 def find_origin(source: str | None, package: str, cache: Cache, known: Sequence[str] = ()) -> Origin:
@@ -111,10 +111,10 @@ def find_origin(source: str | None, package: str, cache: Cache, known: Sequence[
     return _directory(place, source) if place.is_dir() else _tarball(place, source)
 
 
-def import_origin(origin: Origin, cache: Cache, events: Events) -> SourceTree:
-    """Import a kernel source, or take it from the cache.
+def source_artefact(origin: Origin, cache: Cache, events: Events) -> Artefact[SourceTree]:
+    """A kernel source, to be imported or taken from the cache.
 
-    Raises:
+    Raises when it is obtained:
         UserError: it is not a kernel tree.
         InfrastructureError: the package cannot be downloaded.
     """
@@ -129,23 +129,25 @@ def import_origin(origin: Origin, cache: Cache, events: Events) -> SourceTree:
             facts = {"commit": commit, "tree": tree, "version": version, "description": origin.description}
             (directory / "source.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
-    directory = cache.obtain(_KIND, origin.key, make)
-    facts = json.loads((directory / "source.json").read_text(encoding="utf-8"))
-    return SourceTree(
-        directory / "repository.git",
-        facts["commit"],
-        facts["tree"],
-        facts["version"],
-        facts["description"],
-        origin.package,
-    )
+    def load(directory: Path) -> SourceTree:
+        facts = json.loads((directory / "source.json").read_text(encoding="utf-8"))
+        return SourceTree(
+            directory / "repository.git",
+            facts["commit"],
+            facts["tree"],
+            facts["version"],
+            facts["description"],
+            origin.package,
+        )
+
+    return Artefact(cache, _KIND, lambda: origin.key, make, load)
 
 
 def import_source(
     source: str | None, package: str, cache: Cache, events: Events, known: Sequence[str] = ()
 ) -> SourceTree:
-    """Find a kernel source and import it; see :func:`find_origin` and :func:`import_origin`."""
-    return import_origin(find_origin(source, package, cache, known), cache, events)
+    """Find a kernel source and import it; see :func:`find_origin` and :func:`source_artefact`."""
+    return source_artefact(find_origin(source, package, cache, known), cache, events).obtain()
 
 
 def origin_commit(source: str | None, tree: str) -> str | None:

@@ -149,8 +149,9 @@ def _named(stages: Sequence[Stage]) -> str:
 
 def tree_key(source: SourceTree, stages: Sequence[Stage]) -> dict[str, object]:
     """The key of an applied series in the cache."""
-    # Entries made with another order of attempts do not record how each stage was applied.
-    return {"source": source.commit, "stages": [stage.digest for stage in stages], "attempts": 2}
+    # Entries made with another order of attempts do not record how each stage was applied. The commits in an entry
+    # have the changelogs of the patches.
+    return {"source": source.commit, "stages": [stage.text_digest for stage in stages], "attempts": 2}
 
 
 def _start(

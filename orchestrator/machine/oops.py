@@ -39,6 +39,11 @@ class Finding:
     line: int
     count: int = 1
 
+    @property
+    def is_stall(self) -> bool:
+        """Whether it only says that time passed: a host that starves its guest causes that, too."""
+        return self.title.startswith(("RCU stall", "soft lockup", "hard lockup", "hung task"))
+
 
 @dataclass(frozen=True)
 class _Line:

@@ -392,7 +392,9 @@ class Manifest(Record):
         tools: name -> first line of its version.
         image: workload -> digest of its guest image.
         margin: relative difference up to which a metric counts as unchanged.
-        repeat: planned fresh boots per variant and workload.
+        repeat: planned fresh boots per variant and workload; of a run that goes on until it is decided, before the
+            first look.
+        max_repeat: most fresh boots of a run that goes on until it is decided; None of any other.
         seed: of all random choices.
         timeout_s: host seconds that one workload may take; None: what the workload says.
         tradeoff: what a metric stands for -> ``workload/metric``.
@@ -425,6 +427,7 @@ class Manifest(Record):
     image: Mapping[str, str] = field(default_factory=dict)
     margin: float = MARGIN
     repeat: int = 1
+    max_repeat: int | None = None
     seed: int = 1
     timeout_s: float | None = None
     tradeoff: Mapping[str, str] = field(default_factory=dict)

@@ -25,7 +25,7 @@ from pathlib import Path
 from orchestrator.cache import Cache
 from orchestrator.errors import InfrastructureError, OrchestrateError
 from orchestrator.events import Events
-from orchestrator.kernel.package import PackageVersion, download
+from orchestrator.kernel.package import PackageVersion, download, offered_versions
 from orchestrator.kernel.reference import reference_sources
 from orchestrator.kernel.repository import Repository
 from orchestrator.kernel.series import Series, load_series
@@ -39,7 +39,6 @@ DEBIAN = ("bookworm", "trixie")
 _KIND = "point-release"
 _PATH = re.compile(r"^(?:---|\+\+\+) [ab]/(\S+)", re.MULTILINE)
 _SIGNED_BY = re.compile(r"^Signed-By:[ \t]*(/\S+)|\bsigned-by=([^\s\]]+)", re.MULTILINE | re.IGNORECASE)
-_MADISON_FIELDS = 3
 
 
 class UnavailableError(Exception):
@@ -121,15 +120,9 @@ class Apt:
     @staticmethod
     def offers(package: str) -> list[Offer]:
         """The versions of a package, the newest first."""
-        suites: dict[str, list[str]] = {}
-        listed = run(["apt-cache", "madison", package], check=False, env={"LC_ALL": "C"}).stdout
-        for line in listed.splitlines():
-            row = [each.strip() for each in line.split("|")]
-            if len(row) == _MADISON_FIELDS and row[0] == package:
-                suites.setdefault(row[1], []).append(row[2].split()[1].partition("/")[0])
         return [
-            Offer(PackageVersion(package, version), tuple(dict.fromkeys(names)))
-            for version, names in suites.items()
+            Offer(PackageVersion(package, version), tuple(suites))
+            for version, suites in offered_versions(package).items()
         ]
 
 

@@ -23,7 +23,7 @@ from unittest import mock
 
 from orchestrator.cache import Cache
 from orchestrator.events import Event, Events
-from orchestrator.kernel.build import build_kernel
+from orchestrator.kernel.build import kernel_artefact
 from orchestrator.kernel.config import Configuration, configuration
 from orchestrator.kernel.repository import Repository
 from orchestrator.kernel.series import load_series
@@ -136,7 +136,7 @@ def main() -> None:
         def orchestrated(tree: PatchedTree) -> Cost:
             nonlocal laid_out, began
             laid_out, began = Cost(0, 0), Cost.now()
-            kernel = build_kernel(tree, wanted, ours, Events(watch))
+            kernel = kernel_artefact(tree, wanted, ours, Events(watch)).obtain()
             took = Cost.now() - began - laid_out
             shutil.rmtree(kernel.directory)
             return took

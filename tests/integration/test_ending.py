@@ -59,6 +59,9 @@ def struck(
     """From now on something happens to each guest once it is up."""
     monkeypatch.setenv("ORCHESTRATE_RESULTS", str(tmp_path))
     monkeypatch.setattr(Bench, "kernel", lambda bench, patchset, dwarf=False: baseline_kernel)
+    # What follows a run is not how it ended, and takes a while.
+    monkeypatch.setattr("orchestrator.analysis.plots.plot_run", lambda run, directory: [])
+    monkeypatch.setattr("orchestrator.analysis.report.write_report", lambda *_: None)
     boot = Bench.boot
 
     def strike(blow: Callable[[Booted], None]) -> None:
@@ -77,6 +80,19 @@ def struck(
     return strike
 
 
+@pytest.fixture
+def open_input() -> Iterator[None]:
+    """A standard input that does not end, as a terminal's does not: a shell would leave at once."""
+    reading, writing = os.pipe()
+    before = os.dup(0)
+    os.dup2(reading, 0)
+    yield
+    os.dup2(before, 0)
+    for descriptor in (reading, writing, before):
+        os.close(descriptor)
+
+
+@pytest.mark.usefixtures("open_input")
 @pytest.mark.parametrize(
     ("blow", "outcome", "status", "shown"),
     [

@@ -18,7 +18,7 @@ from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.events import Events
 from orchestrator.execution.bench import Booted
 from orchestrator.execution.ending import GuestEnded
-from orchestrator.guest.image import GuestImage, build_image, is_built
+from orchestrator.guest.image import GuestImage, image_artefact
 from orchestrator.guest.sampler import Sampler
 from orchestrator.guest.ssh import CommandTimeout, Guest, GuestLost, ssh_command
 from orchestrator.guest.topology_check import verify
@@ -44,8 +44,8 @@ def one(
 
 
 def test_the_image_is_found_again(project: Project, cache: Cache, image: GuestImage) -> None:
-    assert is_built(project, cache)
-    assert build_image(project, cache, Events()) == image
+    assert image_artefact(project, cache, Events()).is_made
+    assert image_artefact(project, cache, Events()).obtain() == image
 
 
 def test_ends_of_commands_are_told_apart(one: Booted) -> None:
@@ -180,7 +180,7 @@ def test_poweroff_ends_the_machine(boot: Boot, baseline_kernel: KernelBuild) -> 
 
 
 def test_another_image_is_not_let_in(one: Booted, project: Project, tmp_path: Path) -> None:
-    stranger = build_image(project, Cache(tmp_path / "cache"), Events())
+    stranger = image_artefact(project, Cache(tmp_path / "cache"), Events()).obtain()
     with pytest.raises(InfrastructureError, match="another host key"):
         Guest.connect(one.machine.ssh_port, stranger, 30)
 

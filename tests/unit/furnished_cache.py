@@ -15,7 +15,7 @@ from fake_tree import write_series, write_tree
 from orchestrator import process
 from orchestrator.cache import Cache
 from orchestrator.cli.application import status_of
-from orchestrator.guest.keys import obtain_keys
+from orchestrator.guest.keys import keys_artefact
 
 #: What is never looked into when a run is planned, so that an empty directory can stand for it.
 _OPAQUE = ("kernel", "image")
@@ -28,7 +28,7 @@ def dry_run(place: Path) -> list[str]:
     """
     source, series = write_tree(place / "linux"), write_series(place / "patches")
     arguments = ["run", "-p", "core-only", "--dry-run", "--source", str(source), "--series", str(series)]
-    obtain_keys(Cache.default())
+    keys_artefact(Cache.default()).obtain()
     has = Cache.has
 
     def furnish(self: Cache, kind: str, key: Mapping[str, Any]) -> bool:

@@ -12,7 +12,9 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
+from orchestrator.analysis.looks import looks
 from orchestrator.analysis.statistics import Boots, Floor, Judgement, Values, judge, noise_floor
 
 FAULT_INSNS: Final = 6290.0
@@ -106,6 +108,45 @@ class Simulation:
         different = np.any([each.different for each in judged], axis=0)
         equivalent = np.any([each.equivalent for each in judged], axis=0)
         return float(different.mean()), float(equivalent.mean())
+
+    def until_decided(
+        self, seed: int, margin: float, *, known_floor: bool = True
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+        """Each run, stopped at the first look at which its whole family is decided, at the latest after `n` boots.
+
+        Returns:
+            Boots at the stop, and whether any difference and any equivalence is claimed there.
+        """
+        family, _ = self.family(seed)
+        stopped = np.zeros(self.runs, dtype=np.int64)
+        different, equivalent = np.zeros((2, self.runs), dtype=bool)
+        for look in looks(self.n):
+            cut = [
+                Boots(
+                    each.baseline[:, : look.repetitions],
+                    each.variant[:, : look.repetitions],
+                    None if each.control is None else each.control[:, : look.repetitions],
+                )
+                for each in family
+            ]
+            still = Floor(np.asarray(0.0), np.asarray(0.0), 1.0)
+            floors: list[Floor | None] = [
+                still
+                if not known_floor
+                else None
+                if each.control is None
+                else noise_floor(Boots(each.baseline, each.control))
+                for each in cut
+            ]
+            judged = judge(
+                cut, floors, margin, primary=True, alpha=look.alpha, alpha_equivalence=look.alpha_equivalence
+            )
+            decided = np.all([each.different | each.equivalent for each in judged], axis=0)
+            now = (stopped == 0) & (decided | (look.repetitions == self.n))
+            stopped[now] = look.repetitions
+            different[now] = np.any([each.different for each in judged], axis=0)[now]
+            equivalent[now] = np.any([each.equivalent for each in judged], axis=0)[now]
+        return stopped, different, equivalent
 
     def power(self, seed: int, margin: float, *, primary: bool = True) -> float:
         """Share of the metrics whose difference is claimed, where every metric of the family differs."""

@@ -127,8 +127,8 @@ class Synthetic:
         effects: see EFFECTS.
         counters: cell -> counters that replace those of its last sample.
         samples, histograms: whether cells have them.
-        changes: fields of the manifest that are replaced.
         ranges: whether fault_latency measures regions by density and follows how ranges become huge.
+        changes: fields of the manifest that are replaced.
         zoneinfo: whether nodes' counters are sampled from a second file, too.
     """
 

@@ -13,7 +13,7 @@ from workbench import Workbench
 from orchestrator.cache import Cache
 from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.events import Events
-from orchestrator.kernel.build import BuildFailed, build_kernel, is_built
+from orchestrator.kernel.build import BuildFailed, kernel_artefact
 from orchestrator.kernel.elf import build_id
 from orchestrator.kernel.series import load_series
 from orchestrator.kernel.source import import_source
@@ -34,7 +34,7 @@ def test_a_kernel_has_its_artefacts(bench: Workbench) -> None:
 
 
 def test_a_kernel_is_built_once(bench: Workbench) -> None:
-    assert not is_built(bench.tree("baseline"), bench.configuration, bench.cache)
+    assert not kernel_artefact(bench.tree("baseline"), bench.configuration, bench.cache, Events()).is_made
     first = bench.build()
     bench.seen.clear()
     again = bench.build()
@@ -56,7 +56,7 @@ def test_the_same_tree_gives_the_same_binary_elsewhere(bench: Workbench, tmp_pat
     other = Cache(tmp_path / "elsewhere")
     source = import_source(str(tmp_path / "linux"), "linux-source-6.12", other, Events())
     tree = apply_stages(source, load_series(bench.patches).select("stage-1"), other, Events())
-    again = build_kernel(tree, bench.configuration, other, Events())
+    again = kernel_artefact(tree, bench.configuration, other, Events()).obtain()
     assert again.digest == first.digest and not again.cached
     assert again.bzimage.read_bytes() == first.bzimage.read_bytes()
 
@@ -95,7 +95,7 @@ def test_a_missing_tool_names_its_package(
         (programs / name).symlink_to(f"/usr/bin/{name}")
     monkeypatch.setenv("PATH", str(programs))
     with pytest.raises(InfrastructureError, match="Debian package flex"):
-        build_kernel(tree, wanted, bench.cache, Events())
+        kernel_artefact(tree, wanted, bench.cache, Events()).obtain()
 
 
 def test_a_host_without_libelf_is_told_its_package(
@@ -106,7 +106,7 @@ def test_a_host_without_libelf_is_told_its_package(
     (tmp_path / "include" / "gelf.h").write_text('#error "as if it were not there"\n')
     monkeypatch.setenv("CPATH", str(tmp_path / "include"))
     with pytest.raises(InfrastructureError, match="libelf-dev"):
-        build_kernel(tree, wanted, bench.cache, Events())
+        kernel_artefact(tree, wanted, bench.cache, Events()).obtain()
 
 
 def test_the_log_of_each_tree_that_does_not_compile_is_kept(bench: Workbench) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.cache import Cache, digest
+from orchestrator.cache import Artefact, Cache, digest
 
 
 def test_an_artefact_is_made_once(tmp_path: Path) -> None:
@@ -99,3 +99,37 @@ def test_an_entry_in_use_is_not_removed(tmp_path: Path) -> None:
         assert entry.path.is_dir()
     assert cache.remove(entry)
     assert list(cache.entries()) == []
+
+
+def test_an_artefact_is_asked_for_and_made_by_one_description(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    part = Artefact(
+        cache, "part", lambda: {"n": 1}, lambda place: (place / "part").touch(), lambda place: place.name
+    )
+
+    def make(place: Path) -> None:
+        (place / "text").write_text(str(part.existing()))
+
+    whole = Artefact(
+        cache,
+        "whole",
+        lambda: {"part": name} if (name := part.existing()) else None,
+        make,
+        lambda place: (place / "text").read_text(),
+        prepare=part.obtain,
+    )
+    assert not whole.is_made and whole.existing() is None
+    assert not any(tmp_path.iterdir()), "asking makes nothing"
+    assert whole.obtain() == part.existing() == whole.existing()
+    assert whole.is_made
+
+
+def test_an_artefact_that_cannot_be_made_is_not_there(tmp_path: Path) -> None:
+    def make(place: Path) -> None:
+        (place / "half").touch()
+        raise OSError("no")
+
+    artefact = Artefact(Cache(tmp_path), "part", lambda: {"n": 1}, make, Path)
+    with pytest.raises(OSError, match="no"):
+        artefact.obtain()
+    assert not artefact.is_made

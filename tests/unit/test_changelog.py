@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
 from __future__ import annotations
 
+import re
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from synthetic_run import VARIANTS, Synthetic
 from orchestrator.analysis.changelog import changelog_text
 from orchestrator.analysis.comparison import Comparison, compare
 from orchestrator.errors import UserError
+from orchestrator.store.manifest import CalibrationRecord
 from orchestrator.store.outcome import Outcome
 from orchestrator.store.run import Run
 
@@ -155,3 +157,42 @@ def test_a_metric_that_is_not_primary(run: Run, compared: Comparison, text: str)
     assert other in changelog_text(run, compared, metrics=[other])
     with pytest.raises(UserError, match="--metric happiness: this run did not measure it there"):
         changelog_text(run, compared, metrics=["happiness"])
+
+
+def bar_of(text: str, variant: str, heading: str) -> str:
+    lines = text.partition("Medians as bars")[2].partition(heading)[2].splitlines()
+    return next(line for line in lines if line.split()[:1] == [variant])
+
+
+def test_bars_are_as_long_as_the_medians(run: Run, text: str) -> None:
+    lengths = {
+        name: bar_of(text, name, "survivors.total [children], chunk").index("|")
+        - bar_of(text, name, "survivors.total [children], chunk").index("=")
+        for name in ("baseline", "core-only@256")
+    }
+    assert lengths["core-only@256"] / lengths["baseline"] == pytest.approx(107 / 15, rel=0.1)
+    plain = changelog_text(run, compare(run), plots=False)
+    assert "Medians as bars" not in plain and "Medians as bars" in text
+    # Nothing is said with the plots only.
+    assert [line for line in plain.splitlines() if line not in text.splitlines()] == []
+
+
+def test_cost_against_density_is_drawn_with_the_break_even(tmp_path: Path) -> None:
+    run = replace(SYNTHETIC, ranges=True).write(tmp_path)
+    text = changelog_text(run, compare(run))
+    lines = text.partition("Cost of touching a region of 2 MiB")[2].splitlines()
+    drawn = {words[0]: line for line in lines if (words := line.split()) and words[0] in ("1", "64", "512")}
+    # a is the baseline and b core-only@1, on the same spot; c is core-only@256.
+    assert drawn["1"].index("c") < drawn["64"].index("c") < drawn["64"].index("*") < drawn["512"].index("c")
+    assert re.search(r"core-only@256 costs as much as baseline at \d+ pages", text)
+    assert max(map(len, text.splitlines())) <= 75
+    assert "Cost of touching" not in changelog_text(run, compare(run), workloads=["chunk"])
+
+
+def test_instructions_have_the_processor_beside_them(tmp_path: Path) -> None:
+    said = "one huge fault costs 50 base faults on the host's processor (X) and 96 in instructions"
+    changes = {"calibration": CalibrationRecord(sentence=said, cpu="X")}
+    run = replace(SYNTHETIC, changes=changes).write(tmp_path)
+    assert f"Instructions and time: {said}." in " ".join(changelog_text(run, compare(run)).split())
+    other = replace(SYNTHETIC, repeat=1).write(tmp_path)
+    assert "calibrate` does it" in " ".join(changelog_text(other, compare(other)).split())

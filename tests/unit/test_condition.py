@@ -14,9 +14,18 @@ from synthetic_run import Synthetic
 
 from orchestrator.analysis.changelog import changelog_text
 from orchestrator.analysis.comparison import compare, compare_runs
+from orchestrator.analysis.conclusion import conclusion
 from orchestrator.analysis.condition import differences, notes_on_bases
+from orchestrator.analysis.statistics import Verdict
 from orchestrator.analysis.table import to_text
-from orchestrator.store.manifest import AcceleratorRecord, BaseRecord, Code, SourceRecord, VariantRecord
+from orchestrator.store.manifest import (
+    AcceleratorRecord,
+    BaseRecord,
+    CalibrationRecord,
+    Code,
+    SourceRecord,
+    VariantRecord,
+)
 from orchestrator.store.run import Run
 
 QUIET = Synthetic(repeat=1, effects={}, histograms=False, samples=False)
@@ -188,11 +197,39 @@ def test_cautions_stand_before_the_figures_and_notes_behind(tmp_path: Path) -> N
     one = QUIET.write(tmp_path, "one")
     changes = accelerated(cpu="max,-erms", qemu_digest="f" * 64)
     comparison = compare_runs(one, replace(QUIET, changes=changes).write(tmp_path, "two"))
-    (caution,) = comparison.cautions
+    caution, refusal = comparison.cautions
+    assert refusal.startswith("NO VERDICT is given")
     shown = " ".join(to_text(comparison).split())
     assert shown.startswith(f"CAUTION: {caution}")
     (note,) = [note for note in comparison.notes if "QEMU binaries differ" in note]
     assert f"note: {note}" in shown
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        accelerated(cpu="max,-erms"),
+        accelerated(qemu="10.0.0"),
+        {"calibration": CalibrationRecord(sentence="X", cpu="Y")},
+    ],
+)
+def test_runs_by_two_clocks_are_shown_and_not_judged_unless_asked(
+    tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    calibrated = {"calibration": CalibrationRecord(sentence="X", cpu="X")}
+    synthetic = Synthetic(repeat=6, samples=False, histograms=False, changes=calibrated)
+    one = synthetic.write(tmp_path, "one")
+    other = replace(synthetic, changes={**calibrated, **changes}).write(tmp_path, "two")
+    refused = compare_runs(one, other)
+    assert {row.verdict for row in refused.rows} == {Verdict.NO_TEST} and not refused.findings
+    # The figures are there.
+    assert any(row.relative is not None and row.relative > 6 for row in refused.rows)
+    variant = refused.compared[-1].name
+    assert "no verdict, for the" in conclusion(refused, variant)
+    assert "too few repetitions" not in to_text(refused)
+    judged = compare_runs(one, other, anyway=True)
+    assert {Verdict.IMPROVED, Verdict.REGRESSED} <= {row.verdict for row in judged.rows}
+    assert len(judged.cautions) == 1 and judged.findings
 
 
 def test_a_run_that_other_code_has_finished_says_so() -> None:

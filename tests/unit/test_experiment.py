@@ -143,7 +143,7 @@ set = { promotion_threshold = 64 }
 TRADEOFF = """[tradeoff]
 memory = "chunk/survivors.total"
 cost = "chunk/touch_{clock}.mean"
-more = "chunk/rss_kib.sum"
+more = "chunk/survivors_oom.total"
 """
 
 
@@ -186,7 +186,7 @@ def test_a_file_says_it_all(tmp_path: Path, series: Series, workloads: dict[str,
         ),
         (
             "[workload.chunk]",
-            f"[workload.chunk]\n{TRADEOFF.replace('rss_kib.sum', 'rss_kib.max')}",
+            f"[workload.chunk]\n{TRADEOFF.replace('survivors_oom.total', 'rss_kib.max')}",
             r":25: .*better direction",
         ),
     ],

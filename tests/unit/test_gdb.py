@@ -74,7 +74,7 @@ def test_a_record_reads_back(results: dict[str, object]) -> None:
 @settings(deadline=None)  # a busy host is no failure
 @given(st.text(max_size=60))
 def test_any_text_is_a_record_or_an_error(text: str) -> None:
-    for record in (text, "^done," + text, "^done,a=" + text):
+    for record in (text, "^done," + text, "^done,a=" + text, "^done,a=[" + text, '^done,a={b="' + text):
         with contextlib.suppress(GdbError):
             parse_result(record)
 
@@ -85,7 +85,7 @@ def test_lists_of_named_values_and_escapes() -> None:
         "addr": "0x0000000000401136",
         "func": "??",
     }
-    assert parse_result('^done,value="a\\tb\\n\\"c\\" \\303\\251"') == {"value": 'a\tb\n"c" \xc3\xa9'}
+    assert parse_result('^done,value="a\\tb\\n\\"c\\" \\303\\251"') == {"value": 'a\tb\n"c" é'}
 
 
 def test_an_error_is_raised_with_gdbs_words() -> None:

@@ -152,7 +152,7 @@ def test_a_workload_says_that_khugepaged_did_not_get_round(
     workload = WORKLOADS["promote"]
     records, fault, status = run(programs["promote"], arguments(workload, **workload.quick))
     assert (fault, status) == (None, 1)
-    assert records[-1]["reason"] == "khugepaged did not get round, or there is none"
+    assert records[-1]["reason"] == "khugepaged did not finish its scans, or does not run"
 
 
 def test_every_workload_has_a_quick_size() -> None:

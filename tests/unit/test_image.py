@@ -22,14 +22,13 @@ from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.events import Event, Events
 from orchestrator.guest.archive import ArchiveEntry, archive
 from orchestrator.guest.image import (
-    build_image,
     find_library,
-    is_built,
+    image_artefact,
     load_recipe,
     needed_libraries,
     with_layer,
 )
-from orchestrator.guest.keys import existing_keys, obtain_keys
+from orchestrator.guest.keys import keys_artefact
 from orchestrator.guest.packages import Package, find_packages, root_of
 from orchestrator.guest.workload import Workload, load_workloads
 from orchestrator.process import Completed
@@ -115,9 +114,9 @@ def test_cpio_reads_the_archive(tmp_path: Path) -> None:
 
 def test_keys_are_made_once_and_understood_by_both_sides(tmp_path: Path) -> None:
     cache = Cache(tmp_path)
-    assert existing_keys(cache) is None
-    keys = obtain_keys(cache)
-    assert obtain_keys(cache) == existing_keys(cache) == keys
+    assert keys_artefact(cache).existing() is None
+    keys = keys_artefact(cache).obtain()
+    assert keys_artefact(cache).obtain() == keys_artefact(cache).existing() == keys
     assert keys.client.stat().st_mode & 0o077 == 0
     client = paramiko.Ed25519Key.from_private_key_file(str(keys.client))
     assert keys.client_public == f"ssh-ed25519 {client.get_base64()}"
@@ -285,10 +284,10 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
 def test_an_image_is_built_once_and_holds_what_the_recipe_says(project: Project, tmp_path: Path) -> None:
     cache = Cache(tmp_path / "cache")
     seen: list[Event] = []
-    assert not is_built(project, cache)
-    image = build_image(project, cache, Events(seen.append))
-    assert is_built(project, cache)
-    assert build_image(project, cache, Events(seen.append)) == image
+    assert not image_artefact(project, cache, Events()).is_made
+    image = image_artefact(project, cache, Events(seen.append)).obtain()
+    assert image_artefact(project, cache, Events()).is_made
+    assert image_artefact(project, cache, Events(seen.append)).obtain() == image
     assert [event.kind for event in seen] == ["start", "end"]
 
     found = unpack(image.initramfs.read_bytes())
@@ -297,7 +296,7 @@ def test_an_image_is_built_once_and_holds_what_the_recipe_says(project: Project,
     assert found["bin/ls"][1] == b"/bin/busybox"
     assert found["dev/console"][2] == (5, 1)
     assert modes["usr/lib/workloads/toy"] == modes["usr/bin/helper"] == "-rwxr-xr-x"
-    keys = existing_keys(cache)
+    keys = keys_artefact(cache).existing()
     assert keys is not None
     assert found["root/.ssh/authorized_keys"][1].decode().strip() == keys.client_public
     assert modes["etc/dropbear/host_key"] == modes["root/.ssh/authorized_keys"] == "-rw-------"
@@ -311,9 +310,9 @@ def test_an_image_is_built_once_and_holds_what_the_recipe_says(project: Project,
 def test_the_same_inputs_make_the_same_bytes(project: Project, tmp_path: Path) -> None:
     caches = [Cache(tmp_path / name) for name in ("one", "two")]
     # The keys are an input.
-    obtain_keys(caches[0])
+    keys_artefact(caches[0]).obtain()
     shutil.copytree(tmp_path / "one" / "ssh-keys", tmp_path / "two" / "ssh-keys")
-    first, second = (build_image(project, cache, Events()) for cache in caches)
+    first, second = (image_artefact(project, cache, Events()).obtain() for cache in caches)
     assert first.digest == second.digest
     assert first.initramfs.read_bytes() == second.initramfs.read_bytes()
 
@@ -325,26 +324,32 @@ def test_the_same_inputs_make_the_same_bytes(project: Project, tmp_path: Path) -
 )  # fmt: skip
 def test_every_input_is_in_the_key(project: Project, tmp_path: Path, changed: str) -> None:
     cache = Cache(tmp_path / "cache")
-    build_image(project, cache, Events())
+    image_artefact(project, cache, Events()).obtain()
     path = project.root / changed
     path.write_text(path.read_text() + "\n")
-    assert not is_built(project, cache)
+    assert not image_artefact(project, cache, Events()).is_made
 
 
 def test_a_layer_is_in_an_image_of_its_own(project: Project, tmp_path: Path) -> None:
     cache = Cache(tmp_path / "cache")
-    plain = build_image(project, cache, Events())
+    plain = image_artefact(project, cache, Events()).obtain()
     layers = project.vm_images / "guest" / "layers"
     layers.mkdir()
     layer = layers / "extra.toml"
     layer.write_text('[packages]\nextra = ["/bin/busybox"]\n[symlinks]\n"/bin/extra" = "busybox"\n')
-    assert is_built(project, cache) and not is_built(project, cache, ["extra"])
-    image = build_image(project, cache, Events(), ["extra"])
-    assert image.digest != plain.digest and is_built(project, cache, ["extra"])
+    assert (
+        image_artefact(project, cache, Events()).is_made
+        and not image_artefact(project, cache, Events(), ["extra"]).is_made
+    )
+    image = image_artefact(project, cache, Events(), ["extra"]).obtain()
+    assert image.digest != plain.digest and image_artefact(project, cache, Events(), ["extra"]).is_made
     assert unpack(image.initramfs.read_bytes())["bin/extra"][1] == b"busybox"
     assert "bin/extra" not in unpack(plain.initramfs.read_bytes())
     layer.write_text(layer.read_text() + "\n")
-    assert is_built(project, cache) and not is_built(project, cache, ["extra"])
+    assert (
+        image_artefact(project, cache, Events()).is_made
+        and not image_artefact(project, cache, Events(), ["extra"]).is_made
+    )
 
 
 def test_a_layer_brings_programs_of_several_sources(project: Project, tmp_path: Path) -> None:
@@ -355,11 +360,11 @@ def test_a_layer_brings_programs_of_several_sources(project: Project, tmp_path: 
     (guest / "extra").mkdir()
     (guest / "extra" / "main.c").write_text("int other(void);\nint main(void) { return other(); }\n")
     (guest / "extra" / "other.c").write_text("int other(void);\nint other(void) { return 0; }\n")
-    image = build_image(project, cache, Events(), ["extra"])
+    image = image_artefact(project, cache, Events(), ["extra"]).obtain()
     mode, content, *_ = unpack(image.initramfs.read_bytes())["usr/lib/tests/extra"]
     assert mode & 0o777 == 0o755 and content[:4] == b"\x7fELF"
     (guest / "extra" / "other.h").write_text("int other(void);\n")
-    assert not is_built(project, cache, ["extra"])
+    assert not image_artefact(project, cache, Events(), ["extra"]).is_made
 
 
 @pytest.mark.parametrize(
@@ -379,25 +384,25 @@ def test_a_fault_of_a_layer_is_said_with_file_and_key(
     layers.mkdir()
     (layers / "extra.toml").write_text(text)
     with pytest.raises(UserError, match=fault):
-        build_image(project, Cache(tmp_path / "cache"), Events(), ["extra"])
+        image_artefact(project, Cache(tmp_path / "cache"), Events(), ["extra"]).obtain()
     with pytest.raises(UserError, match="no layer 'other'; the layers are extra"):
-        build_image(project, Cache(tmp_path / "cache"), Events(), ["other"])
+        image_artefact(project, Cache(tmp_path / "cache"), Events(), ["other"]).obtain()
 
 
 def test_a_new_version_of_a_package_makes_a_new_image(
     project: Project, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = Cache(tmp_path / "cache")
-    build_image(project, cache, Events())
+    image_artefact(project, cache, Events()).obtain()
     install(monkeypatch, "1.1")
-    assert not is_built(project, cache)
+    assert not image_artefact(project, cache, Events()).is_made
 
 
 def test_a_program_that_does_not_compile_is_the_users_fault(project: Project, tmp_path: Path) -> None:
     (project.guest_workloads / "toy" / "toy.c").write_text("int main(void) { int unused; }\n")
     with pytest.raises(UserError, match=r"guest program toy does not compile: .*unused"):
-        build_image(project, Cache(tmp_path / "cache"), Events())
-    assert not is_built(project, Cache(tmp_path / "cache"))
+        image_artefact(project, Cache(tmp_path / "cache"), Events()).obtain()
+    assert not image_artefact(project, Cache(tmp_path / "cache"), Events()).is_made
 
 
 def test_a_package_may_have_moved_its_files_below_usr(project: Project, tmp_path: Path) -> None:
@@ -405,7 +410,7 @@ def test_a_package_may_have_moved_its_files_below_usr(project: Project, tmp_path
     packages = tmp_path / "packages"
     (packages / "usr/bin").mkdir(parents=True, exist_ok=True)
     (packages / "bin/busybox").rename(packages / "usr/bin/busybox")
-    built = build_image(project, Cache(tmp_path / "cache"), Events())
+    built = image_artefact(project, Cache(tmp_path / "cache"), Events()).obtain()
     assert "bin/busybox" in unpack(built.initramfs.read_bytes())
 
 
@@ -413,10 +418,10 @@ def test_a_file_that_its_package_lacks_is_said(project: Project, tmp_path: Path)
     recipe = project.vm_images / "guest" / "recipe.toml"
     recipe.write_text(RECIPE.replace('"/bin/busybox"]', '"/bin/busybox", "/bin/gone"]'))
     with pytest.raises(InfrastructureError, match=r"toybox 1\.0 has no /bin/gone"):
-        build_image(project, Cache(tmp_path / "cache"), Events())
+        image_artefact(project, Cache(tmp_path / "cache"), Events()).obtain()
 
 
 def test_a_file_that_the_recipe_lacks_is_said(project: Project, tmp_path: Path) -> None:
     (project.vm_images / "guest" / "init").unlink()
     with pytest.raises(UserError, match="init: the image recipe names this file"):
-        build_image(project, Cache(tmp_path / "cache"), Events())
+        image_artefact(project, Cache(tmp_path / "cache"), Events()).obtain()

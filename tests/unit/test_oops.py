@@ -396,3 +396,16 @@ def test_a_kasan_report_reaches_from_ruler_to_ruler() -> None:
 )
 def test_what_is_no_defect(text: str) -> None:
     assert parse_console(text) == []
+
+
+@pytest.mark.parametrize("name", ["hung-task", "rcu-stall", "soft-lockup"])
+def test_a_report_that_only_says_that_time_passed_is_a_stall(name: str) -> None:
+    findings = parse_console(log(name))
+    assert findings and all(finding.is_stall for finding in findings)
+
+
+def test_a_report_of_a_fault_is_no_stall() -> None:
+    assert not any(finding.is_stall for finding in parse_console(_FAULT))
+
+
+_FAULT = "[    9.000000] WARNING: CPU: 0 PID: 1 at mm/made_up.c:7 made_up+0x1/0x2\n"

@@ -13,8 +13,8 @@ from orchestrator.cache import Cache
 from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.events import Events
 from orchestrator.kernel import package as package_module
-from orchestrator.kernel.package import choose_version
-from orchestrator.kernel.source import find_origin, import_origin
+from orchestrator.kernel.package import choose_version, offered_versions
+from orchestrator.kernel.source import find_origin, source_artefact
 
 KNOWN = ("6.12.118-1", "6.12.117-1~deb12u1")
 
@@ -54,6 +54,20 @@ def test_other_packages_and_source_lists_of_apt_are_not_taken(debian: Debian) ->
         f"echo '{PACKAGE} | 6.12.100-1 | http://localhost fake/main amd64 Packages'\n",
     )
     assert choose_version(PACKAGE, KNOWN, []).version == "6.12.100-1"
+
+
+def test_the_suites_of_each_version_are_known(debian: Debian) -> None:
+    rows = [
+        f"{PACKAGE} | 6.12.118-1 | http://localhost trixie-security/main amd64 Packages",
+        f"{PACKAGE} | 6.12.118-1 | http://localhost trixie-security/main i386 Packages",
+        f"{PACKAGE} | 6.12.118-1 | http://localhost trixie/main amd64 Packages",
+        f"{PACKAGE} | 6.12.117-1 | file:/srv/packages ./ Packages",
+        f"{PACKAGE} | 6.12.116-1 | file:/srv/packages",
+    ]
+    debian.says("apt-cache", "".join(f"echo '{row}'\n" for row in rows))
+    assert offered_versions(PACKAGE) == {
+        "6.12.118-1": ["trixie-security", "trixie"], "6.12.117-1": ["."], "6.12.116-1": [],
+    }  # fmt: skip
 
 
 def test_apt_is_asked_once_and_only_where_the_answer_matters(debian: Debian, cache: Cache) -> None:
@@ -141,10 +155,10 @@ def test_a_version_is_imported_once_and_named_exactly(tmp_path: Path, debian: De
     debian.offers("6.12.119-1", "6.12.118-1")
     origin = find_origin(None, PACKAGE, cache, KNOWN)
     assert not origin.is_imported(cache)
-    first = import_origin(origin, cache, Events())
+    first = source_artefact(origin, cache, Events()).obtain()
     assert first.description == f"{PACKAGE} 6.12.118-1" and origin.is_imported(cache)
     debian.offers("6.12.119-1")
     debian.says("apt-get", "exit 1")
-    assert import_origin(find_origin(None, PACKAGE, cache, KNOWN), cache, Events()) == first
+    assert source_artefact(find_origin(None, PACKAGE, cache, KNOWN), cache, Events()).obtain() == first
     exact = find_origin(f"{PACKAGE}=6.12.118-1", PACKAGE, cache, KNOWN)
-    assert import_origin(exact, cache, Events()) == first
+    assert source_artefact(exact, cache, Events()).obtain() == first

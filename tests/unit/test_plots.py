@@ -150,7 +150,7 @@ def test_a_counter_that_two_files_print_is_drawn_once(tmp_path: Path) -> None:
         assert plot.figure is not None
         machine = next(axis for axis in plot.figure.axes if axis.get_title(loc="left") == "core-only@256")
         area = next(area for area in machine.collections if area.get_label() == "reserved")
-        heights.append(float(max(np.asarray(path.vertices)[:, 1].max() for path in area.get_paths())))
+        heights.append(max(float(np.asarray(path.vertices)[:, 1].max()) for path in area.get_paths()))
     assert heights[0] > 1000
     assert heights[0] == heights[1]
 

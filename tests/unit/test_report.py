@@ -23,7 +23,7 @@ SVG = (
     '<svg xmlns="http://www.w3.org/2000/svg"><title>Survivors &amp; others</title>'
     '<rect width="9" height="9"/></svg>'
 )
-_VOID = {"meta", "br", "img", "link", "input", "hr"}
+_VOID = {"meta", "br", "img", "link", "input", "hr", "wbr"}
 
 
 class Page(HTMLParser):
@@ -145,6 +145,32 @@ def test_is_the_same_every_time(run: Run, text: str) -> None:
     path = run.path / "again.html"
     write_report(run, compare(Run.open(run.path)), [run.path / "plots" / "survivors.svg"], path)
     assert path.read_text() == text
+
+
+def test_opens_with_the_three_metrics_that_a_series_is_judged_by(tmp_path: Path) -> None:
+    run = Synthetic(repeat=6, ranges=True, samples=False).write(tmp_path)
+    path = tmp_path / "report.html"
+    write_report(run, compare(run), [], path)
+    summary = path.read_text().partition('<section id="findings">')[0]
+    tiles = re.findall(r'<section class="tile".*?</section>', summary, re.DOTALL)
+    latency, memory, promotions = (" ".join(re.sub("<[^>]*>", " ", tile).split()) for tile in tiles)
+    assert (
+        latency.startswith("Fault latency")
+        and "core-only@256: region_512_insns.p50 regressed: +37" in latency
+    )
+    assert (
+        memory.startswith("Memory consumption") and "core-only@256: survivors.total improved: +613%" in memory
+    )
+    assert promotions.startswith("Successful promotions")
+    assert "core-only@256: huge_regions.percent equivalent: +0.00%" in promotions
+    assert summary.index("Fault latency") < summary.index("48 of 48")
+
+
+def test_every_boot_has_its_value_on_the_page(run: Run, text: str) -> None:
+    tables = re.findall(r'aria-label="Boots of chunk">(.*?)</table>', text, re.DOTALL)
+    plain = " ".join(re.sub("<[^>]*>", " ", tables[0]).split())
+    assert "survivors.total children baseline 15, 15, 15, 15, 15 baseline-control 15, 15, 15, 15, 15" in plain
+    assert "core-only@256 107, 107, 107, 107" in plain  # one of its cells failed
 
 
 def test_fits_a_phone_and_paper(text: str) -> None:

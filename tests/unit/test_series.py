@@ -57,11 +57,16 @@ def test_a_default_may_change_at_a_later_stage(tmp_path: Path) -> None:
             load_series(tmp_path)
 
 
-def test_the_digest_is_of_the_patch(tmp_path: Path) -> None:
-    before = load_series(write_series(tmp_path)).stages[0].digest
-    patch = tmp_path / "6.12" / "0001.patch"
+def test_the_digest_is_of_the_change_and_not_of_its_changelog(tmp_path: Path) -> None:
+    patch = write_series(tmp_path) / "6.12" / "0001.patch"
+    change = "\ndiff --git a/mm/x.c b/mm/x.c\n--- a/mm/x.c\n+++ b/mm/x.c\n@@ -1 +1 @@\n-1\n+2\n"
+    patch.write_text(patch.read_text() + change)
+    before = load_series(tmp_path).stages[0]
     patch.write_text(patch.read_text().replace("Because.", "Why not."))
-    assert load_series(tmp_path).stages[0].digest != before
+    reworded = load_series(tmp_path).stages[0]
+    assert reworded.digest == before.digest and reworded.text_digest != before.text_digest
+    patch.write_text(patch.read_text().replace("+2", "+3"))
+    assert load_series(tmp_path).stages[0].digest != before.digest
 
 
 @pytest.mark.parametrize(

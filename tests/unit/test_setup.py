@@ -3,17 +3,23 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import shutil
 import stat
 import subprocess
+import sys
 import time
 import tomllib
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
+
+import orchestrator
 
 ROOT = Path(__file__).resolve().parents[2]
 #: Programs of the host that the scripts need; everything else of it is out of their sight.
@@ -442,5 +448,59 @@ def test_every_locked_package_has_hashes_and_no_address(name: str) -> None:
 
 
 def test_the_scripts_are_executable() -> None:
-    for name in ("orchestrate", "scripts/setup", "scripts/lock", "tests/run"):
+    for name in ("orchestrate", "scripts/setup", "scripts/lock", "tests/run", "tests/lowest"):
         assert (ROOT / name).stat().st_mode & stat.S_IXUSR, name
+
+
+def test_the_version_stands_in_one_place() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert metadata.version("orchestrate") == project["version"], "run scripts/setup --dev"
+    assert orchestrator.__version__ == project["version"]
+    argv = [sys.executable, "-m", "orchestrator", "--version"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True)
+    assert done.stdout == f"orchestrate {project['version']}\n"
+    assert f"## {project['version']} " in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_every_dependency_has_a_lowest_version() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    optional = project["optional-dependencies"].values()
+    for text in itertools.chain(project["dependencies"], *optional):
+        requirement = Requirement(text)
+        bounds = [each.operator for each in requirement.specifier]
+        assert requirement.name == project["name"] or ">=" in bounds, text
+
+
+class Lowest:
+    """tests/lowest in a clone whose uv is a script."""
+
+    def __init__(self, place: Path, uv: str) -> None:
+        self.cache = place / "cache"
+        for name in ("tests", "requirements"):
+            (place / name).mkdir(parents=True)
+        for name in ("tests/lowest", "requirements/uv.txt", "pyproject.toml"):
+            shutil.copy(ROOT / name, place / name)
+        version = next(
+            word[4:] for word in (ROOT / "requirements/uv.txt").read_text().split() if word[:4] == "uv=="
+        )
+        tool = self.cache / "tools" / f"uv-{version}" / "bin" / "uv"
+        tool.parent.mkdir(parents=True)
+        tool.write_text(f"#!/bin/sh\n{uv}\n")
+        tool.chmod(0o755)
+        self.done = subprocess.run(
+            [place / "tests" / "lowest"], capture_output=True, text=True, check=False,
+            env={**os.environ, "ORCHESTRATE_CACHE": str(self.cache)},
+        )  # fmt: skip
+
+
+def test_without_a_network_the_lowest_versions_are_not_tried_and_that_is_said(tmp_path: Path) -> None:
+    lowest = Lowest(tmp_path, 'case $1 in pip) echo "error: Failed to fetch" >&2; exit 2 ;; esac')
+    assert lowest.done.returncode == 0 and lowest.done.stdout.splitlines()[-1].startswith("NOT RUN: ")
+    assert [each.name for each in (lowest.cache / "tools").glob("lowest-*")] == [], (
+        "something half-made is left"
+    )
+
+
+def test_lowest_versions_that_do_not_fit_together_are_a_failure(tmp_path: Path) -> None:
+    lowest = Lowest(tmp_path, 'case $1 in pip) echo "No solution found when resolving" >&2; exit 1 ;; esac')
+    assert lowest.done.returncode == 1 and "do not fit together" in lowest.done.stdout

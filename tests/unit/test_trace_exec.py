@@ -123,12 +123,12 @@ def test_traces_in_a_row_begin_from_nothing(program: Path) -> None:
     ("line", "reason"),
     [
         ("p0 mop 0:0 1", "unknown word"),
-        ("p0 map 0:512 1", "no block and page"),
+        ("p0 map 0:512 1", "BLOCK:PAGE is expected"),
         ("p0 map 0:0", "something is missing"),
-        ("p0 map 0:0 1 huge more", "more than the operation takes"),
-        ("khugepaged 3", "more than the operation takes"),
-        ("map 0:0 1", "an operation of a process, or of none"),
-        ("p0.t9 map 0:0 1", "no thread"),
+        ("p0 map 0:0 1 huge more", "too many words for this operation"),
+        ("khugepaged 3", "too many words for this operation"),
+        ("map 0:0 1", "this operation needs a process, or must not have one"),
+        ("p0.t9 map 0:0 1", "a thread is expected"),
     ],
 )
 def test_a_wrong_line_ends_it_with_its_number(program: Path, line: str, reason: str) -> None:

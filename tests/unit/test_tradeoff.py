@@ -77,7 +77,14 @@ def test_it_is_drawn_where_it_was_asked_for(tmp_path: Path) -> None:
     drawn = {plot.name: plot for plot in plots_of(RUN.write(tmp_path / "with"))}
     figure = drawn["tradeoff"].figure
     assert figure is not None
-    written = " ".join(text.get_text() for axis in figure.axes for text in axis.texts)
+    axes = [text for axis in figure.axes for text in axis.texts]
+    legends = [
+        text
+        for legend in (*figure.legends, *(a.get_legend() for a in figure.axes))
+        if legend
+        for text in legend.get_texts()
+    ]
+    written = " ".join(text.get_text() for text in (*axes, *figure.texts, *legends))
     assert "core-only@256" in written and "baseline-control" not in written
     without = replace(RUN, changes={}).write(tmp_path / "without")
     assert "tradeoff" not in {plot.name for plot in plots_of(without)}

@@ -20,7 +20,7 @@ from workbench import Workbench
 from orchestrator.cache import Cache
 from orchestrator.errors import InfrastructureError
 from orchestrator.events import Events
-from orchestrator.kernel.build import BuildFailed, build_kernel
+from orchestrator.kernel.build import BuildFailed, kernel_artefact
 
 
 @pytest.fixture
@@ -36,9 +36,9 @@ def interrupted(workshop: Path) -> None:
 
 def elsewhere(bench: Workbench, tmp_path: Path, patchset: str) -> bytes:
     """The image of a patchset that was built from nothing."""
-    kernel = build_kernel(
+    kernel = kernel_artefact(
         bench.tree(patchset), bench.configuration, Cache(tmp_path / f"cold-{patchset}"), Events()
-    )
+    ).obtain()
     return kernel.bzimage.read_bytes()
 
 
@@ -169,7 +169,7 @@ def test_two_builds_of_a_flavour_take_turns(bench: Workbench) -> None:
     lock = bench.cache.lock(bench.workshop.name)
     with lock:
         other = threading.Thread(
-            target=build_kernel, args=(tree, bench.configuration, bench.cache, Events(bench.seen.append))
+            target=kernel_artefact, args=(tree, bench.configuration, bench.cache, Events(bench.seen.append))
         )
         other.start()
         deadline = time.monotonic() + 20
@@ -188,9 +188,9 @@ def test_a_build_dies_with_its_orchestrate_and_leaves_a_usable_workshop(
     write_patch(bench.patches / "6.12/0002.patch", "\treturn address;", "\treturn address + 2;")
     tree, wanted = bench.tree("core-only"), bench.configuration
     code = (
-        "import pickle, sys; from orchestrator.kernel.build import build_kernel;"
+        "import pickle, sys; from orchestrator.kernel.build import kernel_artefact;"
         "from orchestrator.events import Events;"
-        "build_kernel(*pickle.load(sys.stdin.buffer), Events())"
+        "kernel_artefact(*pickle.load(sys.stdin.buffer), Events()).obtain()"
     )
     builder = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE)
     assert builder.stdin is not None

@@ -9,7 +9,7 @@ from fake_tree import write_series, write_tree
 
 from orchestrator.cache import Cache
 from orchestrator.events import Event, Events
-from orchestrator.kernel.build import KernelBuild, build_kernel
+from orchestrator.kernel.build import KernelBuild, kernel_artefact
 from orchestrator.kernel.config import Configuration, configuration
 from orchestrator.kernel.series import load_series
 from orchestrator.kernel.source import import_source
@@ -43,7 +43,9 @@ class Workbench:
         return configuration(self.images, "measure")
 
     def build(self, patchset: str = "baseline") -> KernelBuild:
-        return build_kernel(self.tree(patchset), self.configuration, self.cache, Events(self.seen.append))
+        return kernel_artefact(
+            self.tree(patchset), self.configuration, self.cache, Events(self.seen.append)
+        ).obtain()
 
     def compiled(self) -> list[str]:
         """What the builds since the last `seen.clear()` compiled."""

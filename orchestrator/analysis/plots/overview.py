@@ -61,7 +61,7 @@ def overview(run: Run, looks: Mapping[str, Look]) -> Plot:
     axes = figure.subplot_mosaic(
         [["density", "density", "fit"], ["share", "share", "share"]], height_ratios=[1.25, 1]
     )
-    clock = str(run.manifest.accelerator.clock)
+    clock = run.manifest.accelerator.clock or "insns"
     unit = CLOCKS.get(clock, clock)
     baseline = next((v.name for v in run.manifest.variants if v.role is Role.BASELINE), None)
     handles = _density_panel(axes["density"], costs, looks, str(baseline), unit)

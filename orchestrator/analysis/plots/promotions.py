@@ -38,7 +38,7 @@ def promotions(run: Run, looks: Mapping[str, Look]) -> Iterator[Plot]:
         yield Plot(
             name, title, reason="no workload that ended ok has events huge_ranges in its workload.jsonl"
         )
-    clock = str(run.manifest.accelerator.clock)
+    clock = run.manifest.accelerator.clock or "insns"
     for workload, curves in found.items():
         shown = [variant for variant in looks if variant in curves]
         rows = -(-len(shown) // _COLUMNS)

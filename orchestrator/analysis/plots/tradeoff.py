@@ -20,7 +20,7 @@ from orchestrator.store.run import Run
 #: From this ratio of the largest to the smallest on, an axis is logarithmic.
 _LOG_FROM = 20.0
 #: Pixels between two points that can share a label.
-_NEAR: Final = 14.0
+_NEAR: Final = 22.0
 
 
 def tradeoff(run: Run) -> Iterator[Plot]:

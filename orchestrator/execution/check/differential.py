@@ -231,7 +231,7 @@ def parse_answers(text: str) -> tuple[list[Answers], str | None]:
             last.steps.append(record)
         else:
             return traces, f"it printed {line[:80]}, which is no answer"
-    return traces, "it stopped without saying how it ended"
+    return traces, "it stopped without reporting its end"
 
 
 def compare(trace: Trace, answers: Answers, model: ReferenceModel) -> Comparison:

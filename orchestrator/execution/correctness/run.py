@@ -19,7 +19,7 @@ from orchestrator.execution.countdown import Countdown, line_of
 from orchestrator.execution.driver import prepare
 from orchestrator.execution.ending import GuestEnded
 from orchestrator.guest.ktap import Status
-from orchestrator.guest.selftests import Selftest, SelftestPlan, Selftests, build_selftests
+from orchestrator.guest.selftests import Selftest, SelftestPlan, Selftests, selftests_artefact
 from orchestrator.kernel.build import BuildFailed, KernelBuild
 from orchestrator.kernel.series import BASELINE
 from orchestrator.machine.oops import Finding
@@ -94,7 +94,10 @@ def _run(
     began = time.monotonic()
     selftests: tuple[Sequence[Selftest], Selftests] | None = None
     if suite.kind is Kind.SELFTESTS:
-        selftests = plan.tests, build_selftests(bench.tree(result.patchset), plan, bench.cache, bench.events)
+        selftests = (
+            plan.tests,
+            selftests_artefact(bench.tree(result.patchset), plan, bench.cache, bench.events).obtain(),
+        )
     stages = [stage.name for stage in bench.series.select(result.patchset)]
     with bench.events.step(f"test {suite.name}", result.patchset, part=True) as step:
         try:

@@ -48,6 +48,7 @@ class Plan:
             "topology": asked.topology.text,
             "accelerator": asked.accelerator,
             "repeat": asked.repeat,
+            "max_repeat": asked.max_repeat,
             "cells": [cell.id for cell in asked.cells],
             "variants": [
                 {
@@ -79,7 +80,8 @@ class Plan:
             lines.append(f"  {variant.name:<28} {variant.role.value:<9} {kernel:<19} {knobs}".rstrip())
         for workload, parameters in asked.workloads.items():
             given = " ".join(f"{key}={value}" for key, value in parameters.items())
-            lines.append(f"  workload {workload} x {asked.repeat}  {given}".rstrip())
+            boots = f"{asked.repeat}, at most {asked.max_repeat}" if asked.max_repeat else f"{asked.repeat}"
+            lines.append(f"  workload {workload} x {boots}  {given}".rstrip())
         lines.append(f"  guest image {'cached' if self.image_cached else 'to be built'}")
         return [*lines, *self.needs.lines]
 

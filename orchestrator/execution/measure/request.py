@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+from orchestrator import defaults
 from orchestrator.errors import UserError
 from orchestrator.execution.bench import Bench
 from orchestrator.execution.derived import DERIVED_METRICS
@@ -53,6 +54,8 @@ class MeasureRequest:
         seed: for all random choices.
         margin: relative difference up to which a metric counts as unchanged.
         timeout_s: host seconds that one workload may take; None: what its manifest says.
+        until_decided: boot on, in looks planned ahead, until each primary metric is decided.
+        max_repeat: most fresh boots per variant and workload then; None for the default.
         given: names of the fields that the command line names; they replace what the file says.
     """
 
@@ -72,6 +75,8 @@ class MeasureRequest:
     timeout_s: float | None
     name: str | None
     given: frozenset[str] = frozenset()
+    until_decided: bool = False
+    max_repeat: int | None = None
 
     def experiment(
         self, series: Series, workloads: Mapping[str, Workload], default: Sequence[str]
@@ -84,15 +89,16 @@ class MeasureRequest:
         Raises:
             UserError: something in it is wrong; the sentence names it.
         """
+        looks = self._looks()
         if self.file is not None:
-            return self._from_file(self.file, series, workloads)
+            return replace(self._from_file(self.file, series, workloads), **looks)
         if not self.patchsets:
             raise UserError("name what to run: --patchset core-only, or an experiment file.")
         if self.variants:
             raise UserError(
                 "--variant chooses from an experiment file; --patchset names its variants itself."
             )
-        return Experiment(
+        asked = Experiment(
             name=self.name or "+".join(self.patchsets),
             variants=variants_of(
                 self.patchsets, self.against, parse_settings(self.settings, series), self.cmdline, series
@@ -106,6 +112,29 @@ class MeasureRequest:
             margin=self.margin,
             timeout_s=self.timeout_s,
         )
+        return replace(asked, **looks)
+
+    def _looks(self) -> dict[str, Any]:
+        """What ``--until-decided`` makes of an experiment's repetitions; nothing where it is not given.
+
+        Raises:
+            UserError: the options contradict each other.
+        """
+        if not self.until_decided:
+            if self.max_repeat is not None:
+                raise UserError(
+                    "--max-repeat limits --until-decided; for a fixed number of boots, write --repeat."
+                )
+            return {}
+        most = defaults.MAX_REPEAT if self.max_repeat is None else self.max_repeat
+        if not defaults.REPEAT <= most <= 1000:
+            raise UserError(
+                f"--max-repeat {most}: choose {defaults.REPEAT} to 1000; with fewer boots equivalence cannot be shown."
+            )
+        # It takes a second to import, which a run of a fixed number need not wait for.
+        from orchestrator.analysis.looks import looks
+
+        return {"repeat": looks(most)[0].repetitions, "max_repeat": most}
 
     def _from_file(self, path: Path, series: Series, workloads: Mapping[str, Workload]) -> Experiment:
         """What the file asks for, or a part of it; what the command line names replaces what the file says."""
@@ -141,6 +170,7 @@ def manifest_of(experiment: Experiment, bench: Bench, command: Sequence[str]) ->
         begun,
         margin=experiment.margin,
         repeat=experiment.repeat,
+        max_repeat=experiment.max_repeat,
         seed=experiment.seed,
         timeout_s=experiment.timeout_s,
         tradeoff=dict(experiment.tradeoff),
@@ -202,7 +232,11 @@ def experiment_of_manifest(manifest: Manifest) -> Experiment:
         UserError: the planned cells are not those of the described experiment.
     """
     experiment = described_experiment(manifest)
-    if [cell.cell for cell in manifest.cells] != [cell.id for cell in experiment.cells]:
+    planned = [cell.cell for cell in manifest.cells]
+    first = [cell.id for cell in experiment.cells]
+    # What was added after a look is some of what may be.
+    possible = {cell.id for cell in experiment.possible_cells}
+    if planned[: len(first)] != first or not possible.issuperset(planned):
         raise UserError(
             "the cells planned in run.json do not match its experiment; this run cannot be resumed."
         )
@@ -226,6 +260,7 @@ def described_experiment(manifest: Manifest) -> Experiment:
         # A resumed run keeps the accelerator of its first part, since a run must not mix clocks.
         accelerator=manifest.accelerator.name,
         repeat=manifest.repeat,
+        max_repeat=manifest.max_repeat,
         seed=manifest.seed,
         flavour=manifest.flavour,
         margin=manifest.margin,

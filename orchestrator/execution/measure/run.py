@@ -8,18 +8,20 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
+from orchestrator.events import Events
 from orchestrator.execution.bench import Bench
 from orchestrator.execution.countdown import Countdown, line_of
 from orchestrator.execution.driver import Kernels, prepare
 from orchestrator.execution.forecast import kind_of_cell
-from orchestrator.execution.measure.request import row_of
+from orchestrator.execution.measure.request import planned_cell, row_of
 from orchestrator.execution.measured_cell import CellResult, write_evidence
 from orchestrator.execution.place import Place
 from orchestrator.experiment.cell import Cell
 from orchestrator.experiment.experiment import Experiment
 from orchestrator.kernel.build import BuildFailed, KernelBuild
+from orchestrator.store.manifest import Role
 from orchestrator.store.outcome import Outcome
-from orchestrator.store.run import RunWriter
+from orchestrator.store.run import Run, RunWriter
 
 #: Cells in a row that are lost before their guest is up: then it is the host that is broken, not a kernel.
 _GIVE_UP_AFTER = 4
@@ -53,11 +55,10 @@ def execute(experiment: Experiment, bench: Bench, writer: RunWriter, place: Plac
         InfrastructureError: the host failed. What was measured until then is kept.
         KeyboardInterrupt: as it came; guests are ended, what was measured is kept.
     """
-    done = writer.completed_cells()
-    todo = [cell for cell in experiment.cells if cell.id not in done]
     stopping = threading.Event()
     try:
-        if todo:
+        todo = _unfinished(experiment, writer)
+        while todo or (todo := plan_after_look(experiment, writer, bench.events)):
             kernels = prepare(
                 writer,
                 bench,
@@ -68,6 +69,9 @@ def execute(experiment: Experiment, bench: Bench, writer: RunWriter, place: Plac
                 bench, {name: kernel for name, kernel in kernels.items() if isinstance(kernel, KernelBuild)}
             )
             _measure_all(todo, experiment, bench, writer, kernels, place, stopping)
+            if sum(writer.outcomes().values()) < len(writer.manifest.cells):
+                break  # the host gave up; a resumed run goes on
+            todo = []
     except BaseException:
         stopping.set()
         place.abort()
@@ -75,8 +79,61 @@ def execute(experiment: Experiment, bench: Bench, writer: RunWriter, place: Plac
     finally:
         writer.finish()
     outcomes = writer.outcomes()
-    lost = len(experiment.cells) - sum(outcomes.values())
+    lost = len(writer.manifest.cells) - sum(outcomes.values())
     return RunSummary(outcomes | ({Outcome.LOST: outcomes.get(Outcome.LOST, 0) + lost} if lost else {}))
+
+
+def _unfinished(experiment: Experiment, writer: RunWriter) -> list[Cell]:
+    """The planned cells that have not ended ok."""
+    done = writer.completed_cells()
+    planned = {cell.cell for cell in writer.manifest.cells}
+    return [cell for cell in experiment.possible_cells if cell.id in planned and cell.id not in done]
+
+
+def plan_after_look(experiment: Experiment, writer: RunWriter, events: Events) -> list[Cell]:
+    """Look at what was measured, and plan the boots that the metrics which are not decided need.
+
+    Baseline and control are booted on in a workload as long as a variant is.
+
+    Returns:
+        The cells that were added to the plan; none where everything is decided, or no look is left.
+    """
+    if experiment.max_repeat is None:
+        return []
+    # They take a second to import, which a run of a fixed number need not wait for.
+    from orchestrator.analysis.comparison import compare
+    from orchestrator.analysis.looks import looks
+    from orchestrator.analysis.undecided import undecided
+
+    reached = max(cell.repetition for cell in writer.manifest.cells)
+    following = next(
+        (look.repetitions for look in looks(experiment.max_repeat) if look.repetitions > reached), None
+    )
+    if following is None:
+        return []
+    with events.step(f"look at {reached} boots") as step:
+        open_pairs = undecided(compare(Run.open(writer.path)))
+        # Who stopped at an earlier look stays where it is.
+        booted = {
+            (cell.variant, cell.workload) for cell in writer.manifest.cells if cell.repetition == reached
+        }
+        open_pairs = {pair: metrics for pair, metrics in open_pairs.items() if pair in booted}
+        for (variant, workload), metrics in open_pairs.items():
+            step.note(f"not decided: {', '.join(metrics)} of {variant} in {workload}")
+    open_workloads = {workload for _, workload in open_pairs}
+    added = [
+        cell
+        for cell in experiment.possible_cells
+        if reached < cell.repetition <= following
+        and cell.workload in open_workloads
+        and (
+            (cell.variant, cell.workload) in open_pairs
+            or experiment.variant(cell.variant).role is not Role.PATCHED
+        )
+    ]
+    for cell in added:
+        writer.plan(planned_cell(cell, experiment))
+    return added
 
 
 def _measure_all(

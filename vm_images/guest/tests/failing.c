@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Allocations that fail: Documentation/fault-injection/fault-injection.rst.
+ * Allocation failures: Documentation/fault-injection/fault-injection.rst.
  *
- * /proc/thread-self/fail-nth makes exactly the n-th allocation of what this
- * thread does next fail, so that each one on a path gets its turn.
+ * /proc/thread-self/fail-nth makes exactly the n-th of the next allocations of
+ * this thread fail, so that all allocations on a path can be tested in turn.
  */
 #include "tests.h"
 
@@ -20,7 +20,8 @@ static void arm(void)
 	static const char *const attributes[] = { SLAB, PAGES };
 	char path[128];
 
-	if (access(NTH, W_OK) || access(SLAB "probability", W_OK) || access(PAGES "probability", W_OK))
+	if (access(NTH, W_OK) || access(SLAB "probability", W_OK) ||
+	    access(PAGES "probability", W_OK))
 		skip("this kernel has no fault injection");
 	for (size_t i = 0; i < ARRAY_SIZE(attributes); i++) {
 		snprintf(path, sizeof(path), "%sverbose", attributes[i]);
@@ -32,7 +33,7 @@ static void arm(void)
 	setting(PAGES "min-order", "0");
 }
 
-/* The write that ends it allocates as well, and may fail for that. */
+/* The write that disables it allocates memory as well, and may fail. */
 static void stop_failing(void)
 {
 	while (try_write("/proc/self/make-it-fail", "0") == -ENOMEM)
@@ -47,14 +48,14 @@ static void fail_nth(int n)
 	char text[16];
 	int length = snprintf(text, sizeof(text), "%d", n);
 
-	/* An open file is of the task that has opened it. */
+	/* The open file belongs to the task that opened it. */
 	if (nth_fd < 0 || owner != getpid())
 		nth_fd = open(NTH, O_RDWR | O_CLOEXEC);
 	owner = getpid();
 	REQUIRE(pwrite(nth_fd, text, length, 0) == length, NTH ": %s", strerror(errno));
 }
 
-/* Ends what fail_nth() has begun. Returns whether the n-th allocation was reached, and failed. */
+/* Disable what fail_nth() has enabled. Returns whether the n-th allocation was reached, and failed. */
 static bool nth_failed(void)
 {
 	char text[16] = "";
@@ -79,7 +80,7 @@ static void fail_first_write(void)
 		struct counters delta;
 		bool hit;
 
-		/* The tables above are there, as a rule: it is the reservation that we are after. */
+		/* Upper page tables usually exist already: the test is about the reservation. */
 		*PAGE_OF(start, 1, 0) = 0;
 		before = counters();
 		fail_nth(n);
@@ -99,13 +100,13 @@ static void fail_first_write(void)
 		if (!hit)
 			break;
 	}
-	note("%u allocations failed in turn; %u failures left the range without a reservation and uncounted", hits,
-	     uncounted);
+	note("%u allocations failed in turn; %u failures left the range without a reservation and uncounted",
+	     hits, uncounted);
 	EXPECT(hits >= 3, "only %u allocations could be made to fail", hits);
 	EXPECT(counters().failed > 0, "no failure to reserve was counted");
 }
 
-/* In an mm that has no reservation yet, the tree has to grow from nothing, node by node. */
+/* In an mm without reservations, all nodes of the tree have to be allocated. */
 static void fail_first_of_mm(void)
 {
 	unsigned int hits = 0;
@@ -126,12 +127,14 @@ static void fail_first_of_mm(void)
 			hit = nth_failed();
 			for (unsigned int slot = 0; slot < 511; slot++)
 				put(image, start, slot % 2, slot, seed_of(0, slot, n));
-			expect_contents(image, start, "an allocation of the first reservation has failed");
+			expect_contents(image, start,
+					"an allocation of the first reservation has failed");
 			fflush(stdout);
 			_exit(reported() ? 2 : hit);
 		}
 		status = end_of(child);
-		EXPECT(WIFEXITED(status) && WEXITSTATUS(status) < 2, "allocation %d: ended with %#x", n, status);
+		EXPECT(WIFEXITED(status) && WEXITSTATUS(status) < 2,
+		       "allocation %d: ended with %#x", n, status);
 		expect_identity("an allocation of the first reservation has failed");
 		if (!status)
 			break;
@@ -141,7 +144,7 @@ static void fail_first_of_mm(void)
 	EXPECT(hits >= 6, "only %u allocations could be made to fail", hits);
 }
 
-/* Nodes of the tree in particular, each with even odds: what was made of a path before it failed stays behind. */
+/* Nodes of the tree fail with a probability of 50 %; nodes that were allocated before a failure stay in the tree. */
 static void fail_tree_nodes(void)
 {
 	static const char filter[] = "/sys/kernel/slab/radix_tree_node/failslab";
@@ -167,7 +170,8 @@ static void fail_tree_nodes(void)
 			*(volatile char *)PAGE_OF(start, 0, 9) = 1;
 			stop_failing();
 			page_fill(PAGE_OF(start, 0, 10), 7);
-			EXPECT(*PAGE_OF(start, 0, 9) == 1 && page_is(PAGE_OF(start, 0, 10), 7), "contents");
+			EXPECT(*PAGE_OF(start, 0, 9) == 1 && page_is(PAGE_OF(start, 0, 10), 7),
+			       "contents");
 			test_end();
 		}
 		end_child(child);
@@ -176,11 +180,12 @@ static void fail_tree_nodes(void)
 	setting(SLAB "cache-filter", "N");
 	setting(filter, "0");
 	note("%ld reservations, %ld without", since(before).alloc, 60 - since(before).alloc);
-	EXPECT(since(before).alloc < 60 && since(before).alloc > 0, "%ld of 60 reservations", since(before).alloc);
+	EXPECT(since(before).alloc < 60 && since(before).alloc > 0, "%ld of 60 reservations",
+	       since(before).alloc);
 	expect_identity("nodes of the tree could not be allocated");
 }
 
-/* A page that was taken, and then cannot be mapped for want of anything else, does not go back and is not lost. */
+/* A page that was taken, but cannot be mapped after another failure, does not go back and is not lost. */
 static void fail_later_writes(void)
 {
 	unsigned int hits = 0;
@@ -195,7 +200,7 @@ static void fail_later_writes(void)
 		*(volatile char *)PAGE_OF(start, 0, 9) = 0;
 		hit = nth_failed();
 		hits += hit;
-		/* One that is mapped read-only by a zero page. */
+		/* A page where the zero page is mapped. */
 		EXPECT(!*(volatile char *)PAGE_OF(start, 1, 9), "not zero");
 		fail_nth(n);
 		*(volatile char *)PAGE_OF(start, 1, 9) = 0;
@@ -242,7 +247,7 @@ static void fail_promotion(void)
 	EXPECT(hits >= 1 && promoted >= 1, "%u failures, %u promotions", hits, promoted);
 }
 
-/* Moving back after an error: reservations have to be where the pages are. */
+/* Rollback after an error: reservations have to be where the pages are. */
 static void fail_mremap(void)
 {
 	unsigned int hits = 0, errors = 0;
@@ -269,7 +274,8 @@ static void fail_mremap(void)
 		expect_contents(image, where, "and was written to");
 		munmap(from, 5 * REGION);
 		munmap(to, 5 * REGION);
-		EXPECT(!counters().reserved, "%ld pages reserved when all is unmapped", counters().reserved);
+		EXPECT(!counters().reserved, "%ld pages reserved when all is unmapped",
+		       counters().reserved);
 		expect_identity("an allocation of mremap has failed");
 		free(image);
 		if (!hit)
@@ -302,7 +308,7 @@ static void fail_fork(void)
 		hit = nth_failed();
 		hits += hit;
 		if (child > 0)
-			EXPECT(!end_of(child), "the child sees something else");
+			EXPECT(!end_of(child), "the child reads wrong contents");
 		expect_contents(image, start, "an allocation of fork has failed");
 		unmap(start, COUNT);
 		expect_identity("an allocation of fork has failed");
@@ -314,7 +320,7 @@ static void fail_fork(void)
 	EXPECT(hits >= 5, "%u failures", hits);
 }
 
-/* At random, one allocation in fifty, and many threads of work: nothing is lost. */
+/* One allocation in fifty fails, with many threads: nothing is lost. */
 static void fail_at_random(void)
 {
 	long failed;
@@ -344,7 +350,8 @@ static void fail_at_random(void)
 			for (unsigned int i = 0; i < COUNT * 300; i++) {
 				unsigned int page = (i * 1201 + round) % (COUNT * 512);
 
-				put(image, start, page / 512, page % 512, seed_of(page, page, round + c));
+				put(image, start, page / 512, page % 512,
+				    seed_of(page, page, round + c));
 				if (i % 200 == 199)
 					madvise(start + i % COUNT * REGION, REGION, MADV_COLLAPSE);
 			}
@@ -366,10 +373,14 @@ static void fail_at_random(void)
 }
 
 const struct test failing_tests[] = {
-	{ "fail_first_write", fail_first_write, "reserve", 0, "a failed reservation is lost or not counted" },
-	{ "fail_first_of_mm", fail_first_of_mm, "reserve", 0, "what is left of a tree that could not grow" },
-	{ "fail_tree_nodes", fail_tree_nodes, "reserve", 0, "what is left of a tree that could not grow" },
-	{ "fail_later_writes", fail_later_writes, "reserve", 0, "a page is lost when its charge fails" },
+	{ "fail_first_write", fail_first_write, "reserve", 0,
+	  "a failed reservation is lost or not counted" },
+	{ "fail_first_of_mm", fail_first_of_mm, "reserve", 0,
+	  "remains of a tree that could not grow" },
+	{ "fail_tree_nodes", fail_tree_nodes, "reserve", 0,
+	  "remains of a tree that could not grow" },
+	{ "fail_later_writes", fail_later_writes, "reserve", 0,
+	  "a page is lost when its charge fails" },
 	{ "fail_promotion", fail_promotion, "in-place", 0, "promotion is not rolled back" },
 	{ "fail_mremap", fail_mremap, "reserve", 0, "mremap's rollback on error: injected ENOMEM" },
 	{ "fail_fork", fail_fork, "reserve", 0, "a failed fork shares the parent's tree" },

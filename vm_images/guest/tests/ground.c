@@ -8,10 +8,11 @@
 #define COUNT 8
 
 static const char *const names[] = {
-	"nr_thp_reserved", "thp_res_alloc", "thp_res_alloc_failed", "thp_res_mapped", "thp_res_released",
+	"nr_thp_reserved", "thp_res_alloc",    "thp_res_alloc_failed",
+	"thp_res_mapped",  "thp_res_released",
 };
 
-/* Name and value come from two tables, so one name too many or too few moves all behind it by one. */
+/* Names and values are in two tables, so a missing or extra name shifts all later ones. */
 static void vmstat_names(void)
 {
 	long before, faults, pages_kib, free_kib;
@@ -27,23 +28,25 @@ static void vmstat_names(void)
 		EXPECT(vmstat("thp_res_filled") >= 0 && vmstat("thp_res_collapse") >= 0,
 		       "/proc/vmstat lacks a counter of promotions");
 
-	/* Node counters, before and behind the new one. */
+	/* Node counters before and after the new one. */
 	pages_kib = event_count("nr_anon_pages") * 4;
-	EXPECT(labs(pages_kib - (long)meminfo_kib("AnonPages:")) < 4096, "nr_anon_pages is %ld KiB, AnonPages %lu",
-	       pages_kib, meminfo_kib("AnonPages:"));
+	EXPECT(labs(pages_kib - (long)meminfo_kib("AnonPages:")) < 4096,
+	       "nr_anon_pages is %ld KiB, AnonPages %lu", pages_kib, meminfo_kib("AnonPages:"));
 	free_kib = event_count("nr_free_pages") * 4;
-	EXPECT(labs(free_kib - (long)meminfo_kib("MemFree:")) < 16384, "nr_free_pages is %ld KiB, MemFree %lu", free_kib,
-	       meminfo_kib("MemFree:"));
-	EXPECT(labs(event_count("nr_page_table_pages") * 4 - (long)meminfo_kib("PageTables:")) < 1024,
+	EXPECT(labs(free_kib - (long)meminfo_kib("MemFree:")) < 16384,
+	       "nr_free_pages is %ld KiB, MemFree %lu", free_kib, meminfo_kib("MemFree:"));
+	EXPECT(labs(event_count("nr_page_table_pages") * 4 - (long)meminfo_kib("PageTables:")) <
+		       1024,
 	       "nr_page_table_pages is not PageTables");
-	EXPECT(event_count("nr_dirty_background_threshold") > 0 && event_count("nr_dirty_threshold") > 0,
-	       "the thresholds behind the node counters are not where their names are");
+	EXPECT(event_count("nr_dirty_background_threshold") > 0 &&
+		       event_count("nr_dirty_threshold") > 0,
+	       "thresholds after the node counters do not match their names");
 
-	/* The last of all: as many of both tables as there are values. */
+	/* The last counter: both tables have the same length. */
 	if (!access("/sys/kernel/mm/ksm/run", F_OK))
 		EXPECT(vmstat("cow_ksm") >= 0, "/proc/vmstat has no cow_ksm");
 
-	/* Events, before and behind the new ones: those whose number a test can know. */
+	/* Events before and after the new ones, whose number is known to the test. */
 	threshold(1);
 	before = event_count("thp_fault_alloc");
 	faults = event_count("pgfault");
@@ -52,7 +55,8 @@ static void vmstat_names(void)
 		*PAGE_OF(start, region, 1) = 1;
 	EXPECT(event_count("thp_fault_alloc") - before == COUNT, "thp_fault_alloc: %ld of %d",
 	       event_count("thp_fault_alloc") - before, COUNT);
-	EXPECT(event_count("pgfault") - faults >= COUNT, "pgfault: %ld", event_count("pgfault") - faults);
+	EXPECT(event_count("pgfault") - faults >= COUNT, "pgfault: %ld",
+	       event_count("pgfault") - faults);
 	before = event_count("thp_split_pmd");
 	for (unsigned int region = 0; region < COUNT; region++)
 		munmap(PAGE_OF(start, region, 7), PAGE);
@@ -69,10 +73,12 @@ static void threshold_bounds(void)
 	for (size_t i = 0; i < ARRAY_SIZE(wrong); i++) {
 		int error = *wrong[i] ? try_write(path, wrong[i]) : try_write(path, "\n");
 
-		EXPECT(error == -EINVAL || error == -ERANGE, "\"%s\" gives %s", wrong[i], strerror(-error));
+		EXPECT(error == -EINVAL || error == -ERANGE, "\"%s\" gives %s", wrong[i],
+		       strerror(-error));
 	}
-	EXPECT(try_write(path, "0") == -EINVAL && try_write(path, "513") == -EINVAL, "the bounds do not give EINVAL");
-	EXPECT(number_in(path) == 256, "a refused value has changed it to %ld", number_in(path));
+	EXPECT(try_write(path, "0") == -EINVAL && try_write(path, "513") == -EINVAL,
+	       "values out of bounds are accepted");
+	EXPECT(number_in(path) == 256, "a rejected value has changed it to %ld", number_in(path));
 	for (int good = 1; good <= 512; good += 511) {
 		threshold(good);
 		EXPECT(number_in(path) == good, "%d reads back as %ld", good, number_in(path));
@@ -89,12 +95,14 @@ static void threshold_one(void)
 	start = regions(COUNT);
 	for (unsigned int region = 0; region < COUNT; region++)
 		*PAGE_OF(start, region, 3) = 1;
-	EXPECT(!since(before).alloc && !since(before).reserved, "%ld reservations", since(before).alloc);
-	EXPECT(huge_regions(start, COUNT) == COUNT, "%u of %d regions are huge", huge_regions(start, COUNT), COUNT);
+	EXPECT(!since(before).alloc && !since(before).reserved, "%ld reservations",
+	       since(before).alloc);
+	EXPECT(huge_regions(start, COUNT) == COUNT, "%u of %d regions are huge",
+	       huge_regions(start, COUNT), COUNT);
 	unmap(start, COUNT);
 }
 
-/* Each page that is handed out was somebody else's before: see --prefill. */
+/* Pages that are handed out have old contents: see --prefill. */
 static void zeroed_pages(void)
 {
 	struct image *image = image_of(COUNT);
@@ -107,19 +115,20 @@ static void zeroed_pages(void)
 		*(volatile char *)PAGE_OF(start, region, 7 + region) = 0;
 	delta = since(before);
 	if (has_stage("reserve")) {
-		EXPECT(delta.alloc == COUNT && !delta.failed, "%ld reservations, %ld failed", delta.alloc, delta.failed);
-		EXPECT(delta.mapped == COUNT && delta.reserved == COUNT * 511, "mapped %ld, reserved %ld", delta.mapped,
-		       delta.reserved);
+		EXPECT(delta.alloc == COUNT && !delta.failed, "%ld reservations, %ld failed",
+		       delta.alloc, delta.failed);
+		EXPECT(delta.mapped == COUNT && delta.reserved == COUNT * 511,
+		       "mapped %ld, reserved %ld", delta.mapped, delta.reserved);
 	}
-	/* A byte of each page but the last, so that no region is full. */
+	/* A byte of each page except for the last, so that no region is full. */
 	for (unsigned int page = 0; page < COUNT * PAGES_PER_REGION; page++)
 		if ((page + 1) % PAGES_PER_REGION)
 			*(volatile char *)(start + page * PAGE + page % PAGE) = 0;
-	expect_contents(image, start, "never written but with zero");
+	expect_contents(image, start, "only zeros were written");
 	if (has_stage("reserve")) {
 		delta = since(before);
-		EXPECT(delta.mapped == COUNT * 511 && delta.reserved == COUNT, "mapped %ld, reserved %ld", delta.mapped,
-		       delta.reserved);
+		EXPECT(delta.mapped == COUNT * 511 && delta.reserved == COUNT,
+		       "mapped %ld, reserved %ld", delta.mapped, delta.reserved);
 	}
 	for (unsigned int page = 0; page < COUNT * PAGES_PER_REGION; page++)
 		put(image, start, page / PAGES_PER_REGION, page % PAGES_PER_REGION,
@@ -128,7 +137,7 @@ static void zeroed_pages(void)
 	unmap(start, COUNT);
 }
 
-/* One aligned block, each page at its own place. */
+/* One aligned block, with each page in its slot. */
 static void own_place(void)
 {
 	struct image *image = image_of(COUNT);
@@ -137,17 +146,18 @@ static void own_place(void)
 	threshold(512);
 	start = regions(COUNT);
 	for (unsigned int page = 0; page < COUNT * PAGES_PER_REGION; page++) {
-		/* Every page once, in an order that jumps. */
+		/* Each page once, in a non-sequential order. */
 		unsigned int other = page * 1201 % (COUNT * PAGES_PER_REGION);
 
-		put(image, start, other / PAGES_PER_REGION, other % PAGES_PER_REGION, seed_of(other, other, 1));
+		put(image, start, other / PAGES_PER_REGION, other % PAGES_PER_REGION,
+		    seed_of(other, other, 1));
 	}
 	EXPECT(contiguous(start, COUNT), "a region is not one aligned block");
-	expect_contents(image, start, "written in a jumping order");
+	expect_contents(image, start, "written in non-sequential order");
 	unmap(start, COUNT);
 }
 
-/* 1 skips all of the code: the others, with content, at the border and beyond. */
+/* With threshold 1 the code is not used. Test other thresholds, with contents, at the limit and above. */
 static void thresholds(void)
 {
 	static const int values[] = { 2, 3, 17, 64, 255, 256, 257, 384, 511, 512 };
@@ -165,8 +175,10 @@ static void thresholds(void)
 		for (int slot = 0; slot < values[i] - 1; slot++)
 			put(image, start, 0, slot, seed_of(0, slot, values[i]));
 		EXPECT(since(before).alloc == 1 && since(before).mapped == values[i] - 1,
-		       "threshold %d: alloc %ld, mapped %ld", values[i], since(before).alloc, since(before).mapped);
-		EXPECT(!huge_regions(start, 1), "threshold %d: huge after %d pages", values[i], values[i] - 1);
+		       "threshold %d: alloc %ld, mapped %ld", values[i], since(before).alloc,
+		       since(before).mapped);
+		EXPECT(!huge_regions(start, 1), "threshold %d: huge after %d pages", values[i],
+		       values[i] - 1);
 		put(image, start, 0, values[i] - 1, seed_of(0, values[i] - 1, values[i]));
 		if (has_stage("sync-promotion"))
 			EXPECT(huge_regions(start, 1) == 1 && since(before).collapsed == 1,
@@ -176,7 +188,8 @@ static void thresholds(void)
 			for (int tries = 0; tries < 10 && !huge_regions(start, 1); tries++)
 				scans();
 			scan_often(false);
-			EXPECT(huge_regions(start, 1) == 1, "threshold %d: khugepaged did not promote", values[i]);
+			EXPECT(huge_regions(start, 1) == 1,
+			       "threshold %d: khugepaged did not promote", values[i]);
 		}
 		expect_contents(image, start, "after the threshold was reached");
 		unmap(start, 1);
@@ -193,16 +206,18 @@ static void read_then_write(void)
 
 	start = regions(COUNT);
 	expect_contents(image, start, "read only");
-	EXPECT(!since(before).alloc && !since(before).reserved, "reading has made %ld reservations", since(before).alloc);
+	EXPECT(!since(before).alloc && !since(before).reserved, "reads made %ld reservations",
+	       since(before).alloc);
 	for (unsigned int region = 0; region < COUNT; region++)
 		put(image, start, region, 5, seed_of(region, 5, 0));
 	delta = since(before);
 	if (has_stage("zero-page"))
-		EXPECT(delta.alloc == COUNT && delta.mapped == COUNT, "alloc %ld, mapped %ld", delta.alloc, delta.mapped);
+		EXPECT(delta.alloc == COUNT && delta.mapped == COUNT, "alloc %ld, mapped %ld",
+		       delta.alloc, delta.mapped);
 	expect_contents(image, start, "read all, write one");
 	unmap(start, COUNT);
 
-	/* Small zero pages. */
+	/* Zero pages of 4 KiB. */
 	setting(THP "use_zero_page", "0");
 	memset(image->seed, 0, COUNT * PAGES_PER_REGION);
 	start = regions(COUNT);
@@ -212,13 +227,13 @@ static void read_then_write(void)
 		for (unsigned int slot = 1; slot < 30; slot += 3)
 			put(image, start, region, slot, seed_of(region, slot, 1));
 	if (has_stage("zero-page"))
-		EXPECT(since(before).alloc == COUNT && since(before).mapped == COUNT * 10, "alloc %ld, mapped %ld",
-		       since(before).alloc, since(before).mapped);
+		EXPECT(since(before).alloc == COUNT && since(before).mapped == COUNT * 10,
+		       "alloc %ld, mapped %ld", since(before).alloc, since(before).mapped);
 	expect_contents(image, start, "read all, write some");
 	unmap(start, COUNT);
 }
 
-/* Where there are real pages already, a reservation would give the same address a second one. */
+/* Over existing pages, a reservation would contain a second page for the same address. */
 static void not_over_pages(void)
 {
 	struct image *image = image_of(COUNT);
@@ -234,12 +249,12 @@ static void not_over_pages(void)
 	for (unsigned int region = 0; region < COUNT; region++)
 		for (unsigned int slot = 0; slot < 100; slot++)
 			put(image, start, region, slot, seed_of(region, slot, 1));
-	EXPECT(!since(before).alloc, "%ld reservations over pages that are there", since(before).alloc);
+	EXPECT(!since(before).alloc, "%ld reservations over existing pages", since(before).alloc);
 	expect_contents(image, start, "written");
 	unmap(start, COUNT);
 }
 
-/* Threads that write to the same page at the same moment: if two got a page each, a byte is lost. */
+/* Threads write to the same page at the same time: if two of them get a page, a byte is lost. */
 #define THREADS 8
 #define ROUNDS 12
 
@@ -287,12 +302,12 @@ static void same_page_threads(void)
 	}
 	EXPECT(!lost, "%u bytes are lost or not zero", lost);
 	if (has_stage("reserve"))
-		EXPECT(since(before).alloc == race_regions, "%ld reservations for %u regions", since(before).alloc,
-		       race_regions);
+		EXPECT(since(before).alloc == race_regions, "%ld reservations for %u regions",
+		       since(before).alloc, race_regions);
 	unmap(raced, race_regions);
 }
 
-/* Reservations are the memory that MemAvailable counts as free in all but name. */
+/* MemAvailable includes reserved pages. */
 static void memory_available(void)
 {
 	long before, after;
@@ -304,21 +319,29 @@ static void memory_available(void)
 	for (unsigned int region = 0; region < 64; region++)
 		*PAGE_OF(start, region, 0) = 1;
 	after = meminfo_kib("MemAvailable:");
-	EXPECT(before - after < 64 * 2048 / 8, "64 regions with a page each have taken %ld KiB of MemAvailable",
+	EXPECT(before - after < 64 * 2048 / 8,
+	       "64 regions with one page each have reduced MemAvailable by %ld KiB",
 	       before - after);
 	unmap(start, 64);
 }
 
 const struct test ground_tests[] = {
 	{ "vmstat_names", vmstat_names, "counters", QUICK, "misaligned name table" },
-	{ "threshold_bounds", threshold_bounds, "threshold-knob", QUICK, "a value outside 1..512 is taken" },
-	{ "threshold_one", threshold_one, "threshold-knob", QUICK, "threshold 1 is not identical to stock" },
+	{ "threshold_bounds", threshold_bounds, "threshold-knob", QUICK,
+	  "a value outside of 1..512 is accepted" },
+	{ "threshold_one", threshold_one, "threshold-knob", QUICK,
+	  "threshold 1 differs from the baseline" },
 	{ "zeroed_pages", zeroed_pages, "reserve", QUICK | ANY_KERNEL, "unzeroed page" },
-	{ "own_place", own_place, "reserve", QUICK, "a page that is not from its place in the block" },
-	{ "same_page_threads", same_page_threads, "reserve", QUICK | ANY_KERNEL | MATRIX, "page handed out twice" },
-	{ "memory_available", memory_available, "reserve", QUICK, "reserved pages are missing in MemAvailable" },
-	{ "read_then_write", read_then_write, "zero-page", QUICK | ANY_KERNEL, "reserving for a read" },
-	{ "not_over_pages", not_over_pages, "zero-page", QUICK | ANY_KERNEL, "reserving over real pages" },
+	{ "own_place", own_place, "reserve", QUICK,
+	  "a page that is not from its slot in the block" },
+	{ "same_page_threads", same_page_threads, "reserve", QUICK | ANY_KERNEL | MATRIX,
+	  "page handed out twice" },
+	{ "memory_available", memory_available, "reserve", QUICK,
+	  "MemAvailable does not include reserved pages" },
+	{ "read_then_write", read_then_write, "zero-page", QUICK | ANY_KERNEL,
+	  "a read makes a reservation" },
+	{ "not_over_pages", not_over_pages, "zero-page", QUICK | ANY_KERNEL,
+	  "a reservation over existing pages" },
 	{ "thresholds", thresholds, "copy", 0, "a threshold other than the default is off by one" },
 	{ 0 },
 };

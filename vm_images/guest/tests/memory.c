@@ -33,10 +33,10 @@ void setting(const char *path, const char *text)
 {
 	int error = try_write(path, text);
 
-	/* A kernel without the series has no threshold, and nothing to set. */
+	/* A kernel without the series has no threshold. */
 	if (error == -ENOENT && !has_stage("threshold-knob") && strstr(path, "promotion_threshold"))
 		return;
-	EXPECT(!error, "%s refuses %s: %s", path, text, strerror(-error));
+	EXPECT(!error, "%s rejects %s: %s", path, text, strerror(-error));
 }
 
 long number_in(const char *path)
@@ -60,7 +60,7 @@ void threshold(int pages)
 	setting(THP "promotion_threshold", text);
 }
 
-/* Writing the interval wakes khugepaged, so it is only written where it is another; a page at a time is next to none. */
+/* Writing the interval wakes up khugepaged, so write it only if it changes; one page at a time is almost nothing. */
 void scan_often(bool often)
 {
 	long interval = often ? 10 : 600000;
@@ -73,7 +73,7 @@ void scan_often(bool often)
 	setting(KHUGEPAGED "alloc_sleep_millisecs", "10");
 	snprintf(text, sizeof(text), "%ld", interval);
 	setting(KHUGEPAGED "scan_sleep_millisecs", text);
-	/* A pass that has begun goes on to its end. */
+	/* A pass that has begun runs to its end. */
 	if (!often)
 		usleep(200000);
 }
@@ -83,14 +83,14 @@ void scans(void)
 	pid_t child;
 
 	fflush(stdout);
-	/* fork() would write-protect the pages, and khugepaged leaves a range alone that has none to write to. */
+	/* fork() would write-protect the pages, and khugepaged skips ranges without a writable page. */
 	child = vfork();
 	if (!child) {
 		dup2(STDERR_FILENO, STDOUT_FILENO);
 		execlp("khugepaged-barrier", "khugepaged-barrier", "2", "300000", NULL);
 		_exit(127);
 	}
-	EXPECT(!end_of(child), "khugepaged did not get round");
+	EXPECT(!end_of(child), "khugepaged did not finish its scans");
 }
 
 bool dump(void)
@@ -131,7 +131,7 @@ void memcg_leave(const char *name)
 
 	setting(CGROUPS "cgroup.procs", "0");
 	memcg_path(path, sizeof(path), name, "");
-	/* Who was in it may still be on the way out. */
+	/* Its processes may still be exiting. */
 	for (int attempt = 0; rmdir(path) < 0 && attempt < 100; attempt++)
 		usleep(20000);
 	EXPECT(access(path, F_OK) < 0, "the memcg %s cannot be removed", name);
@@ -178,7 +178,8 @@ void bind_to(char *start, size_t size, int node)
 {
 	unsigned long mask = 1UL << node;
 
-	EXPECT(!syscall(SYS_mbind, start, size, MPOL_BIND, &mask, 64, 0), "mbind to node %d: %s", node, strerror(errno));
+	EXPECT(!syscall(SYS_mbind, start, size, MPOL_BIND, &mask, 64, 0), "mbind to node %d: %s",
+	       node, strerror(errno));
 }
 
 bool swap_is_on(void)
@@ -219,7 +220,7 @@ void swap_begin(unsigned int mib)
 
 void swap_end(void)
 {
-	/* Swap that was there before the first test stays: whoever started us wants it. */
+	/* Do not disable swap that was enabled before the first test. */
 	static int before = -1;
 
 	if (before < 0)
@@ -270,9 +271,11 @@ struct counters since(struct counters earlier)
 	struct counters now = counters();
 
 	return (struct counters){
-		now.alloc - earlier.alloc,	 now.failed - earlier.failed,	  now.mapped - earlier.mapped,
-		now.released - earlier.released, now.filled - earlier.filled,	  now.reserved - earlier.reserved,
-		now.dumped - earlier.dumped,	 now.copied - earlier.copied,	  now.collapsed - earlier.collapsed,
+		now.alloc - earlier.alloc,	   now.failed - earlier.failed,
+		now.mapped - earlier.mapped,	   now.released - earlier.released,
+		now.filled - earlier.filled,	   now.reserved - earlier.reserved,
+		now.dumped - earlier.dumped,	   now.copied - earlier.copied,
+		now.collapsed - earlier.collapsed,
 	};
 }
 
@@ -280,14 +283,17 @@ void expect_identity(const char *when)
 {
 	struct counters now = counters();
 
-	/* An exit that is still going on, or a dump. */
+	/* An exit or a dump may still be running. */
 	for (int attempt = 0; attempt < 50; attempt++, now = counters()) {
-		if ((long)PAGES_PER_REGION * now.alloc == now.reserved + now.mapped + now.released + now.filled)
+		if ((long)PAGES_PER_REGION * now.alloc ==
+		    now.reserved + now.mapped + now.released + now.filled)
 			return;
 		usleep(20000);
 	}
-	EXPECT(false, "the counters do not add up %s: 512 * alloc %ld != reserved %ld + mapped %ld + released %ld + "
-	       "filled %ld", when, now.alloc, now.reserved, now.mapped, now.released, now.filled);
+	EXPECT(false,
+	       "the counters do not add up %s: 512 * alloc %ld != reserved %ld + mapped %ld + released %ld + "
+	       "filled %ld",
+	       when, now.alloc, now.reserved, now.mapped, now.released, now.filled);
 }
 
 long reserved_on(int node)
@@ -306,7 +312,7 @@ char *regions(unsigned int count)
 	char *start = map_regions((count + 1) * REGION);
 
 	REQUIRE(start, "cannot map %u regions", count);
-	/* PROT_NONE behind it: what is mapped next to it does not become one VMA with it. */
+	/* PROT_NONE after it, so that it is not merged with an adjacent mapping. */
 	mprotect(start + count * REGION, REGION, PROT_NONE);
 	REQUIRE(!madvise(start, count * REGION, MADV_HUGEPAGE), "madvise: %s", strerror(errno));
 	return start;
@@ -316,7 +322,7 @@ char *reserved_regions(unsigned int count)
 {
 	char *start;
 
-	/* No fault brings a region to 512 pages before it is filled by intention. */
+	/* With threshold 512, regions are not promoted before the test fills them. */
 	threshold(512);
 	start = regions(count);
 	for (unsigned int region = 0; region < count; region++)
@@ -339,7 +345,8 @@ unsigned int huge_regions(char *start, unsigned int count)
 
 	while (file && fgets(line, sizeof(line), file)) {
 		if (sscanf(line, "%lx-%lx ", &first, &end) == 2)
-			inside = first < (uintptr_t)start + count * REGION && end > (uintptr_t)start;
+			inside = first < (uintptr_t)start + count * REGION &&
+				 end > (uintptr_t)start;
 		else if (inside && sscanf(line, "AnonHugePages: %lu", &kib) == 1)
 			total += kib;
 	}
@@ -358,7 +365,8 @@ unsigned long pfn_of(const char *address)
 		fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
 		owner = getpid();
 	}
-	if (pread(fd, &entry, sizeof(entry), (uintptr_t)address / PAGE * sizeof(entry)) != sizeof(entry))
+	if (pread(fd, &entry, sizeof(entry), (uintptr_t)address / PAGE * sizeof(entry)) !=
+	    sizeof(entry))
 		return 0;
 	return entry >> 63 ? entry & ((1UL << 55) - 1) : 0;
 }
@@ -415,7 +423,7 @@ struct image *image_of(unsigned int count)
 {
 	struct image *image = calloc(1, sizeof(*image) + count * PAGES_PER_REGION);
 
-	REQUIRE(image, "no memory for what %u regions shall hold", count);
+	REQUIRE(image, "no memory for the expected contents of %u regions", count);
 	image->count = count;
 	return image;
 }
@@ -433,7 +441,8 @@ unsigned char seed_of(unsigned int region, unsigned int slot, unsigned int round
 	return 1 + (region * 41 + slot * 7 + round * 101) % 255;
 }
 
-void put(struct image *image, char *start, unsigned int region, unsigned int slot, unsigned char seed)
+void put(struct image *image, char *start, unsigned int region, unsigned int slot,
+	 unsigned char seed)
 {
 	page_fill(PAGE_OF(start, region, slot), seed);
 	image->seed[region * PAGES_PER_REGION + slot] = seed;
@@ -458,9 +467,11 @@ void expect_contents(const struct image *image, const char *start, const char *w
 			continue;
 		while (is[at] == shall[at])
 			at++;
-		EXPECT(false, "%s: %u pages are wrong, the first is page %lu of region %lu: byte %u is %#x and not %#x",
-		       when, wrong_pages(image, start), page % PAGES_PER_REGION, page / PAGES_PER_REGION, at,
-		       (unsigned char)is[at], (unsigned char)shall[at]);
+		EXPECT(false,
+		       "%s: %u pages are wrong, the first is page %lu of region %lu: byte %u is %#x, not %#x",
+		       when, wrong_pages(image, start), page % PAGES_PER_REGION,
+		       page / PAGES_PER_REGION, at, (unsigned char)is[at],
+		       (unsigned char)shall[at]);
 		return;
 	}
 }

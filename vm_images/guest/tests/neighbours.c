@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* Other parts of memory management that handle pages which came from a reservation. */
+/* Other parts of memory management that handle pages from a reservation. */
 #include "tests.h"
 
 #include <fcntl.h>
@@ -34,7 +34,7 @@ static void rewrite(struct image *image, char *start, unsigned int step, unsigne
 		put(image, start, page / 512, page % 512, seed_of(page / 512, page % 512, round));
 }
 
-/* Merged pages are shared read-only, at the frame that a slot had or at another one. */
+/* Merged pages are shared read-only; the remaining page may or may not be that of the slot. */
 static void ksm(void)
 {
 	struct image *image = image_of(COUNT);
@@ -45,12 +45,13 @@ static void ksm(void)
 	if (access(KSM "run", W_OK))
 		skip("there is no KSM");
 	start = mixed(image, 400, 0);
-	/* Many equal pages; one that is equal to none, so that its neighbours merge around it. */
+	/* Many equal pages, and one different page among them. */
 	for (unsigned int region = 0; region < COUNT; region++)
 		for (unsigned int slot = 0; slot < 300; slot++)
 			if (slot != 33)
 				put(image, start, region, slot, 1 + slot % 5);
-	REQUIRE(!madvise(start, COUNT * REGION, MADV_MERGEABLE), "MADV_MERGEABLE: %s", strerror(errno));
+	REQUIRE(!madvise(start, COUNT * REGION, MADV_MERGEABLE), "MADV_MERGEABLE: %s",
+		strerror(errno));
 	setting(KSM "pages_to_scan", "20000");
 	setting(KSM "sleep_millisecs", "5");
 	if (!access(KSM "smart_scan", W_OK))
@@ -76,7 +77,7 @@ static void ksm(void)
 	unmap(start, COUNT);
 }
 
-/* Out and in again: what comes back is another frame, and the slot is lost. */
+/* Swap out and in: the page is a different one then, and the slot is lost. */
 static void swapped_out(void)
 {
 	struct image *image = image_of(COUNT);
@@ -91,7 +92,7 @@ static void swapped_out(void)
 	for (int wait = 0; wait < 100 && event_count("pswpout") == out; wait++)
 		usleep(10000);
 	EXPECT(event_count("pswpout") > out, "nothing was swapped out");
-	/* Written and unwritten pages, while some are in swap. */
+	/* Write to some pages, while others are in swap. */
 	for (unsigned int region = 0; region < COUNT; region++)
 		for (unsigned int slot = 390; slot < 430; slot++)
 			put(image, start, region, slot, seed_of(region, slot, 1));
@@ -99,18 +100,18 @@ static void swapped_out(void)
 	rewrite(image, start, 4, 2);
 	before = counters();
 	collapse_all(start);
-	EXPECT(!since(before).collapsed, "promoted in place after swap has replaced pages");
+	EXPECT(!since(before).collapsed, "promoted in place although swap has replaced pages");
 	expect_contents(image, start, "collapsed after swap");
 	unmap(start, COUNT);
 
-	/* In the swap cache and in memory at the same time: only read since. */
+	/* In the swap cache and in memory at the same time, since they were only read. */
 	start = mixed(image, 300, 3);
 	madvise(start, REGION, MADV_PAGEOUT);
 	expect_contents(image, start, "read back");
 	collapse_all(start);
 	expect_contents(image, start, "collapsed out of the swap cache");
 	rewrite(image, start, 2, 4);
-	/* Huge pages go out as well. */
+	/* Swap out huge pages as well. */
 	madvise(start, COUNT * REGION, MADV_PAGEOUT);
 	expect_contents(image, start, "huge pages out and in");
 	/* fork with entries in swap */
@@ -130,7 +131,7 @@ static void swapped_out(void)
 	unmap(start, COUNT);
 }
 
-/* A debugger writes to a page that is not there yet, and to one that its owner may not write to. */
+/* A debugger writes to a page that does not exist yet, and to a page that is read-only for its owner. */
 static void written_from_outside(void)
 {
 	struct image *image = image_of(1);
@@ -144,7 +145,7 @@ static void written_from_outside(void)
 	start = regions(1);
 	child = begin_child();
 	if (!child) {
-		/* This mm is the child's: the region is empty at first. */
+		/* In the mm of the child, the region is empty at first. */
 		put(image, start, 0, 1, 11);
 		raise(SIGSTOP);
 		image->seed[100] = 22;
@@ -153,21 +154,23 @@ static void written_from_outside(void)
 		mprotect(start, REGION, PROT_READ);
 		raise(SIGSTOP);
 		EXPECT(*(long *)PAGE_OF(start, 0, 300) == 0x1234567890, "POKEDATA into a hole");
-		EXPECT(*(long *)PAGE_OF(start, 0, 200) == 0x1234567890, "POKEDATA into a read-only page");
+		EXPECT(*(long *)PAGE_OF(start, 0, 200) == 0x1234567890,
+		       "POKEDATA into a read-only page");
 		for (unsigned int at = 8; at < PAGE; at++)
-			EXPECT(!PAGE_OF(start, 0, 300)[at], "the poked page is not zero but for the word");
+			EXPECT(!PAGE_OF(start, 0, 300)[at],
+			       "the poked page has other contents besides the word");
 		test_end();
 	}
 	waitpid(child, &status, WUNTRACED);
 	page_fill(page, 22);
 	mine = (struct iovec){ page, PAGE };
 	theirs = (struct iovec){ PAGE_OF(start, 0, 100), PAGE };
-	EXPECT(process_vm_writev(child, &mine, 1, &theirs, 1, 0) == (ssize_t)PAGE, "process_vm_writev: %s",
-	       strerror(errno));
+	EXPECT(process_vm_writev(child, &mine, 1, &theirs, 1, 0) == (ssize_t)PAGE,
+	       "process_vm_writev: %s", strerror(errno));
 	page_fill(page, 33);
 	theirs.iov_base = PAGE_OF(start, 0, 200);
-	EXPECT(process_vm_writev(child, &mine, 1, &theirs, 1, 0) == (ssize_t)PAGE, "process_vm_writev: %s",
-	       strerror(errno));
+	EXPECT(process_vm_writev(child, &mine, 1, &theirs, 1, 0) == (ssize_t)PAGE,
+	       "process_vm_writev: %s", strerror(errno));
 	kill(child, SIGCONT);
 	waitpid(child, &status, WUNTRACED);
 	if (!WIFSTOPPED(status)) {
@@ -177,15 +180,17 @@ static void written_from_outside(void)
 	REQUIRE(!ptrace(PTRACE_SEIZE, child, 0, 0), "PTRACE_SEIZE: %s", strerror(errno));
 	ptrace(PTRACE_INTERRUPT, child, 0, 0);
 	waitpid(child, &status, 0);
-	EXPECT(!ptrace(PTRACE_POKEDATA, child, PAGE_OF(start, 0, 300), 0x1234567890), "POKEDATA: %s", strerror(errno));
-	EXPECT(!ptrace(PTRACE_POKEDATA, child, PAGE_OF(start, 0, 200), 0x1234567890), "POKEDATA: %s", strerror(errno));
+	EXPECT(!ptrace(PTRACE_POKEDATA, child, PAGE_OF(start, 0, 300), 0x1234567890),
+	       "POKEDATA: %s", strerror(errno));
+	EXPECT(!ptrace(PTRACE_POKEDATA, child, PAGE_OF(start, 0, 200), 0x1234567890),
+	       "POKEDATA: %s", strerror(errno));
 	ptrace(PTRACE_DETACH, child, 0, 0);
 	kill(child, SIGCONT);
 	end_child(child);
 	unmap(start, 1);
 }
 
-/* The threshold is reached by somebody else's write: nobody's return to user space. */
+/* The threshold is reached by a write of another process, which does not return to user space in this mm. */
 static void reached_from_outside(void)
 {
 	struct image *image = image_of(1);
@@ -213,15 +218,15 @@ static void reached_from_outside(void)
 	for (unsigned int slot = 60; slot < 80; slot++) {
 		page_fill(page, slot);
 		theirs = (struct iovec){ PAGE_OF(start, 0, slot), PAGE };
-		EXPECT(process_vm_writev(child, &mine, 1, &theirs, 1, 0) == (ssize_t)PAGE, "process_vm_writev: %s",
-		       strerror(errno));
+		EXPECT(process_vm_writev(child, &mine, 1, &theirs, 1, 0) == (ssize_t)PAGE,
+		       "process_vm_writev: %s", strerror(errno));
 	}
 	kill(child, SIGCONT);
 	end_child(child);
 	unmap(start, 1);
 }
 
-/* A frame goes bad: one that is mapped, one that a reservation still holds. */
+/* Memory errors of a mapped page, and of an unused reserved page. */
 static void soft_offline(void)
 {
 	struct image *image = image_of(1);
@@ -246,29 +251,30 @@ static void poisoned_unused_page(void)
 	struct counters before;
 
 	if (access(path, W_OK))
-		skip("there is no " "hwpoison-inject");
+		skip("there is no hwpoison-inject");
 	start = mixed(image, 200, 0);
 	first = pfn_of(start);
 	REQUIRE(first && first % PAGES_PER_REGION == 0, "the first page is at pfn %#lx", first);
 	before = counters();
-	/* Held, and mapped nowhere. Twice: below the pages that are used next, and among them. */
+	/* Reserved, but not mapped. Twice: below the pages that are used next, and among them. */
 	for (unsigned int slot = 210; slot < 420; slot += 200) {
 		int error;
 
 		snprintf(text, sizeof(text), "%#lx", first + slot);
 		error = try_write(path, text);
-		note("poisoning a page that is held: %s", error ? strerror(-error) : "done");
+		note("poisoning an unused reserved page: %s", error ? strerror(-error) : "done");
 	}
 	for (unsigned int region = 0; region < 2; region++)
 		for (unsigned int slot = 200; slot < 400; slot++)
 			put(image, start, region, slot, seed_of(region, slot, 1));
-	/* If the slot's page had been mapped, the write would have been to a bad frame. */
-	EXPECT(pfn_of(PAGE_OF(start, 0, 210)) != first + 210, "the bad frame was handed out");
-	expect_contents(image, start, "one frame of the block is bad");
+	/* If the page of the slot had been mapped, the write would have been to bad memory. */
+	EXPECT(pfn_of(PAGE_OF(start, 0, 210)) != first + 210, "the bad page was handed out");
+	expect_contents(image, start, "one page of the block is bad");
 	before = counters();
 	madvise(start, REGION, MADV_COLLAPSE);
-	EXPECT(!since(before).collapsed, "promoted in place with a bad frame");
-	EXPECT(pfn_of(PAGE_OF(start, 0, 410)) != first + 410, "the bad frame is part of a huge page");
+	EXPECT(!since(before).collapsed, "promoted in place with a bad page");
+	EXPECT(pfn_of(PAGE_OF(start, 0, 410)) != first + 410,
+	       "the bad page is part of a huge page");
 	expect_contents(image, start, "collapsed");
 	unmap(start, 2);
 	setting("/sys/kernel/debug/hwpoison/unpoison-pfn", text);
@@ -293,13 +299,13 @@ static void soft_dirty(void)
 		skip("there are no soft-dirty bits");
 	madvise(start, REGION, MADV_COLLAPSE);
 	REQUIRE(pread(fd, &entry, 8, (uintptr_t)PAGE_OF(start, 0, 7) / PAGE * 8) == 8, "pagemap");
-	EXPECT(entry >> 55 & 1, "promotion has lost that a page was written");
+	EXPECT(entry >> 55 & 1, "promotion has lost the soft-dirty bit of a page");
 	expect_contents(image, start, "promoted");
 	close(fd);
 	unmap(start, 1);
 }
 
-/* Compaction looks at all frames, those that are held as well. */
+/* Compaction scans all pages, including unused reserved pages. */
 static void compaction(void)
 {
 	struct image *image = image_of(COUNT);
@@ -315,7 +321,7 @@ static void compaction(void)
 	unmap(start, COUNT);
 }
 
-/* NUMA balancing makes PTEs inaccessible and moves what is accessed from afar. */
+/* NUMA balancing makes PTEs inaccessible, and migrates pages that are accessed from another node. */
 static void numa_balancing(void)
 {
 	struct image *image = image_of(COUNT);
@@ -341,14 +347,18 @@ static void numa_balancing(void)
 }
 
 const struct test neighbour_tests[] = {
-	{ "ksm", ksm, "in-place", MATRIX, "a KSM page at a matching pfn" },
-	{ "swapped_out", swapped_out, "in-place", MATRIX, "swap has replaced the frame of a slot" },
-	{ "written_from_outside", written_from_outside, "reserve", QUICK, "a fault of another mm's behalf" },
-	{ "reached_from_outside", reached_from_outside, "sync-promotion", QUICK, "promotion in somebody else's mm" },
-	{ "soft_offline", soft_offline, "in-place", QUICK, "a replaced frame in the middle of a block" },
-	{ "poisoned_unused_page", poisoned_unused_page, "in-place", QUICK, "hwpoison on an unused page" },
+	{ "ksm", ksm, "in-place", MATRIX, "a KSM page with a matching PFN" },
+	{ "swapped_out", swapped_out, "in-place", MATRIX, "swap has replaced the page of a slot" },
+	{ "written_from_outside", written_from_outside, "reserve", QUICK,
+	  "a fault on behalf of another mm" },
+	{ "reached_from_outside", reached_from_outside, "sync-promotion", QUICK,
+	  "promotion in the mm of another process" },
+	{ "soft_offline", soft_offline, "in-place", QUICK,
+	  "a replaced page in the middle of a block" },
+	{ "poisoned_unused_page", poisoned_unused_page, "in-place", QUICK,
+	  "hwpoison on an unused page" },
 	{ "soft_dirty", soft_dirty, "in-place", QUICK, "promotion loses soft-dirty bits" },
-	{ "compaction", compaction, "in-place", 0, "compaction moves a page that is held" },
-	{ "numa_balancing", numa_balancing, "in-place", 0, "a PTE that is only inaccessible counts as empty" },
+	{ "compaction", compaction, "in-place", 0, "compaction migrates an unused reserved page" },
+	{ "numa_balancing", numa_balancing, "in-place", 0, "an inaccessible PTE counts as empty" },
 	{ 0 },
 };

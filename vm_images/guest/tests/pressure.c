@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* Memory is short: dumps, the shrinker, memcg limits, nodes, memory that goes away. */
+/* Memory pressure: dumps, the shrinker, memcg limits, nodes, memory offlining. */
 #include "tests.h"
 
 #include <dirent.h>
@@ -30,11 +30,11 @@ static void drop_caches(void)
 
 	REQUIRE(before.reserved > COUNT * 400, "%ld pages are reserved", before.reserved);
 	setting("/proc/sys/vm/drop_caches", "2");
-	EXPECT(counters().reserved < before.reserved / 10, "drop_caches=2 leaves %ld of %ld pages", counters().reserved,
-	       before.reserved);
-	EXPECT(since(before).dumped > 0, "no dump is counted");
+	EXPECT(counters().reserved < before.reserved / 10, "drop_caches=2 leaves %ld of %ld pages",
+	       counters().reserved, before.reserved);
+	EXPECT(since(before).dumped > 0, "no dump was counted");
 	expect_contents(image, start, "dumped");
-	/* What is written afterwards comes from elsewhere. */
+	/* Pages written afterwards are not from the block. */
 	for (unsigned int region = 0; region < COUNT; region++)
 		put(image, start, region, 60, seed_of(region, 60, 1));
 	expect_contents(image, start, "dumped and written");
@@ -53,26 +53,29 @@ static void debugfs_lists(void)
 	if (!file)
 		skip("this kernel has no list of reservations");
 	while (fgets(line, sizeof(line), file)) {
-		if (sscanf(line, "%d %63s %lx %lx %d %u", &pid, mm, &address, &pfn, &node, &unused) != 6)
+		if (sscanf(line, "%d %63s %lx %lx %d %u", &pid, mm, &address, &pfn, &node,
+			   &unused) != 6)
 			continue;
 		unused_total += unused;
-		mine += pid == getpid() && address >= (uintptr_t)start && address < (uintptr_t)start + COUNT * REGION &&
-			pfn % PAGES_PER_REGION == 0 && pfn_of((char *)address + 7 * PAGE) / 512 * 512 <= pfn + 512;
+		mine += pid == getpid() && address >= (uintptr_t)start &&
+			address < (uintptr_t)start + COUNT * REGION &&
+			pfn % PAGES_PER_REGION == 0 &&
+			pfn_of((char *)address + 7 * PAGE) / 512 * 512 <= pfn + 512;
 	}
 	fclose(file);
 	EXPECT(mine == COUNT, "%u of %d regions are listed", mine, COUNT);
-	EXPECT((long)unused_total == counters().reserved, "%lu unused pages are listed, %ld are reserved", unused_total,
-	       counters().reserved);
-	EXPECT(try_write("/sys/kernel/debug/thp_reserve/dump", "2") == -EINVAL, "dump takes a 2");
+	EXPECT((long)unused_total == counters().reserved,
+	       "%lu unused pages are listed, %ld are reserved", unused_total, counters().reserved);
+	EXPECT(try_write("/sys/kernel/debug/thp_reserve/dump", "2") == -EINVAL, "dump accepts 2");
 	dump();
-	EXPECT(!counters().reserved, "%ld pages are left by a dump", counters().reserved);
+	EXPECT(!counters().reserved, "%ld pages are left after a dump", counters().reserved);
 	expect_contents(image, start, "dumped");
 	unmap(start, COUNT);
 }
 
 #define TRACING "/sys/kernel/tracing/"
 
-/* Each event is traced as often as it is counted. A reservation whose pages are all in use has none to tell of. */
+/* Each event is traced as often as it is counted. A reservation whose pages are all in use reports no page. */
 static void traced(void)
 {
 	static const char *const events[] = { "alloc", "map", "move", "release", "collapse" };
@@ -88,11 +91,12 @@ static void traced(void)
 	close(open(TRACING "trace", O_WRONLY | O_TRUNC));
 	before = counters();
 	for (size_t e = 0; e < ARRAY_SIZE(events); e++) {
-		snprintf(path, sizeof(path), TRACING "events/huge_memory/mm_thp_resv_%s/enable", events[e]);
+		snprintf(path, sizeof(path), TRACING "events/huge_memory/mm_thp_resv_%s/enable",
+			 events[e]);
 		setting(path, "1");
 	}
 	start = regions(4);
-	/* Locked, so that nobody makes a huge page of what is full. */
+	/* Locked, so that full regions are not promoted. */
 	mlock2(start, REGION, MLOCK_ONFAULT);
 	for (unsigned int slot = 0; slot < PAGES_PER_REGION; slot++)
 		*PAGE_OF(start, 0, slot) = 1;
@@ -101,13 +105,15 @@ static void traced(void)
 	munlock(start, REGION);
 	threshold(1);
 	madvise(PAGE_OF(start, 3, 0), REGION, MADV_COLLAPSE);
-	REQUIRE(mremap(PAGE_OF(start, 2, 0), REGION, REGION, MREMAP_MAYMOVE | MREMAP_FIXED, target) == target, "mremap: %s",
-		strerror(errno));
+	REQUIRE(mremap(PAGE_OF(start, 2, 0), REGION, REGION, MREMAP_MAYMOVE | MREMAP_FIXED,
+		       target) == target,
+		"mremap: %s", strerror(errno));
 	unmap(target, 1);
 	munmap(PAGE_OF(start, 3, 0), REGION);
 	munmap(start, 2 * REGION);
 	for (size_t e = 0; e < ARRAY_SIZE(events); e++) {
-		snprintf(path, sizeof(path), TRACING "events/huge_memory/mm_thp_resv_%s/enable", events[e]);
+		snprintf(path, sizeof(path), TRACING "events/huge_memory/mm_thp_resv_%s/enable",
+			 events[e]);
 		setting(path, "0");
 	}
 	delta = since(before);
@@ -128,12 +134,16 @@ static void traced(void)
 		}
 	}
 	fclose(file);
-	EXPECT(seen[0] == 4 && delta.alloc == 4, "%u reservations traced, %ld counted", seen[0], delta.alloc);
-	EXPECT(seen[1] == delta.mapped, "%u pages handed out traced, %ld counted", seen[1], delta.mapped);
+	EXPECT(seen[0] == 4 && delta.alloc == 4, "%u reservations traced, %ld counted", seen[0],
+	       delta.alloc);
+	EXPECT(seen[1] == delta.mapped, "%u pages handed out traced, %ld counted", seen[1],
+	       delta.mapped);
 	EXPECT(seen[2] == 1, "%u moves traced", seen[2]);
-	EXPECT(seen[3] == 3 && released == delta.released, "%u given up traced with %u pages, %ld pages counted", seen[3],
-	       released, delta.released);
-	EXPECT(seen[4] == delta.collapsed && seen[4] == 1, "%u promotions traced, %ld counted", seen[4], delta.collapsed);
+	EXPECT(seen[3] == 3 && released == delta.released,
+	       "%u given up traced with %u pages, %ld pages counted", seen[3], released,
+	       delta.released);
+	EXPECT(seen[4] == delta.collapsed && seen[4] == 1, "%u promotions traced, %ld counted",
+	       seen[4], delta.collapsed);
 	EXPECT(without_page == 1, "%u of the reservations given up had no page", without_page);
 }
 
@@ -156,7 +166,7 @@ static long free_kib_of(int node)
 	return free_kib;
 }
 
-/* Take more of a node than is free there; false where we were killed for it. */
+/* Allocate more memory of a node than is free; returns false if the process was killed. */
 static bool fill_node(int node, long beyond_kib)
 {
 	pid_t child = begin_child();
@@ -175,7 +185,7 @@ static bool fill_node(int node, long beyond_kib)
 	return !end_of(child);
 }
 
-/* Reclaim begins well before a node is empty, so it takes many regions to see it end without a kill. */
+/* Reclaim begins well before a node is full, so many regions are needed. */
 #define NODE_REGIONS 160
 
 static void right_node(void)
@@ -186,7 +196,7 @@ static void right_node(void)
 	char *starts[MAX_NODES];
 
 	if (nodes < 2)
-		skip("there is one node only");
+		skip("there is only one node");
 	threshold(512);
 	for (int node = 0; node < nodes; node++) {
 		images[node] = image_of(NODE_REGIONS);
@@ -197,25 +207,28 @@ static void right_node(void)
 	}
 	for (int node = 0; node < nodes; node++) {
 		before[node] = reserved_on(node);
-		EXPECT(before[node] == NODE_REGIONS * 511, "node %d holds %ld reserved pages", node, before[node]);
+		EXPECT(before[node] == NODE_REGIONS * 511, "node %d holds %ld reserved pages", node,
+		       before[node]);
 	}
-	EXPECT(fill_node(victim, NODE_REGIONS * 700), "killed while %d MiB were reserved", NODE_REGIONS * 2);
+	EXPECT(fill_node(victim, NODE_REGIONS * 700), "killed although %d MiB were reserved",
+	       NODE_REGIONS * 2);
 	for (int node = 0; node < nodes; node++) {
 		after = reserved_on(node);
 		note("node %d: %ld reserved pages, then %ld", node, before[node], after);
 		if (node == victim)
-			EXPECT(after < before[node], "node %d was short and kept its reservations", node);
+			EXPECT(after < before[node],
+			       "node %d was short of memory and kept its reservations", node);
 		else
-			EXPECT(after == before[node], "node %d lost %ld pages for node %d", node, before[node] - after,
-			       victim);
+			EXPECT(after == before[node], "node %d lost %ld pages for node %d", node,
+			       before[node] - after, victim);
 		expect_contents(images[node], starts[node], "after pressure");
 		unmap(starts[node], NODE_REGIONS);
 	}
 }
 
 /*
- * One node is full for good, while some reserve on the other, give that up and reserve anew: nothing of this helps
- * whoever is bound to the full node, so that the OOM killer has to come.
+ * One node is full, while processes make and give up reservations on the other node. This does not help a process that
+ * is bound to the full node, so the OOM killer has to run.
  */
 static void one_node_full(void)
 {
@@ -226,9 +239,9 @@ static void one_node_full(void)
 	bool ended = false;
 
 	if (node_count() < 2)
-		skip("there is one node only");
+		skip("there is only one node");
 	if (swap_is_on())
-		skip("a node with swap is never full");
+		skip("with swap a node is never full");
 	threshold(512);
 	for (size_t r = 0; r < ARRAY_SIZE(reserving); r++) {
 		reserving[r] = begin_child();
@@ -247,7 +260,7 @@ static void one_node_full(void)
 		fill_node(0, 1 << 20);
 		_exit(0);
 	}
-	/* Filling takes its time; a minute in which nothing more is taken is another thing. */
+	/* Filling takes some time, but there must be progress within a minute. */
 	for (int wait = 0; wait < 600 && !ended; wait++) {
 		long now = free_kib_of(0);
 
@@ -258,8 +271,10 @@ static void one_node_full(void)
 		usleep(100000);
 		ended = waitpid(filling, NULL, WNOHANG) == filling;
 	}
-	EXPECT(ended && event_count("oom_kill") > kills, "nobody was killed in a minute although node 0 is full");
-	EXPECT(!since(before).dumped, "%ld reservations on node 1 were given up for node 0", since(before).dumped);
+	EXPECT(ended && event_count("oom_kill") > kills,
+	       "no process was killed within a minute although node 0 is full");
+	EXPECT(!since(before).dumped, "%ld reservations on node 1 were given up for node 0",
+	       since(before).dumped);
 	if (!ended) {
 		kill(filling, SIGKILL);
 		end_of(filling);
@@ -270,7 +285,7 @@ static void one_node_full(void)
 	}
 }
 
-/* All of memory reserved, then wanted: reclaim, its recursion, and the OOM killer that must not come. */
+/* All memory is reserved and then needed: tests reclaim and its recursion; there must be no OOM kill. */
 static void all_memory_reserved(void)
 {
 	long total = 0;
@@ -285,28 +300,33 @@ static void all_memory_reserved(void)
 	for (unsigned int region = 0; region < count; region++)
 		put(image, start, region, region % 512, seed_of(region, region, 0));
 	now = since(before);
-	note("%u regions: %ld reserved, %ld failed, %ld dumped", count, now.alloc, now.failed, now.dumped);
-	/* One dump of all of it, as fast as it goes. */
+	note("%u regions: %ld reserved, %ld failed, %ld dumped", count, now.alloc, now.failed,
+	     now.dumped);
+	/* Dump all of it as fast as possible. */
 	began = monotonic_ns();
 	if (dump()) {
-		note("a dump of %ld pages took %.0f ms", now.reserved, (monotonic_ns() - began) / 1e6);
-		EXPECT(counters().reserved < now.reserved / 10 + 512, "%ld pages are left", counters().reserved);
+		note("a dump of %ld pages took %.0f ms", now.reserved,
+		     (monotonic_ns() - began) / 1e6);
+		EXPECT(counters().reserved < now.reserved / 10 + 512, "%ld pages are left",
+		       counters().reserved);
 	}
 	for (unsigned int region = 0; region < count; region++)
-		total += page_is(PAGE_OF(start, region, region % 512), image->seed[region * 512 + region % 512]);
+		total += page_is(PAGE_OF(start, region, region % 512),
+				 image->seed[region * 512 + region % 512]);
 	EXPECT(total == count, "%ld of %u pages are right after the dump", total, count);
-	/* Half of it in full: it fits. */
+	/* Write half of the regions completely: they fit. */
 	for (unsigned int region = 0; region < count / 2; region++)
 		for (unsigned int slot = 0; slot < 512; slot++)
 			put(image, start, region, slot, seed_of(region, slot, 1));
 	for (unsigned int region = 0; region < count / 2; region += 7)
 		for (unsigned int slot = 0; slot < 512; slot++)
-			EXPECT(page_is(PAGE_OF(start, region, slot), image->seed[region * 512 + slot]), "region %u page %u",
-			       region, slot);
+			EXPECT(page_is(PAGE_OF(start, region, slot),
+				       image->seed[region * 512 + slot]),
+			       "region %u page %u", region, slot);
 	unmap(start, count);
 }
 
-/* More regions than memory has, one page in each: nobody may be killed. */
+/* More regions than fit in memory, with one page each: there must be no OOM kill. */
 static void sparse_beyond_memory(void)
 {
 	struct counters before = counters(), now;
@@ -321,17 +341,20 @@ static void sparse_beyond_memory(void)
 		for (unsigned int region = 0; region < count; region++)
 			page_fill(PAGE_OF(start, region, region * 37 % 512), seed_of(region, 0, 0));
 		for (unsigned int region = 0; region < count; region++)
-			wrong += !page_is(PAGE_OF(start, region, region * 37 % 512), seed_of(region, 0, 0));
+			wrong += !page_is(PAGE_OF(start, region, region * 37 % 512),
+					  seed_of(region, 0, 0));
 		EXPECT(!wrong, "%u of %u pages are wrong", wrong, count);
 		test_end();
 	}
 	end_child(child);
 	now = since(before);
-	note("%u regions: %ld reserved, %ld failed, %ld dumped", count, now.alloc, now.failed, now.dumped);
-	EXPECT(now.alloc + now.failed >= count, "%ld first writes for %u regions", now.alloc + now.failed, count);
+	note("%u regions: %ld reserved, %ld failed, %ld dumped", count, now.alloc, now.failed,
+	     now.dumped);
+	EXPECT(now.alloc + now.failed >= count, "%ld first writes for %u regions",
+	       now.alloc + now.failed, count);
 }
 
-/* Reservations come and go in processes that exit, fork and are killed while memory is short. */
+/* Processes make reservations, exit, fork and are killed while memory is short. */
 static void dump_against_exit(void)
 {
 	unsigned int each = (unsigned int)(installed_kib() / 2048 / 3);
@@ -352,7 +375,8 @@ static void dump_against_exit(void)
 			unsigned int wrong = 0;
 
 			for (unsigned int region = 0; region < each; region++) {
-				page_fill(PAGE_OF(start, region, region * 37 % 512), seed_of(region, w, round));
+				page_fill(PAGE_OF(start, region, region * 37 % 512),
+					  seed_of(region, w, round));
 				if (region % 64 == w) {
 					pid_t child = begin_child();
 
@@ -360,18 +384,22 @@ static void dump_against_exit(void)
 						char *own = regions(4);
 
 						for (unsigned int slot = 0; slot < 64; slot++)
-							page_fill(PAGE_OF(own, slot % 4, slot), slot + 1);
+							page_fill(PAGE_OF(own, slot % 4, slot),
+								  slot + 1);
 						if (region % 128 == w)
 							raise(SIGKILL);
 						for (unsigned int slot = 0; slot < 64; slot++)
-							EXPECT(page_is(PAGE_OF(own, slot % 4, slot), slot + 1), "child");
+							EXPECT(page_is(PAGE_OF(own, slot % 4, slot),
+								       slot + 1),
+							       "child");
 						test_end();
 					}
 					end_of(child);
 				}
 			}
 			for (unsigned int region = 0; region < each; region++)
-				wrong += !page_is(PAGE_OF(start, region, region * 37 % 512), seed_of(region, w, round));
+				wrong += !page_is(PAGE_OF(start, region, region * 37 % 512),
+						  seed_of(region, w, round));
 			EXPECT(!wrong, "%u of %u pages are wrong", wrong, each);
 			unmap(start, each);
 		}
@@ -385,10 +413,11 @@ static void dump_against_exit(void)
 
 /* ---- memcg ---- */
 
-/* Regions with one page each that fit into a group. */
+/* The number of regions with one page each that fit in a memcg. */
 static unsigned int fits(const char *enabled, int pages, long kib)
 {
-	volatile unsigned int *progress = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	volatile unsigned int *progress =
+		mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	const unsigned int most = 20000;
 	unsigned int reached;
 	int status;
@@ -413,7 +442,7 @@ static unsigned int fits(const char *enabled, int pages, long kib)
 	status = end_of(child);
 	reached = *progress;
 	if (!WIFSIGNALED(status) || WTERMSIG(status) != SIGKILL)
-		note("not killed at the limit, but ended with %#x", status);
+		note("not killed at the limit; ended with %#x", status);
 	munmap((void *)progress, PAGE);
 	memcg_enter("limited", 0);
 	memcg_leave("limited");
@@ -425,31 +454,35 @@ static void memcg_one_page_a_region(void)
 	unsigned int never, reserved;
 
 	if (swap_is_on())
-		skip("a group with swap is not killed at its limit");
+		skip("with swap a memcg is not killed at its limit");
 	never = fits("never", 1, 65536);
 	reserved = fits("madvise", 256, 65536);
-	note("64 MiB, one page a region: %u regions without huge pages, %u with reservations", never, reserved);
+	note("64 MiB, one page per region: %u regions without huge pages, %u with reservations",
+	     never, reserved);
 	EXPECT(never > 1000, "the limit does not work: %u regions", never);
-	EXPECT(reserved >= never - never / 50, "%u regions with reservations, %u without", reserved, never);
-	/* Here memory has room for a reservation of each region, and the limit hardly any for what describes them. */
+	EXPECT(reserved >= never - never / 50, "%u regions with reservations, %u without", reserved,
+	       never);
+	/* There is memory for a reservation of each region, but the limit leaves little room for their descriptors. */
 	never = fits("never", 1, 5120);
 	reserved = fits("madvise", 256, 5120);
-	note("5 MiB, one page a region: %u regions without huge pages, %u with reservations", never, reserved);
+	note("5 MiB, one page per region: %u regions without huge pages, %u with reservations",
+	     never, reserved);
 	EXPECT(reserved >= never - 4, "%u regions with reservations, %u without", reserved, never);
 }
 
 #define FAMILY "/sys/fs/cgroup/family/"
 
-/* Pages that one group gets below a limit it shares with another, which has a page of each of its regions. */
+/* The number of pages of a memcg below a limit shared with another memcg, which has one page in each of its regions. */
 static unsigned int fits_beside(bool reservations, unsigned int idle_regions)
 {
-	volatile unsigned int *progress = mmap(NULL, 2 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	volatile unsigned int *progress =
+		mmap(NULL, 2 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	volatile unsigned int *ready = progress + PAGE / sizeof(*progress);
 	unsigned int reached;
 	pid_t idle, busy;
 
 	threshold(reservations ? 512 : 1);
-	/* A limit on the parent, and no process in it. */
+	/* The parent has the limit and no processes. */
 	memcg_enter("family", 16384);
 	setting("/sys/fs/cgroup/cgroup.procs", "0");
 	setting(FAMILY "cgroup.subtree_control", "+memory");
@@ -476,7 +509,8 @@ static unsigned int fits_beside(bool reservations, unsigned int idle_regions)
 
 		setting("/proc/self/oom_score_adj", "1000");
 		memcg_enter("family/busy", 0);
-		start = mmap(NULL, most * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+		start = mmap(NULL, most * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
+			     -1, 0);
 		madvise(start, most * PAGE, MADV_NOHUGEPAGE);
 		for (unsigned int page = 0; page < most; page++) {
 			start[page * PAGE] = 1;
@@ -501,13 +535,13 @@ static void memcg_shared_limit(void)
 	unsigned int without, with;
 
 	if (swap_is_on())
-		skip("a group with swap is not killed at its limit");
+		skip("with swap a memcg is not killed at its limit");
 	without = fits_beside(false, 600);
 	with = fits_beside(true, 600);
-	note("beside a group with 600 regions: %u pages without reservations, %u with, %ld dumped", without, with,
-	     since(before).dumped);
+	note("next to a memcg with 600 regions: %u pages without reservations, %u with, %ld dumped",
+	     without, with, since(before).dumped);
 	EXPECT(without > 1000 && without < 4096, "the limit does not work: %u pages", without);
-	/* 600 reservations are described by 22 pages. */
+	/* The descriptors of 600 reservations take 22 pages. */
 	EXPECT(with + 10 >= without, "%u pages with reservations, %u without", with, without);
 }
 
@@ -523,10 +557,11 @@ static void memcg_limit_contents(void)
 		threshold(256);
 		start = regions(24);
 		for (unsigned int round = 0; round < 3; round++) {
-			/* 24 regions with 255 pages are 24 MiB; never so many that one is promoted. */
+			/* 24 regions with 255 pages are 24 MiB; none is promoted. */
 			for (unsigned int slot = round; slot < 255; slot += 3)
 				for (unsigned int region = 0; region < 24; region++)
-					put(image, start, region, slot, seed_of(region, slot, round));
+					put(image, start, region, slot,
+					    seed_of(region, slot, round));
 			expect_contents(image, start, "below the limit");
 		}
 		memcg_leave("contents");
@@ -551,7 +586,8 @@ static void memcg_counts(void)
 		for (unsigned int region = 0; region < 16; region++)
 			*PAGE_OF(start, region, 3) = 1;
 		pages = since(before).reserved;
-		REQUIRE(pages >= 4 * 511, "%ld pages reserved, %ld failures to reserve", pages, since(before).failed);
+		REQUIRE(pages >= 4 * 511, "%ld pages reserved, %ld failures to reserve", pages,
+			since(before).failed);
 		/* memory.stat is up to date to within two seconds (cgroup-v2.rst). */
 		for (int wait = 0; wait < 40; wait++) {
 			group = memcg_stat("counts", "memory.stat", "thp_reserved");
@@ -560,15 +596,17 @@ static void memcg_counts(void)
 			usleep(200000);
 		}
 		parent = memcg_stat("", "memory.stat", "thp_reserved");
-		EXPECT(group == pages * (long)PAGE, "thp_reserved is %ld pages, not %ld", group / (long)PAGE, pages);
-		EXPECT(parent >= group, "the root has less than its child: %ld", parent);
+		EXPECT(group == pages * (long)PAGE, "thp_reserved is %ld pages, not %ld",
+		       group / (long)PAGE, pages);
+		EXPECT(parent >= group, "the root memcg has fewer pages than its child: %ld",
+		       parent);
 		unmap(start, 16);
 		for (int wait = 0; wait < 40 && group; wait++) {
 			usleep(200000);
 			group = memcg_stat("counts", "memory.stat", "thp_reserved");
 		}
 		EXPECT(!group, "thp_reserved is %ld when all is unmapped", group);
-		/* The group goes before its pages do. */
+		/* Remove the memcg before its pages are freed. */
 		start = regions(8);
 		for (unsigned int region = 0; region < 8; region++)
 			*PAGE_OF(start, region, 3) = 1;
@@ -581,11 +619,11 @@ static void memcg_counts(void)
 	end_child(child);
 }
 
-/* ---- memory that goes away ---- */
+/* ---- memory offlining and contiguous allocation ---- */
 
 #define BLOCKS "/sys/devices/system/memory/"
 
-/* Whether a block of memory, such as "memory17", holds nothing but what can be moved. */
+/* Whether a memory block, such as "memory17", only contains movable memory. */
 static bool is_movable(const char *block)
 {
 	char path[300], zone[64] = "";
@@ -611,7 +649,8 @@ static void memory_offline(void)
 		skip("memory cannot be taken offline");
 	start = filled(image, 0);
 	while ((entry = readdir(directory)) && tried < 64) {
-		if (strncmp(entry->d_name, "memory", 6) || entry->d_name[6] < '0' || entry->d_name[6] > '9')
+		if (strncmp(entry->d_name, "memory", 6) || entry->d_name[6] < '0' ||
+		    entry->d_name[6] > '9')
 			continue;
 		if (!is_movable(entry->d_name))
 			continue;
@@ -626,7 +665,7 @@ static void memory_offline(void)
 	if (!tried)
 		skip("there is no movable memory; boot with movablecore=");
 	note("%u blocks offline of %u tried", gone, tried);
-	EXPECT(gone, "no block of memory goes offline while reservations are there");
+	EXPECT(gone, "no memory block can be taken offline with reservations in it");
 	expect_contents(image, start, "memory offline");
 	for (unsigned int region = 0; region < COUNT; region++)
 		for (unsigned int slot = 0; slot < 64; slot++)
@@ -639,12 +678,12 @@ static void memory_offline(void)
 }
 
 /*
- * Nothing keeps a block whose pages are all in use where it is: they are migrated away, and the memory goes offline
- * with its page structures poisoned. Nobody may look at those, neither for a promotion nor at the end.
+ * A reservation whose pages are all in use does not block offlining: the pages are migrated, and the memory goes
+ * offline, with its page structures poisoned. These must not be accessed, neither for a promotion nor at exit.
  */
 static void offline_in_use(void)
 {
-	/* More than a block of memory, as one of them has pages from before there was an allocator. */
+	/* More than one memory block, as one of them has pages allocated early at boot. */
 	const unsigned int count = 96;
 	struct image *image = image_of(count);
 	unsigned long block_bytes, block = 0, tried = 0;
@@ -660,7 +699,7 @@ static void offline_in_use(void)
 	block_bytes = strtoul(text, NULL, 16);
 	threshold(512);
 	start = regions(count);
-	/* movablecore= takes from the end of memory. */
+	/* movablecore= uses the end of memory. */
 	bind_to(start, count * REGION, node_count() - 1);
 	/* Locked ranges are not promoted: the reservation stays. */
 	REQUIRE(!mlock2(start, count * REGION, MLOCK_ONFAULT), "mlock2: %s", strerror(errno));
@@ -678,7 +717,7 @@ static void offline_in_use(void)
 	}
 	if (!tried)
 		skip("there is no movable memory; boot with movablecore=");
-	EXPECT(gone, "no block of memory goes offline");
+	EXPECT(gone, "no memory block can be taken offline");
 	for (unsigned int region = 0; region < count; region++)
 		there += pfn_of(PAGE_OF(start, region, 0)) * PAGE / block_bytes == block;
 	EXPECT(!gone || !there, "%u pages are still in %s", there, name);
@@ -694,7 +733,7 @@ static void offline_in_use(void)
 		setting(path, "online_movable");
 }
 
-/* Contiguous memory is wanted where reservations are: they are not migrated, so they have to go. */
+/* Contiguous allocation in memory with reservations: they cannot be migrated, so they must be given up. */
 static void contiguous_allocation(void)
 {
 	const char *area = "/sys/kernel/debug/cma/reserved/";
@@ -708,7 +747,7 @@ static void contiguous_allocation(void)
 	pages = number_in(path);
 	if (pages < 1024)
 		skip("there is no contiguous memory area; boot with cma=");
-	/* As much as there is: the area is only used when little else is free. */
+	/* Use all memory: the area is only used when little other memory is free. */
 	count = meminfo_kib("MemAvailable:") / 2048 * 8 / 10;
 	image = image_of(count);
 	threshold(512);
@@ -725,31 +764,45 @@ static void contiguous_allocation(void)
 		setting(path, text);
 	}
 	note("%ld of 3 allocations of %s pages", worked, text);
-	EXPECT(worked, "no contiguous memory although all but %u pages are reserved only", count);
+	EXPECT(worked, "no contiguous memory although all but %u pages are unused reserved pages",
+	       count);
 	for (unsigned int region = 0; region < count; region++)
-		EXPECT(page_is(PAGE_OF(start, region, region % 512), image->seed[region * 512 + region % 512]), "region %u",
-		       region);
+		EXPECT(page_is(PAGE_OF(start, region, region % 512),
+			       image->seed[region * 512 + region % 512]),
+		       "region %u", region);
 	unmap(start, count);
 }
 
 const struct test pressure_tests[] = {
 	{ "drop_caches", drop_caches, "shrinker", QUICK, "the shrinker does not run" },
 	{ "debugfs_lists", debugfs_lists, "debugfs", QUICK, "the list of reservations is wrong" },
-	{ "traced", traced, "tracepoints", QUICK, "an event is not traced, or looks at pages that are gone" },
-	{ "right_node", right_node, "shrinker", MATRIX, "wrong node: pages of node N freed when node M is short" },
-	{ "one_node_full", one_node_full, "pressure", 0, "a reservation elsewhere is taken for progress" },
-	{ "all_memory_reserved", all_memory_reserved, "pressure", MATRIX, "the dump frees a million pages at once" },
-	{ "sparse_beyond_memory", sparse_beyond_memory, "pressure", MATRIX, "reclaim recursion; killed although pages "
-	  "are only reserved" },
-	{ "dump_against_exit", dump_against_exit, "pressure", MATRIX, "a reservation is lost against exit" },
-	{ "memcg_one_page_a_region", memcg_one_page_a_region, "memcg-limit", MATRIX, "a 64 MB group touching one page a "
-	  "region is killed" },
-	{ "memcg_shared_limit", memcg_shared_limit, "memcg-limit", MATRIX, "what was uncharged is in a stock, where it is "
-	  "not found" },
-	{ "memcg_limit_contents", memcg_limit_contents, "memcg-limit", MATRIX, "contents are lost at a limit" },
-	{ "memcg_counts", memcg_counts, "memcg-stat", QUICK, "thp_reserved in memory.stat is wrong" },
+	{ "traced", traced, "tracepoints", QUICK,
+	  "an event is not traced, or accesses removed pages" },
+	{ "right_node", right_node, "shrinker", MATRIX,
+	  "wrong node: pages of node N freed when node M is short" },
+	{ "one_node_full", one_node_full, "pressure", 0,
+	  "giving up reservations on another node counts as progress" },
+	{ "all_memory_reserved", all_memory_reserved, "pressure", MATRIX,
+	  "the dump frees a million pages at once" },
+	{ "sparse_beyond_memory", sparse_beyond_memory, "pressure", MATRIX,
+	  "reclaim recursion; an OOM kill although "
+	  "pages are only reserved" },
+	{ "dump_against_exit", dump_against_exit, "pressure", MATRIX,
+	  "a reservation is lost in a race with exit" },
+	{ "memcg_one_page_a_region", memcg_one_page_a_region, "memcg-limit", MATRIX,
+	  "a process in a 64 MiB memcg that "
+	  "touches one page per region is killed" },
+	{ "memcg_shared_limit", memcg_shared_limit, "memcg-limit", MATRIX,
+	  "uncharged pages are in a stock and not "
+	  "found" },
+	{ "memcg_limit_contents", memcg_limit_contents, "memcg-limit", MATRIX,
+	  "contents are lost at the limit" },
+	{ "memcg_counts", memcg_counts, "memcg-stat", QUICK,
+	  "thp_reserved in memory.stat is wrong" },
 	{ "memory_offline", memory_offline, "pressure", 0, "offline is blocked by reservations" },
-	{ "offline_in_use", offline_in_use, "pressure", 0, "a reservation looks at pages that it no longer has" },
-	{ "contiguous_allocation", contiguous_allocation, "pressure", 0, "CMA is blocked by reservations" },
+	{ "offline_in_use", offline_in_use, "pressure", 0,
+	  "a reservation accesses pages that it no longer owns" },
+	{ "contiguous_allocation", contiguous_allocation, "pressure", 0,
+	  "CMA is blocked by reservations" },
 	{ 0 },
 };

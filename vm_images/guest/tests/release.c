@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* Everything that gives a reservation up, and who must not have it: children. */
+/* Everything that gives up a reservation; and children must not inherit it. */
 #include "tests.h"
 
 #include <fcntl.h>
@@ -31,10 +31,11 @@ static void expect_reserved(long pages, const char *when)
 {
 	struct counters now = counters();
 
-	EXPECT(now.reserved == pages, "%s: %ld pages are reserved, not %ld", when, now.reserved, pages);
+	EXPECT(now.reserved == pages, "%s: %ld pages are reserved, not %ld", when, now.reserved,
+	       pages);
 }
 
-/* A reservation that is forgotten gives its pages to the next mapping of the address. */
+/* A forgotten reservation would give its pages to the next mapping at that address. */
 static void unmap_remap(void)
 {
 	struct image *image = image_of(COUNT);
@@ -50,14 +51,16 @@ static void unmap_remap(void)
 		REQUIRE(again == start, "mmap at the same address");
 		madvise(start, COUNT * REGION, MADV_HUGEPAGE);
 		memset(image->seed, 0, COUNT * PAGES_PER_REGION);
-		/* From a few pages to all of them: a reservation that has no page left has to go as well. */
+		/* From a few pages to all of them: a reservation without unused pages must be released as well. */
 		threshold(512);
 		touch(start, COUNT, 0);
 		threshold(1);
-		for (unsigned int slot = 0; slot < PAGES_PER_REGION; slot += round ? 1 + (round * 37) % 300 : 1)
+		for (unsigned int slot = 0; slot < PAGES_PER_REGION;
+		     slot += round ? 1 + (round * 37) % 300 : 1)
 			for (unsigned int region = 0; region < COUNT; region++)
 				put(image, start, region, slot, seed_of(region, slot, round));
-		EXPECT(since(before).alloc == COUNT, "round %d: %ld reservations", round, since(before).alloc);
+		EXPECT(since(before).alloc == COUNT, "round %d: %ld reservations", round,
+		       since(before).alloc);
 		expect_contents(image, start, "mapped again");
 		munmap(start, COUNT * REGION);
 		expect_reserved(0, "unmapped again");
@@ -71,7 +74,8 @@ static void partial_unmap(void)
 
 	munmap(hole, PAGE);
 	expect_reserved((COUNT - 1) * 511, "one page unmapped");
-	REQUIRE(mmap(hole, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == hole,
+	REQUIRE(mmap(hole, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED,
+		     -1, 0) == hole,
 		"mmap into the hole");
 	madvise(hole, PAGE, MADV_HUGEPAGE);
 	for (unsigned int region = 0; region < COUNT; region++)
@@ -94,7 +98,8 @@ static void dontneed(void)
 	expect_reserved(0, "all zapped");
 	before = counters();
 	touch(start, COUNT, 2);
-	EXPECT(!since(before).alloc, "a refault over a page table has made %ld reservations", since(before).alloc);
+	EXPECT(!since(before).alloc, "a refault with a page table has made %ld reservations",
+	       since(before).alloc);
 	madvise(start, COUNT * REGION, MADV_DONTNEED);
 	expect_contents(image, start, "zapped");
 	unmap(start, COUNT);
@@ -132,7 +137,7 @@ static void exits(void)
 	expect_reserved(0, "killed");
 }
 
-/* The child starts with a copy of the mm's memory, tree pointer and all. */
+/* fork() copies mm_struct to the child, including the pointer to the tree. */
 static void fork_leaves_to_parent(void)
 {
 	struct image *image = image_of(COUNT), *childs;
@@ -154,11 +159,12 @@ static void fork_leaves_to_parent(void)
 			put(childs, start, region, 1, seed_of(region, 1, 5));
 			put(childs, start, region, 50, seed_of(region, 50, 5));
 		}
-		EXPECT(!since(mine).mapped && !since(mine).reserved, "the child has taken %ld of its parent's pages",
-		       since(mine).mapped);
+		EXPECT(!since(mine).mapped && !since(mine).reserved,
+		       "the child has taken %ld pages of its parent", since(mine).mapped);
 		other = regions(1);
 		*other = 1;
-		EXPECT(since(mine).alloc == 1 && since(mine).mapped == 1, "the child cannot reserve");
+		EXPECT(since(mine).alloc == 1 && since(mine).mapped == 1,
+		       "the child cannot reserve");
 		expect_contents(childs, start, "the child after it has written");
 		test_end();
 	}
@@ -167,8 +173,9 @@ static void fork_leaves_to_parent(void)
 	expect_contents(image, start, "the parent");
 	for (unsigned int region = 0; region < COUNT; region++)
 		put(image, start, region, 50, seed_of(region, 50, 6));
-	/* Those that it reads above are zero pages by now, and so it is COW that takes them. */
-	EXPECT(since(before).mapped >= COUNT, "the parent takes its pages from somewhere else");
+	/* After the reads above, these are zero pages, so COW takes the pages. */
+	EXPECT(since(before).mapped >= COUNT,
+	       "the parent does not take its pages from its reservation");
 	expect_contents(image, start, "the parent after it has written");
 	unmap(start, COUNT);
 }
@@ -195,7 +202,8 @@ static void fork_storm(void)
 				char *own = regions(2);
 
 				for (unsigned int region = 0; region < COUNT; region++)
-					put(image, start, region, round + 1, seed_of(region, round, w + 1));
+					put(image, start, region, round + 1,
+					    seed_of(region, round, w + 1));
 				own[REGION] = own[0] = 1;
 				expect_contents(image, start, "child");
 				if (round % 3 == 0)
@@ -219,10 +227,10 @@ static void fork_storm(void)
 	}
 	for (size_t w = 0; w < ARRAY_SIZE(workers); w++)
 		end_child(workers[w]);
-	expect_reserved(0, "all have ended");
+	expect_reserved(0, "all have exited");
 }
 
-/* Many that change the same counters at the same time: it has been at -895. */
+/* Many processes change the same counters at the same time: without atomicity it was -895. */
 static void parallel_exits(void)
 {
 	pid_t workers[16];
@@ -248,7 +256,7 @@ static void parallel_exits(void)
 	}
 }
 
-/* Those in the lists of each CPU as well, which grow with what is freed. */
+/* Including pages in per-CPU lists, which grow when pages are freed. */
 static long free_pages(void)
 {
 	char line[128];
@@ -266,7 +274,7 @@ static long free_pages(void)
 	return total;
 }
 
-/* No counter shows a page that nobody has freed; memory does. */
+/* No counter shows a page that was never freed, but free memory does. */
 static void memory_comes_back(void)
 {
 	const unsigned int rounds = 40, each = 100;
@@ -284,8 +292,9 @@ static void memory_comes_back(void)
 			before = free_pages();
 	}
 	lost = before - free_pages();
-	note("%u reservations given up: %ld pages less are free", rounds * each, lost);
-	EXPECT(lost < rounds * each / 2, "%ld pages are lost by %u reservations", lost, rounds * each);
+	note("%u reservations given up: %ld fewer pages are free", rounds * each, lost);
+	EXPECT(lost < rounds * each / 2, "%ld pages are lost by %u reservations", lost,
+	       rounds * each);
 }
 
 static void advice_and_protection(void)
@@ -307,7 +316,7 @@ static void advice_and_protection(void)
 	expect_reserved(0, "unmapped");
 }
 
-/* Armed afterwards, userfaultfd wants to be asked for each missing page. */
+/* If userfaultfd is registered afterwards, it must be notified of each missing page. */
 static void userfaultfd_after(void)
 {
 	struct uffdio_register range = { .mode = UFFDIO_REGISTER_MODE_MISSING };
@@ -323,9 +332,9 @@ static void userfaultfd_after(void)
 	range.range.start = (uintptr_t)start;
 	range.range.len = 2 * REGION;
 	REQUIRE(!ioctl(fd, UFFDIO_REGISTER, &range), "UFFDIO_REGISTER: %s", strerror(errno));
-	expect_reserved(2 * 511, "two of four regions armed");
+	expect_reserved(2 * 511, "two of four regions registered");
 	before = counters();
-	/* A child is not armed: it faults an ordinary page. */
+	/* The child is not registered: it faults in an ordinary page. */
 	child = begin_child();
 	if (!child) {
 		*PAGE_OF(start, 0, 9) = 5;
@@ -334,15 +343,17 @@ static void userfaultfd_after(void)
 	end_child(child);
 	{
 		static char page[PAGE] __attribute__((aligned(PAGE)));
-		struct uffdio_copy copy = { .dst = (uintptr_t)PAGE_OF(start, 0, 9), .src = (uintptr_t)page, .len = PAGE };
+		struct uffdio_copy copy = { .dst = (uintptr_t)PAGE_OF(start, 0, 9),
+					    .src = (uintptr_t)page,
+					    .len = PAGE };
 
 		page_fill(page, 77);
 		REQUIRE(!ioctl(fd, UFFDIO_COPY, &copy), "UFFDIO_COPY: %s", strerror(errno));
-		EXPECT(page_is(PAGE_OF(start, 0, 9), 77), "not what UFFDIO_COPY has put there");
+		EXPECT(page_is(PAGE_OF(start, 0, 9), 77), "not the contents of UFFDIO_COPY");
 	}
-	EXPECT(since(before).mapped == 0, "an armed region takes reserved pages");
+	EXPECT(since(before).mapped == 0, "a registered region takes reserved pages");
 	close(fd);
-	/* Not armed any more: ordinary pages, and what was copied stays. */
+	/* Unregistered: ordinary pages, and copied pages stay. */
 	*PAGE_OF(start, 0, 10) = 3;
 	EXPECT(page_is(PAGE_OF(start, 0, 9), 77), "lost when userfaultfd was closed");
 	unmap(start, COUNT);
@@ -354,7 +365,7 @@ static void *write_one(void *page)
 	return NULL;
 }
 
-/* Write-protection by userfaultfd is a bit in each PTE, which promotion must not lose. */
+/* Write protection by userfaultfd is a bit in each PTE, which promotion must keep. */
 static void userfaultfd_protection(void)
 {
 #ifdef UFFDIO_WRITEPROTECT
@@ -368,7 +379,7 @@ static void userfaultfd_protection(void)
 	pthread_t writer;
 
 	if (fd < 0 || ioctl(fd, UFFDIO_API, &api))
-		skip("userfaultfd cannot protect");
+		skip("userfaultfd has no write protection");
 	for (unsigned int slot = 0; slot < 400; slot++)
 		put(image, start, 0, slot, seed_of(0, slot, 0));
 	range.range.start = protect.range.start = (uintptr_t)start;
@@ -376,34 +387,38 @@ static void userfaultfd_protection(void)
 	REQUIRE(!ioctl(fd, UFFDIO_REGISTER, &range), "UFFDIO_REGISTER: %s", strerror(errno));
 	protect.range.start += 17 * PAGE;
 	protect.range.len = PAGE;
-	REQUIRE(!ioctl(fd, UFFDIO_WRITEPROTECT, &protect), "UFFDIO_WRITEPROTECT: %s", strerror(errno));
+	REQUIRE(!ioctl(fd, UFFDIO_WRITEPROTECT, &protect), "UFFDIO_WRITEPROTECT: %s",
+		strerror(errno));
 	status = madvise(start, REGION, MADV_COLLAPSE);
 	EXPECT(status && !huge_regions(start, 1), "a protected range was promoted");
 	REQUIRE(!pthread_create(&writer, NULL, write_one, PAGE_OF(start, 0, 17)), "pthread_create");
-	for (int wait = 0; wait < 500 && read(fd, &message, sizeof(message)) != sizeof(message); wait++)
+	for (int wait = 0; wait < 500 && read(fd, &message, sizeof(message)) != sizeof(message);
+	     wait++)
 		usleep(10000);
-	EXPECT(message.event == UFFD_EVENT_PAGEFAULT && message.arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WP,
+	EXPECT(message.event == UFFD_EVENT_PAGEFAULT &&
+		       message.arg.pagefault.flags & UFFD_PAGEFAULT_FLAG_WP,
 	       "a write to a protected page was not reported");
 	protect.mode = 0;
-	REQUIRE(!ioctl(fd, UFFDIO_WRITEPROTECT, &protect), "UFFDIO_WRITEPROTECT off: %s", strerror(errno));
+	REQUIRE(!ioctl(fd, UFFDIO_WRITEPROTECT, &protect), "UFFDIO_WRITEPROTECT off: %s",
+		strerror(errno));
 	pthread_join(writer, NULL);
 	EXPECT(*PAGE_OF(start, 0, 17) == 1, "the write is lost");
 	put(image, start, 0, 17, 9);
-	expect_contents(image, start, "protected and not any more");
+	expect_contents(image, start, "protected and unprotected");
 	close(fd);
 	unmap(start, 1);
 #else
-	skip("the headers know no UFFDIO_WRITEPROTECT");
+	skip("the headers have no UFFDIO_WRITEPROTECT");
 #endif
 }
 
-/* The memory policy of old pages does not bind new ones, but that of the mapping does. */
+/* New pages follow the memory policy of the mapping, whatever that of old pages. */
 static void mbind_after(void)
 {
 	char *start;
 
 	if (node_count() < 2)
-		skip("there is one node only");
+		skip("there is only one node");
 	start = touched(COUNT);
 	bind_to(start + REGION, REGION, 1);
 	expect_reserved((COUNT - 1) * 511, "one region bound");
@@ -417,17 +432,19 @@ static void mbind_after(void)
 			touch(start, COUNT, slot);
 		for (unsigned int region = 0; region < COUNT; region++)
 			for (unsigned int slot = 2; slot < 100; slot += 9)
-				EXPECT(node_of(PAGE_OF(start, region, slot)) == node, "a page is on node %d, not %d",
+				EXPECT(node_of(PAGE_OF(start, region, slot)) == node,
+				       "a page is on node %d, not %d",
 				       node_of(PAGE_OF(start, region, slot)), node);
 		unmap(start, COUNT);
 
-		/* Bound before the first touch: the block has to be of that node. */
+		/* Bound before the first touch: the block must be on that node. */
 		start = regions(COUNT);
 		bind_to(start, COUNT * REGION, node);
 		for (unsigned int slot = 0; slot < 100; slot += 9)
 			touch(start, COUNT, slot);
 		for (unsigned int region = 0; region < COUNT; region++)
-			EXPECT(node_of(PAGE_OF(start, region, 90)) == node, "a reserved page is on node %d, not %d",
+			EXPECT(node_of(PAGE_OF(start, region, 90)) == node,
+			       "a reserved page is on node %d, not %d",
 			       node_of(PAGE_OF(start, region, 90)), node);
 		if (has_stage("reserve"))
 			EXPECT(reserved_on(node) > 0, "node %d has no reserved page", node);
@@ -444,7 +461,7 @@ static void mremap_contents(void)
 	char *from = touched(COUNT), *to = regions(COUNT);
 	struct counters before;
 
-	/* There must be nothing at the destination that reserves as well: it goes. */
+	/* A reservation at the destination must be given up. */
 	touch(to, COUNT, 3);
 	for (unsigned int region = 0; region < COUNT; region++)
 		for (unsigned int slot = 0; slot < 200; slot += 3)
@@ -453,20 +470,22 @@ static void mremap_contents(void)
 	for (unsigned int region = 0; region < COUNT; region++)
 		put(image, from, region, 1, seed_of(region, 1, 0));
 	before = counters();
-	REQUIRE(mremap(from, COUNT * REGION, COUNT * REGION, MREMAP_MAYMOVE | MREMAP_FIXED, to) == to, "mremap: %s",
-		strerror(errno));
+	REQUIRE(mremap(from, COUNT * REGION, COUNT * REGION, MREMAP_MAYMOVE | MREMAP_FIXED, to) ==
+			to,
+		"mremap: %s", strerror(errno));
 	expect_reserved(keeps ? COUNT * (512 - 68) : 0, "moved");
 	expect_contents(image, to, "moved");
 	for (unsigned int region = 0; region < COUNT; region++)
 		for (unsigned int slot = 2; slot < 512; slot += 3)
 			put(image, to, region, slot, seed_of(region, slot, 1));
-	EXPECT(since(before).alloc == 0 && since(before).mapped == (keeps ? COUNT * 170 : 0), "alloc %ld, mapped %ld",
-	       since(before).alloc, since(before).mapped);
+	EXPECT(since(before).alloc == 0 && since(before).mapped == (keeps ? COUNT * 170 : 0),
+	       "alloc %ld, mapped %ld", since(before).alloc, since(before).mapped);
 	expect_contents(image, to, "written after the move");
 	if (keeps) {
 		for (unsigned int page = 0; page < COUNT * PAGES_PER_REGION; page++)
 			if (!image->seed[page])
-				put(image, to, page / 512, page % 512, seed_of(page / 512, page % 512, 2));
+				put(image, to, page / 512, page % 512,
+				    seed_of(page / 512, page % 512, 2));
 		EXPECT(contiguous(to, COUNT), "not one block after the move");
 	}
 	munmap(to, COUNT * REGION);
@@ -478,47 +497,53 @@ static void mremap_forms(void)
 	bool keeps = has_stage("mremap");
 	char *from, *to, *moved;
 
-	/* Shorter: the last regions go. */
+	/* Shrink: the last regions are unmapped. */
 	from = touched(COUNT);
 	mremap(from, COUNT * REGION, 2 * REGION + PAGE, 0);
 	expect_reserved(2 * 511, "shortened");
 	unmap(from, COUNT);
 
-	/* Not aligned alike. */
+	/* Different alignment. */
 	from = touched(COUNT);
 	to = regions(COUNT + 1);
-	moved = mremap(from, COUNT * REGION, COUNT * REGION, MREMAP_MAYMOVE | MREMAP_FIXED, to + PAGE);
+	moved = mremap(from, COUNT * REGION, COUNT * REGION, MREMAP_MAYMOVE | MREMAP_FIXED,
+		       to + PAGE);
 	EXPECT(moved == to + PAGE, "mremap: %s", strerror(errno));
 	expect_reserved(0, "moved by a page");
-	EXPECT(*PAGE_OF(moved, 0, 1) == 2 && *PAGE_OF(moved, 3, 1) == 2 && !*PAGE_OF(moved, 2, 7), "contents");
+	EXPECT(*PAGE_OF(moved, 0, 1) == 2 && *PAGE_OF(moved, 3, 1) == 2 && !*PAGE_OF(moved, 2, 7),
+	       "contents");
 	unmap(to, COUNT + 1);
 
-	/* From the middle of a region to the middle of another: the whole ones in between go along. */
+	/* From the middle of a region to the middle of another: whole regions in between keep their reservations. */
 	from = touched(COUNT);
 	touch(from, COUNT, 400);
 	to = regions(COUNT);
-	moved = mremap(from + REGION / 2, 3 * REGION, 3 * REGION, MREMAP_MAYMOVE | MREMAP_FIXED, to + REGION / 2);
+	moved = mremap(from + REGION / 2, 3 * REGION, 3 * REGION, MREMAP_MAYMOVE | MREMAP_FIXED,
+		       to + REGION / 2);
 	EXPECT(moved == to + REGION / 2, "mremap: %s", strerror(errno));
 	expect_reserved(keeps ? 2 * 510 : 0, "a part moved");
-	EXPECT(*PAGE_OF(to, 1, 1) == 2 && *PAGE_OF(to, 2, 1) == 2 && *PAGE_OF(to, 0, 400) == 1, "contents");
+	EXPECT(*PAGE_OF(to, 1, 1) == 2 && *PAGE_OF(to, 2, 1) == 2 && *PAGE_OF(to, 0, 400) == 1,
+	       "contents");
 	unmap(from, COUNT);
 	unmap(to, COUNT);
 
-	/* The source stays mapped, and empty. */
+	/* The source stays mapped and is empty. */
 	from = touched(COUNT);
 	to = regions(COUNT);
-	moved = mremap(from, COUNT * REGION, COUNT * REGION, MREMAP_MAYMOVE | MREMAP_DONTUNMAP | MREMAP_FIXED, to);
+	moved = mremap(from, COUNT * REGION, COUNT * REGION,
+		       MREMAP_MAYMOVE | MREMAP_DONTUNMAP | MREMAP_FIXED, to);
 	if (moved == to) {
 		expect_reserved(keeps ? COUNT * 511 : 0, "moved, not unmapped");
 		touch(from, COUNT, 9);
 		touch(to, COUNT, 8);
-		EXPECT(!*PAGE_OF(from, 0, 1) && *PAGE_OF(to, 0, 1) == 2 && *PAGE_OF(from, 3, 9) == 10 &&
-		       !*PAGE_OF(to, 3, 9), "contents");
+		EXPECT(!*PAGE_OF(from, 0, 1) && *PAGE_OF(to, 0, 1) == 2 &&
+			       *PAGE_OF(from, 3, 9) == 10 && !*PAGE_OF(to, 3, 9),
+		       "contents");
 	}
 	unmap(from, COUNT);
 	unmap(to, COUNT);
 
-	/* Longer. */
+	/* Grow. */
 	from = touched(2);
 	to = regions(6);
 	moved = mremap(from, 2 * REGION, 6 * REGION, MREMAP_MAYMOVE | MREMAP_FIXED, to);
@@ -530,19 +555,28 @@ static void mremap_forms(void)
 }
 
 const struct test release_tests[] = {
-	{ "unmap_remap", unmap_remap, "reserve", QUICK, "a fully used reservation is skipped by a release hook" },
-	{ "partial_unmap", partial_unmap, "reserve", QUICK, "partial munmap and a new mapping at the same address" },
+	{ "unmap_remap", unmap_remap, "reserve", QUICK,
+	  "a fully used reservation is skipped by a release hook" },
+	{ "partial_unmap", partial_unmap, "reserve", QUICK,
+	  "partial munmap and a new mapping at the same address" },
 	{ "dontneed", dontneed, "reserve", QUICK, "a release hook is missing" },
-	{ "exits", exits, "reserve", QUICK, "a block is leaked at exit, exec or kill" },
-	{ "fork_leaves_to_parent", fork_leaves_to_parent, "reserve", QUICK, "a reservation is shared with a child" },
-	{ "fork_storm", fork_storm, "reserve", MATRIX, "shared tree after memcpy" },
-	{ "parallel_exits", parallel_exits, "reserve", 0, "a counter is changed without atomicity" },
-	{ "memory_comes_back", memory_comes_back, "reserve", 0, "pages of a reservation are never freed" },
-	{ "advice_and_protection", advice_and_protection, "reserve", QUICK, "a release hook is missing" },
-	{ "userfaultfd_after", userfaultfd_after, "reserve", QUICK, "userfaultfd is registered after reserving" },
-	{ "userfaultfd_protection", userfaultfd_protection, "in-place", QUICK, "promotion loses userfaultfd's bit" },
-	{ "mbind_after", mbind_after, "reserve", QUICK, "mbind leaves pages of the old node" },
-	{ "mremap_contents", mremap_contents, "reserve", QUICK, "a page under a wrong key after mremap" },
-	{ "mremap_forms", mremap_forms, "reserve", QUICK, "regions that mremap cuts keep their reservation" },
+	{ "exits", exits, "reserve", QUICK, "a block is leaked on exit, exec or kill" },
+	{ "fork_leaves_to_parent", fork_leaves_to_parent, "reserve", QUICK,
+	  "a reservation is shared with a child" },
+	{ "fork_storm", fork_storm, "reserve", MATRIX, "a shared tree after memcpy" },
+	{ "parallel_exits", parallel_exits, "reserve", 0, "a non-atomic change of a counter" },
+	{ "memory_comes_back", memory_comes_back, "reserve", 0,
+	  "pages of a reservation are never freed" },
+	{ "advice_and_protection", advice_and_protection, "reserve", QUICK,
+	  "a release hook is missing" },
+	{ "userfaultfd_after", userfaultfd_after, "reserve", QUICK,
+	  "userfaultfd registered after reserving" },
+	{ "userfaultfd_protection", userfaultfd_protection, "in-place", QUICK,
+	  "promotion loses the bit of userfaultfd" },
+	{ "mbind_after", mbind_after, "reserve", QUICK, "mbind leaves pages on the old node" },
+	{ "mremap_contents", mremap_contents, "reserve", QUICK,
+	  "a page at a wrong address after mremap" },
+	{ "mremap_forms", mremap_forms, "reserve", QUICK,
+	  "partially moved regions keep their reservation" },
 	{ 0 },
 };

@@ -5,13 +5,12 @@
  *	reservations [--stages NAME,NAME...] [--only NAME,NAME...] [--matrix] [--quick] [--prefill]
  *		     [--list] [--timeout SECONDS]
  *
- * Prints KTAP (Documentation/dev-tools/ktap.rst). --stages are those that the
- * kernel has, by their names in series.toml; tests of others are skipped.
- * --prefill fills all memory that is free with 0xa5 before the first test, so
- * that a page which nobody zeroes is not zero by chance.
+ * Prints KTAP (Documentation/dev-tools/ktap.rst). --stages lists the stages of
+ * the kernel by their names in series.toml; tests of other stages are skipped.
+ * --prefill fills all free memory with 0xa5 before the first test, so that a
+ * page which is not zeroed does not contain zeros by chance.
  *
- * It ends with 0, with 1 where a test failed, and with 2 where it was called
- * in a way that it does not understand.
+ * The exit status is 0, 1 if a test failed, or 2 for invalid arguments.
  */
 #include "tests.h"
 
@@ -21,18 +20,19 @@
 #include <sys/prctl.h>
 #include <time.h>
 
-#define SKIPPED 4	/* kselftest.h: KSFT_SKIP */
+#define SKIPPED 4 /* kselftest.h: KSFT_SKIP */
 #define REASON 200
 #define SETTLE_MS 5000
 #define MOST_LINES 20
 
 static const struct test *const groups[] = {
-	ground_tests, release_tests, promote_tests, pressure_tests, neighbour_tests, stress_tests, failing_tests,
+	ground_tests,	 release_tests, promote_tests, pressure_tests,
+	neighbour_tests, stress_tests,	failing_tests,
 };
 
 static const char *stages = "";
 static bool failed;
-/* Shared by the processes of a test: why it is skipped. */
+/* Shared between the processes of a test: why it is skipped. */
 static char *reason;
 
 static bool listed(const char *list, const char *name)
@@ -50,7 +50,8 @@ bool has_stage(const char *name)
 	return listed(stages, name);
 }
 
-bool expect_at(bool good, const char *file, int line, const char *condition, const char *format, ...)
+bool expect_at(bool good, const char *file, int line, const char *condition, const char *format,
+	       ...)
 {
 	static int said;
 	va_list arguments;
@@ -61,7 +62,8 @@ bool expect_at(bool good, const char *file, int line, const char *condition, con
 	if (said++ >= MOST_LINES)
 		return false;
 	va_start(arguments, format);
-	printf("# %s:%d: not %s: ", strrchr(file, '/') ? strrchr(file, '/') + 1 : file, line, condition);
+	printf("# %s:%d: not %s: ", strrchr(file, '/') ? strrchr(file, '/') + 1 : file, line,
+	       condition);
 	vprintf(format, arguments);
 	printf("\n");
 	va_end(arguments);
@@ -141,7 +143,7 @@ static void sleep_ms(long ms)
 	nanosleep(&(struct timespec){ ms / 1000, ms % 1000 * 1000000 }, NULL);
 }
 
-/* What a test has changed is set back by the test after it: each starts from here. */
+/* Each test starts from these settings, so that changes of earlier tests do not matter. */
 static void settings(void)
 {
 	threshold(256);
@@ -152,7 +154,7 @@ static void settings(void)
 	setting(KHUGEPAGED "max_ptes_none", "511");
 }
 
-/* When all processes of a test are gone, nothing is reserved. The last of an mm may be dropped a little later. */
+/* When all processes of a test have exited, nothing is reserved. An mm may be freed a little later. */
 static void expect_nothing_left(void)
 {
 	struct counters now = counters();
@@ -184,7 +186,7 @@ static int run_in_child(const struct test *test, unsigned int timeout_s)
 	setpgid(child, child);
 	for (; !waitpid(child, &status, WNOHANG); passed_ms += 10) {
 		if (passed_ms >= timeout_s * 1000L) {
-			note("it did not end in %u s of the guest", timeout_s);
+			note("it did not end within %u guest seconds", timeout_s);
 			kill(-child, SIGKILL);
 			waitpid(child, &status, 0);
 			status = 1 << 8;
@@ -192,13 +194,13 @@ static int run_in_child(const struct test *test, unsigned int timeout_s)
 		}
 		sleep_ms(10);
 	}
-	kill(-child, SIGKILL); /* whoever it has left behind */
+	kill(-child, SIGKILL); /* remaining processes of the test */
 	if (WIFSIGNALED(status))
 		note("signal %d (%s)", WTERMSIG(status), strsignal(WTERMSIG(status)));
 	return WIFEXITED(status) ? WEXITSTATUS(status) : 1;
 }
 
-/* One line of KTAP. Returns whether it is all right. */
+/* Print a line of KTAP. Returns whether the test passed or was skipped. */
 static bool run_test(const struct test *test, int number, unsigned int timeout_s)
 {
 	uint64_t began = monotonic_ns();
@@ -207,7 +209,8 @@ static bool run_test(const struct test *test, int number, unsigned int timeout_s
 	failed = false;
 	*reason = 0;
 	if (*stages ? !has_stage(test->stage) : !(test->flags & ANY_KERNEL)) {
-		printf("ok %d %s # SKIP the kernel has no stage %s\n", number, test->name, test->stage);
+		printf("ok %d %s # SKIP the kernel has no stage %s\n", number, test->name,
+		       test->stage);
 		return true;
 	}
 	status = run_in_child(test, timeout_s);
@@ -222,18 +225,18 @@ static bool run_test(const struct test *test, int number, unsigned int timeout_s
 	return (!status || status == SKIPPED) && !failed;
 }
 
-/* Write to what is free, and give it back: nothing is zero by chance then. */
+/* Fill free memory and free it again, so that it is not zero by chance. */
 static void prefill(void)
 {
 	long kib = meminfo_kib("MemAvailable:");
 	pid_t child;
 
-	/* By huge pages, as that takes a five-hundredth of the faults. */
+	/* With huge pages, which need far fewer faults. */
 	threshold(1);
 	fflush(stdout);
 	child = fork();
 	if (!child) {
-		/* All but an eighth, lest somebody be killed for it. */
+		/* All but an eighth, to avoid the OOM killer. */
 		size_t size = (size_t)(kib - kib / 8) * KIB / REGION * REGION;
 		char *start = map_regions(size);
 
@@ -256,10 +259,14 @@ static void usage(const char *what)
 int main(int argc, char **argv)
 {
 	static const struct option options[] = {
-		{ "stages", required_argument, NULL, 's' }, { "only", required_argument, NULL, 'o' },
-		{ "matrix", no_argument, NULL, 'm' },	    { "quick", no_argument, NULL, 'q' },
-		{ "prefill", no_argument, NULL, 'p' },	    { "list", no_argument, NULL, 'l' },
-		{ "timeout", required_argument, NULL, 't' }, { NULL, 0, NULL, 0 },
+		{ "stages", required_argument, NULL, 's' },
+		{ "only", required_argument, NULL, 'o' },
+		{ "matrix", no_argument, NULL, 'm' },
+		{ "quick", no_argument, NULL, 'q' },
+		{ "prefill", no_argument, NULL, 'p' },
+		{ "list", no_argument, NULL, 'l' },
+		{ "timeout", required_argument, NULL, 't' },
+		{ NULL, 0, NULL, 0 },
 	};
 	const char *only = NULL;
 	unsigned int wanted = 0, timeout_s = 600;
@@ -269,18 +276,33 @@ int main(int argc, char **argv)
 
 	for (int option; (option = getopt_long(argc, argv, "", options, NULL)) != -1;) {
 		switch (option) {
-		case 's': stages = optarg; break;
-		case 'o': only = optarg; break;
-		case 'm': wanted |= MATRIX; break;
-		case 'q': wanted |= QUICK; break;
-		case 'p': fill = true; break;
-		case 'l': list = true; break;
-		case 't': timeout_s = atoi(optarg); break;
-		default: return 2;
+		case 's':
+			stages = optarg;
+			break;
+		case 'o':
+			only = optarg;
+			break;
+		case 'm':
+			wanted |= MATRIX;
+			break;
+		case 'q':
+			wanted |= QUICK;
+			break;
+		case 'p':
+			fill = true;
+			break;
+		case 'l':
+			list = true;
+			break;
+		case 't':
+			timeout_s = atoi(optarg);
+			break;
+		default:
+			return 2;
 		}
 	}
 	if (optind != argc)
-		usage("an argument too many");
+		usage("too many arguments");
 	for (size_t group = 0; group < ARRAY_SIZE(groups); group++) {
 		for (const struct test *test = groups[group]; test->name; test++) {
 			if ((test->flags & wanted) != wanted || (only && !listed(only, test->name)))
@@ -296,7 +318,7 @@ int main(int argc, char **argv)
 		usage("there is no such test");
 
 	reason = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-	/* The first to be killed is a test, not who runs it. */
+	/* The OOM killer should kill a test, not this program. */
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	printf("TAP version 13\n1..%d\n", count);
 	settings();

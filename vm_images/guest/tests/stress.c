@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* Everything at once, by many, with what each page shall hold noted all the time. */
+/* All operations at once, by many threads and processes, with the expected contents of each page recorded. */
 #include "tests.h"
 
 #include <pthread.h>
@@ -22,7 +22,7 @@ static void reset(struct image *image, unsigned int first, unsigned int count)
 	memset(image->seed + first, 0, count);
 }
 
-/* A thread works in regions of its own; the mm, its tree and its locks are everybody's. */
+/* Each thread works in its own regions; the mm, its tree and its locks are shared. */
 static void *work(void *argument)
 {
 	struct worker *me = argument;
@@ -31,7 +31,8 @@ static void *work(void *argument)
 	char *start = regions(COUNT);
 
 	while (!stop) {
-		unsigned int region = random_below(&random, COUNT), slot = random_below(&random, 512);
+		unsigned int region = random_below(&random, COUNT),
+			     slot = random_below(&random, 512);
 		unsigned int page = region * 512 + slot;
 
 		me->wrong += !page_is(start + page * PAGE, image->seed[page]);
@@ -41,7 +42,7 @@ static void *work(void *argument)
 			continue;
 		switch (random_below(&random, 12)) {
 		case 0: {
-			/* Other threads go on, so the child looks only at what is this thread's. */
+			/* Other threads continue, so the child checks only the regions of this thread. */
 			pid_t child = fork();
 
 			if (!child) {
@@ -79,11 +80,12 @@ static void *work(void *argument)
 		case 7: {
 			char *to = regions(COUNT);
 
-			/* Region by region, so that boundaries within do not matter. */
+			/* Region by region, so that VMA borders in between do not matter. */
 			for (unsigned int i = 0; i < COUNT; i++)
-				me->wrong += mremap(start + i * REGION, REGION, REGION, MREMAP_MAYMOVE | MREMAP_FIXED,
+				me->wrong += mremap(start + i * REGION, REGION, REGION,
+						    MREMAP_MAYMOVE | MREMAP_FIXED,
 						    to + i * REGION) == MAP_FAILED;
-			/* Only what is behind it: the rest is gone, and may be another thread's by now. */
+			/* Unmap only the remainder: the rest is unmapped, and may be reused by another thread. */
 			munmap(start + COUNT * REGION, REGION);
 			start = to;
 			break;
@@ -112,10 +114,17 @@ static void *disturb(void *argument)
 	(void)argument;
 	while (!stop) {
 		switch (round++ % 4) {
-		case 0: try_write("/sys/kernel/debug/thp_reserve/dump", "1"); break;
-		case 1: try_write("/proc/sys/vm/drop_caches", "3"); break;
-		case 2: try_write("/proc/sys/vm/compact_memory", "1"); break;
-		default: try_write("/sys/kernel/debug/split_huge_pages", "1");
+		case 0:
+			try_write("/sys/kernel/debug/thp_reserve/dump", "1");
+			break;
+		case 1:
+			try_write("/proc/sys/vm/drop_caches", "3");
+			break;
+		case 2:
+			try_write("/proc/sys/vm/compact_memory", "1");
+			break;
+		default:
+			try_write("/sys/kernel/debug/split_huge_pages", "1");
 		}
 		usleep(50000);
 	}
@@ -140,7 +149,8 @@ static void everything(unsigned int processes, unsigned int threads, int pages)
 			continue;
 		for (unsigned int i = 0; i < threads; i++) {
 			workers[i].number = process * 8 + i;
-			REQUIRE(!pthread_create(&ids[i], NULL, work, &workers[i]), "pthread_create");
+			REQUIRE(!pthread_create(&ids[i], NULL, work, &workers[i]),
+				"pthread_create");
 		}
 		if (!process)
 			REQUIRE(!pthread_create(&disturber, NULL, disturb, NULL), "pthread_create");
@@ -161,8 +171,8 @@ static void everything(unsigned int processes, unsigned int threads, int pages)
 		end_child(children[process]);
 	scan_often(false);
 	now = since(before);
-	note("%ld reservations, %ld promoted in place, %ld by copy, %ld dumped, %ld failed", now.alloc, now.collapsed,
-	     now.copied, now.dumped, now.failed);
+	note("%ld reservations, %ld promoted in place, %ld by copy, %ld dumped, %ld failed",
+	     now.alloc, now.collapsed, now.copied, now.dumped, now.failed);
 }
 
 static void stress_threads(void)
@@ -189,8 +199,11 @@ static void stress_memcg(void)
 }
 
 const struct test stress_tests[] = {
-	{ "stress_threads", stress_threads, "reserve", ANY_KERNEL | MATRIX, "threads of one mm race for its reservations" },
-	{ "stress_processes", stress_processes, "reserve", ANY_KERNEL | MATRIX, "processes race for memory" },
-	{ "stress_memcg", stress_memcg, "reserve", ANY_KERNEL | MATRIX, "a memcg at its limit loses contents" },
+	{ "stress_threads", stress_threads, "reserve", ANY_KERNEL | MATRIX,
+	  "threads of one mm race for its reservations" },
+	{ "stress_processes", stress_processes, "reserve", ANY_KERNEL | MATRIX,
+	  "processes race for memory" },
+	{ "stress_memcg", stress_memcg, "reserve", ANY_KERNEL | MATRIX,
+	  "a memcg at its limit loses contents" },
 	{ 0 },
 };

@@ -1,21 +1,21 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * argv-exec: run a command whose arguments never meet a shell.
+ * argv-exec: run a command without a shell interpreting its arguments.
  *
  *	argv-exec TOKEN PAYLOAD		run it
  *	argv-exec TOKEN @		run it; the payload is in /run/argv-exec/TOKEN.argv
  *	argv-exec --kill TOKEN SIGNAL	signal its whole process group
  *
- * SSH hands a server one string, which the server gives to a shell. PAYLOAD
- * is therefore base64url (RFC 4648, section 5, no padding) of fields that
+ * SSH passes one string to the server, which passes it to a shell. PAYLOAD is
+ * therefore base64url (RFC 4648, section 5, without padding) of fields that
  * each end with a NUL byte: the working directory (may be empty), the number
- * of environment entries in decimal, those entries (NAME=VALUE), the
+ * of environment entries in decimal, these entries (NAME=VALUE), and the
  * arguments.
  *
- * The command gets a session of its own, default signals and an OOM score of
- * 0. /run/argv-exec/TOKEN holds the number of its process group while it
- * runs. This program ends with the command's exit status, if that is at most
- * 254. Else it ends with 255, and the file holds "exit 255" or "signal N".
+ * The command runs in a new session, with default signals and an OOM score of
+ * 0. /run/argv-exec/TOKEN contains the number of its process group while it
+ * runs. The exit status of this program is that of the command, if it is at
+ * most 254. Else it is 255, and the file contains "exit 255" or "signal N".
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -30,15 +30,16 @@
 #include <unistd.h>
 
 #ifndef STATE
-#define STATE "/run/argv-exec"	/* a test has another */
+#define STATE "/run/argv-exec" /* a test overrides this */
 #endif
-#define TOLD 255		/* the end is in the file */
-#define CANNOT 126		/* sh(1): found but not executable */
-#define NOT_FOUND 127		/* sh(1) */
+#define TOLD 255 /* the real status is in the file */
+#define CANNOT 126 /* sh(1): found but not executable */
+#define NOT_FOUND 127 /* sh(1) */
 
 static void fail(const char *what, const char *which)
 {
-	fprintf(stderr, "argv-exec: %s%s%s: %s\n", what, which ? " " : "", which ? which : "", strerror(errno));
+	fprintf(stderr, "argv-exec: %s%s%s: %s\n", what, which ? " " : "", which ? which : "",
+		strerror(errno));
 	exit(CANNOT);
 }
 
@@ -65,13 +66,13 @@ static void write_file(const char *path, const char *text)
 	close(fd);
 }
 
-/* The SSH server is protected from the OOM killer, and what it starts would be too. */
+/* The SSH server is protected from the OOM killer, and its children inherit that. */
 static void reset_oom_score(void)
 {
 	int fd = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
 
 	if (fd < 0)
-		return;	/* a guest without /proc can still run a command */
+		return; /* commands can run even without /proc */
 	if (write(fd, "0", 1) != 1)
 		fprintf(stderr, "argv-exec: cannot reset the OOM score: %s\n", strerror(errno));
 	close(fd);
@@ -112,7 +113,7 @@ static int sextet(char c)
 	return c == '-' ? 62 : c == '_' ? 63 : -1;
 }
 
-/* Decode in place; the result is never longer than the text. Returns its length. */
+/* Decode in place, since the result is never longer than the text. Returns its length. */
 static size_t decode(char *text)
 {
 	unsigned int bits = 0, held = 0;
@@ -142,7 +143,7 @@ static char *field(char **at, char *end)
 		return NULL;
 	stop = memchr(start, 0, end - start);
 	if (!stop)
-		usage("the payload's last field has no end");
+		usage("the last field of the payload is not terminated");
 	*at = stop + 1;
 	return start;
 }
@@ -157,7 +158,7 @@ static void run(char *directory, char **argv)
 	sigprocmask(SIG_SETMASK, &none, NULL);
 	reset_oom_score();
 	if (*directory && chdir(directory) < 0)
-		fail("cannot enter", directory);
+		fail("cannot change to", directory);
 	execvp(argv[0], argv);
 	fprintf(stderr, "argv-exec: %s: %s\n", argv[0], strerror(errno));
 	_exit(errno == ENOENT ? NOT_FOUND : CANNOT);
@@ -171,12 +172,13 @@ static int kill_group(const char *token, const char *number)
 
 	state_path(path, sizeof(path), token, "");
 	if (access(path, F_OK) < 0)
-		return 0;	/* it ended by itself */
+		return 0; /* it has ended already */
 	text = read_file(path);
 	if (sscanf(text, "group %d", &group) != 1)
 		return 0;
-	/* No such group: the child has not made it yet, or it ended just now. */
-	if (kill(-group, atoi(number)) < 0 && (errno != ESRCH || (kill(group, atoi(number)) < 0 && errno != ESRCH)))
+	/* No such group: the child has not created it yet, or has just ended. */
+	if (kill(-group, atoi(number)) < 0 &&
+	    (errno != ESRCH || (kill(group, atoi(number)) < 0 && errno != ESRCH)))
 		fail("cannot signal", path);
 	return 0;
 }
@@ -225,7 +227,7 @@ int main(int argc, char **argv)
 		usage("the payload has no command");
 
 	state_path(path, sizeof(path), argv[1], "");
-	/* The child waits until the file that names its group is there: who wants to kill it can. */
+	/* The child waits until the file with its process group exists, so that --kill always works. */
 	if (pipe2(gate, O_CLOEXEC) < 0)
 		fail("no pipe", NULL);
 	child = fork();
@@ -242,7 +244,7 @@ int main(int argc, char **argv)
 	}
 	snprintf(text, sizeof(text), "group %d\n", child);
 	write_file(path, text);
-	/* Only the child shall hold the streams: their end is the command's end. */
+	/* Only the child should hold the streams, so that they end with the command. */
 	close(STDIN_FILENO);
 	close(STDOUT_FILENO);
 	if (write(gate[1], "", 1) != 1)
@@ -250,7 +252,7 @@ int main(int argc, char **argv)
 	close(STDERR_FILENO);
 	while (waitpid(child, &status, 0) < 0)
 		if (errno != EINTR)
-			return TOLD;	/* the file still says "group": the end is not known */
+			return TOLD; /* the file still contains "group": the status is unknown */
 	if (WIFEXITED(status) && WEXITSTATUS(status) < TOLD) {
 		unlink(path);
 		return WEXITSTATUS(status);

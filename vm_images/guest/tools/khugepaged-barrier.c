@@ -1,21 +1,22 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * khugepaged-barrier: return when khugepaged has looked at everything.
+ * khugepaged-barrier: wait until khugepaged has scanned everything.
  *
  *	khugepaged-barrier ADVANCE BOUND_MS
  *
- * Two full scans that ended after now began after now at least once: what
- * was mapped before is then seen. Prints the number of scans. Ends with 3
- * when BOUND_MS of guest time passed, e.g. because khugepaged is off.
+ * If two full scans end from now on, at least one of them also began after
+ * now, so all earlier mappings have been scanned. Prints the number of scans.
+ * The exit status is 3 after BOUND_MS of guest time, e.g. because khugepaged
+ * is disabled.
  *
- * khugepaged counts only while it has something to scan, so this program
- * gives it a mapping of its own. One page of it is touched, for without that
- * khugepaged is not told (mm/huge_memory.c, __thp_vma_allowable_orders()); it
- * lies before the first aligned huge page, so that nothing is ever collapsed.
+ * khugepaged only counts scans while it has something to scan, so this
+ * program maps some memory. It touches one page of it, as otherwise khugepaged
+ * would not scan it (mm/huge_memory.c, __thp_vma_allowable_orders()). The page
+ * is before the first aligned range, so that nothing is ever collapsed.
  *
- * Writing scan_sleep_millisecs wakes khugepaged (mm/khugepaged.c,
- * __sleep_millisecs_store()), so its own value is written back on each look;
- * the setting is what it was.
+ * Writing scan_sleep_millisecs wakes up khugepaged (mm/khugepaged.c,
+ * __sleep_millisecs_store()), so the current value is written back each time;
+ * the setting does not change.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -52,10 +53,11 @@ static long long now(void)
 	return time.tv_sec * 1000000000LL + time.tv_nsec;
 }
 
-/* A mapping from the middle of one huge page to the middle of the one after the next. */
+/* A mapping from the middle of one range to the middle of the next but one. */
 static int give_work(void)
 {
-	char *start = mmap(NULL, 4 * HUGE_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	char *start = mmap(NULL, 4 * HUGE_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
+			   -1, 0);
 	char *middle;
 
 	if (start == MAP_FAILED)
@@ -86,7 +88,8 @@ int main(int argc, char **argv)
 	}
 	first = strtoul(text, NULL, 10);
 	if (!give_work()) {
-		fprintf(stderr, "khugepaged-barrier: no mapping to scan: %s\n", strerror(errno));
+		fprintf(stderr, "khugepaged-barrier: cannot map memory to scan: %s\n",
+			strerror(errno));
 		return 1;
 	}
 	for (;;) {
@@ -102,14 +105,15 @@ int main(int argc, char **argv)
 			return 0;
 		}
 		if (now() >= end) {
-			fprintf(stderr, "khugepaged-barrier: %lu of %lu full scans in %s ms\n", scans - first,
-				advance, argv[2]);
+			fprintf(stderr, "khugepaged-barrier: %lu of %lu full scans in %s ms\n",
+				scans - first, advance, argv[2]);
 			return 3;
 		}
 		fd = open(DIRECTORY "scan_sleep_millisecs", O_WRONLY);
 		if (fd >= 0) {
 			if (write(fd, interval, strlen(interval)) < 0)
-				fprintf(stderr, "khugepaged-barrier: cannot wake it: %s\n", strerror(errno));
+				fprintf(stderr, "khugepaged-barrier: cannot wake it: %s\n",
+					strerror(errno));
 			close(fd);
 		}
 		nanosleep(&pause, NULL);

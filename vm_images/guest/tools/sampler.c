@@ -1,32 +1,32 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * sampler: read the kernel's counters, once or at an interval, and print what changed.
+ * sampler: read kernel counters, once or at intervals, and print the changes.
  *
  *	sampler --once [--refresh] PATTERN...
  *	sampler --interval-ms N --while FIFO [--processes] PATTERN...
  *
  * In the second form it prints a line "r" when it is ready, and then samples
- * for as long as somebody has FIFO open for writing, again and again. It
- * must not wake up otherwise: under icount the time of an idle guest runs
- * hundreds of times faster than the host's.
+ * whenever a process has FIFO open for writing. It must not wake up otherwise:
+ * with icount, the clock of an idle guest runs hundreds of times faster than
+ * the host's.
  *
- * Each PATTERN is a glob(7) of text files. With --processes the memory of each
- * process that was not there before FIFO was opened is read as well, as
- * /proc/PID/smaps_rollup. A sample is, in lines:
+ * Each PATTERN is a glob(7) of text files. With --processes, it also reads the
+ * memory use of each process that did not exist before FIFO was opened, from
+ * /proc/PID/smaps_rollup. The lines of a sample are:
  *
- *	s MONOTONIC_NS CPU_NS	it begins; this program's CPU time until here
+ *	s MONOTONIC_NS CPU_NS	start; CPU time of this program so far
  *	p INDEX PATH [NAME]	file INDEX is PATH, of the process NAME; once, before its first content
- *	f INDEX LINES		all of the file's LINES lines follow
+ *	f INDEX LINES		all LINES lines of the file follow
  *	d INDEX LINES		LINES changed lines follow, each as "NUMBER TEXT", numbered from 0
- *	x INDEX			the file cannot be read any more
- *	e CPU_NS		it ends
+ *	x INDEX			the file can no longer be read
+ *	e CPU_NS		end
  *
- * A file that did not change is not mentioned: most counters are idle, and
- * every byte costs the guest its encryption. --refresh folds per-CPU
- * counters first (Documentation/admin-guide/sysctl/vm.rst, stat_refresh).
+ * Unchanged files are omitted: most counters are idle, and the guest has to
+ * encrypt every byte. --refresh folds per-CPU counters first
+ * (Documentation/admin-guide/sysctl/vm.rst, stat_refresh).
  *
- * The interval is guest time. A late sample is not made up for. SIGTERM ends
- * the program between samples.
+ * The interval is guest time. Late samples are not caught up. SIGTERM ends the
+ * program between samples.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -45,14 +45,14 @@
 
 #define NS_PER_S 1000000000LL
 #define NS_PER_MS 1000000LL
-#define LARGEST (1 << 20)	/* bytes of one file; zoneinfo of 64 nodes fits */
+#define LARGEST (1 << 20) /* largest file in bytes; enough for zoneinfo with 64 nodes */
 
 struct file {
 	char *path;
-	char *text;		/* as last printed, NUL-terminated */
+	char *text; /* content that was printed last, NUL-terminated */
 	size_t length;
-	int descriptor;		/* kept open: procfs and sysfs give fresh content at offset 0 */
-	char name[16];		/* of the process, where it is one's (TASK_COMM_LEN) */
+	int descriptor; /* kept open: procfs and sysfs return new content at offset 0 */
+	char name[16]; /* name of the process (TASK_COMM_LEN), if it is the file of one */
 };
 
 #define PROCESSES "/proc/[0-9]*/smaps_rollup"
@@ -86,7 +86,7 @@ static void write_file(const char *path, const char *text)
 {
 	int fd = open(path, O_WRONLY | O_CLOEXEC);
 
-	/* Not every kernel has every file; none of them is needed. */
+	/* Some kernels lack some files, and none of them is mandatory. */
 	if (fd < 0)
 		return;
 	if (write(fd, text, strlen(text)) < 0)
@@ -94,7 +94,7 @@ static void write_file(const char *path, const char *text)
 	close(fd);
 }
 
-/* The last CPU this process may use: workloads that pin themselves begin with the first. */
+/* Use the last allowed CPU: workloads that pin themselves start with the first. */
 static void pin(void)
 {
 	cpu_set_t allowed;
@@ -133,7 +133,7 @@ static void find_files(char **patterns, int count)
 			continue;
 		descriptor = open(path, O_RDONLY | O_CLOEXEC);
 		if (descriptor < 0)
-			continue;	/* a file that can only be written */
+			continue; /* a write-only file */
 		files[file_count].path = path;
 		files[file_count++].descriptor = descriptor;
 	}
@@ -147,7 +147,7 @@ static int is_known(const char *path)
 	return 0;
 }
 
-/* Add the processes that are new; those that are there already when nothing runs yet are remembered, not read. */
+/* Add new processes. Those that exist before the workload starts are remembered, but not read. */
 static void find_processes(int ignore)
 {
 	glob_t found;
@@ -173,7 +173,8 @@ static void find_processes(int ignore)
 		if (!file->path)
 			fail("memory");
 		file->descriptor = ignore ? -1 : open(file->path, O_RDONLY | O_CLOEXEC);
-		snprintf(path, sizeof(path), "%.*s/comm", (int)(strrchr(file->path, '/') - file->path), file->path);
+		snprintf(path, sizeof(path), "%.*s/comm",
+			 (int)(strrchr(file->path, '/') - file->path), file->path);
 		comm = fopen(path, "re");
 		if (!comm || !fgets(file->name, sizeof(file->name), comm))
 			strcpy(file->name, "gone");
@@ -184,13 +185,14 @@ static void find_processes(int ignore)
 	globfree(&found);
 }
 
-/* Read all of a file into the buffer; its length, or -1. */
+/* Read a whole file into the buffer. Returns its length, or -1. */
 static ssize_t content(struct file *file)
 {
 	size_t length = 0;
 
 	while (length < sizeof(buffer) - 1) {
-		ssize_t got = pread(file->descriptor, buffer + length, sizeof(buffer) - 1 - length, length);
+		ssize_t got = pread(file->descriptor, buffer + length, sizeof(buffer) - 1 - length,
+				    length);
 
 		if (got < 0)
 			return -1;
@@ -219,7 +221,7 @@ static void print_all(size_t index, const char *text, size_t length)
 		putchar('\n');
 }
 
-/* Walk both texts line by line; print, or only count, the lines that differ. */
+/* Compare both texts line by line, and print, or only count, the lines that differ. */
 static size_t differences(const char *before, const char *after, int print)
 {
 	size_t number = 0, differing = 0;
@@ -252,7 +254,7 @@ static void sample(int processes)
 			continue;
 		length = content(file);
 		if (length < 0) {
-			/* Some files of sysfs exist and answer EINVAL or EIO. Say it once. */
+			/* Some files in sysfs exist but return EINVAL or EIO. Report it once. */
 			if (file->text)
 				printf("x %zu\n", i);
 			close(file->descriptor);
@@ -281,7 +283,7 @@ static void sample(int processes)
 	}
 	printf("e %lld\n", now(CLOCK_PROCESS_CPUTIME_ID));
 	if (fflush(stdout))
-		exit(0);	/* nobody listens any more */
+		exit(0); /* the reader has gone */
 }
 
 static int listen_on(const char *fifo)
@@ -290,20 +292,20 @@ static int listen_on(const char *fifo)
 
 	if (mkfifo(fifo, 0600) < 0 && errno != EEXIST)
 		fail(fifo);
-	/* Not blocking: a reader without a writer is told of the first byte, and of the last writer's end. */
+	/* Non-blocking: poll() then reports the first byte, and when the last writer closes the FIFO. */
 	fd = open(fifo, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
 	if (fd < 0)
 		fail(fifo);
 	return fd;
 }
 
-/* Sample until the last writer is gone, or SIGTERM. */
+/* Sample until the last writer has closed the FIFO, or until SIGTERM. */
 static void sample_while(int fifo, long long interval, int processes, const sigset_t *unblocked)
 {
 	long long due = now(CLOCK_MONOTONIC);
 
 	while (!stopping) {
-		struct pollfd watched = { .fd = fifo };	/* POLLHUP always counts */
+		struct pollfd watched = { .fd = fifo }; /* POLLHUP is always reported */
 		long long left = due - now(CLOCK_MONOTONIC);
 		struct timespec timeout;
 
@@ -347,11 +349,12 @@ int main(int argc, char **argv)
 		}
 	}
 	if (at == argc || once == (interval > 0) || once == (fifo != NULL)) {
-		fprintf(stderr, "usage: sampler --once [--refresh] PATTERN...\n"
-				"       sampler --interval-ms N --while FIFO [--processes] PATTERN...\n");
+		fprintf(stderr,
+			"usage: sampler --once [--refresh] PATTERN...\n"
+			"       sampler --interval-ms N --while FIFO [--processes] PATTERN...\n");
 		return 2;
 	}
-	/* What watches memory must neither use huge pages, nor be what the OOM killer takes. */
+	/* The sampler should neither use huge pages, nor be killed by the OOM killer. */
 	prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0);
 	write_file("/proc/self/oom_score_adj", "-1000");
 	/* SIGTERM comes only while we wait, so none is missed. */

@@ -1,26 +1,27 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * trace-exec: do the operations of traces, and report the state of memory after each step.
+ * trace-exec: execute the operations of traces, and print the state of memory after each step.
  *
  *	trace-exec [--no-settings] <TRACES
  *
  * Traces (docs/differential.md) are read from standard input, one after another;
- * each begins with the line "trace 1". A process of a trace is a process here,
- * its threads are threads, and it is forked from the process that the trace
- * names. Each has an arena without mappings at the same fixed address, and all
- * of them run on CPU 0, one at a time: a step is over before the next one
- * begins, so that a model can predict every answer.
+ * each begins with the line "trace 1". A process of a trace is a real process,
+ * its threads are real threads, and it is forked from the process that the
+ * trace names. Each has an arena without mappings at the same fixed address,
+ * and all of them run on CPU 0, one at a time: a step has finished before the
+ * next one begins, so that a model can predict every result.
  *
- * Prints a JSON object a line: {"trace": N, ...} at each beginning,
+ * Prints one JSON object per line: {"trace": N, ...} at the start of a trace,
  * {"step": N, ...} for each operation from 0 on, {"over": N, ...} when all
- * processes of the trace are gone, and {"end": "ok"}. A trace whose process
- * dies is {"abandoned": N, "reason": ...}; the next one still runs.
+ * processes of the trace have exited, and {"end": "ok"}. If a process of a
+ * trace dies, it prints {"abandoned": N, "reason": ...} and continues with the
+ * next trace.
  *
- * Deltas of counters are printed when they change. The blocks that a step may
- * have touched are looked at page by page, and every CHECK_STEPS steps all of
- * them; of blocks with nothing in them only the number is printed.
- * --no-settings leaves the kernel's settings and khugepaged alone, to try the
- * program on a host.
+ * Deltas of counters are printed when they change. The blocks (2 MiB ranges of
+ * the arena) that a step may have touched are examined page by page; every
+ * CHECK_STEPS steps all blocks are. For empty blocks only the number is
+ * printed. --no-settings does not change the settings of the kernel and
+ * khugepaged, so that the program can be tested on a host.
  */
 #define _GNU_SOURCE
 #include <ctype.h>
@@ -50,7 +51,7 @@
 #define BLOCK (2UL << 20)
 #define PAGES_PER_BLOCK (BLOCK / PAGE)
 #define WORDS_PER_PAGE (PAGE / sizeof(uint64_t))
-/* Far from where the kernel puts anything by itself, so that every address of it is the trace's. */
+/* Far from addresses that the kernel chooses itself, so that only the trace uses the arena. */
 #define ARENA 0x100000000000UL
 #define MAX_BLOCKS 64
 #define MAX_PROCESSES 32
@@ -89,15 +90,29 @@ struct pm_scan_arg {
 #endif
 
 enum kind {
-	OP_MAP, OP_UNMAP, OP_WRITE, OP_READ, OP_PROTECT, OP_ADVISE, OP_REMAP, OP_BIND, OP_LOCK, OP_UNLOCK,
-	OP_FORK, OP_EXIT, OP_KHUGEPAGED, OP_DUMP, OP_SET,
-	/* What the controller asks for by itself. */
-	OP_FACTS, OP_THREAD,
+	OP_MAP,
+	OP_UNMAP,
+	OP_WRITE,
+	OP_READ,
+	OP_PROTECT,
+	OP_ADVISE,
+	OP_REMAP,
+	OP_BIND,
+	OP_LOCK,
+	OP_UNLOCK,
+	OP_FORK,
+	OP_EXIT,
+	OP_KHUGEPAGED,
+	OP_DUMP,
+	OP_SET,
+	/* Requests of the controller that are not in the trace. */
+	OP_FACTS,
+	OP_THREAD,
 };
 
 static const char *const kinds[] = {
-	"map", "unmap", "write", "read", "protect", "advise", "remap", "bind", "lock", "unlock",
-	"fork", "exit", "khugepaged", "dump", "set", NULL,
+	"map",	"unmap",  "write", "read", "protect",	 "advise", "remap", "bind",
+	"lock", "unlock", "fork",  "exit", "khugepaged", "dump",   "set",   NULL,
 };
 
 struct operation {
@@ -112,20 +127,20 @@ struct operation {
 struct block {
 	bool known, huge;
 	unsigned short present, zero, swapped;
-	unsigned short on_node[MAX_NODES];	/* the present pages, by NUMA node */
+	unsigned short on_node[MAX_NODES]; /* number of present pages per NUMA node */
 	uint64_t hash;
 };
 
-/* Shared by the controller and the processes of a trace. Only one of them runs at a time. */
+/* Shared between the controller and the processes of a trace. Only one of them runs at a time. */
 static struct shared {
 	uint32_t go[MAX_PROCESSES][MAX_THREADS];
 	uint32_t done;
 	struct operation operation;
 	int blocks;
-	bool thorough;		/* the RSS as well */
-	unsigned int stride;	/* the words that are read of a page: every so many */
-	uint64_t mask;		/* the blocks to look at */
-	/* The answer. */
+	bool thorough; /* report the RSS as well */
+	unsigned int stride; /* distance between the words of a page that are read */
+	uint64_t mask; /* the blocks to examine */
+	/* The result. */
 	const char *error;
 	pid_t child;
 	long rss;
@@ -165,7 +180,7 @@ static long long now(void)
 /* ---- a process of the trace ---- */
 
 static int self, pagemap = -1, memory = -1;
-/* Without the signal mask, which is a system call each: the handler lets its signal in (SA_NODEFER). */
+/* Without the signal mask, which would need system calls: the handler does not block its signal (SA_NODEFER). */
 static sigjmp_buf landing;
 static volatile sig_atomic_t landing_ready;
 static char stacks[MAX_THREADS + 1][STACK] __attribute__((aligned(4096)));
@@ -196,7 +211,7 @@ static void open_own(void)
 		_exit(3);
 }
 
-/* What a page is filled with. splitmix64's finaliser; never 0, which stands for a page that is not there. */
+/* The word that a page is filled with: the finalizer of splitmix64; never 0, which means an absent page. */
 static uint64_t word_of(uint64_t seed, uint64_t page)
 {
 	uint64_t z = seed * 0x9e3779b97f4a7c15ULL + page;
@@ -218,7 +233,8 @@ static const char *touch_pages(const struct operation *operation)
 	if (number)
 		return number == SIGBUS ? "SIGBUS" : "SIGSEGV";
 	landing_ready = 1;
-	for (unsigned long page = operation->start; page < operation->start + operation->count; page++) {
+	for (unsigned long page = operation->start; page < operation->start + operation->count;
+	     page++) {
 		if (operation->kind == OP_READ) {
 			*(volatile char *)address_of(page);
 		} else {
@@ -233,7 +249,7 @@ static const char *touch_pages(const struct operation *operation)
 	return NULL;
 }
 
-/* The word that a page repeats, or TORN_WORD. */
+/* The word that a page repeats; TORN_WORD if its words differ. */
 static uint64_t repeated(const volatile uint64_t *at)
 {
 	uint64_t word = at[0], differs = at[WORDS_PER_PAGE - 1] ^ word;
@@ -243,7 +259,7 @@ static uint64_t repeated(const volatile uint64_t *at)
 	return differs ? TORN_WORD : word;
 }
 
-/* What a present page holds throughout, or TORN_WORD. */
+/* The word that a present page repeats; TORN_WORD if its words differ. */
 static uint64_t content_of(unsigned long page)
 {
 	static uint64_t copy[WORDS_PER_PAGE];
@@ -255,13 +271,13 @@ static uint64_t content_of(unsigned long page)
 		landing_ready = 0;
 		return word;
 	}
-	/* It may not be read: look past the protection. */
+	/* The page is not readable: read it regardless of the protection. */
 	if (pread(memory, copy, PAGE, ARENA + page * PAGE) != (ssize_t)PAGE)
 		return TORN_WORD;
 	return repeated(copy);
 }
 
-/* Adds the NUMA nodes of present pages; false where the kernel does not say. All pages of a huge page are on one. */
+/* Count present pages per NUMA node; false if the kernel does not report it. A huge page is on one node. */
 static bool note_nodes(struct block *block, unsigned long first, unsigned long end, bool huge)
 {
 	static void *pages[PAGES_PER_BLOCK];
@@ -280,7 +296,7 @@ static bool note_nodes(struct block *block, unsigned long first, unsigned long e
 	return true;
 }
 
-/* False where the kernel does not say on which node a page is. */
+/* Returns false if the kernel does not report the node of a page. */
 static bool note_block(int number, const struct page_region *regions, int count)
 {
 	struct block *block = &shared->block[number];
@@ -289,7 +305,8 @@ static bool note_block(int number, const struct page_region *regions, int count)
 
 	*block = (struct block){ .known = true };
 	for (int n = 0; n < count; n++) {
-		unsigned long begin = (regions[n].start - ARENA) / PAGE, end = (regions[n].end - ARENA) / PAGE;
+		unsigned long begin = (regions[n].start - ARENA) / PAGE,
+			      end = (regions[n].end - ARENA) / PAGE;
 		uint64_t categories = regions[n].categories;
 
 		if (end <= first || begin >= first + PAGES_PER_BLOCK)
@@ -299,7 +316,8 @@ static bool note_block(int number, const struct page_region *regions, int count)
 		for (; page < begin; page++)
 			hash *= 0x100000001b3ULL;
 		if (!(categories & (IS_SWAPPED | IS_PFNZERO)) &&
-		    !note_nodes(block, begin, end, categories & IS_HUGE && end - begin == PAGES_PER_BLOCK))
+		    !note_nodes(block, begin, end,
+				categories & IS_HUGE && end - begin == PAGES_PER_BLOCK))
 			return false;
 		for (; page < end; page++) {
 			uint64_t word = 0;
@@ -418,8 +436,10 @@ static const char *make_thread(int thread)
 	pthread_attr_init(&attributes);
 	pthread_attr_setstack(&attributes, stacks[slot], STACK);
 	pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
-	return pthread_create(&made, &attributes, thread_main, (void *)(intptr_t)(thread | slot << 8)) ? "thread"
-												       : NULL;
+	return pthread_create(&made, &attributes, thread_main,
+			      (void *)(intptr_t)(thread | slot << 8)) ?
+		       "thread" :
+		       NULL;
 }
 
 static const char *perform(const struct operation *operation)
@@ -431,11 +451,12 @@ static const char *perform(const struct operation *operation)
 
 	switch (operation->kind) {
 	case OP_MAP:
-		result = mmap(start, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE,
-			      -1, 0);
+		result = mmap(start, size, PROT_READ | PROT_WRITE,
+			      MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
 		if (result == MAP_FAILED)
 			return outcome(-1);
-		return operation->argument < 0 ? NULL : outcome(madvise(start, size, operation->argument));
+		return operation->argument < 0 ? NULL :
+						 outcome(madvise(start, size, operation->argument));
 	case OP_UNMAP:
 		return outcome(munmap(start, size));
 	case OP_WRITE:
@@ -446,14 +467,16 @@ static const char *perform(const struct operation *operation)
 	case OP_ADVISE:
 		return outcome(madvise(start, size, operation->argument));
 	case OP_REMAP:
-		result = operation->new_start == operation->start
-				 ? mremap(start, size, operation->new_count * PAGE, 0)
-				 : mremap(start, size, operation->new_count * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED,
-					  address_of(operation->new_start));
+		result = operation->new_start == operation->start ?
+				 mremap(start, size, operation->new_count * PAGE, 0) :
+				 mremap(start, size, operation->new_count * PAGE,
+					MREMAP_MAYMOVE | MREMAP_FIXED,
+					address_of(operation->new_start));
 		return outcome(result == MAP_FAILED ? -1 : 0);
 	case OP_BIND:
-		/* MPOL_BIND of linux/mempolicy.h; the last argument counts bits, and the kernel takes one off. */
-		return outcome(syscall(SYS_mbind, start, size, 2, &nodes, 8 * sizeof(nodes) + 1, 0));
+		/* MPOL_BIND of linux/mempolicy.h; the last argument is a number of bits, from which the kernel subtracts one. */
+		return outcome(
+			syscall(SYS_mbind, start, size, 2, &nodes, 8 * sizeof(nodes) + 1, 0));
 	case OP_LOCK:
 		return outcome(mlock(start, size));
 	case OP_UNLOCK:
@@ -484,7 +507,7 @@ static _Noreturn void serve(int thread)
 			pid_t child = fork();
 
 			if (!child) {
-				/* Only this thread is left, and it is the first one of the new process. */
+				/* The new process has only this thread, which is its first one. */
 				self = operation.other;
 				thread = 0;
 				seen = 0;
@@ -539,7 +562,7 @@ static void adopt(int process, pid_t pid)
 		fail("cannot watch a process of a trace: %s", strerror(errno));
 }
 
-/* Returns once the process and its memory are gone. */
+/* Returns when the process has exited and its memory has been freed. */
 static void bury(int process)
 {
 	struct pollfd end = { .fd = processes[process].pidfd, .events = POLLIN };
@@ -558,7 +581,7 @@ static bool died(int process)
 	return poll(&end, 1, 0) == 1;
 }
 
-/* Have a thread of a process do shared->operation. False where it died of it. */
+/* Let a thread of a process execute shared->operation. Returns false if the process died. */
 static bool ask(int process, int thread)
 {
 	const struct timespec patience = { .tv_nsec = 200000000 };
@@ -578,7 +601,7 @@ static bool ask(int process, int thread)
 			return false;
 		}
 		if (now() > until)
-			fail("p%d has been at one operation for too long", process);
+			fail("p%d did not finish an operation in time", process);
 	}
 	return true;
 }
@@ -593,7 +616,7 @@ static void take_blocks(int process)
 	processes[process].rss = shared->thorough ? shared->rss : -1;
 }
 
-/* Look at all blocks of a process. */
+/* Examine all blocks of a process. */
 static bool look_at(int process)
 {
 	const char *error = shared->error;
@@ -607,7 +630,7 @@ static bool look_at(int process)
 		return false;
 	take_blocks(process);
 	if (shared->error)
-		fail("cannot look at the memory of p%d: %s", process, shared->error);
+		fail("cannot examine the memory of p%d: %s", process, shared->error);
 	for (int n = 0; n < torn_count && shared->torn_count < MAX_TORN; n++)
 		shared->torn[shared->torn_count++] = torn[n];
 	shared->error = error;
@@ -636,10 +659,11 @@ static void begin_processes(void)
 	if (pid < 0)
 		fail("cannot fork: %s", strerror(errno));
 	if (!pid) {
-		const struct sigaction action = { .sa_sigaction = on_fault, .sa_flags = SA_SIGINFO | SA_NODEFER };
+		const struct sigaction action = { .sa_sigaction = on_fault,
+						  .sa_flags = SA_SIGINFO | SA_NODEFER };
 
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
-		/* Children end without a zombie that somebody would have to reap. */
+		/* Children are reaped automatically. */
 		signal(SIGCHLD, SIG_IGN);
 		sigaction(SIGSEGV, &action, NULL);
 		sigaction(SIGBUS, &action, NULL);
@@ -675,7 +699,7 @@ static const char *write_text(const char *path, const char *text)
 	return error;
 }
 
-/* What is chosen in a file like "always [madvise] never", or all of it. */
+/* The selected word of a file like "always [madvise] never", or the whole content. */
 static void chosen(char *text)
 {
 	char *open_bracket = strchr(text, '['), *end;
@@ -687,7 +711,7 @@ static void chosen(char *text)
 		*end = 0;
 }
 
-/* The settings a trace may change, and those that make the kernel do nothing by itself. */
+/* Settings that a trace may change, and settings that prevent background activity of the kernel. */
 static struct setting {
 	const char *name, *path, *value;
 	bool there;
@@ -710,7 +734,7 @@ static struct setting {
 	{ .name = "hugepages-1024kB", .path = THP "hugepages-1024kB/enabled", .value = "never" },
 	{ .path = KHUGEPAGED "pages_to_scan", .value = "1000000000" },
 	{ .path = KHUGEPAGED "alloc_sleep_millisecs", .value = "1" },
-	/* Three weeks: the guest's time may run fast. */
+	/* Three weeks, since guest time may run fast. */
 	{ .path = KHUGEPAGED "scan_sleep_millisecs", .value = "2000000000" },
 	{ .path = "/proc/sys/kernel/numa_balancing", .value = "0" },
 	{ .path = "/proc/sys/vm/compaction_proactiveness", .value = "0" },
@@ -725,7 +749,8 @@ static bool with_settings = true;
 static void remember_settings(void)
 {
 	for (size_t n = 0; n < SETTINGS; n++) {
-		settings[n].there = text_of(settings[n].path, settings[n].before, sizeof(settings[n].before)) > 0;
+		settings[n].there = text_of(settings[n].path, settings[n].before,
+					    sizeof(settings[n].before)) > 0;
 		chosen(settings[n].before);
 	}
 }
@@ -733,7 +758,9 @@ static void remember_settings(void)
 static void apply_settings(bool ours)
 {
 	for (size_t n = 0; with_settings && n < SETTINGS; n++) {
-		const char *value = ours && settings[n].value ? settings[n].value : settings[n].before, *error;
+		const char *value = ours && settings[n].value ? settings[n].value :
+								settings[n].before,
+			   *error;
 		char text[48];
 
 		text_of(settings[n].path, text, sizeof(text));
@@ -773,7 +800,7 @@ static void read_counters(void)
 	ssize_t got;
 	char *line, *end;
 
-	/* Any write folds what each CPU counts for itself. */
+	/* Any write folds the per-CPU counters. */
 	if (refresh_file >= 0 && write(refresh_file, "1", 1) < 0)
 		fail("stat_refresh: %s", strerror(errno));
 	got = pread(vmstat_file, text, sizeof(text) - 1, 0);
@@ -809,7 +836,7 @@ static bool find_khugepaged(void)
 		close(khugepaged_stat);
 		khugepaged_stat = -1;
 	}
-	/* Kernel threads are made early, and again when khugepaged was off: any pid it may be. */
+	/* khugepaged is started at boot, and again after it was disabled, so it may have any PID. */
 	for (int pid = 2; pid < 32768; pid++) {
 		cpu_set_t cpu;
 
@@ -835,7 +862,7 @@ static unsigned long full_scans(void)
 	return strtoul(text, NULL, 10);
 }
 
-/* Whether khugepaged waits to be woken. Nowhere else does it sleep interruptibly for long. */
+/* Whether khugepaged waits for a wakeup. It does not sleep interruptibly for long anywhere else. */
 static bool khugepaged_sleeps(void)
 {
 	char text[512], *name_end;
@@ -847,9 +874,10 @@ static bool khugepaged_sleeps(void)
 }
 
 /*
- * Exactly `count` full scans, each from its beginning, and khugepaged asleep
- * again: with such a long sleep it makes one scan each time it is woken. Its
- * state is read before the number of scans, so a scan that is over is seen.
+ * Let khugepaged do exactly `count` full scans, each from its start, and wait
+ * until it sleeps again: with such a long sleep time it does one scan per
+ * wakeup. Its state is read before the number of scans, so that a finished
+ * scan is not missed.
  */
 static const char *scan(unsigned int count)
 {
@@ -879,14 +907,15 @@ static const char *scan(unsigned int count)
 }
 
 /*
- * A mapping that gives khugepaged something to scan and is never collapsed:
- * its only whole huge page is the zero page, which is held by this. So
- * khugepaged always counts scans, and never begins one because of a first
- * process; and whether a trace is the first to read huge pages cannot be seen.
+ * A mapping for khugepaged to scan that is never collapsed: its only whole
+ * range maps the huge zero page, to which this keeps a reference. So
+ * khugepaged always counts scans, and never starts one because of a first
+ * process; and it does not matter which trace is the first to read a range.
  */
 static void keep_work(void)
 {
-	char *start = mmap(NULL, 4 * BLOCK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	char *start =
+		mmap(NULL, 4 * BLOCK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	char *middle;
 
 	if (start == MAP_FAILED)
@@ -895,16 +924,16 @@ static void keep_work(void)
 	munmap(start, middle - start);
 	munmap(middle + 2 * BLOCK, start + 2 * BLOCK - middle);
 	*(volatile char *)middle = 1;
-	/* A kernel without huge pages has no such advice. */
+	/* A kernel without huge pages rejects this advice. */
 	(void)madvise(middle, 2 * BLOCK, MADV_HUGEPAGE);
 	(void)madvise(middle, 2 * BLOCK, MADV_DONTFORK);
 	*(volatile char *)(middle + BLOCK / 2);
 }
 
 /*
- * Have every reservation given up, and nothing else: the OOM killer first asks
- * who can do without memory (out_of_memory(), mm/oom_kill.c), which is all of
- * memory pressure that a trace wants to see. SysRq wants a victim as well.
+ * Give up all reservations, and nothing else: before it kills, the OOM killer
+ * gives up reservations (out_of_memory(), mm/oom_kill.c), and this is the only
+ * effect of memory pressure that a trace should see. SysRq also needs a victim.
  */
 static const char *dump(void)
 {
@@ -972,12 +1001,12 @@ static uint64_t number(const char *word)
 	errno = 0;
 	value = strtoull(word, &end, 10);
 	if (errno || end == word || (*end && *end != ':'))
-		wrong("no number");
+		wrong("a number is expected");
 	if (*end == ':') {
 		uint64_t page = strtoull(end + 1, &end, 10);
 
 		if (*end || page >= PAGES_PER_BLOCK)
-			wrong("no block and page");
+			wrong("BLOCK:PAGE is expected");
 		value = value * PAGES_PER_BLOCK + page;
 	}
 	return value;
@@ -989,7 +1018,7 @@ static int process_of(const char *word)
 	long value = *word == 'p' ? strtol(word + 1, &end, 10) : -1;
 
 	if (value < 0 || end == word + 1 || *end || value >= MAX_PROCESSES)
-		wrong("no process");
+		wrong("a process is expected");
 	return value;
 }
 
@@ -1005,8 +1034,10 @@ static struct operation parse(char *line)
 {
 	static const char *const protections[] = { "none", "r", "rw", NULL };
 	static const int protection[] = { PROT_NONE, PROT_READ, PROT_READ | PROT_WRITE };
-	static const char *const advices[] = { "dontneed", "free", "huge", "nohuge", "collapse", NULL };
-	static const int advice[] = { MADV_DONTNEED, MADV_FREE, MADV_HUGEPAGE, MADV_NOHUGEPAGE, MADV_COLLAPSE };
+	static const char *const advices[] = { "dontneed", "free",     "huge",
+					       "nohuge",   "collapse", NULL };
+	static const int advice[] = { MADV_DONTNEED, MADV_FREE, MADV_HUGEPAGE, MADV_NOHUGEPAGE,
+				      MADV_COLLAPSE };
 	struct operation operation = { .process = -1, .argument = -1 };
 	char *word = need_word(&line), *dot = strchr(word, '.');
 
@@ -1014,7 +1045,7 @@ static struct operation parse(char *line)
 		if (dot) {
 			*dot++ = 0;
 			if (*dot != 't' || dot[1] < '0' || dot[1] >= '0' + MAX_THREADS || dot[2])
-				wrong("no thread");
+				wrong("a thread is expected");
 			operation.thread = dot[1] - '0';
 		}
 		operation.process = process_of(word);
@@ -1022,7 +1053,7 @@ static struct operation parse(char *line)
 	}
 	operation.kind = choice(word, kinds);
 	if ((operation.kind >= OP_KHUGEPAGED) != (operation.process < 0))
-		wrong("an operation of a process, or of none");
+		wrong("this operation needs a process, or must not have one");
 	if (operation.kind < OP_FORK) {
 		operation.start = number(need_word(&line));
 		operation.count = number(need_word(&line));
@@ -1060,7 +1091,7 @@ static struct operation parse(char *line)
 		break;
 	}
 	if (next_word(&line))
-		wrong("more than the operation takes");
+		wrong("too many words for this operation");
 	return operation;
 }
 
@@ -1086,7 +1117,7 @@ static bool is_empty(const struct block *block)
 	return !block->present && !block->zero && !block->swapped;
 }
 
-/* The number of present pages on each node, up to the last node that has any. */
+/* Print the number of present pages per node, up to the last node that has any. */
 static void print_nodes(const struct block *block)
 {
 	int last = MAX_NODES;
@@ -1129,8 +1160,9 @@ static void print_answer(long step, bool thorough)
 			if (!block->known || is_empty(block))
 				continue;
 			printf("%s\"%d\": {\"huge\": %s, \"present\": %u, \"zero\": %u, \"swapped\": %u, \"hash\": \"%016llx\", ",
-			       any ? ", " : "", number, block->huge ? "true" : "false", block->present, block->zero,
-			       block->swapped, (unsigned long long)block->hash);
+			       any ? ", " : "", number, block->huge ? "true" : "false",
+			       block->present, block->zero, block->swapped,
+			       (unsigned long long)block->hash);
 			print_nodes(block);
 			printf("}");
 			any = true;
@@ -1152,24 +1184,25 @@ static void print_answer(long step, bool thorough)
 	printf("}}\n");
 }
 
-/* One operation, and what it may have touched looked at. False where a process died. */
+/* Execute one operation, and examine what it may have touched. Returns false if a process died. */
 static bool step(const struct operation *operation, bool thorough, bool last)
 {
 	int process = operation->process;
-	bool everything = thorough || operation->kind == OP_KHUGEPAGED || operation->kind == OP_DUMP;
+	bool everything = thorough || operation->kind == OP_KHUGEPAGED ||
+			  operation->kind == OP_DUMP;
 
 	for (int each = 0; each < MAX_PROCESSES; each++)
 		for (int number = 0; number < MAX_BLOCKS; number++)
 			processes[each].block[number].known = false;
 	shared->thorough = thorough;
-	/* Usually two words per page; one per cache line; and at the end of the trace, all of them. */
+	/* Usually read two words per page, at times one per cache line, and at the end of the trace all words. */
 	shared->stride = last ? 1 : everything ? 8 : WORDS_PER_PAGE / 2;
 	shared->error = NULL;
 	shared->torn_count = 0;
 	if (process < 0) {
-		shared->error = operation->kind == OP_SET    ? set(operation->knob, operation->value)
-				: operation->kind == OP_DUMP ? dump()
-							     : scan(2);
+		shared->error = operation->kind == OP_SET ? set(operation->knob, operation->value) :
+				operation->kind == OP_DUMP ? dump() :
+							     scan(2);
 	} else if (!processes[process].alive) {
 		shared->error = "ESRCH";
 	} else if (operation->kind == OP_EXIT) {
@@ -1179,7 +1212,8 @@ static bool step(const struct operation *operation, bool thorough, bool last)
 		bury(process);
 	} else {
 		if (!processes[process].thread[operation->thread]) {
-			shared->operation = (struct operation){ .kind = OP_THREAD, .argument = operation->thread };
+			shared->operation = (struct operation){ .kind = OP_THREAD,
+								.argument = operation->thread };
 			shared->mask = 0;
 			shared->go[process][operation->thread] = 0;
 			if (!ask(process, 0))
@@ -1194,7 +1228,9 @@ static bool step(const struct operation *operation, bool thorough, bool last)
 			memset(shared->go[operation->other], 0, sizeof(shared->go[0]));
 		}
 		shared->operation = *operation;
-		shared->mask = operation->kind == OP_FORK ? ~0ULL : blocks_of(operation->start, operation->count);
+		shared->mask = operation->kind == OP_FORK ?
+				       ~0ULL :
+				       blocks_of(operation->start, operation->count);
 		if (operation->kind == OP_REMAP)
 			shared->mask |= blocks_of(operation->new_start, operation->new_count);
 		if (!ask(process, operation->thread))
@@ -1241,9 +1277,9 @@ static void run_trace(long index, char **lines, long line_count, long first_line
 			char *knob = need_word(&rest), *value = need_word(&rest);
 			const char *error = set(knob, value);
 
-			/* A kernel that does not have it is as if it were at its default. */
+			/* A kernel without the knob behaves as with its default. */
 			if (error && strcmp(error, "ENOENT"))
-				wrong("a setting is refused");
+				wrong("the kernel rejects a setting");
 		} else {
 			body = true;
 			snprintf(copy, sizeof(copy), "%s", lines[n]);
@@ -1251,7 +1287,7 @@ static void run_trace(long index, char **lines, long line_count, long first_line
 			operations[count++] = parse(copy);
 		}
 	}
-	/* Whatever the settings have woken, and what earlier processes have left, is over. */
+	/* Wait until activity caused by the settings and by earlier processes has ended. */
 	scan(1);
 	*abandoned = 0;
 	begin_processes();
@@ -1265,7 +1301,8 @@ static void run_trace(long index, char **lines, long line_count, long first_line
 		bool thorough = (n + 1) % CHECK_STEPS == 0 || n + 1 == count;
 
 		if (!step(&operations[n], thorough, n + 1 == count)) {
-			printf("{\"abandoned\": %ld, \"step\": %ld, \"reason\": \"%s\"}\n", index, n, abandoned);
+			printf("{\"abandoned\": %ld, \"step\": %ld, \"reason\": \"%s\"}\n", index,
+			       n, abandoned);
 			break;
 		}
 		print_answer(n, thorough);
@@ -1311,7 +1348,8 @@ int main(int argc, char **argv)
 	for (char *at = text; *at; at++)
 		line_count += *at == '\n';
 	lines = calloc(line_count + 2, sizeof(*lines));
-	shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1,
+		      0);
 	if (!lines || shared == MAP_FAILED)
 		fail("no memory");
 	line_count = 0;

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Plots of characters, for mails that carry no pictures: ASCII, at most as wide as asked for."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+
+from orchestrator.analysis.notation import Scale
+from orchestrator.analysis.statistics import median_interval
+
+#: The least columns of the drawing itself.
+_LEAST_PLOT: Final = 20
+_INDENT: Final = "    "
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One variant's boots.
+
+    Args:
+        values: of each boot; at least one.
+    """
+
+    name: str
+    values: tuple[float, ...]
+
+    @property
+    def middle(self) -> float:
+        """The median."""
+        return float(np.median(self.values))
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The interval of the median; of fewer than three boots their range."""
+        interval = median_interval(np.array(self.values, dtype=np.float64))
+        return (min(self.values), max(self.values)) if interval is None else (interval.low, interval.high)
+
+
+def bars(rows: Sequence[Bar], scale: Scale, width: int, name_width: int = 20) -> list[str]:
+    """One bar per row from 0 to its median ``|``, with the interval of the median between ``[`` and ``]``.
+
+    Args:
+        scale: in which the medians are written.
+        width: columns.
+
+    Returns:
+        No line where there is a value below 0 or none above.
+
+    >>> rows = [Bar("a", (4.0,) * 6), Bar("b", (9.0, 9.0, 10.0, 10.0, 12.0, 12.0))]
+    >>> print("\\n".join(bars(rows, Scale("x", 1.0, 0), 50, name_width=2)))
+        a   4 =============|
+        b  10 =============================[--|------]
+    """
+    largest = max((value for row in rows for value in row.values), default=0.0)
+    if largest <= 0 or any(value < 0 for row in rows for value in row.values):
+        return []
+    texts = [scale.text(row.middle) for row in rows]
+    text_width = max(map(len, texts))
+    columns = width - len(_INDENT) - name_width - text_width - 2
+    if columns < _LEAST_PLOT:
+        return []
+
+    def column(value: float) -> int:
+        return round(value / largest * (columns - 1))
+
+    lines = []
+    for row, text in zip(rows, texts, strict=True):
+        low, middle, high = (column(value) for value in (row.ends[0], row.middle, row.ends[1]))
+        drawn = list("=" * middle + " " * (columns - middle))
+        if high > low:
+            drawn[low : high + 1] = "-" * (high + 1 - low)
+            drawn[low], drawn[high] = "[", "]"
+        drawn[middle] = "|"
+        if len(row.name) > name_width:
+            lines.append(f"{_INDENT}{row.name}")
+        shown = row.name if len(row.name) <= name_width else ""
+        lines.append(f"{_INDENT}{shown:<{name_width}}{text:>{text_width + 1}} {''.join(drawn)}".rstrip())
+    return lines
+
+
+def points(columns: Mapping[str, Sequence[float]], places: Sequence[int], width: int) -> list[str]:
+    """One line per place, and on it a letter per column at its value on a logarithmic axis; ``*`` where letters meet.
+
+    Args:
+        columns: name -> its value at each place; positive.
+        places: what the lines stand for.
+        width: columns of text.
+
+    Returns:
+        The lines, the axis first. The letters are a, b, c ... in the order of `columns`.
+
+    >>> print("\\n".join(points({"huge": [9.0, 9.0], "base": [1.0, 99.0]}, [1, 512], 40)))
+               1                          99
+          1    b            a
+        512                 a              b
+    """
+    values = [value for column in columns.values() for value in column]
+    least, most = math.log(min(values)), math.log(max(values))
+    label_width = max(len(str(place)) for place in places)
+    room = width - len(_INDENT) - label_width - 4
+
+    def at(value: float) -> int:
+        return round((math.log(value) - least) / ((most - least) or 1.0) * (room - 1))
+
+    low, high = (_short(value) for value in (min(values), max(values)))
+    margin = " " * (len(_INDENT) + label_width + 4)
+    lines = [f"{margin}{low}{high:>{room - len(low)}}"]
+    for line, place in enumerate(places):
+        drawn = [" "] * room
+        for letter, column in zip("abcdefghijklmnopqrstuvwxyz", columns.values(), strict=False):
+            position = at(column[line])
+            drawn[position] = letter if drawn[position] == " " else "*"
+        lines.append(f"{_INDENT}{place:>{label_width}}    {''.join(drawn)}".rstrip())
+    return lines
+
+
+def _short(value: float) -> str:
+    for divisor, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= divisor:
+            return f"{value / divisor:.3g}{letter}"
+    return f"{value:.3g}"

@@ -259,6 +259,7 @@ def test_a_run_directory_knows_all_of_its_experiment(tmp_path: Path) -> None:
         topology=Topology.parse("2x1G/2+1x0/1"),
         accelerator="icount",
         repeat=2,
+        max_repeat=12,
         seed=7,
         flavour="debug-vm",
         margin=0.01,

@@ -192,11 +192,12 @@ def begun(results: Path) -> RunWriter:
 
 @pytest.fixture
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
-    monkeypatch.setattr(experiment_run, "_prepare", lambda *_: {"baseline": object()})
+    monkeypatch.setattr(experiment_run, "prepare", lambda *_: {"baseline": object()})
     stub = SimpleNamespace(
         events=Events(),
         accelerator=SimpleNamespace(name="icount"),
         durations=Durations(Cache(tmp_path / "cache")),
+        workloads={name: SimpleNamespace(layers=()) for name in EXPERIMENT.workloads},
     )
     return cast("Bench", stub)
 

@@ -6,6 +6,7 @@ Only QEMU, SSH, kernels and images are not real.
 
 from __future__ import annotations
 
+import html
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -101,6 +102,10 @@ def test_a_run_of_each_kind_is_finished_shown_and_exported(kind: RunKind, world:
     assert exported.status == 0, exported.err
     document = ElementTree.parse(path / "junit.xml").getroot()
     assert {case.get("name") for case in document.iter("testcase")} >= set(Run.open(path).cells["cell"])
+    if kind is not RunKind.RUN:
+        assert act("report", "latest").status == 0
+        page = html.unescape((path / "report.html").read_text(encoding="utf-8"))
+        assert all(line in page for line in body if line.strip())
 
 
 def test_a_run_is_finished_by_the_command_of_its_kind(world: World, act: Act) -> None:

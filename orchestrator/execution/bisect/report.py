@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a bisection shows a reader: a row per stage, and the sentence that says how sure the answer is."""
+"""The report of a bisection: one row per stage, and the result with its probability as a sentence."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TEXT = "bisection.txt"
 
 
 def exit_status(verdict: Verdict) -> int:
-    """3 where a stage is to blame, or what they are applied to; 0 where none is; 1 where nothing is decided."""
+    """Exit status: 3 if a stage or the baseline is bad, 0 if none is, 1 if undecided."""
     return {
         Conclusion.FOUND: 3,
         Conclusion.ALREADY: 3,
@@ -28,7 +28,7 @@ def exit_status(verdict: Verdict) -> int:
 def as_json(verdict: Verdict, manifest: Manifest, path: Path) -> dict[str, object]:
     """For ``--json``."""
     assert manifest.bisection is not None
-    # One of metric and until is asked for; the other is left out.
+    # Only one of `metric` and `until` is set; omit the other.
     asked = {
         key: value
         for key, value in asdict(manifest.bisection).items()
@@ -52,7 +52,7 @@ def as_json(verdict: Verdict, manifest: Manifest, path: Path) -> dict[str, objec
 
 
 def as_text(verdict: Verdict, width: int = WIDTH) -> str:
-    """A row per stage, and the sentence.
+    """One row per stage, and the result as a sentence.
 
     Args:
         width: columns.
@@ -65,7 +65,7 @@ def as_text(verdict: Verdict, width: int = WIDTH) -> str:
         seen = _seen(verdict, position)
         label = titled(search, position)
         rows.append((f"{'→' if first else ' '} {label}", str(good or ""), str(bad or ""), seen))
-    titles = ("  stage", "good", "bad", "what was seen")
+    titles = ("  stage", "good", "bad", "observed")
     table = text_of(listing(rows, width, titles, right=(1, 2)))
     return "\n".join([table, "", *wrapped(sentence(verdict), width)])
 

@@ -81,7 +81,7 @@ def test_the_summary_says_how_much_of_what_was_compared_can_change() -> None:
     assert summary.moved_share == 0.6
     assert as_text("full", summary).splitlines() == [
         "full: 2 traces, 40 operations compared (10 per second)",
-        "200 fields compared, 60% of them of kinds that change in these traces",
+        "200 fields compared, 60% of them of kinds that change in the prediction",
         "never changed (2 kinds): torn, vmstat.thp_swpout",
         "41 fields not compared, as the model does not have them: vmstat.thp_file_alloc",
         "no divergence",

@@ -245,7 +245,7 @@ def test_what_the_baseline_does_itself_is_said_so(tmp_path: Path) -> None:
     verdict = searcher(tmp_path, crashes_from(0), rate=1)()
     assert verdict.answer.conclusion is Conclusion.ALREADY
     assert sentence(verdict).startswith(
-        "baseline, which the stages are applied to, shows 'kernel-bug' itself"
+        "baseline, which the stages are applied to, already shows 'kernel-bug'"
     )
 
 

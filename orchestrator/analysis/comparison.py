@@ -48,9 +48,6 @@ _NO_VERDICT: Final = (
     "them as if they were by one."
 )
 
-#: A knob at its neutral value: the patch that introduces it claims to change nothing there.
-_NEUTRAL_KNOBS: Final = {"promotion_threshold": "1"}
-
 
 @dataclass(frozen=True)
 class Side:
@@ -378,7 +375,9 @@ class _Variant:
 
     def described(self) -> ComparedVariant:
         entry = self.entry
-        neutral = any(entry.knobs.get(key) == value for key, value in _NEUTRAL_KNOBS.items())
+        series = self.run.manifest.series
+        at = series.neutral if series is not None else {}
+        neutral = any(entry.knobs.get(key) == value for key, value in at.items())
         return ComparedVariant(
             name=self.name,
             role=self.role,

@@ -182,7 +182,7 @@ def command(
         bench = terminal.bench(events, source, accel, flavour, build_jobs, series)
         search, traces = request.search(bench)
         search.experiment.topology.check_host(1)
-        check_clock(search.question, metrics_of(bench.workloads, search.workload), bench.accelerator.clock)
+        check_clock(search.question, metrics_of(bench, search.workload), bench.accelerator.clock)
         manifest = manifest_of(search, bench, ["orchestrate", *sys.argv[1:]])
         writer = RunWriter.create(terminal.project.results, search.experiment.name, manifest)
         keep_traces(writer.path, traces)

@@ -29,6 +29,16 @@ if TYPE_CHECKING:
 FILE: Final = "run.json"
 _CELL_ID = re.compile(r"[^/\0.][^/\0]*")
 _SHOWN_FAULTS = 3
+#: What a run did not record of its series before series.toml had it, by the name of the series.
+_SERIES_BEFORE: Final[Mapping[str, Mapping[str, Any]]] = {
+    "thp-reservations": {
+        "neutral": {"promotion_threshold": "1"},
+        "identities": [
+            "512 * thp_res_alloc == nr_thp_reserved + thp_res_mapped + thp_res_released + thp_res_filled"
+        ],
+        "levels": ["nr_thp_reserved"],
+    }
+}
 
 
 class RunKind(StrEnum):
@@ -137,12 +147,18 @@ class SeriesRecord(Record):
     Args:
         base: kernel version that it is for.
         directory: of another series than the project's.
+        neutral: knob -> value at which the series claims to change nothing.
+        identities: equations between its counters; see :mod:`orchestrator.analysis.identity`.
+        levels: counters of what processes hold.
     """
 
     name: str
     title: str
     base: str
     directory: str | None = None
+    neutral: Mapping[str, str] = field(default_factory=dict)
+    identities: tuple[str, ...] = ()
+    levels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -475,6 +491,10 @@ def read_manifest(directory: Path) -> Manifest:
             f"{directory} was written by a newer orchestrate (schema {schema}, this one reads {SCHEMA_VERSION}); "
             "update orchestrate."
         )
+    series = content.get("series")
+    if isinstance(series, dict) and "identities" not in series:
+        content["series"] = {**_SERIES_BEFORE.get(str(series.get("name")), {}), **series}
+        text = json.dumps(content)
     if schema == 1:
         text = json.dumps(_from_schema_1(content))
     manifest = _parsed(text, path)

@@ -9,8 +9,11 @@ import pytest
 THOROUGH = frozenset(
     (
         "test_a_mistake_breaks_what_always_holds",
+        "test_a_change_as_large_as_the_margin_is_seldom_equivalent",
+        "test_a_third_of_the_boots_is_saved_where_the_clock_is_steady_and_no_decision_is_lost",
         "test_any_flake_rate_leads_to_an_answer_that_was_verified",
         "test_covers_the_truth_as_often_as_it_says",
+        "test_equal_kernels_differ_no_more_often_than_stated",
         "test_false_positives_of_a_family_are_at_most_nominal",
         "test_a_shift_of_one_per_cent_is_seen_at_the_spread_of_instruction_counts",
         "test_that_one_boot_in_ten_is_much_slower_does_not_hide_it_for_long",

@@ -402,7 +402,7 @@ def test_the_list_of_selftests_is_sound(tmp_path: Path) -> None:
     assert wanted | {"migration", "ksm_functional_tests"} <= set(names)
     broken = tmp_path / "selftests.toml"
     broken.write_text('packages = []\nflags = []\ndifferent = {}\n[[test]]\nname = "x"\n')
-    with pytest.raises(UserError, match=r"selftests\.toml: an entry has no valid 'argv'"):
+    with pytest.raises(UserError, match=r"selftests\.toml:4: test 1: argv: this key is missing"):
         load_selftests(broken)
 
 

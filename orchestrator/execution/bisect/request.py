@@ -19,7 +19,7 @@ from orchestrator.execution.bisect.question import (
 )
 from orchestrator.execution.check.request import WORKLOAD as CHECK
 from orchestrator.execution.check.request import TraceChoice
-from orchestrator.execution.derived import DERIVED_METRICS
+from orchestrator.execution.derived import derived_metrics
 from orchestrator.execution.measure.request import described_experiment
 from orchestrator.execution.measure.request import manifest_of as measured_manifest
 from orchestrator.experiment.cell import Cell, cells_of
@@ -27,7 +27,7 @@ from orchestrator.experiment.experiment import Experiment
 from orchestrator.experiment.knob import parse_settings, series_knob
 from orchestrator.experiment.variant import Variant
 from orchestrator.guest.sampler import SAMPLER_METRICS
-from orchestrator.guest.workload import Workload, parse_workload_arguments
+from orchestrator.guest.workload import parse_workload_arguments
 from orchestrator.kernel.series import Series, Stage
 from orchestrator.machine.topology import Topology
 from orchestrator.model.trace import Trace
@@ -210,9 +210,7 @@ class BisectionRequest:
         variants, stages = stage_variants(
             self.patchset, self.against, parse_settings(self.settings, series), self.cmdline, series
         )
-        question = question_of(
-            self.metric, self.until, self.matching, metrics_of(bench.workloads, next(iter(chosen)))
-        )
+        question = question_of(self.metric, self.until, self.matching, metrics_of(bench, next(iter(chosen))))
         experiment = Experiment(
             name=self.name or f"bisect-{self.patchset}",
             variants=variants,
@@ -245,7 +243,7 @@ def search_of_manifest(manifest: Manifest, bench: Bench) -> StagedSearch:
     asked = manifest.bisection
     if asked is None:
         raise UserError(f"{manifest.run} is not a bisection.")
-    metrics = metrics_of(bench.workloads, next(iter(manifest.workloads)))
+    metrics = metrics_of(bench, next(iter(manifest.workloads)))
     question = question_of(asked.metric, asked.until, asked.matching, metrics)
     experiment = described_experiment(manifest)
     patchsets = [variant.patchset for variant in experiment.variants]
@@ -277,12 +275,12 @@ def question_of(
     return parse_metric(metric, metrics)
 
 
-def metrics_of(workloads: Mapping[str, Workload], workload: str) -> Sequence[Metric]:
+def metrics_of(bench: Bench, workload: str) -> Sequence[Metric]:
     """Those that a cell may have; traces have none."""
     if workload == CHECK:
         return ()
     return [
-        *workloads[workload].metrics.values(),
-        *DERIVED_METRICS.values(),
+        *bench.workloads[workload].metrics.values(),
+        *derived_metrics(bench.series).values(),
         *SAMPLER_METRICS.values(),
     ]

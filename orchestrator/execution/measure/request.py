@@ -11,7 +11,7 @@ from typing import Any, Final
 from orchestrator import defaults
 from orchestrator.errors import UserError
 from orchestrator.execution.bench import Bench
-from orchestrator.execution.derived import DERIVED_METRICS
+from orchestrator.execution.derived import derived_metrics
 from orchestrator.execution.measured_cell import CellResult
 from orchestrator.execution.provenance import begin, topology_of, variant_record
 from orchestrator.experiment.cell import Cell
@@ -161,7 +161,7 @@ def manifest_of(experiment: Experiment, bench: Bench, command: Sequence[str]) ->
         command,
         variants=[variant_record(variant, bench) for variant in experiment.variants],
         workloads={
-            name: workload_record(bench.workloads[name], parameters)
+            name: workload_record(bench.workloads[name], parameters, bench.series)
             for name, parameters in experiment.workloads.items()
         },
         cells=[planned_cell(cell, experiment) for cell in experiment.cells],
@@ -177,13 +177,14 @@ def manifest_of(experiment: Experiment, bench: Bench, command: Sequence[str]) ->
     )
 
 
-def workload_record(workload: Workload, parameters: Mapping[str, str]) -> WorkloadRecord:
+def workload_record(workload: Workload, parameters: Mapping[str, str], series: Series) -> WorkloadRecord:
     """A workload as ``run.json`` has it.
 
     Args:
         parameters: those that differ from the defaults.
+        series: describes metrics of its own.
     """
-    declared = _metrics_of(workload)
+    declared = _metrics_of(workload, series)
     metrics = [
         metric.by(clock) for metric in declared for clock in (CLOCKS if CLOCK in metric.name else ("",))
     ]
@@ -206,10 +207,10 @@ def planned_cell(cell: Cell, experiment: Experiment) -> PlannedCell:
     )
 
 
-def _metrics_of(workload: Workload) -> Iterable[Metric]:
+def _metrics_of(workload: Workload, series: Series) -> Iterable[Metric]:
     """The workload's own metrics, then those that all have; it may say itself what one of these means to it."""
     own = workload.metrics
-    return {**own, **DERIVED_METRICS, **SAMPLER_METRICS, **own}.values()
+    return {**own, **derived_metrics(series), **SAMPLER_METRICS, **own}.values()
 
 
 def row_of(result: CellResult, experiment: Experiment) -> CellRow:

@@ -90,9 +90,9 @@ def show(context: typer.Context, run: option.Run) -> int:
 
 def _shown(run: Run, width: int) -> str | None:
     """What the command that made a run printed; None where that is a comparison, or it did not come to it."""
-    from orchestrator.execution.shown import shown
+    from orchestrator.execution.result_text import result_text
 
-    return shown(run, width)
+    return result_text(run, width)
 
 
 def _is_current(run: Run) -> bool:

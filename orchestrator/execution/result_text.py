@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A finished run as its command printed it, whatever its kind."""
+"""The text that a run of any kind is shown as: what its command printed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _TEXTS = {
 }
 
 
-def shown(run: Run, width: int) -> str | None:
+def result_text(run: Run, width: int) -> str | None:
     """What the command that made a run printed.
 
     Args:

@@ -1,20 +1,17 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What the reservation counters of a patched kernel must obey when nothing is going on."""
+"""What the counters of a patched kernel must obey when nothing is going on, as its series describes it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 import pandas as pd
 
+from orchestrator.analysis.identity import Identity, parse_identity
 from orchestrator.store.run import Run
 
-#: Base pages of a reserved block: HPAGE_PMD_NR on x86-64.
-_BLOCK_PAGES: Final = 512
-_HELD: Final = "nr_thp_reserved"
-_GONE: Final = ("thp_res_mapped", "thp_res_released", "thp_res_filled")
-_COUNTERS: Final = ("thp_res_alloc", _HELD, *_GONE)
 _VMSTAT: Final = "vmstat"
 
 
@@ -45,13 +42,17 @@ class CounterCheck:
 def check_counters(run: Run) -> CounterCheck:
     """Check the samples that were taken after the workload, in every patched cell that ended ok.
 
-    Three things: every page of a reserved block is accounted for,
-    ``512 * thp_res_alloc == nr_thp_reserved + thp_res_mapped + thp_res_released + thp_res_filled``; the
-    workload's processes left no reservation behind; no sample ever shows a negative number of reserved pages.
+    Three things: the counters satisfy the equations of the series; the workload's processes left nothing behind in
+    the counters that the series calls levels; no sample ever shows a negative level.
     """
+    series = run.manifest.series
+    if series is None:
+        return CounterCheck(0, ())
+    identities = [parse_identity(text) for text in series.identities]
+    names = sorted({*series.levels, *(name for each in identities for name in each.counters)})
     cells = run.cells
     patched = cells.loc[(cells["role"] == "patched") & (cells["outcome"] == "ok"), "cell"].tolist()
-    samples = run.samples_of(cells=patched, counters=_COUNTERS)
+    samples = run.samples_of(cells=patched, counters=names)
     samples = samples[(samples["source"] == _VMSTAT) & samples["node"].isna()]
     violations: list[Violation] = []
     checked = 0
@@ -61,30 +62,30 @@ def check_counters(run: Run) -> CounterCheck:
         if not after:
             continue
         checked += 1
-        violations += [Violation(cell, text) for text in _broken(own, after)]
+        violations += [Violation(cell, text) for text in _broken(own, after, identities, series.levels)]
     return CounterCheck(checked, tuple(violations))
 
 
-def _broken(samples: pd.DataFrame, after: dict[str, int]) -> list[str]:
-    broken = []
-    blocks = after.get("thp_res_alloc", 0)
-    parts = {name: after.get(name, 0) for name in (_HELD, *_GONE)}
-    if _BLOCK_PAGES * blocks != sum(parts.values()):
-        sides = " + ".join(f"{name} {value}" for name, value in parts.items())
-        broken.append(
-            f"counter identity broken: {_BLOCK_PAGES} x thp_res_alloc {blocks} = {_BLOCK_PAGES * blocks} pages, "
-            f"but {sides} = {sum(parts.values())}"
-        )
-    # What a daemon of the guest holds from boot on is not the workload's.
-    earlier = max(0, _last_reading(samples, "before").get(_HELD, 0))
-    if after.get(_HELD, 0) > earlier:
-        broken.append(
-            f"reservations outlived their processes: {_HELD} is {after[_HELD]} pages after the workload, "
-            f"{earlier} before it"
-        )
-    held = samples.loc[samples["counter"] == _HELD, "value"]
-    if not held.empty and int(held.min()) < 0:
-        broken.append(f"{_HELD} fell to {int(held.min())} pages")
+def _broken(
+    samples: pd.DataFrame, after: dict[str, int], identities: Sequence[Identity], levels: Sequence[str]
+) -> list[str]:
+    broken = [
+        f"counter identity broken: {clause}"
+        for each in identities
+        if (clause := each.broken(after)) is not None
+    ]
+    before = _last_reading(samples, "before")
+    for level in levels:
+        # What a daemon of the guest holds from boot on is not the workload's.
+        earlier = max(0, before.get(level, 0))
+        if after.get(level, 0) > earlier:
+            broken.append(
+                f"something outlived the workload's processes: {level} is {after[level]} after the workload, "
+                f"{earlier} before it"
+            )
+        readings = samples.loc[samples["counter"] == level, "value"]
+        if not readings.empty and int(readings.min()) < 0:
+            broken.append(f"{level} fell to {int(readings.min())}")
     return broken
 
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Metrics that come from counters, the same for every workload.
 
-A counter of events in /proc/vmstat becomes its growth over the workload; a level becomes its maximum.
+A counter of events in /proc/vmstat becomes its growth over the workload; a level becomes its maximum. The counters
+that a patch series adds become the metrics that its ``series.toml`` describes.
 """
 
 from __future__ import annotations
@@ -9,22 +10,18 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
+from orchestrator.kernel.series import CounterMetric, Series
 from orchestrator.store.observation import Metric, Observation, Sample
 
 _VMSTAT = "vmstat"
 _MEMINFO = "meminfo"
-_RESERVED = "nr_thp_reserved"
 
 #: Events of /proc/vmstat (mm/vmstat.c) that a reviewer of a THP series looks at, by the metric they become.
 EVENTS: Mapping[str, tuple[str, ...]] = {
-    # A promotion is an existing range made huge: by copy (thp_collapse_alloc) or in place (thp_res_collapse).
-    "promotions.total": ("thp_collapse_alloc", "thp_res_collapse"),
+    # A promotion is an existing range made huge; the baseline does it by copy only.
+    "promotions.total": ("thp_collapse_alloc",),
     "collapses_by_copy.total": ("thp_collapse_alloc",),
-    "collapses_in_place.total": ("thp_res_collapse",),
     "huge_faults.total": ("thp_fault_alloc",),
-    "reservations.total": ("thp_res_alloc",),
-    "reservation_failures.total": ("thp_res_alloc_failed",),
-    "dumps.total": ("thp_res_dump",),
     "pmd_splits.total": ("thp_split_pmd",),
     "oom_kills.total": ("oom_kill",),
 }
@@ -52,7 +49,6 @@ DERIVED_METRICS: Mapping[str, Metric] = {
             "lower",
             help="peak of what the workload's processes have in memory, shared pages split among them (Pss)",
         ),
-        Metric("reserved_kib.max", "KiB", None, help="peak of unused pages that reservations hold"),
         Metric(
             "promotions.total",
             "ranges",
@@ -65,7 +61,6 @@ DERIVED_METRICS: Mapping[str, Metric] = {
             "lower",
             help="huge pages allocated for promotions by copying",
         ),
-        Metric("collapses_in_place.total", "ranges", None, help="reservations that became huge pages"),
         Metric("huge_faults.total", "faults", None, help="faults that mapped a huge page"),
         Metric(
             "multi_size_faults.total",
@@ -76,36 +71,36 @@ DERIVED_METRICS: Mapping[str, Metric] = {
         Metric(
             "multi_size_kib.sum", "KiB", None, help="what those faults mapped, each by the size of its page"
         ),
-        Metric(
-            "reserved_pages.left",
-            "pages",
-            None,
-            help="unused pages that reservations hold when all processes of the workload are gone, over the start",
-        ),
-        Metric("reservations.total", "blocks", None, help="reservations made"),
-        Metric("reservation_failures.total", "faults", "lower", help="reservations that found no free block"),
-        Metric("dumps.total", "reservations", None, help="reservations given up under memory pressure"),
         Metric("pmd_splits.total", "splits", None, help="huge mappings split"),
         Metric("oom_kills.total", "kills", None, help="processes that the OOM killer ended"),
     )
 }
 
-_PAGE_KIB = 4
 _HUGE_KIB = 2048
 _THP = "thp"
 _FAULTS_OF_SIZE = re.compile(r"hugepages-(\d+)kB/stats/anon_fault_alloc")
 
 
-def observations_from_counters(samples: Sequence[Sample]) -> list[Observation]:
+def derived_metrics(series: Series) -> dict[str, Metric]:
+    """The metrics that come from counters, by name: the general ones and those of the series."""
+    return {**DERIVED_METRICS, **{each.metric.name: each.metric for each in series.metrics}}
+
+
+def observations_from_counters(
+    samples: Sequence[Sample], of_series: Sequence[CounterMetric] = ()
+) -> list[Observation]:
     """The derived metrics that these samples allow.
 
     A counter the kernel lacks yields no metric, and neither does a peak where nobody looked between before and
     after: those two readings hold none.
+
+    Args:
+        of_series: the metrics that the series describes; one with the name of a general metric replaces it.
     """
-    observations: list[Observation] = []
+    found: dict[str, Observation] = {}
 
     def observe(name: str, value: float) -> None:
-        observations.append(Observation(name, DERIVED_METRICS[name].unit, value))
+        found[name] = Observation(name, DERIVED_METRICS[name].unit, value)
 
     before = _edge(samples, "before")
     after = _edge(samples, "after")
@@ -117,10 +112,12 @@ def observations_from_counters(samples: Sequence[Sample]) -> list[Observation]:
     if sizes:
         observe("multi_size_faults.total", sum(sizes.values()))
         observe("multi_size_kib.sum", sum(kib * faults for kib, faults in sizes.items()))
-    if _RESERVED in before and _RESERVED in after:
-        observe("reserved_pages.left", after[_RESERVED] - before[_RESERVED])
+    for each in of_series:
+        value = _of_series(each, samples, before, after)
+        if value is not None:
+            found[each.metric.name] = Observation(each.metric.name, each.metric.unit, value * each.scale)
     if all(s.phase != "during" for s in samples):
-        return observations
+        return list(found.values())
     for name, total, left in (
         ("memory_kib.max", "MemTotal", "MemAvailable"),
         ("held_kib.max", "MemTotal", "MemFree"),
@@ -134,10 +131,23 @@ def observations_from_counters(samples: Sequence[Sample]) -> list[Observation]:
             processes[s.guest_s] = processes.get(s.guest_s, 0) + s.value
     if processes:
         observe("processes_kib.max", max(processes.values()))
-    reserved = [s.value for s in samples if s.source == _VMSTAT and s.node is None and s.counter == _RESERVED]
-    if reserved:
-        observe("reserved_kib.max", max(reserved) * _PAGE_KIB)
-    return observations
+    return list(found.values())
+
+
+def _of_series(
+    metric: CounterMetric, samples: Sequence[Sample], before: Mapping[str, int], after: Mapping[str, int]
+) -> int | None:
+    """The value of a series' metric, not scaled; None if the samples do not allow it."""
+    if metric.growth:
+        growth = [after[name] - before[name] for name in metric.growth if name in before and name in after]
+        return sum(growth) if growth else None
+    if metric.left is not None:
+        name = metric.left
+        return after[name] - before[name] if name in before and name in after else None
+    if all(s.phase != "during" for s in samples):
+        return None
+    levels = [s.value for s in samples if s.source == _VMSTAT and s.node is None and s.counter == metric.peak]
+    return max(levels, default=None)
 
 
 def _edge(samples: Sequence[Sample], phase: str) -> dict[str, int]:

@@ -106,7 +106,8 @@ def _measure(
     finally:
         samples = sampler.samples
         result.samples = samples
-    result.observations = [*done.observations, *observations_from_counters(samples), *sampler.observations()]
+    counted = observations_from_counters(samples, bench.series.metrics)
+    result.observations = [*done.observations, *counted, *sampler.observations()]
 
 
 def write_evidence(result: CellResult, log_directory: Path) -> None:

@@ -4,24 +4,22 @@
 from __future__ import annotations
 
 import re
-import tomllib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Literal
 
 from orchestrator import defaults
+from orchestrator.document import Document, Shape, read_document
 from orchestrator.errors import UserError
 from orchestrator.experiment.cell import Cell, cells_of
 from orchestrator.experiment.variant import Variant, check_variant, with_control
 from orchestrator.guest.workload import Workload, check_parameters
 from orchestrator.kernel.series import Series
-from orchestrator.machine.topology import Topology
+from orchestrator.machine.topology import Topology, TopologyTable
 from orchestrator.store.manifest import Role
 
-#: Default workloads of `orchestrate run`.
-T = TypeVar("T")
 #: Number of metrics in a [tradeoff] table: two axes and a colour.
 TRADEOFF_AXES = 3
 ACCELERATORS = ("auto", "icount", "tcg", "kvm")
@@ -123,20 +121,32 @@ class Experiment:
         )
 
 
-_KEYS = {
-    "name": str,
-    "topology": (str, dict),
-    "accel": str,
-    "repeat": int,
-    "seed": int,
-    "flavour": str,
-    "margin": float,
-    "timeout_s": (int, float),
-    "variant": list,
-    "workload": dict,
-    "tradeoff": dict,
-}
-_VARIANT_KEYS = {"name": str, "patchset": str, "role": str, "set": dict, "cmdline": list}
+@dataclass(frozen=True)
+class _VariantTable(Shape):
+    """``[[variant]]``."""
+
+    name: str
+    patchset: str
+    role: Literal["baseline", "patched"] = "patched"
+    set: dict[str, str | int] = field(default_factory=dict)
+    cmdline: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _ExperimentFile(Shape):
+    """An experiment file."""
+
+    variant: tuple[_VariantTable, ...]
+    name: str | None = None
+    topology: str | TopologyTable = "4x2G"
+    accel: str = "auto"
+    repeat: int = defaults.REPEAT
+    seed: int = 1
+    flavour: str = "measure"
+    margin: float = defaults.MARGIN
+    timeout_s: float | None = None
+    workload: dict[str, dict[str, str | int]] = field(default_factory=dict)
+    tradeoff: dict[str, str] = field(default_factory=dict)
 
 
 def load_experiment(path: Path, series: Series, workloads: Mapping[str, Workload]) -> Experiment:
@@ -144,150 +154,81 @@ def load_experiment(path: Path, series: Series, workloads: Mapping[str, Workload
 
     Args:
         path: the TOML file.
-        series: the series, for its patchsets and knobs.
-        workloads: the known workloads, by name.
+        series: what patchsets and knobs exist.
+        workloads: what workloads and parameters exist.
 
     Raises:
-        UserError: the file cannot be read, is not valid TOML, or has an unknown key or a bad value; the message
-            starts with file and line.
+        UserError: the file is missing or invalid, or names something unknown; the message names file and line.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot read this experiment file ({error}).") from error
-    try:
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{path}: not valid TOML: {error}.") from error
-    try:
-        return _experiment(path, text, table, series, workloads)
-    except _KeyFaultError as error:
-        where = _line(text, error.key, error.occurrence)
-        raise UserError(f"{path}:{where}: {error.message}") from error
-
-
-class _KeyFaultError(Exception):
-    """A fault at a key of the file, before its line is known."""
-
-    def __init__(self, key: str, message: str, occurrence: int = 0) -> None:
-        super().__init__(message)
-        self.key = key
-        self.message = message
-        self.occurrence = occurrence
-
-
-def _experiment(
-    path: Path, text: str, table: dict[str, Any], series: Series, known: Mapping[str, Workload]
-) -> Experiment:
-    _check_keys(table, _KEYS, "an experiment")
-    if not table.get("variant"):
-        raise _KeyFaultError(
-            "variant", "there is no [[variant]]; add a baseline and at least one variant to compare with it."
+    document = read_document(path, _ExperimentFile, "this experiment file")
+    content = document.content
+    if not content.variant:
+        raise document.fault(
+            ["variant"], "no [[variant]] is given; add at least a baseline and one to compare with it"
         )
-    variants = []
-    for index, entry in enumerate(table["variant"]):
-        _check_keys(entry, _VARIANT_KEYS, "a variant", index)
-        variants.append(_variant(entry, index, series))
+    variants = [_variant(document, index, series) for index in range(len(content.variant))]
     if all(variant.role is not Role.BASELINE for variant in variants):
-        variants[0] = Variant(
-            variants[0].name, Role.BASELINE, variants[0].patchset, variants[0].knobs, variants[0].cmdline
-        )
-    named = table.get("workload") or {name: {} for name in defaults.WORKLOADS}
-    workloads: dict[str, Mapping[str, str]] = {}
+        variants[0] = replace(variants[0], role=Role.BASELINE)
+    named = content.workload or {name: {} for name in defaults.WORKLOADS}
+    chosen: dict[str, Mapping[str, str]] = {}
     for name, parameters in named.items():
-        if not isinstance(parameters, dict):
-            raise _KeyFaultError(name, f"workload {name} is a table of parameters; write [workload.{name}].")
         given = {key: str(value) for key, value in parameters.items()}
-        workloads[name] = _guarded(name, partial(check_parameters, known, name, given))
-    tradeoff = {name: str(source) for name, source in table.get("tradeoff", {}).items()}
-    _check_tradeoff(tradeoff, workloads, known)
-    topology = table.get("topology", defaults.TOPOLOGY)
-    return _guarded(
-        "name",
+        chosen[name] = document.checked(["workload", name], partial(check_parameters, workloads, name, given))
+    _check_tradeoff(document, chosen, workloads)
+    topology = content.topology
+    machine = document.checked(
+        ["topology"],
+        lambda: Topology.parse(topology) if isinstance(topology, str) else Topology.from_table(topology),
+    )
+    return document.checked(
+        [],
         lambda: Experiment(
-            name=table.get("name", path.stem),
+            name=path.stem if content.name is None else content.name,
             variants=with_control(variants),
-            workloads=workloads,
-            topology=_guarded(
-                "topology",
-                lambda: (
-                    Topology.parse(topology) if isinstance(topology, str) else Topology.from_table(topology)
-                ),
-            ),
-            accelerator=table.get("accel", "auto"),
-            repeat=table.get("repeat", defaults.REPEAT),
-            seed=table.get("seed", 1),
-            flavour=table.get("flavour", "measure"),
-            margin=table.get("margin", defaults.MARGIN),
-            timeout_s=table.get("timeout_s"),
-            tradeoff=tradeoff,
+            workloads=chosen,
+            topology=machine,
+            accelerator=content.accel,
+            repeat=content.repeat,
+            seed=content.seed,
+            flavour=content.flavour,
+            margin=content.margin,
+            timeout_s=content.timeout_s,
+            tradeoff=content.tradeoff,
         ),
     )
 
 
 def _check_tradeoff(
-    tradeoff: Mapping[str, str], workloads: Mapping[str, object], known: Mapping[str, Workload]
+    document: Document[_ExperimentFile], workloads: Mapping[str, object], known: Mapping[str, Workload]
 ) -> None:
+    tradeoff = document.content.tradeoff
     if tradeoff and len(tradeoff) != TRADEOFF_AXES:
-        raise _KeyFaultError(
-            "tradeoff", f"[tradeoff] weighs {TRADEOFF_AXES} metrics against each other, not {len(tradeoff)}."
+        raise document.fault(
+            ["tradeoff"], f"[tradeoff] weighs {TRADEOFF_AXES} metrics against each other, not {len(tradeoff)}"
         )
     for name, source in tradeoff.items():
         workload, _, metric = source.partition("/")
         if workload not in workloads:
-            raise _KeyFaultError(
-                name, f"{name} = {source!r}: write 'WORKLOAD/METRIC', with a workload of this experiment."
+            raise document.fault(
+                ["tradeoff", name], f"{source!r}: write 'WORKLOAD/METRIC' with a workload of this experiment"
             )
         facts = known[workload].metrics.get(metric)
         if facts is None or facts.better is None:
             judged = ", ".join(each.name for each in known[workload].metrics.values() if each.better)
-            raise _KeyFaultError(
-                name,
-                f"{name} = {source!r}: {workload} has no such metric with a better direction; choose one of {judged}.",
+            raise document.fault(
+                ["tradeoff", name],
+                f"{source!r}: {workload} has no such metric with a better direction; it has {judged}",
             )
 
 
-def _variant(entry: dict[str, Any], index: int, series: Series) -> Variant:
-    if "name" not in entry or "patchset" not in entry:
-        raise _KeyFaultError("[[variant]]", "a variant needs a name and a patchset.", index)
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9@=,_+-]*", entry["name"]):
-        raise _KeyFaultError(
-            "name", f"variant name {entry['name']!r}: use only letters, digits and @ = , _ + -.", index
+def _variant(document: Document[_ExperimentFile], index: int, series: Series) -> Variant:
+    entry = document.content.variant[index]
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9@=,_+-]*", entry.name):
+        raise document.fault(
+            ["variant", index, "name"],
+            f"variant name {entry.name!r}: use only letters, digits and @ = , _ + -",
         )
-    try:
-        role = Role(entry.get("role", Role.PATCHED))
-    except ValueError:
-        raise _KeyFaultError("role", f"role {entry['role']!r}: choose baseline or patched.", 0) from None
-    knobs = {key: str(value) for key, value in entry.get("set", {}).items()}
-    variant = Variant(
-        entry["name"], role, entry["patchset"], knobs, tuple(map(str, entry.get("cmdline", ())))
-    )
-    try:
-        check_variant(variant, series)
-    except UserError as error:
-        raise _KeyFaultError("[[variant]]", str(error), index) from error
+    knobs = {key: str(value) for key, value in entry.set.items()}
+    variant = Variant(entry.name, Role(entry.role), entry.patchset, knobs, entry.cmdline)
+    document.checked(["variant", index], lambda: check_variant(variant, series))
     return variant
-
-
-def _check_keys(table: Mapping[str, Any], known: Mapping[str, Any], what: str, occurrence: int = 0) -> None:
-    for key, value in table.items():
-        if key not in known:
-            raise _KeyFaultError(key, f"unknown key {key!r} in {what}; the keys are {', '.join(known)}.")
-        if not isinstance(value, known[key]) or (isinstance(value, bool)):
-            raise _KeyFaultError(key, f"{key} has the wrong type ({type(value).__name__}).", occurrence)
-
-
-def _guarded(key: str, make: Callable[[], T]) -> T:
-    try:
-        return make()
-    except UserError as error:
-        raise _KeyFaultError(key, str(error)) from error
-
-
-def _line(text: str, key: str, occurrence: int) -> int:
-    """The line number (from 1) of the n-th occurrence of `key` as a key or table name; 1 if there is none."""
-    pattern = re.compile(
-        rf"^\s*(?:{re.escape(key)}\s*=|\[\[?[^\]]*\b{re.escape(key.strip('[]'))}\b[^\]]*\]\]?|.*\b{re.escape(key.strip('[]'))}\s*=)"
-    )
-    lines = [number for number, line in enumerate(text.splitlines(), 1) if pattern.match(line)]
-    return lines[min(occurrence, len(lines) - 1)] if lines else 1

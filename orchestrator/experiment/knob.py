@@ -122,7 +122,10 @@ def parse_settings(arguments: Iterable[str], series: Series) -> dict[str, tuple[
     for argument in arguments:
         key, equals, text = argument.partition("=")
         if not equals or not text:
-            raise UserError(f"--set {argument}: write KEY=VALUE, e.g. promotion_threshold=1,64,256.")
+            known = next((knob.name for knob in series.knobs), next(iter(BASELINE_KNOBS)))
+            raise UserError(
+                f"--set {argument}: write KEY=VALUE, or KEY=VALUE,VALUE for a sweep, e.g. {known}=1."
+            )
         if key in settings:
             raise UserError(
                 f"--set {key} is given twice; to sweep several values, separate them with commas."

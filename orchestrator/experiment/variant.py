@@ -11,9 +11,6 @@ from orchestrator.experiment.knob import check_value, combinations, series_knob
 from orchestrator.kernel.series import Series
 from orchestrator.store.manifest import Role
 
-#: Default knob values of patched kernels: a threshold of 1 should change nothing, 256 should be an improvement.
-DEFAULT_SWEEP: Mapping[str, tuple[str, ...]] = {"promotion_threshold": ("1", "256")}
-
 
 @dataclass(frozen=True)
 class Variant:
@@ -43,8 +40,8 @@ def variants_of(
 ) -> tuple[Variant, ...]:
     """The variants for the options of ``orchestrate run``: the baseline, its control, the patched kernels.
 
-    A knob that the series adds is set only on variants that have it. If `settings` lacks a knob of
-    :data:`DEFAULT_SWEEP`, patched kernels that have it run at each of its values there.
+    A knob that the series adds is set only on variants that have it. If `settings` lacks a knob
+    with a sweep of its own, patched kernels that have it run at each of its values there.
 
     Raises:
         UserError: unknown patchset; a patchset compared with itself; a knob of the series that no variant has.
@@ -61,12 +58,16 @@ def variants_of(
             if series_knob(key, series) is None or key in applied
         }
         unused -= own.keys()
-        sweep = own | {key: v for key, v in DEFAULT_SWEEP.items() if key in applied and key not in own}
+        sweep = own | {
+            knob.name: tuple(map(str, knob.sweep))
+            for knob in series.knobs
+            if knob.sweep and knob.name in applied and knob.name not in own
+        }
         if patchset == against:  # there is one baseline, with the first value of each knob
             sweep = {key: values[:1] for key, values in sweep.items()}
         for knobs in combinations(sweep):
             role = Role.BASELINE if patchset == against else Role.PATCHED
-            name = _name(patchset, knobs, sweep)
+            name = _name(patchset, knobs, sweep, series)
             variants.append(Variant(name, role, patchset, knobs, tuple(cmdline)))
     if unused:
         key = sorted(unused)[0]
@@ -110,11 +111,12 @@ def check_variant(variant: Variant, series: Series) -> None:
             )
 
 
-def _name(patchset: str, knobs: Mapping[str, str], sweep: Mapping[str, Sequence[str]]) -> str:
-    # Show the knobs that distinguish variants, and always the threshold, which is the subject of this series.
-    shown = {k: v for k, v in knobs.items() if len(sweep[k]) > 1 or k == "promotion_threshold"}
+def _name(patchset: str, knobs: Mapping[str, str], sweep: Mapping[str, Sequence[str]], series: Series) -> str:
+    # Show the knobs that distinguish variants, and always those with a label, which are the subject of the series.
+    labels = {knob.name: knob.label for knob in series.knobs if knob.label is not None}
+    shown = {key: value for key, value in knobs.items() if len(sweep[key]) > 1 or key in labels}
     if not shown:
         return patchset
-    if list(shown) == ["promotion_threshold"]:
-        return f"{patchset}@{shown['promotion_threshold']}"
+    if len(shown) == 1 and (key := next(iter(shown))) in labels:
+        return f"{patchset}@{labels[key]}{shown[key]}"
     return f"{patchset}@" + ",".join(f"{key.replace('/', '_')}={value}" for key, value in shown.items())

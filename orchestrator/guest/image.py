@@ -15,15 +15,15 @@ import json
 import posixpath
 import shutil
 import tarfile
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache, reduce
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from orchestrator.cache import Artefact, Cache, file_digest
+from orchestrator.document import Shape, read_document
 from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.events import Events
 from orchestrator.guest.archive import ArchiveEntry, archive
@@ -47,12 +47,6 @@ _LIBRARY_DIRECTORIES = (
 _COMPILER = (
     "gcc", "-std=gnu11", "-static", "-O2", "-pthread", "-Wall", "-Wextra", "-Werror", "-s",
 )  # fmt: skip
-_RECIPE_KEYS = {
-    "compression": str, "directories": list, "packages": dict, "libraries": dict, "applets": dict,
-    "symlinks": dict, "files": list, "nodes": list,
-}  # fmt: skip
-_LAYER_KEYS = {"packages": dict, "libraries": dict, "symlinks": dict, "programs": dict, "selftests": dict}
-_COMPRESSIONS = ("none", "gzip")
 
 
 @dataclass(frozen=True)
@@ -130,6 +124,64 @@ class Recipe:
         return {path.stem: path for path in sorted((self.directory / "tools").glob("*.c"))}
 
 
+@dataclass(frozen=True)
+class _LibrariesTable(Shape):
+    """``[libraries]``."""
+
+    packages: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _AppletsTable(Shape):
+    """``[applets]``."""
+
+    program: str
+
+
+@dataclass(frozen=True)
+class _FileTable(Shape):
+    """``[[files]]``."""
+
+    path: str
+    source: str
+    mode: int = 0o644
+
+
+@dataclass(frozen=True)
+class _NodeTable(Shape):
+    """``[[nodes]]``."""
+
+    path: str
+    major: int
+    minor: int
+    mode: int
+
+
+@dataclass(frozen=True)
+class _RecipeFile(Shape):
+    """``recipe.toml``."""
+
+    compression: Literal["none", "gzip"]
+    directories: tuple[str, ...]
+    packages: dict[str, tuple[str, ...]]
+    libraries: _LibrariesTable
+    applets: _AppletsTable
+    symlinks: dict[str, str]
+    files: tuple[_FileTable, ...]
+    nodes: tuple[_NodeTable, ...]
+
+
+@dataclass(frozen=True)
+class _LayerFile(Shape):
+    """``layers/<name>.toml``."""
+
+    packages: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    libraries: _LibrariesTable = field(default_factory=lambda: _LibrariesTable(()))
+    symlinks: dict[str, str] = field(default_factory=dict)
+    programs: dict[str, str] = field(default_factory=dict)
+    selftests: dict[str, str] = field(default_factory=dict)
+
+
 def load_recipe(directory: Path) -> Recipe:
     """Read ``recipe.toml`` in `directory`.
 
@@ -137,40 +189,18 @@ def load_recipe(directory: Path) -> Recipe:
         UserError: the file is missing, or an entry is invalid; the message names file and key.
     """
     path = directory / "recipe.toml"
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UserError(f"{path}: cannot read this image recipe: {error}.") from error
-    for key, value in table.items():
-        if key not in _RECIPE_KEYS:
-            raise UserError(f"{path}: unknown key {key}; the keys are {', '.join(_RECIPE_KEYS)}.")
-        if not isinstance(value, _RECIPE_KEYS[key]):
-            raise UserError(f"{path}: {key} has the wrong type ({type(value).__name__}).")
-    missing = next((key for key in _RECIPE_KEYS if key not in table), None)
-    if missing:
-        raise UserError(f"{path}: the key {missing} is missing.")
-    if table["compression"] not in _COMPRESSIONS:
-        raise UserError(f"{path}: compression {table['compression']!r}: choose {' or '.join(_COMPRESSIONS)}.")
-    try:
-        return Recipe(
-            directory,
-            table["compression"],
-            tuple(map(str, table["directories"])),
-            {name: tuple(map(str, files)) for name, files in table["packages"].items()},
-            tuple(map(str, table["libraries"]["packages"])),
-            str(table["applets"]["program"]),
-            {name: str(target) for name, target in table["symlinks"].items()},
-            {
-                str(entry["path"]): (directory / entry["source"], int(entry.get("mode", 0o644)))
-                for entry in table["files"]
-            },
-            {
-                str(entry["path"]): (int(entry["major"]), int(entry["minor"]), int(entry["mode"]))
-                for entry in table["nodes"]
-            },
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: an entry has no valid {error}.") from error
+    recipe = read_document(path, _RecipeFile, "this image recipe").content
+    return Recipe(
+        directory,
+        recipe.compression,
+        recipe.directories,
+        recipe.packages,
+        recipe.libraries.packages,
+        recipe.applets.program,
+        recipe.symlinks,
+        {entry.path: (directory / entry.source, entry.mode) for entry in recipe.files},
+        {entry.path: (entry.major, entry.minor, entry.mode) for entry in recipe.nodes},
+    )
 
 
 def with_layer(recipe: Recipe, name: str) -> Recipe:
@@ -185,31 +215,19 @@ def with_layer(recipe: Recipe, name: str) -> Recipe:
         raise UserError(
             f"the guest image has no layer {name!r}; the layers are {', '.join(there) or 'none'}."
         )
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UserError(f"{path}: cannot read this image layer: {error}.") from error
-    for key, value in table.items():
-        if key not in _LAYER_KEYS or not isinstance(value, _LAYER_KEYS[key]):
-            raise UserError(
-                f"{path}: {key} is unknown or has the wrong type; the keys are {', '.join(_LAYER_KEYS)}."
-            )
-    try:
-        packages = {package: tuple(map(str, files)) for package, files in table.get("packages", {}).items()}
-        programs = {place: recipe.directory / str(name) for place, name in table.get("programs", {}).items()}
-        libraries = tuple(map(str, table.get("libraries", {"packages": []})["packages"]))
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{path}: an entry has no valid {error}.") from error
-    empty = next((each for each in programs.values() if not any(each.glob("*.c"))), None)
-    if empty is not None:
-        raise UserError(f"{path}: there is no C source in {empty}.")
+    document = read_document(path, _LayerFile, "this image layer")
+    layer = document.content
+    programs = {place: recipe.directory / directory for place, directory in layer.programs.items()}
+    for place, directory in programs.items():
+        if not any(directory.glob("*.c")):
+            raise document.fault(["programs", place], f"there is no C source in {directory}")
     return replace(
         recipe,
-        packages={**recipe.packages, **packages},
-        libraries=tuple(dict.fromkeys((*recipe.libraries, *libraries))),
-        symlinks={**recipe.symlinks, **table.get("symlinks", {})},
+        packages={**recipe.packages, **layer.packages},
+        libraries=tuple(dict.fromkeys((*recipe.libraries, *layer.libraries.packages))),
+        symlinks={**recipe.symlinks, **layer.symlinks},
         programs={**recipe.programs, **programs},
-        selftests={**recipe.selftests, **table.get("selftests", {})},
+        selftests={**recipe.selftests, **layer.selftests},
         layers=(*recipe.layers, path),
     )
 

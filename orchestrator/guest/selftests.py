@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import os
 import tarfile
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.cache import Artefact, Cache
-from orchestrator.errors import InfrastructureError, UserError
+from orchestrator.document import Shape, read_document
+from orchestrator.errors import InfrastructureError
 from orchestrator.events import Events
 from orchestrator.guest.packages import find_packages, root_of
 from orchestrator.kernel.repository import Repository
@@ -56,14 +56,12 @@ class SelftestPlan:
     Args:
         packages: Debian packages with headers and static libraries.
         flags: compiler flags.
-        excluded: selftest that is not run -> reason.
         different: fnmatch pattern for names of tests with another result at a threshold above 1 -> reason.
     """
 
     tests: tuple[Selftest, ...]
     packages: tuple[str, ...]
     flags: tuple[str, ...]
-    excluded: Mapping[str, str]
     different: Mapping[str, str]
 
 
@@ -82,29 +80,34 @@ class Selftests:
     log: Path
 
 
+@dataclass(frozen=True)
+class _TestTable(Shape):
+    """``[[test]]``."""
+
+    name: str
+    argv: tuple[str, ...]
+    timeout_s: float = _TIMEOUT_S
+
+
+@dataclass(frozen=True)
+class _PlanFile(Shape):
+    """``selftests.toml``."""
+
+    test: tuple[_TestTable, ...]
+    packages: tuple[str, ...]
+    flags: tuple[str, ...]
+    different: dict[str, str]
+
+
 def load_selftests(path: Path) -> SelftestPlan:
     """Read the plan.
 
     Raises:
         UserError: the file cannot be read, or an entry is invalid.
     """
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-        tests = tuple(
-            Selftest(str(row["name"]), tuple(map(str, row["argv"])), float(row.get("timeout_s", _TIMEOUT_S)))
-            for row in table["test"]
-        )
-        return SelftestPlan(
-            tests,
-            tuple(map(str, table["packages"])),
-            tuple(map(str, table["flags"])),
-            {name: str(why) for name, why in table["excluded"].items()},
-            {name: str(why) for name, why in table["different"].items()},
-        )
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UserError(f"{path}: cannot read this list of selftests: {error}.") from error
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: an entry has no valid {error}.") from error
+    plan = read_document(path, _PlanFile, "this list of selftests").content
+    tests = tuple(Selftest(row.name, row.argv, row.timeout_s) for row in plan.test)
+    return SelftestPlan(tests, plan.packages, plan.flags, plan.different)
 
 
 def selftests_artefact(

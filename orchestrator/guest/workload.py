@@ -10,25 +10,24 @@ from __future__ import annotations
 import json
 import math
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
+from orchestrator.document import Document, Shape, read_document
 from orchestrator.errors import UserError
 from orchestrator.guest.image import WORKLOADS
 from orchestrator.guest.ssh import Finished, Guest
 from orchestrator.spelling import meant
-from orchestrator.store.observation import CLOCK, Better, Metric, Observation
+from orchestrator.store.observation import CLOCK, METRIC_NAME, Better, Metric, Observation
 
 Kind = Literal["integer", "choice", "size"]
 
 #: A parameter that every workload has: it sets several other parameters at once.
 SIZE = "size"
 SIZES = ("quick", "full")
-#: ``noun_unit.statistic``, e.g. ``fault_ns.p50``.
-_METRIC_NAME = re.compile(r"[a-z][a-z0-9_]*(\{clock\})?\.[a-z][a-z0-9_]*")
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _SIZE = re.compile(r"(\d+)([KMGT]?)", re.ASCII)
 _INTEGER = re.compile(r"-?\d+", re.ASCII)
@@ -128,45 +127,43 @@ class WorkloadFailed(Exception):  # noqa: N818 - named like an outcome
 
 
 @dataclass(frozen=True)
-class _Table:
-    """A table of a manifest, read key by key, so that error messages name file and key."""
+class _ParameterTable(Shape):
+    """``[parameters.NAME]`` of a manifest."""
 
-    path: Path
-    name: str
-    content: Mapping[str, Any]
-    used: set[str] = field(default_factory=set)
-
-    def fault(self, key: str, what: str) -> UserError:
-        where = f"{self.name}.{key}" if self.name else key
-        return UserError(f"{self.path}: {where}: {what}.")
-
-    def get(self, key: str, kind: type, default: Any = None) -> Any:
-        self.used.add(key)
-        if key not in self.content:
-            if default is None:
-                raise self.fault(key, "this key is missing")
-            return default
-        value = self.content[key]
-        # In Python a bool is an int, but in a manifest it is not.
-        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            raise self.fault(key, f"must be {_KINDS[kind]}, not {value!r}")
-        return value
-
-    def table(self, key: str) -> dict[str, _Table]:
-        entries = self.get(key, dict, {})
-        for name, entry in entries.items():
-            if not isinstance(entry, dict):
-                raise self.fault(f"{key}.{name}", "must be a table")
-        prefix = f"{self.name}.{key}" if self.name else key
-        return {name: _Table(self.path, f"{prefix}.{name}", entry) for name, entry in entries.items()}
-
-    def done(self) -> None:
-        for key in self.content:
-            if key not in self.used:
-                raise self.fault(key, f"unknown key{_suggestion(key, self.used)}")
+    type: Literal["integer", "choice", "size"]
+    default: int | str
+    help: str
+    unit: str = ""
+    choices: tuple[str, ...] | None = None
+    minimum: int | str | None = None
+    maximum: int | str | None = None
 
 
-_KINDS = {str: "a string", int: "an integer", bool: "true or false", list: "a list", dict: "a table"}
+@dataclass(frozen=True)
+class _MetricTable(Shape):
+    """``[metrics.NAME]`` of a manifest."""
+
+    unit: str
+    help: str
+    better: Literal["lower", "higher", "neither"] = "neither"
+    primary: bool = False
+    clock: bool = False
+
+
+@dataclass(frozen=True)
+class _Manifest(Shape):
+    """The manifest of a workload."""
+
+    title: str
+    program: str
+    timeout_s: int
+    sample_interval_ms: int
+    metrics: dict[str, _MetricTable] = field(default_factory=dict)
+    parameters: dict[str, _ParameterTable] = field(default_factory=dict)
+    quick: dict[str, int | str] = field(default_factory=dict)
+    help: str = ""
+    sample_processes: bool = False
+    layers: tuple[str, ...] = ()
 
 
 def load_workloads(directory: Path) -> dict[str, Workload]:
@@ -176,7 +173,7 @@ def load_workloads(directory: Path) -> dict[str, Workload]:
         directory: directory ``guest_workloads``.
 
     Raises:
-        UserError: a manifest is invalid; the message names file and key.
+        UserError: a manifest is invalid; the message names file, line and key.
     """
     if not directory.is_dir():
         raise UserError(f"{directory}: this directory of workloads does not exist.")
@@ -194,100 +191,107 @@ def load_workload(path: Path) -> Workload:
     """Read one manifest.
 
     Raises:
-        UserError: it is invalid; the message names file and key.
+        UserError: it is invalid; the message names file, line and key.
     """
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UserError(f"{path}: cannot read this manifest: {error}.") from error
-    table = _Table(path, "", content)
-    parameters = {name: _parameter(name, entry) for name, entry in table.table("parameters").items()}
-    metrics = {name: _metric(name, entry) for name, entry in table.table("metrics").items()}
-    workload = Workload(
+    document = read_document(path, _Manifest, "this manifest")
+    manifest = document.content
+    parameters = {name: _parameter(name, document) for name in manifest.parameters}
+    metrics = {name: _metric(name, document) for name in manifest.metrics}
+    quick = {}
+    for name, value in manifest.quick.items():
+        if name not in parameters:
+            raise document.fault(
+                ["quick", name], f"there is no such parameter{_suggestion(name, parameters)}"
+            )
+        quick[name] = document.checked(["quick", name], partial(parameters[name].check, str(value)))
+    if not metrics:
+        raise document.fault(["metrics"], "a workload must have at least one metric")
+    if manifest.timeout_s <= 0:
+        raise document.fault(["timeout_s"], "must be more than 0 seconds")
+    if manifest.sample_processes and not manifest.sample_interval_ms:
+        raise document.fault(["sample_processes"], "needs a sample_interval_ms")
+    if manifest.sample_interval_ms < 0:
+        raise document.fault(["sample_interval_ms"], "must be 0 (no sampling) or more milliseconds")
+    return Workload(
         path.stem,
-        table.get("title", str),
-        table.get("program", str),
+        manifest.title,
+        manifest.program,
         parameters,
         metrics,
-        float(table.get("timeout_s", int)),
-        table.get("sample_interval_ms", int),
-        table.get("help", str, " ").strip(),
-        _quick(table, parameters),
-        table.get("sample_processes", bool, False),
-        tuple(table.get("layers", list, [])),
+        float(manifest.timeout_s),
+        manifest.sample_interval_ms,
+        manifest.help.strip(),
+        quick,
+        manifest.sample_processes,
+        manifest.layers,
     )
-    table.done()
-    if not metrics:
-        raise table.fault("metrics", "a workload must have at least one metric")
-    if workload.timeout_s <= 0:
-        raise table.fault("timeout_s", "must be more than 0 seconds")
-    if workload.sample_processes and not workload.sample_interval_ms:
-        raise table.fault("sample_processes", "needs a sample_interval_ms")
-    if workload.sample_interval_ms < 0:
-        raise table.fault("sample_interval_ms", "must be 0 (no sampling) or more milliseconds")
-    return workload
 
 
-def _quick(table: _Table, parameters: Mapping[str, Parameter]) -> dict[str, str]:
-    quick = {}
-    for name, value in table.get("quick", dict, {}).items():
-        if name not in parameters:
-            raise table.fault(f"quick.{name}", f"there is no such parameter{_suggestion(name, parameters)}")
-        try:
-            quick[name] = parameters[name].check(str(value))
-        except UserError as error:
-            raise table.fault(f"quick.{name}", str(error).rstrip(".")) from error
-    return quick
-
-
-def _parameter(name: str, table: _Table) -> Parameter:
+def _parameter(name: str, document: Document[_Manifest]) -> Parameter:
+    table = document.content.parameters[name]
+    place = ["parameters", name]
     if not _NAME.fullmatch(name) or name in ("seed", "clock", SIZE):
-        raise table.fault(
-            "", "the name of a parameter must have only a-z, 0-9 and _, and must not be seed, clock or size"
+        raise document.fault(
+            place,
+            "the name of a parameter must have only a-z, 0-9 and _, and must not be seed, clock or size",
         )
-    kind = table.get("type", str)
-    if kind not in ("integer", "choice", "size"):
-        raise table.fault("type", f"{kind!r}: choose integer, choice or size")
-    text, unit = table.get("help", str), table.get("unit", str, " ").strip()
-    choices: tuple[str, ...] = ()
+    # Each type has keys of its own.
+    numeric = table.type != "choice"
+    for key, value, is_its_own in (
+        ("choices", table.choices, not numeric),
+        ("minimum", table.minimum, numeric),
+        ("maximum", table.maximum, numeric),
+    ):
+        if is_its_own and value is None:
+            raise document.fault([*place, key], "this key is missing")
+        if not is_its_own and value is not None:
+            raise document.fault([*place, key], f"a parameter of the type {table.type} has no such key")
     minimum = maximum = None
-    if kind == "choice":
-        choices = tuple(table.get("choices", list))
-        if not choices or not all(isinstance(choice, str) for choice in choices):
-            raise table.fault("choices", "must have at least one string")
-        default = table.get("default", str)
-    elif kind == "integer":
-        default = str(table.get("default", int))
-        minimum, maximum = table.get("minimum", int), table.get("maximum", int)
-    else:
-        default = table.get("default", str)
-        minimum, maximum = (_bytes_of(table.get(key, str)) for key in ("minimum", "maximum"))
-        if minimum is None or maximum is None:
-            raise table.fault("minimum", "must be a size such as 64K, 2M or 1G")
-    table.done()
-    parameter = Parameter(name, kind, default, " ".join(text.split()), unit, choices, minimum, maximum)
-    try:
-        normal = parameter.check(default)
-    except UserError as error:
-        raise table.fault("default", str(error).rstrip(".")) from error
-    return Parameter(name, kind, normal, parameter.help, unit, choices, minimum, maximum)
+    if table.type == "integer":
+        for key, value in (
+            ("default", table.default),
+            ("minimum", table.minimum),
+            ("maximum", table.maximum),
+        ):
+            if not isinstance(value, int):
+                raise document.fault([*place, key], f"must be a whole number, not {value!r}")
+        minimum, maximum = table.minimum, table.maximum
+    elif table.type == "size":
+        minimum, maximum = (_bytes_of(str(value)) for value in (table.minimum, table.maximum))
+        for key, value in (("minimum", minimum), ("maximum", maximum)):
+            if value is None:
+                raise document.fault([*place, key], "must be a size such as 64K, 2M or 1G")
+    elif not table.choices:
+        raise document.fault([*place, "choices"], "must have at least one string")
+    if table.type != "integer" and not isinstance(table.default, str):
+        raise document.fault([*place, "default"], f"must be a string, not {table.default!r}")
+    parameter = Parameter(
+        name,
+        table.type,
+        str(table.default),
+        " ".join(table.help.split()),
+        table.unit.strip(),
+        table.choices or (),
+        cast("int | None", minimum),
+        cast("int | None", maximum),
+    )
+    default = document.checked([*place, "default"], partial(parameter.check, parameter.default))
+    return replace(parameter, default=default)
 
 
-def _metric(name: str, table: _Table) -> Metric:
-    if not _METRIC_NAME.fullmatch(name):
-        raise table.fault(
-            "", "the name of a metric must have the form noun_unit.statistic, e.g. fault_{clock}.p50"
+def _metric(name: str, document: Document[_Manifest]) -> Metric:
+    table = document.content.metrics[name]
+    place = ["metrics", name]
+    if not METRIC_NAME.fullmatch(name):
+        raise document.fault(
+            place, "the name of a metric must have the form noun_unit.statistic, e.g. fault_{clock}.p50"
         )
-    unit, better = table.get("unit", str), table.get("better", str, "neither")
-    primary, clock = table.get("primary", bool, False), table.get("clock", bool, False)
-    text = table.get("help", str)
-    table.done()
-    if better not in ("lower", "higher", "neither"):
-        raise table.fault("better", f"{better!r}: choose lower or higher, or leave it out")
-    if clock != (CLOCK in name) or (CLOCK in unit and not clock):
-        raise table.fault("clock", "must be true if and only if the name contains {clock}")
-    direction: Better = "lower" if better == "lower" else "higher" if better == "higher" else None
-    return Metric(name, unit, direction, primary, clock, text)
+    if table.clock != (CLOCK in name) or (CLOCK in table.unit and not table.clock):
+        raise document.fault(
+            [*place, "clock"], "must be true if and only if the name of the metric contains {clock}"
+        )
+    direction: Better = None if table.better == "neither" else table.better
+    return Metric(name, table.unit, direction, table.primary, table.clock, table.help)
 
 
 def check_parameters(
@@ -472,7 +476,7 @@ def _fault_of(record: object) -> str | None:
     if kind == "metric":
         if not isinstance(record.get("unit"), str) or not _is_number(record.get("value")):
             return "lacks a unit or a numeric value"
-        if not _METRIC_NAME.fullmatch(record["metric"]):
+        if not METRIC_NAME.fullmatch(record["metric"]):
             return "has a metric that is not named noun_unit.statistic"
     if kind == "histogram":
         buckets = record.get("buckets")

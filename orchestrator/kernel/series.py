@@ -5,34 +5,22 @@ from __future__ import annotations
 
 import hashlib
 import re
-import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
+from orchestrator.analysis.identity import parse_identity
 from orchestrator.cache import file_digest
+from orchestrator.document import Document, Place, Shape, read_document
 from orchestrator.errors import UserError
-from orchestrator.spelling import hint, meant
+from orchestrator.spelling import meant
+from orchestrator.store.observation import CLOCK, METRIC_NAME, Better, Metric
 
 BASELINE = "baseline"
 FULL = "full"
 _SCHEMA = 2
-_TYPES = {int: "a whole number", str: "a string", list: "a list", dict: "a table"}
-_NAMES = ("groups", "knobs", "counters", "variants")
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]*")
-_TOP = {
-    "schema": int, "name": str, "title": str, "groups": list, "linux": str, "package": str, "directory": str,
-    "reference": str, "base": list, "stage": list, "knob": list,
-}  # fmt: skip
-_BASE = {"version": str}
-_STAGE = {
-    "number": int, "name": str, "group": str, "patch": str, "title": str, "knobs": list, "counters": list,
-    "defaults": dict, "variants": list,
-}  # fmt: skip
-_KNOB = {
-    "name": str, "path": str, "kind": str, "minimum": int, "maximum": int, "default": int, "help": str,
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -112,6 +100,10 @@ class Knob:
         minimum, maximum: accepted values; the kernel rejects all others with EINVAL.
         default: default value in the stage that adds it; see :meth:`Series.default_of` for later stages.
         stage: number of the stage that adds it.
+        neutral: the value at which the stage that adds it claims to change nothing; None if there is none.
+        sweep: values at which a patched kernel runs if nothing is asked for; empty for its default only.
+        label: what stands before the value in the name of a variant, which then always shows it; may be empty, as
+            in ``core-only@256``. None for ``NAME=``, shown only where variants differ in it.
     """
 
     name: str
@@ -122,6 +114,27 @@ class Knob:
     default: int
     help: str
     stage: int
+    neutral: int | None = None
+    sweep: tuple[int, ...] = ()
+    label: str | None = None
+
+
+@dataclass(frozen=True)
+class CounterMetric:
+    """A metric computed from counters of /proc/vmstat; exactly one of the last three is set.
+
+    Args:
+        scale: what a value is multiplied by to get the metric's unit.
+        growth: counters of events whose growth over the workload is summed up.
+        peak: a level, whose highest reading counts.
+        left: a level, whose reading after the workload counts, over that before.
+    """
+
+    metric: Metric
+    scale: int = 1
+    growth: tuple[str, ...] = ()
+    peak: str | None = None
+    left: str | None = None
 
 
 @dataclass(frozen=True)
@@ -131,6 +144,9 @@ class Series:
     Args:
         groups: names of the groups in order; a group contains every stage up to its last one.
         bases: the kernel sources that the patches are for.
+        identities: equations that its counters satisfy after a workload; see :mod:`orchestrator.analysis.identity`.
+        levels: counters of what processes hold: never negative, and after a workload no more than before.
+        metrics: computed from counters, for every workload. One with the name of a general metric replaces it.
     """
 
     name: str
@@ -139,6 +155,9 @@ class Series:
     bases: Bases
     stages: tuple[Stage, ...]
     knobs: tuple[Knob, ...]
+    identities: tuple[str, ...] = ()
+    levels: tuple[str, ...] = ()
+    metrics: tuple[CounterMetric, ...] = ()
 
     def default_of(self, knob: Knob, stages: Sequence[Stage]) -> int:
         """The value of a knob after boot of a kernel with these stages."""
@@ -181,6 +200,86 @@ class Series:
         )
 
 
+@dataclass(frozen=True)
+class _BaseTable(Shape):
+    """``[[base]]``."""
+
+    version: str
+
+
+@dataclass(frozen=True)
+class _StageTable(Shape):
+    """``[[stage]]``."""
+
+    number: int
+    name: str
+    group: str
+    patch: str
+    title: str
+    knobs: tuple[str, ...]
+    counters: tuple[str, ...]
+    defaults: dict[str, int] = field(default_factory=dict)
+    variants: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class _KnobTable(Shape):
+    """``[[knob]]``."""
+
+    name: str
+    path: str
+    kind: Literal["integer"]
+    minimum: int
+    maximum: int
+    default: int
+    help: str
+    neutral: int | None = None
+    sweep: tuple[int, ...] = ()
+    label: str | None = None
+
+
+@dataclass(frozen=True)
+class _IdentityTable(Shape):
+    """``[[identity]]``."""
+
+    expression: str
+
+
+@dataclass(frozen=True)
+class _MetricTable(Shape):
+    """``[[metric]]``; see :class:`CounterMetric`."""
+
+    name: str
+    unit: str
+    help: str
+    better: Literal["lower", "higher", "neither"] = "neither"
+    primary: bool = False
+    scale: int = 1
+    growth: tuple[str, ...] = ()
+    peak: str | None = None
+    left: str | None = None
+
+
+@dataclass(frozen=True)
+class _SeriesFile(Shape):
+    """``series.toml``."""
+
+    schema: int
+    name: str
+    title: str
+    groups: tuple[str, ...]
+    linux: str
+    package: str
+    directory: str
+    base: tuple[_BaseTable, ...]
+    stage: tuple[_StageTable, ...]
+    knob: tuple[_KnobTable, ...] = ()
+    identity: tuple[_IdentityTable, ...] = ()
+    metric: tuple[_MetricTable, ...] = ()
+    levels: tuple[str, ...] = ()
+    reference: str | None = None
+
+
 def load_series(directory: Path) -> Series:
     """Read ``series.toml``.
 
@@ -188,96 +287,101 @@ def load_series(directory: Path) -> Series:
         directory: the directory of ``series.toml`` and the patches.
 
     Raises:
-        UserError: the file cannot be read, or an entry is invalid.
+        UserError: the file is missing or invalid; the message names file and line.
     """
-    path = directory / "series.toml"
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot read the series ({error}).") from error
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f"{path}: not valid TOML: {error}.") from error
-    if table.get("schema", _SCHEMA) != _SCHEMA:  # checked first, since another schema has other keys
-        raise UserError(f"{path}: unknown schema {table['schema']}; this version reads schema {_SCHEMA}.")
-    _check(path, "the series", table, _TOP, optional=("knob", "reference"))
-    bases = _bases(path, table)
-    groups = _groups(path, table["groups"])
+    document = read_document(directory / "series.toml", _SeriesFile, "the series", schema=_SCHEMA)
+    content = document.content
+    bases = _bases(document)
+    _check_groups(document)
     stages = tuple(
-        _stage(path, entry, number, groups, bases, directory / table["directory"])
-        for number, entry in enumerate(table["stage"], 1)
+        _stage(document, index, bases, directory / content.directory) for index in range(len(content.stage))
     )
-    _check_stages(path, stages, groups)
-    knobs = tuple(_knob(path, entry, stages) for entry in table.get("knob", []))
-    _check_knobs(path, stages, knobs)
-    return Series(table["name"], table["title"], groups, bases, stages, knobs)
+    _check_stages(document, stages)
+    knobs = tuple(_knob(document, index, stages) for index in range(len(content.knob)))
+    _check_knobs(document, stages, knobs)
+    counters = {name for stage in stages for name in stage.counters}
+    for index, level in enumerate(content.levels):
+        if level not in counters:
+            raise document.fault(["levels", index], f"no stage adds the counter {level}")
+    return Series(
+        content.name,
+        content.title,
+        content.groups,
+        bases,
+        stages,
+        knobs,
+        tuple(_identity(document, index, counters) for index in range(len(content.identity))),
+        content.levels,
+        tuple(_metric(document, index) for index in range(len(content.metric))),
+    )
 
 
-def _bases(path: Path, table: Mapping[str, Any]) -> Bases:
+def _bases(document: Document[_SeriesFile]) -> Bases:
+    content = document.content
     versions: list[str] = []
-    for entry in table["base"]:
-        _check(path, "a [[base]]", entry, _BASE)
-        if entry["version"] in versions:
-            raise UserError(f"{path}: two [[base]]s have the version {entry['version']}; remove one.")
-        versions.append(entry["version"])
+    for index, base in enumerate(content.base):
+        if base.version in versions:
+            raise document.fault(
+                ["base", index], f"two [[base]]s have the version {base.version}; remove one"
+            )
+        versions.append(base.version)
     if not versions:
-        raise UserError(f"{path}: there is no [[base]]; add one with a version of {table['package']}.")
-    reference = path.parent / table["directory"] / table["reference"] if "reference" in table else None
-    if reference is not None and not reference.is_file():
-        raise UserError(f"{path}: the reference archive {reference} does not exist.")
-    return Bases(table["linux"], table["package"], tuple(versions), reference)
+        raise document.fault(["base"], f"there is no [[base]]; add one with a version of {content.package}")
+    reference = None
+    if content.reference is not None:
+        reference = document.path.parent / content.directory / content.reference
+        if not reference.is_file():
+            raise document.fault(["reference"], f"the reference archive {reference} does not exist")
+    return Bases(content.linux, content.package, tuple(versions), reference)
 
 
-def _groups(path: Path, names: Sequence[str]) -> tuple[str, ...]:
+def _check_groups(document: Document[_SeriesFile]) -> None:
+    names = document.content.groups
     if not names:
-        raise UserError(f"{path}: groups is empty; name at least one.")
-    for name in names:
+        raise document.fault(["groups"], "the list is empty; name at least one group")
+    for index, name in enumerate(names):
         if not _NAME.fullmatch(name):
-            raise UserError(f"{path}: groups: {name!r} may only have a-z, 0-9 and -.")
+            raise document.fault(["groups", index], f"{name!r} may only have a-z, 0-9 and -")
         if name in (BASELINE, FULL) or re.fullmatch(r"stage-[0-9]+", name):
-            raise UserError(f"{path}: groups: the name {name} is reserved; choose another name.")
+            raise document.fault(["groups", index], f"the name {name} is reserved; choose another name")
         if names.count(name) > 1:
-            raise UserError(f"{path}: groups: {name} is listed twice.")
-    return tuple(names)
+            raise document.fault(["groups", index], f"{name} is listed twice")
 
 
-def _stage(
-    path: Path, entry: Mapping[str, Any], number: int, groups: tuple[str, ...], bases: Bases, patches: Path
-) -> Stage:
-    where = f"stage {number}"
-    _check(path, where, entry, _STAGE, optional=("defaults", "variants"))
-    if entry["number"] != number:
-        raise UserError(
-            f"{path}: {where} has the number {entry['number']}; stages must be in order, without gaps."
+def _stage(document: Document[_SeriesFile], index: int, bases: Bases, patches: Path) -> Stage:
+    entry, groups = document.content.stage[index], document.content.groups
+    place: Place = ["stage", index]
+    if entry.number != index + 1:
+        raise document.fault(
+            [*place, "number"], f"the number is {entry.number}; stages must be in order, without gaps"
         )
-    if not _NAME.fullmatch(entry["name"]):
-        raise UserError(f"{path}: {where}: name {entry['name']!r} may only have a-z, 0-9 and -.")
-    if entry["group"] not in groups:
-        raise UserError(
-            f"{path}: {where}: unknown group {entry['group']!r}; choose one of {', '.join(groups)}."
+    if not _NAME.fullmatch(entry.name):
+        raise document.fault([*place, "name"], f"{entry.name!r} may only have a-z, 0-9 and -")
+    if entry.group not in groups:
+        raise document.fault(
+            [*place, "group"], f"unknown group {entry.group!r}; choose one of {', '.join(groups)}"
         )
-    patch = patches / entry["patch"]
+    patch = patches / entry.patch
     if not patch.is_file():
-        raise UserError(f"{path}: {where}: the patch {patch} does not exist.")
-    variants = tuple(
-        AlternativePatch(name, patches / name / entry["patch"]) for name in entry.get("variants", [])
-    )
+        raise document.fault([*place, "patch"], f"the patch {patch} does not exist")
+    variants = tuple(AlternativePatch(name, patches / name / entry.patch) for name in entry.variants)
     for variant in variants:
         if not variant.patch.is_file():
-            raise UserError(
-                f"{path}: {where}: variant {variant.name}: the patch {variant.patch} does not exist."
+            raise document.fault(
+                [*place, "variants"], f"variant {variant.name}: the patch {variant.patch} does not exist"
             )
     return Stage(
-        number,
-        entry["name"],
-        entry["group"],
+        entry.number,
+        entry.name,
+        entry.group,
         patch,
-        entry["title"],
-        tuple(entry["knobs"]),
-        tuple(entry["counters"]),
+        entry.title,
+        entry.knobs,
+        entry.counters,
         _digest(patch, variants, _change_digest),
         _digest(patch, variants, file_digest),
         bases,
-        dict(entry.get("defaults", {})),
+        entry.defaults,
         variants,
     )
 
@@ -296,68 +400,109 @@ def _change_digest(patch: Path) -> str:
     return hashlib.sha256(content[max(content.find(b"\ndiff --git "), 0) :]).hexdigest()
 
 
-def _check_stages(path: Path, stages: tuple[Stage, ...], groups: tuple[str, ...]) -> None:
+def _check_stages(document: Document[_SeriesFile], stages: tuple[Stage, ...]) -> None:
+    groups = document.content.groups
     if not stages:
-        raise UserError(f"{path}: there is no [[stage]].")
+        raise document.fault(["stage"], "there is no [[stage]]")
     for what in ("name", "patch"):
-        values = [getattr(stage, what) for stage in stages]
-        for value in values:
-            if values.count(value) > 1:
-                raise UserError(f"{path}: two stages have the {what} {value}.")
+        values = [getattr(stage, what) for stage in document.content.stage]
+        for index, value in enumerate(values):
+            if value in values[:index]:
+                raise document.fault(["stage", index, what], f"two stages have the {what} {value}")
     order = [groups.index(stage.group) for stage in stages]
-    if order != sorted(order):
-        raise UserError(f"{path}: groups are cumulative, so the stages must be in the order of their groups.")
-    for group in groups:
+    for index in range(1, len(order)):
+        if order[index] < order[index - 1]:
+            raise document.fault(
+                ["stage", index, "group"],
+                "groups are cumulative, so the stages must be in the order of their groups",
+            )
+    for index, group in enumerate(groups):
         if all(stage.group != group for stage in stages):
-            raise UserError(f"{path}: group {group} adds no stage; add one, or remove the group.")
+            raise document.fault(
+                ["groups", index], f"group {group} adds no stage; add one, or remove the group"
+            )
 
 
-def _knob(path: Path, entry: Mapping[str, Any], stages: tuple[Stage, ...]) -> Knob:
-    where = f"knob {entry['name']}" if isinstance(entry, dict) and "name" in entry else "a [[knob]]"
-    _check(path, where, entry, _KNOB)
-    if entry["kind"] != "integer":
-        raise UserError(f"{path}: {where}: unknown kind {entry['kind']!r}; the only kind is integer.")
-    if not entry["minimum"] <= entry["default"] <= entry["maximum"]:
-        raise UserError(f"{path}: {where}: the default is not between minimum and maximum.")
-    stage = next((stage.number for stage in stages if entry["name"] in stage.knobs), None)
+def _knob(document: Document[_SeriesFile], index: int, stages: tuple[Stage, ...]) -> Knob:
+    entry = document.content.knob[index]
+    place: Place = ["knob", index]
+    if not entry.minimum <= entry.default <= entry.maximum:
+        raise document.fault(
+            [*place, "default"], f"the default of {entry.name} is not between minimum and maximum"
+        )
+    stage = next((stage.number for stage in stages if entry.name in stage.knobs), None)
     if stage is None:
-        raise UserError(f"{path}: {where}: no stage adds it.")
-    return Knob(**{key: entry[key] for key in _KNOB}, stage=stage)
+        raise document.fault([*place, "name"], f"no stage adds it: {entry.name}")
+    for key, values in (("neutral", [entry.neutral]), ("sweep", entry.sweep)):
+        for value in values:
+            if value is not None and not entry.minimum <= value <= entry.maximum:
+                raise document.fault(
+                    [*place, key], f"{value} is not between minimum and maximum of {entry.name}"
+                )
+    if len(set(entry.sweep)) != len(entry.sweep):
+        raise document.fault([*place, "sweep"], "a value occurs twice; give each value once")
+    if entry.label is not None and not re.fullmatch(r"[A-Za-z0-9_+-]*=?", entry.label):
+        raise document.fault(
+            [*place, "label"], f"{entry.label!r} may only have letters, digits, _ + - and an = at the end"
+        )
+    return Knob(
+        entry.name,
+        entry.path,
+        entry.kind,
+        entry.minimum,
+        entry.maximum,
+        entry.default,
+        entry.help,
+        stage,
+        entry.neutral,
+        entry.sweep,
+        entry.label,
+    )
 
 
-def _check_knobs(path: Path, stages: tuple[Stage, ...], knobs: tuple[Knob, ...]) -> None:
+def _identity(document: Document[_SeriesFile], index: int, counters: Set[str]) -> str:
+    text = document.content.identity[index].expression
+    place: Place = ["identity", index, "expression"]
+    try:
+        unknown = sorted(parse_identity(text).counters - counters)
+    except ValueError as error:
+        raise document.fault(place, str(error)) from error
+    if unknown:
+        raise document.fault(place, f"no stage adds the counter {unknown[0]}")
+    return text
+
+
+def _metric(document: Document[_SeriesFile], index: int) -> CounterMetric:
+    entry = document.content.metric[index]
+    place: Place = ["metric", index]
+    if not METRIC_NAME.fullmatch(entry.name) or CLOCK in entry.name:
+        raise document.fault(
+            [*place, "name"], f"{entry.name!r} must have the form noun_unit.statistic, e.g. dumps.total"
+        )
+    if (bool(entry.growth), entry.peak is not None, entry.left is not None).count(True) != 1:
+        raise document.fault(place, "give exactly one of growth, peak and left")
+    if any(each.name == entry.name for each in document.content.metric[:index]):
+        raise document.fault([*place, "name"], f"two [[metric]]s have the name {entry.name}")
+    better: Better = None if entry.better == "neither" else entry.better
+    metric = Metric(entry.name, entry.unit, better, primary=entry.primary, help=entry.help)
+    return CounterMetric(metric, entry.scale, entry.growth, entry.peak, entry.left)
+
+
+def _check_knobs(document: Document[_SeriesFile], stages: tuple[Stage, ...], knobs: tuple[Knob, ...]) -> None:
     described = [knob.name for knob in knobs]
-    for name in described:
-        if described.count(name) > 1:
-            raise UserError(f"{path}: two [[knob]]s have the name {name}.")
-    for stage in stages:
+    for index, name in enumerate(described):
+        if name in described[:index]:
+            raise document.fault(["knob", index, "name"], f"two [[knob]]s have the name {name}")
+    for index, stage in enumerate(stages):
         for name, value in stage.defaults.items():
+            place: Place = ["stage", index, "defaults", name]
             knob = next((each for each in knobs if each.name == name and each.stage <= stage.number), None)
             if knob is None:
-                raise UserError(
-                    f"{path}: stage {stage.number}: defaults: neither this stage nor an earlier one adds {name}."
-                )
-            if type(value) is not int or not knob.minimum <= value <= knob.maximum:
-                raise UserError(
-                    f"{path}: stage {stage.number}: defaults: {name} must be between its minimum and maximum."
-                )
+                raise document.fault(place, f"neither this stage nor an earlier one adds {name}")
+            if not knob.minimum <= value <= knob.maximum:
+                raise document.fault(place, f"{name} must be between its minimum and maximum")
         for name in stage.knobs:
             if name not in described:
-                raise UserError(f"{path}: stage {stage.number} adds {name}, but there is no [[knob]] for it.")
-
-
-def _check(
-    path: Path, where: str, entry: object, keys: Mapping[str, type], optional: Sequence[str] = ()
-) -> None:
-    if not isinstance(entry, dict):
-        raise UserError(f"{path}: {where} must be a table with {', '.join(keys)}.")
-    for key, value in entry.items():
-        if key not in keys:
-            raise UserError(f"{path}: {where}: unknown key {key!r}; {hint(key, keys, 'the keys are')}")
-        if not isinstance(value, keys[key]) or isinstance(value, bool):
-            raise UserError(f"{path}: {where}: {key} must be {_TYPES[keys[key]]}, not {value!r}.")
-        if key in _NAMES and isinstance(value, list) and not all(isinstance(each, str) for each in value):
-            raise UserError(f"{path}: {where}: {key} must be a list of names, not {value!r}.")
-    missing = next((key for key in keys if key not in entry and key not in optional), None)
-    if missing:
-        raise UserError(f"{path}: {where}: the key {missing} is missing.")
+                raise document.fault(
+                    ["stage", index, "knobs"], f"it adds {name}, but there is no [[knob]] for it"
+                )

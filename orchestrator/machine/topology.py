@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from orchestrator.document import Shape
 from orchestrator.errors import UserError
 
 #: Default number of CPUs per node.
@@ -63,6 +62,22 @@ class Node:
 
 
 @dataclass(frozen=True)
+class NodeTable(Shape):
+    """A node in a TOML file, e.g. ``{cpus = 2, memory = "2G"}``; memory has a unit, or is 0."""
+
+    memory: str | int
+    cpus: int = DEFAULT_CPUS
+
+
+@dataclass(frozen=True)
+class TopologyTable(Shape):
+    """``[topology]`` of a TOML file; see :class:`Topology`."""
+
+    nodes: tuple[NodeTable, ...]
+    distances: tuple[tuple[int, ...], ...] = ()
+
+
+@dataclass(frozen=True)
 class Topology:
     """A guest's nodes and the distances between them.
 
@@ -110,24 +125,15 @@ class Topology:
         return cls(tuple(nodes))
 
     @classmethod
-    def from_table(cls, table: Mapping[str, Any]) -> Topology:
-        """Parse a TOML table: ``nodes = [{cpus = 2, memory = "2G"}, …]``, optionally ``distances = [[10, …], …]``.
-
-        Args:
-            table: the table; ``cpus`` of a node defaults to 2, and ``memory`` is a size with a unit, or 0.
+    def from_table(cls, table: TopologyTable) -> Topology:
+        """The machine that a TOML table describes.
 
         Raises:
-            UserError: unknown key, or a value of the wrong type.
+            UserError: a size is invalid, or no kernel could boot on the machine.
         """
-        _known_keys(table, {"nodes", "distances"}, "topology")
-        rows = table.get("nodes")
-        if not isinstance(rows, Sequence) or isinstance(rows, str) or not rows:
-            raise UserError('topology: "nodes" must be a list of tables like {cpus = 2, memory = "2G"}.')
-        nodes = tuple(_node(index, row) for index, row in enumerate(rows))
-        distances = table.get("distances", ())
-        if not _is_matrix(distances):
-            raise UserError('topology: "distances" must be a list of rows of whole numbers.')
-        return cls(nodes, tuple(tuple(row) for row in distances))
+        if not table.nodes:
+            raise UserError('topology: "nodes" must have tables like {cpus = 2, memory = "2G"}.')
+        return cls(tuple(_node(index, row) for index, row in enumerate(table.nodes)), table.distances)
 
     @property
     def memory_mib(self) -> int:
@@ -263,35 +269,12 @@ def _mib(size: str, unit: str, where: str) -> int:
     return int(mib)
 
 
-def _node(index: int, row: object) -> Node:
+def _node(index: int, row: NodeTable) -> Node:
     where = f"topology: node {index}"
-    if not isinstance(row, Mapping):
-        raise UserError(f'{where} must be a table like {{cpus = 2, memory = "2G"}}.')
-    _known_keys(row, {"cpus", "memory"}, where)
-    cpus = row.get("cpus", DEFAULT_CPUS)
-    if not isinstance(cpus, int) or isinstance(cpus, bool):
-        raise UserError(f"{where}: cpus must be a whole number, not {cpus!r}.")
-    memory = row.get("memory")
-    match = _SIZE.fullmatch(str(memory).strip()) if isinstance(memory, str | int) else None
-    if match is None or isinstance(memory, bool):
-        raise UserError(f'{where}: memory must be a size like "2G", or 0, not {memory!r}.')
-    return Node(cpus, _mib(match["size"], match["unit"], where))
-
-
-def _known_keys(table: Mapping[str, Any], known: Iterable[str], where: str) -> None:
-    unknown = sorted(set(table) - set(known))
-    if unknown:
-        raise UserError(f"{where}: unknown key {unknown[0]!r}; the keys are {', '.join(sorted(known))}.")
-
-
-def _is_matrix(value: object) -> bool:
-    def is_list(item: object) -> bool:
-        return isinstance(item, Sequence) and not isinstance(item, str)
-
-    return is_list(value) and all(
-        is_list(row) and all(isinstance(cell, int) and not isinstance(cell, bool) for cell in row)
-        for row in value  # type: ignore[attr-defined]
-    )
+    match = _SIZE.fullmatch(str(row.memory).strip())
+    if match is None:
+        raise UserError(f'{where}: memory must be a size like "2G", or 0, not {row.memory!r}.')
+    return Node(row.cpus, _mib(match["size"], match["unit"], where))
 
 
 def available_mib() -> int:

@@ -29,6 +29,16 @@ if TYPE_CHECKING:
 FILE: Final = "run.json"
 _CELL_ID = re.compile(r"[^/\0.][^/\0]*")
 _SHOWN_FAULTS = 3
+#: What a run did not record of its series before series.toml had it, by the name of the series.
+_SERIES_BEFORE: Final[Mapping[str, Mapping[str, Any]]] = {
+    "thp-reservations": {
+        "neutral": {"promotion_threshold": "1"},
+        "identities": [
+            "512 * thp_res_alloc == nr_thp_reserved + thp_res_mapped + thp_res_released + thp_res_filled"
+        ],
+        "levels": ["nr_thp_reserved"],
+    }
+}
 
 
 class RunKind(StrEnum):
@@ -137,12 +147,18 @@ class SeriesRecord(Record):
     Args:
         base: kernel version that it is for.
         directory: of another series than the project's.
+        neutral: knob -> value at which the series claims to change nothing.
+        identities: equations between its counters; see :mod:`orchestrator.analysis.identity`.
+        levels: counters of what processes hold.
     """
 
     name: str
     title: str
     base: str
     directory: str | None = None
+    neutral: Mapping[str, str] = field(default_factory=dict)
+    identities: tuple[str, ...] = ()
+    levels: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -334,6 +350,52 @@ class BisectionRecord(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CheckRecord(Record):
+    """What a check is asked for, beside its variant.
+
+    Args:
+        traces: their names; ``logs/NAME.trace`` is the trace.
+        shrink: reduce what diverges.
+        every_stage: find the first stage that diverges.
+    """
+
+    traces: tuple[str, ...]
+    shrink: bool
+    every_stage: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorrectnessRecord(Record):
+    """What a test of correctness is asked for, beside its variants.
+
+    Args:
+        suites: names of the suites.
+        only: names of the tests; all of them where empty.
+        compare: run the suites on the baseline, too.
+        cmdline: further kernel parameters.
+    """
+
+    patchset: str
+    suites: tuple[str, ...]
+    only: tuple[str, ...]
+    compare: bool
+    cmdline: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerificationRecord(Record):
+    """What a verification is asked for.
+
+    Args:
+        stages: numbers of the stages.
+        checks: names of the checks.
+    """
+
+    stages: tuple[int, ...]
+    checks: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Manifest(Record):
     """Everything that ``run.json`` says.
 
@@ -356,6 +418,7 @@ class Manifest(Record):
         run, created_utc, reproduce: the directory's first name, when it was made (ISO 8601), and the command as one
             line for a shell; :meth:`RunWriter.create` fills them in.
         ended_utc: when it was last finished; None while it is being written.
+        bisection, check, test, verification: what a run of that kind is asked for; None in others.
         finished_by: further code that a resumed run was finished with.
     """
 
@@ -388,6 +451,9 @@ class Manifest(Record):
     workloads: Mapping[str, WorkloadRecord]
     cells: tuple[PlannedCell, ...]
     bisection: BisectionRecord | None = None
+    check: CheckRecord | None = None
+    test: CorrectnessRecord | None = None
+    verification: VerificationRecord | None = None
 
     def variant(self, name: str) -> VariantRecord:
         """The variant of that name."""
@@ -425,6 +491,10 @@ def read_manifest(directory: Path) -> Manifest:
             f"{directory} was written by a newer orchestrate (schema {schema}, this one reads {SCHEMA_VERSION}); "
             "update orchestrate."
         )
+    series = content.get("series")
+    if isinstance(series, dict) and "identities" not in series:
+        content["series"] = {**_SERIES_BEFORE.get(str(series.get("name")), {}), **series}
+        text = json.dumps(content)
     if schema == 1:
         text = json.dumps(_from_schema_1(content))
     manifest = _parsed(text, path)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -14,6 +15,8 @@ Phase = Literal["before", "during", "after"]
 #: Placeholder for the unit of time in names and units: guest instructions (insns) with icount, else guest ns.
 CLOCK = "{clock}"
 CLOCKS = ("insns", "ns")
+#: ``noun_unit.statistic``, e.g. ``fault_ns.p50``.
+METRIC_NAME = re.compile(r"[a-z][a-z0-9_]*(\{clock\})?\.[a-z][a-z0-9_]*")
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from orchestrator.kernel.build import KernelBuild
 from orchestrator.machine.accelerator import Accelerator, choose_accelerator, probe
 from orchestrator.machine.console import dialogue
 from orchestrator.machine.qemu import Machine, MachineFailure
-from orchestrator.machine.topology import Topology
+from orchestrator.machine.topology import NodeTable, Topology, TopologyTable
 from orchestrator.store.outcome import Outcome
 
 BOOT_TIMEOUT_S = 300.0
@@ -89,10 +89,10 @@ def test_a_boot_to_ssh(
 
 def test_memoryless_and_cpuless_nodes_and_distances(make: Make, image: GuestImage) -> None:
     topology = Topology.from_table(
-        {
-            "nodes": [{"cpus": 1, "memory": "384M"}, {"cpus": 2, "memory": 0}, {"cpus": 0, "memory": "128M"}],
-            "distances": [[10, 21, 31], [22, 10, 41], [32, 42, 10]],
-        }
+        TopologyTable(
+            (NodeTable("384M", 1), NodeTable(0, 2), NodeTable("128M", 0)),
+            ((10, 21, 31), (22, 10, 41), (32, 42, 10)),
+        )
     )
     with make(topology) as machine:
         machine.boot(BOOT_TIMEOUT_S)
@@ -202,7 +202,7 @@ import sys, time
 from pathlib import Path
 from orchestrator.machine.accelerator import Accelerator
 from orchestrator.machine.qemu import Machine
-from orchestrator.machine.topology import Topology
+from orchestrator.machine.topology import NodeTable, Topology, TopologyTable
 machine = Machine(Path({str(baseline_kernel.bzimage)!r}), Path({str(image.initramfs)!r}), Topology.parse("1x256M"),
                   Accelerator.named("tcg", ""), [], Path({str(tmp_path)!r}))
 with machine:

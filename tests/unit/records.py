@@ -31,7 +31,16 @@ MANIFEST = Manifest(
         version="6.12.117",
         commit="0" * 40,
     ),
-    series=SeriesRecord(name="thp-reservations", title="THP reservations (synthetic)", base="6.12"),
+    series=SeriesRecord(
+        name="thp-reservations",
+        title="THP reservations (synthetic)",
+        base="6.12",
+        neutral={"promotion_threshold": "1"},
+        identities=(
+            "512 * thp_res_alloc == nr_thp_reserved + thp_res_mapped + thp_res_released + thp_res_filled",
+        ),
+        levels=("nr_thp_reserved",),
+    ),
     flavour="measure",
     topology=TopologyRecord(
         text="4x2G",

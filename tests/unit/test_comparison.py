@@ -322,13 +322,16 @@ class TestCounters:
     @pytest.mark.parametrize(
         ("counters", "sentence"),
         [
-            ({"thp_res_alloc": 3}, "512 x thp_res_alloc 3 = 1536 pages, but nr_thp_reserved 0"),
+            (
+                {"thp_res_alloc": 3},
+                "512 * thp_res_alloc (3) = 1536, but nr_thp_reserved (0) + thp_res_mapped (0)",
+            ),
             ({"thp_res_mapped": 1}, "counter identity broken"),
             (
                 {"nr_thp_reserved": 512, "thp_res_alloc": 1},
-                "nr_thp_reserved is 512 pages after the workload, 0 before",
+                "nr_thp_reserved is 512 after the workload, 0 before",
             ),
-            ({"nr_thp_reserved": -895, "thp_res_released": 895}, "fell to -895 pages"),
+            ({"nr_thp_reserved": -895, "thp_res_released": 895}, "nr_thp_reserved fell to -895"),
         ],
     )
     def test_a_contradiction_is_a_finding(

@@ -1,8 +1,13 @@
 # SPDX-License-Identifier: GPL-2.0-only
 from __future__ import annotations
 
-from orchestrator.execution.derived import DERIVED_METRICS, observations_from_counters
+from guest_data import ROOT
+
+from orchestrator.execution.derived import derived_metrics, observations_from_counters
+from orchestrator.kernel.series import load_series
 from orchestrator.store.observation import Sample
+
+SERIES = load_series(ROOT / "kernel_patches")
 
 
 def sample(
@@ -12,7 +17,7 @@ def sample(
 
 
 def values(samples: list[Sample]) -> dict[str, float]:
-    return {each.metric: each.value for each in observations_from_counters(samples)}
+    return {each.metric: each.value for each in observations_from_counters(samples, SERIES.metrics)}
 
 
 def test_an_event_counter_becomes_its_growth() -> None:
@@ -47,7 +52,8 @@ def test_pages_of_middle_sizes_are_counted_by_their_size_and_never_as_huge() -> 
 
 def test_neither_way_is_better_for_what_only_becomes_huge_later() -> None:
     for name in ("promotions.total", "collapses_in_place.total"):
-        assert DERIVED_METRICS[name].better is None and not DERIVED_METRICS[name].primary
+        metric = derived_metrics(SERIES)[name]
+        assert metric.better is None and not metric.primary
 
 
 def test_memory_is_its_peak_over_the_start() -> None:

@@ -11,11 +11,10 @@ from orchestrator.cache import Cache
 from orchestrator.errors import UserError
 from orchestrator.events import Events
 from orchestrator.execution.bench import Bench
-from orchestrator.execution.experiment_run import manifest_of
+from orchestrator.execution.measure.request import experiment_of_manifest, manifest_of
 from orchestrator.experiment.cell import cells_of
 from orchestrator.experiment.experiment import Experiment, load_experiment
 from orchestrator.experiment.knob import combinations, parse_settings
-from orchestrator.experiment.manifest import experiment_of_manifest
 from orchestrator.experiment.variant import variants_of
 from orchestrator.guest.workload import Workload, load_workloads
 from orchestrator.kernel.series import Series, load_series
@@ -164,9 +163,13 @@ def test_a_file_says_it_all(tmp_path: Path, series: Series, workloads: dict[str,
 @pytest.mark.parametrize(
     ("old", "new", "sentence"),
     [
-        ("repeat = 4", "repeat = four", r"experiment.toml: not valid TOML.*line 3"),
-        ("repeat = 4", 'repeat = "4"', r"experiment.toml:3: repeat has the wrong type"),
-        ("repeat = 4", "repaet = 4", r"experiment.toml:3: unknown key 'repaet'"),
+        (
+            "repeat = 4",
+            "repeat = four",
+            r"experiment.toml: cannot read this experiment file: not valid TOML.*line 3",
+        ),
+        ("repeat = 4", 'repeat = "4"', r"experiment.toml:3: repeat: must be a whole number, not '4'"),
+        ("repeat = 4", "repaet = 4", r"experiment.toml:3: repaet: unknown key; did you mean repeat\?"),
         ('accel = "icount"', 'accel = "xen"', r"unknown accelerator 'xen'"),
         ('topology = "2x512M"', 'topology = "2x"', r"experiment.toml:2: "),
         ("promotion_threshold = 64", "promotion_threshold = 600", r"experiment.toml:16: .*from 1 to 512"),

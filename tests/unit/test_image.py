@@ -130,11 +130,11 @@ def test_keys_are_made_once_and_understood_by_both_sides(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("old", "new", "fault"),
     [
-        ('compression = "none"', 'compression = "rar"', "compression 'rar': choose none or gzip"),
-        ('compression = "none"', "", "the key compression is missing"),
-        ("[symlinks]", "[symlink]", "unknown key symlink"),
-        ("major = 5", "majr = 5", "'major'"),
-        ("[packages]", "packages = 1\n[other]", "packages has the wrong type"),
+        ('compression = "none"', 'compression = "rar"', "compression: 'rar': choose none or gzip"),
+        ('compression = "none"', "", "compression: this key is missing"),
+        ("[symlinks]", "[symlink]", "symlink: unknown key; did you mean symlinks?"),
+        ("major = 5", "majr = 5", "nodes 1: majr: unknown key; did you mean major?"),
+        ("[packages]", "packages = 1\n[other]", "other: unknown key; known are compression"),
         ("[symlinks]", "[symlinks", "cannot read this image recipe"),
     ],
 )
@@ -370,10 +370,10 @@ def test_a_layer_brings_programs_of_several_sources(project: Project, tmp_path: 
 @pytest.mark.parametrize(
     ("text", "fault"),
     [
-        ("packages = 1", r"extra\.toml: packages is unknown or has the wrong type"),
-        ("[nodes]", r"extra\.toml: nodes is unknown"),
-        ("[libraries]", r"extra\.toml: an entry has no valid 'packages'"),
-        ('[programs]\n"/bin/x" = "none"', r"extra\.toml: there is no C source in .*none"),
+        ("packages = 1", r"extra\.toml:1: packages: must be a table, not 1"),
+        ("[nodes]", r"extra\.toml:1: nodes: unknown key; known are packages, libraries"),
+        ("[libraries]", r"extra\.toml:1: libraries.packages: this key is missing"),
+        ('[programs]\n"/bin/x" = "none"', r"extra\.toml:2: programs./bin/x: there is no C source in .*none"),
         ("packages", r"extra\.toml: cannot read this image layer"),
     ],
 )

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -51,9 +52,13 @@ def test_a_default_may_change_at_a_later_stage(tmp_path: Path) -> None:
     (knob,) = series.knobs
     assert series.default_of(knob, series.stages[:2]) == 1
     assert series.default_of(knob, series.stages) == 256
-    for wrong in ("513", "true", '"many"'):
+    for wrong, sentence in (
+        ("513", "must be between its minimum and maximum"),
+        ("true", "must be a whole number, not true"),
+        ('"many"', "must be a whole number, not 'many'"),
+    ):
         toml.write_text(text[:last] + f"defaults = {{ promotion_threshold = {wrong} }}\n" + text[last:])
-        with pytest.raises(UserError, match="minimum and maximum"):
+        with pytest.raises(UserError, match=sentence):
             load_series(tmp_path)
 
 
@@ -85,24 +90,25 @@ def test_the_digest_is_of_the_change_and_not_of_its_changelog(tmp_path: Path) ->
             "no .*knob.* for it",
         ),
         ("default = 1", "default = 0", "between minimum and maximum"),
-        ('title = "mm: change it again"\n', "", "title is missing"),
-        ('title = "mm: change it again"\n', 'titel = "x"\n', "unknown key 'titel'"),
-        ("counters = []", "counters = [1]", "list of names"),
+        ('title = "mm: change it again"\n', "", "stage 2: title: this key is missing"),
+        ('title = "mm: change it again"\n', 'titel = "x"\n', "titel: unknown key; did you mean title?"),
+        ("counters = []", "counters = [1]", "stage 2: counters 1: must be a string, not 1"),
     ],
 )
 def test_a_broken_file_is_refused(tmp_path: Path, old: str, new: str, sentence: str) -> None:
     assert old in SERIES
     write_series(tmp_path, SERIES.replace(old, new, 1))
-    with pytest.raises(UserError, match=sentence):
+    with pytest.raises(UserError, match=sentence) as caught:
         load_series(tmp_path)
+    assert "TOML" in sentence or re.match(r".*/series\.toml:\d+: ", str(caught.value))
 
 
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("", "schema is missing"),
-        ("schema = 2\nstage = 1", "stage must be a list"),
-        (SERIES.replace('groups = ["core-only", "docs"]', "groups = []"), "groups is empty"),
+        ("", "schema: this key is missing"),
+        ("schema = 2\nstage = 1", "stage: must be a list"),
+        (SERIES.replace('groups = ["core-only", "docs"]', "groups = []"), "groups: the list is empty"),
         (
             SERIES.replace('groups = ["core-only", "docs"]', 'groups = ["core-only", "full"]'),
             "the name full is reserved",
@@ -111,22 +117,25 @@ def test_a_broken_file_is_refused(tmp_path: Path, old: str, new: str, sentence: 
             SERIES.replace('groups = ["core-only", "docs"]', 'groups = ["docs", "docs"]'),
             "docs is listed twice",
         ),
-        (SERIES.replace('groups = ["core-only", "docs"]', 'groups = "docs"'), "groups must be a list"),
-        ('stage = ["first"]\n' + SERIES.partition("[[stage]]")[0], "stage 1 must be a table"),
-        (SERIES.replace("number = 1", "number = true"), "number must be a whole number"),
+        (SERIES.replace('groups = ["core-only", "docs"]', 'groups = "docs"'), "groups: must be a list"),
+        ('stage = ["first"]\n' + SERIES.partition("[[stage]]")[0], "stage 1: must be a table"),
+        (SERIES.replace("number = 1", "number = true"), "stage 1: number: must be a whole number, not true"),
         (
             SERIES.replace("[[base]]", '[[base]]\nversion = "6.12.117-1"\n\n[[base]]'),
             "two .*base.* the version",
         ),
         (SERIES.replace('[[base]]\nversion = "6.12.117-1"\n', "base = []"), "no .*base"),
-        (SERIES.replace("[[base]]", "[base]"), "base must be a list"),
+        (SERIES.replace("[[base]]", "[base]"), "base: must be a list"),
         (
             SERIES.replace("[[base]]", 'reference = "none.tar.xz"\n\n[[base]]'),
             "reference archive .* does not exist",
         ),
-        (SERIES.replace("knobs = []", "variants = [1]\nknobs = []", 1), "variants must be a list of names"),
+        (
+            SERIES.replace("knobs = []", "variants = [1]\nknobs = []", 1),
+            "variants 1: must be a string, not 1",
+        ),
         (SERIES + SERIES[SERIES.index("[[knob]]") :], "two .*knob.* have the name"),
-        (SERIES.replace("minimum = 1", 'minimum = "1"'), "minimum must be a whole number"),
+        (SERIES.replace("minimum = 1", 'minimum = "1"'), "knob 1: minimum: must be a whole number, not '1'"),
         (SERIES.replace("counters =", "counter ="), "did you mean counters"),
     ],
 )

@@ -4,15 +4,22 @@
 from __future__ import annotations
 
 import itertools
-import tomllib
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from orchestrator.document import read_document
 from orchestrator.errors import UserError
-from orchestrator.machine.topology import MAXIMUM_CPUS, MAXIMUM_NODES, OVERHEAD_MIB, Node, Topology
+from orchestrator.machine.topology import (
+    MAXIMUM_CPUS,
+    MAXIMUM_NODES,
+    OVERHEAD_MIB,
+    Node,
+    Topology,
+    TopologyTable,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -117,14 +124,17 @@ def test_the_shape_of_a_uniform_machine() -> None:
     assert arguments[:4] == ["-smp", "cpus=4,maxcpus=4,sockets=2,cores=2,threads=1", "-m", "2048M"]
 
 
-def table(text: str) -> Topology:
-    return Topology.from_table(tomllib.loads(text))
+def table(place: Path, text: str) -> Topology:
+    path = place / "topology.toml"
+    path.write_text(text)
+    return Topology.from_table(read_document(path, TopologyTable, "this topology").content)
 
 
-def test_a_table_with_its_own_distances() -> None:
+def test_a_table_with_its_own_distances(tmp_path: Path) -> None:
     topology = table(
+        tmp_path,
         'nodes = [{cpus = 1, memory = "1G"}, {memory = "512M"}, {cpus = 1, memory = 0}]\n'
-        "distances = [[10, 21, 31], [22, 10, 40], [31, 40, 10]]"
+        "distances = [[10, 21, 31], [22, 10, 40], [31, 40, 10]]",
     )
     assert topology.nodes == (Node(1, 1024), Node(2, 512), Node(1, 0))
     assert "dist,src=0,dst=1,val=21" in topology.qemu_arguments()
@@ -135,18 +145,20 @@ def test_a_table_with_its_own_distances() -> None:
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("", '"nodes" must be a list'),
-        ("nodes = []", '"nodes" must be a list'),
-        ("nodes = [3]", "node 0 must be a table"),
-        ("nodes = [{cpus = 2}]", "memory must be a size"),
-        ('nodes = [{cpus = "2", memory = "1G"}]', "cpus must be a whole number"),
-        ("nodes = [{cpus = true, memory = 0}]", "cpus must be a whole number"),
+        ("", "toml:1: nodes: this key is missing"),
+        ("nodes = []", '"nodes" must have tables'),
+        ("nodes = [3]", "nodes 1: must be a table, not 3"),
+        ("nodes = [{cpus = 2}]", "nodes 1: memory: this key is missing"),
+        ('nodes = [{cpus = "2", memory = "1G"}]', "cpus: must be a whole number, not '2'"),
+        ("nodes = [{cpus = true, memory = 0}]", "cpus: must be a whole number, not true"),
+        ('nodes = [{memory = "much"}]', "memory must be a size like"),
+        ("nodes = [{memory = true}]", "memory: must be a string or a whole number, not true"),
         ("nodes = [{memory = 5}]", "5 has no unit"),
-        ('nodes = [{memory = "1G", cpu = 2}]', "unknown key 'cpu'"),
-        ('node = [{memory = "1G"}]', "unknown key 'node'"),
+        ('nodes = [{memory = "1G", cpu = 2}]', "cpu: unknown key; did you mean cpus?"),
+        ('node = [{memory = "1G"}]', "node: unknown key; did you mean nodes?"),
         ('nodes = [{memory = "1G", cpus = -1}]', "node 0 has a negative number"),
-        ('nodes = [{memory = "1G"}]\ndistances = 10', "must be a list of rows"),
-        ('nodes = [{memory = "1G"}]\ndistances = [["10"]]', "must be a list of rows"),
+        ('nodes = [{memory = "1G"}]\ndistances = 10', "toml:2: distances: must be a list, not 10"),
+        ('nodes = [{memory = "1G"}]\ndistances = [["10"]]', "must be a whole number, not '10'"),
         ('nodes = [{memory = "1G"}]\ndistances = [[10, 20]]', "1 rows of 1 numbers"),
         ('nodes = [{memory = "1G"}]\ndistances = [[11]]', "node 0's distance to itself must be 10, not 11"),
         (
@@ -159,9 +171,9 @@ def test_a_table_with_its_own_distances() -> None:
         ),
     ],
 )
-def test_bad_table_is_refused(text: str, complaint: str) -> None:
+def test_bad_table_is_refused(tmp_path: Path, text: str, complaint: str) -> None:
     with pytest.raises(UserError) as caught:
-        table(text)
+        table(tmp_path, text)
     assert complaint in str(caught.value)
 
 

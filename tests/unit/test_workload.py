@@ -101,12 +101,24 @@ def test_a_manifest_is_read(manifest: Path) -> None:
     [
         ('title = "A title"\n', "", "title: this key is missing"),
         ("timeout_s = 10", "timeout_s = 0", "timeout_s: must be more than 0"),
-        ("timeout_s = 10", "timeout_s = true", "timeout_s: must be an integer, not True"),
-        ("timeout_s = 10", "timeout = 10", "timeout_s: this key is missing"),
-        ('program = "toy"', 'program = "toy"\nprogramm = 1', "programm: unknown key, did you mean program"),
+        ("timeout_s = 10", "timeout_s = true", "timeout_s: must be a whole number, not true"),
+        ("timeout_s = 10", "timeout = 10", "toml:4: timeout: unknown key; did you mean timeout_s?"),
+        (
+            'program = "toy"',
+            'program = "toy"\nprogramm = 1',
+            "toml:4: programm: unknown key; did you mean program?",
+        ),
         ("default = 4", "default = 4000", "parameters.pages.default: pages=4000: it must be 1 to 512 pages"),
-        ("default = 4", 'default = "4"', "parameters.pages.default: must be an integer"),
-        ('type = "integer"', 'type = "number"', "parameters.pages.type: 'number': choose integer"),
+        (
+            "default = 4",
+            'default = "4"',
+            "toml:11: parameters.pages.default: must be a whole number, not '4'",
+        ),
+        (
+            'type = "integer"',
+            'type = "number"',
+            "toml:10: parameters.pages.type: 'number': choose integer",
+        ),
         ('minimum = "2M"', 'minimum = "2X"', "parameters.memory.minimum: must be a size"),
         ('default = "random"', 'default = "none"', "parameters.order.default: order=none: choose"),
         ("[parameters.pages]", "[parameters.seed]", "parameters.seed"),
@@ -114,10 +126,26 @@ def test_a_manifest_is_read(manifest: Path) -> None:
         ("[quick]", "[slow]", "slow: unknown key"),
         ("pages = 2", "page = 2", "quick.page"),
         ("pages = 2", "pages = 1000", "quick.pages"),
-        ('better = "lower"', 'better = "less"', "metrics.fault_{clock}.p50.better: 'less'"),
+        (
+            'better = "lower"',
+            'better = "less"',
+            "metrics.fault_{clock}.p50.better: 'less': choose lower",
+        ),
         ("clock = true\n", "", "clock: must be true if and only if"),
         ('[metrics."rss_kib.max"]', "[metrics.rss]", "metrics.rss"),
         ("[parameters.pages]", "[parameters.pages", "cannot read this manifest"),
+        ('choices = ["sequential", "random"]', "", "toml:22: parameters.order.choices: this key is missing"),
+        (
+            'choices = ["sequential", "random"]',
+            "choices = []",
+            "toml:25: parameters.order.choices: must have",
+        ),
+        (
+            'choices = ["sequential", "random"]',
+            'choices = [\n"random",\n1]',
+            "toml:25: parameters.order.choices 2: ",
+        ),
+        ("minimum = 1\n", "minimum = 1\nchoices = []\n", "toml:13: parameters.pages.choices: a parameter of"),
     ],
 )
 def test_a_fault_of_a_manifest_is_said_with_file_and_key(
@@ -128,6 +156,7 @@ def test_a_fault_of_a_manifest_is_said_with_file_and_key(
     with pytest.raises(UserError) as error:
         load_workload(manifest)
     assert str(manifest) in str(error.value) and fault in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 def test_a_directory_without_a_manifest_is_no_workload(tmp_path: Path) -> None:

@@ -378,6 +378,8 @@ def control_line(comparison: Comparison) -> str:
     rows = [row for row in comparison.control if row.difference is not None and not row.always_zero]
     if not rows:
         return f"{control} has no values; the noise floor is not known"
+    if comparison.unjudged:
+        return f"{control}: not judged, for {comparison.unjudged}"
     claimed = [f"{row.workload} {row.metric}" for row in rows if row.claimed]
     same = sum(row.verdict is Verdict.EQUIVALENT for row in rows)
     if all(row.verdict is Verdict.NO_TEST for row in rows):

@@ -105,9 +105,10 @@ def test_the_table_says_what_the_processor_says(tmp_path: Path) -> None:
     assert "not calibrated on the run's host" in to_text(compare(small.write(tmp_path, "not")), width=200)
     changes = {"calibration": replace(record, cpu="Another CPU")}
     other = replace(small, changes=changes).write(tmp_path, "other")
-    (caution,) = compare_runs(run, other).cautions
+    caution, refusal = compare_runs(run, other).cautions
     assert "processors that the runs were calibrated on differ: Made-up CPU in" in caution
     assert "Another CPU in" in caution
+    assert refusal.startswith("NO VERDICT")
 
 
 @pytest.mark.parametrize("processor", [CALIBRATION.processor, costs("ns", 1, 1e6), costs("ns", 1e6, 1)])

@@ -56,7 +56,7 @@ def test_the_build_id_is_what_readelf_says(vmlinux: Path) -> None:
 
 
 def test_a_program_without_a_build_id(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no build id"):
+    with pytest.raises(UserError, match="no build ID"):
         build_id(linked(tmp_path, "-Wl,--build-id=none"))
 
 
@@ -112,13 +112,13 @@ def test_the_notes_of_a_running_kernel_hold_its_build_id() -> None:
     wanted = bytes(range(20))
     notes = note(b"Xen\0", 6, b"linux") + note(b"GNU\0", 3, wanted) + note(b"Linux\0", 257, b"\0")
     assert build_id_of_notes(notes) == wanted.hex()
-    with pytest.raises(UserError, match="no build id"):
+    with pytest.raises(UserError, match="no build ID"):
         build_id_of_notes(note(b"Xen\0", 6, b"linux"))
 
 
 def test_what_is_no_elf_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "vmlinux").write_text("text")
-    with pytest.raises(UserError, match="no ELF"):
+    with pytest.raises(UserError, match="not a readable ELF file"):
         build_id(tmp_path / "vmlinux")
 
 

@@ -58,6 +58,7 @@ def full() -> Manifest:
         calibration=CalibrationRecord(sentence="calibrated", cpu="a CPU", measured={"rounds": 10}),
         margin=0.25,
         repeat=3,
+        max_repeat=5,
         seed=9,
         timeout_s=12.5,
         tradeoff={"x": "chunk/survivors.total"},

@@ -350,7 +350,7 @@ def test_a_kernel_has_the_counters_of_its_stages_alone() -> None:
 
 
 def test_stages_build_on_each_other() -> None:
-    with pytest.raises(ValueError, match="the first of"):
+    with pytest.raises(ValueError, match="must be the first ones of"):
         Model(["reserve"])
     with pytest.raises(ValueError, match="promotion_threshold"):
         Model((), THRESHOLD)

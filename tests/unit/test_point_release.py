@@ -126,13 +126,18 @@ def test_what_was_used_is_known_of_a_cached_tree_and_of_a_longer_series(releases
     assert dict(releases.apply(newer).variants) == {1: "6.12.118"}
 
 
-def test_the_digest_covers_the_variants(releases: Releases) -> None:
-    plain = load_series(releases.patches).stages[0].digest
+def test_the_digests_cover_the_variants(releases: Releases) -> None:
+    plain = load_series(releases.patches).stages[0]
     releases.add_variant(1, "6.12.118", "\treturn (address);", "\treturn address + 1;")
-    first = load_series(releases.patches).stages[0].digest
-    releases_patch = releases.patches / "6.12" / "6.12.118" / "0001.patch"
-    releases_patch.write_text(releases_patch.read_text().replace("Because.", "Why not."))
-    assert len({plain, first, load_series(releases.patches).stages[0].digest}) == 3
+    first = load_series(releases.patches).stages[0]
+    patch = releases.patches / "6.12" / "6.12.118" / "0001.patch"
+    patch.write_text(patch.read_text().replace("Because.", "Why not."))
+    reworded = load_series(releases.patches).stages[0]
+    patch.write_text(patch.read_text().replace("address + 1;", "address + 2;"))
+    changed = load_series(releases.patches).stages[0]
+    assert len({plain.digest, first.digest, changed.digest}) == 3
+    assert reworded.digest == first.digest
+    assert len({each.text_digest for each in (plain, first, reworded, changed)}) == 4
 
 
 def test_a_variant_without_its_patch_is_refused(releases: Releases) -> None:

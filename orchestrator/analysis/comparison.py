@@ -35,7 +35,7 @@ from orchestrator.analysis.statistics import (
     variation,
 )
 from orchestrator.errors import UserError
-from orchestrator.store.manifest import Manifest, Role, VariantRecord
+from orchestrator.store.manifest import Manifest, Role, RunKind, VariantRecord
 from orchestrator.store.observation import Metric
 from orchestrator.store.outcome import Outcome
 from orchestrator.store.run import Run
@@ -277,6 +277,9 @@ def compare(run: Run, against: str | None = None, margin: float | None = None) -
         UserError: no such variant, or a margin that is no fraction.
     """
     variants = [_Variant(run, entry) for entry in run.manifest.variants]
+    if against is None and run.manifest.kind is not RunKind.RUN:
+        # What a check or a test shows is no comparison; it may have one variant only.
+        against = next((v.name for v in variants if v.role == Role.BASELINE), variants[0].name)
     baseline = _chosen(variants, against)
     control = next((v for v in variants if v.role == "control"), None)
     return _compare([run], variants, baseline, control, margin)

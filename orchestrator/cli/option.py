@@ -130,6 +130,24 @@ Run = Annotated[
     ),
 ]
 
+Timeout = Annotated[
+    float | None,
+    typer.Option("--timeout", metavar="SECONDS", help="Limit per workload, in seconds of host time."),
+]
+Resume = Annotated[
+    str | None,
+    typer.Option(
+        "--resume",
+        metavar="RUN",
+        help="Finish an interrupted run: do only what is missing.",
+        autocompletion=completion.runs,
+    ),
+]
+Name = Annotated[
+    str | None,
+    typer.Option("--name", metavar="NAME", help="Name for the run, part of the directory's name."),
+]
+
 DEFAULT_TOPOLOGY = defaults.TOPOLOGY
 
 #: What help texts enumerate, apart from the code that defines it, which takes a while to import. Tests hold them

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from orchestrator.analysis.layout import WIDTH
 from orchestrator.cli import option
 from orchestrator.cli.terminal import terminal_of
 from orchestrator.output import check_output, is_stream, write_output
@@ -65,6 +66,7 @@ def command(
     from orchestrator.analysis.comparison import compare
     from orchestrator.analysis.plots import plot_run  # here, for --help should not wait for matplotlib
     from orchestrator.analysis.report import write_report
+    from orchestrator.execution.shown import shown
     from orchestrator.store.run import Run, find_run
 
     terminal = terminal_of(context)
@@ -75,7 +77,8 @@ def command(
     with terminal.events() as events, events.step("report", opened.name):
         comparison = compare(opened)
         if form is Format.HTML:
-            write_report(opened, comparison, plot_run(opened, opened.path / "plots"), path)
+            plots = plot_run(opened, opened.path / "plots")
+            write_report(opened, comparison, plots, path, shown(opened, WIDTH))
         else:
             write_output(path, _exported(form, opened, comparison))
     if not streamed:  # its path would end up in the output, or tell nothing

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from datetime import datetime
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
 app = typer.Typer(help="List and show runs; clean up the cache.", no_args_is_help=True, rich_markup_mode=None)
 
 _TABLE: Final = "comparison.txt"
-#: What `check`, `test` and `bisect` have to say; no comparison says it.
-_TOLD: Final = ("check.txt", "correctness.txt", "bisection.log")
 
 
 @app.command("list", epilog="Example: orchestrate results list --json")
@@ -75,27 +72,27 @@ def show(context: typer.Context, run: option.Run) -> int:
 
     terminal = terminal_of(context)
     opened = Run.open(find_run(terminal.project.results, run))
-    tested = opened.path / "correctness.json"
-    if tested.is_file():
-        from orchestrator.cli.test import text_of_summary
-
-        summary = json.loads(tested.read_text(encoding="utf-8"))
-        terminal.print(text_of_summary(summary, terminal.width))
-        terminal.print(f"run      {opened.path}")
-        return 0
-    told = next((opened.path / name for name in _TOLD if (opened.path / name).is_file()), None)
-    if told is None and terminal.width >= WIDTH and _is_current(opened):
-        told = opened.path / _TABLE
-    if told is None:
+    shown = _shown(opened, terminal.width)
+    if shown is None and terminal.width >= WIDTH and _is_current(opened):
+        table = (opened.path / _TABLE).read_text(encoding="utf-8")
+        shown = fitted(table.rstrip(), terminal.width)
+    if shown is None:
         from orchestrator.analysis.comparison import compare
 
         with terminal.events() as events, events.step("compare", opened.name):
             comparison = compare(opened)
         terminal.print_table(comparison)
     else:
-        terminal.print(fitted(told.read_text(encoding="utf-8").rstrip(), terminal.width))
+        terminal.print(shown)
     terminal.print(f"run      {opened.path}")
     return 0
+
+
+def _shown(run: Run, width: int) -> str | None:
+    """What the command that made a run printed; None where that is a comparison, or it did not come to it."""
+    from orchestrator.execution.shown import shown
+
+    return shown(run, width)
 
 
 def _is_current(run: Run) -> bool:

@@ -67,10 +67,10 @@ def command(
     as_json: option.Json = False,
 ) -> int:
     """Write the series for git send-email: a cover letter, and one signed-off patch per stage."""
-    from orchestrator.execution.cover_letter import cover_text
-    from orchestrator.kernel.mailbox import Letter, Person, authors_without_sign_off, write_mailbox
-    from orchestrator.kernel.outbox import Outbox
     from orchestrator.kernel.source import origin_commit
+    from orchestrator.mail.cover_letter import cover_text
+    from orchestrator.mail.mailbox import Letter, Person, authors_without_sign_off, write_mailbox
+    from orchestrator.mail.outbox import Outbox
     from orchestrator.store.run import Run, find_run
 
     terminal = terminal_of(context)

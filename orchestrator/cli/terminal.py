@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from orchestrator.execution.bench import Bench
     from orchestrator.execution.durations import Durations
     from orchestrator.project import Project
+    from orchestrator.store.manifest import RunKind
+    from orchestrator.store.run import RunWriter
 
 
 @dataclass
@@ -102,6 +104,46 @@ class Terminal:
         events.listen(bench.durations.heard)
         events.expected = lambda like: bench.durations.expected(like).seconds if like else None
         return bench
+
+    def reopen(
+        self, events: Events, name: str, kind: RunKind, build_jobs: int | None = None
+    ) -> tuple[RunWriter, Bench]:
+        """A run that is to be finished, and the bench that it began on.
+
+        Args:
+            name: of the run.
+            kind: what the command finishes.
+
+        Raises:
+            UserError: no such run, one of another kind, or its patches have changed.
+        """
+        from orchestrator.execution import driver
+        from orchestrator.execution.provenance import requested_source
+
+        writer = driver.reopen(self.project.results, name, kind)
+        manifest = writer.manifest
+        series, directory = driver.series_of(manifest, self.project.kernel_patches)
+        source = requested_source(manifest, series)
+        bench = self.bench(events, source, manifest.accelerator.name, manifest.flavour, build_jobs, directory)
+        driver.check_same_series(writer, bench)
+        return writer, bench
+
+    @contextmanager
+    def attempt(self, events: Events, writer: RunWriter) -> Iterator[None]:
+        """Fill a run directory; say how to finish it where Ctrl-C ends the block.
+
+        Raises:
+            UserError, InfrastructureError: see :func:`orchestrator.execution.driver.attempt`.
+        """
+        from orchestrator.execution import driver
+
+        try:
+            with driver.attempt(events, writer):
+                yield
+        except KeyboardInterrupt:
+            command = driver.resume_command(writer.manifest.kind, writer.path.name)
+            typer.echo(f"interrupted; finish it with: {command}", err=True)
+            raise
 
     @staticmethod
     def print(text: str) -> None:

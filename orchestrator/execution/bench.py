@@ -77,7 +77,21 @@ class Booted:
         return ending
 
 
-@dataclass
+@dataclass(frozen=True)
+class Shipped:
+    """Parts of a bench that another host has made.
+
+    Args:
+        images: by their layers.
+    """
+
+    series: Series
+    workloads: Mapping[str, Workload]
+    accelerator: Accelerator
+    images: Mapping[tuple[str, ...], GuestImage]
+
+
+@dataclass(frozen=True, eq=False)
 class Bench:
     """What the cells of a run share; each part is made once, when first needed.
 
@@ -86,7 +100,7 @@ class Bench:
         accelerator_request: see :func:`choose_accelerator`.
         flavour: kernel configuration.
         series_directory: of another series than the project's.
-        images: those made so far, by their layers.
+        shipped: parts that need not be made here.
     """
 
     project: Project
@@ -97,7 +111,8 @@ class Bench:
     flavour: str = "measure"
     build_jobs: int | None = None
     series_directory: Path | None = None
-    images: dict[tuple[str, ...], GuestImage] = field(default_factory=dict)
+    shipped: Shipped | None = None
+    _images: dict[tuple[str, ...], GuestImage] = field(default_factory=dict)
     _machines: set[Machine] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _image_lock: threading.Lock = field(default_factory=threading.Lock)
@@ -105,11 +120,15 @@ class Bench:
     @cached_property
     def series(self) -> Series:
         """The staged series: of this project, or the one that was asked for."""
+        if self.shipped is not None:
+            return self.shipped.series
         return load_series(self.series_directory or self.project.kernel_patches)
 
     @cached_property
     def workloads(self) -> Mapping[str, Workload]:
         """The guest programs, by name."""
+        if self.shipped is not None:
+            return self.shipped.workloads
         return load_workloads(self.project.guest_workloads)
 
     @cached_property
@@ -152,14 +171,23 @@ class Bench:
     def image_with(self, layers: Sequence[str]) -> GuestImage:
         """The guest's root file system with these layers."""
         key = tuple(layers)
+        if self.shipped is not None:
+            return self.shipped.images[key]
         with self._image_lock:
-            if key not in self.images:
-                self.images[key] = self._image_artefact(key, self._selftests).obtain()
-            return self.images[key]
+            if key not in self._images:
+                self._images[key] = self._image_artefact(key, self._selftests).obtain()
+            return self._images[key]
+
+    @property
+    def images(self) -> Mapping[tuple[str, ...], GuestImage]:
+        """The images made so far, by their layers."""
+        return dict(self._images)
 
     @cached_property
     def accelerator(self) -> Accelerator:
         """How the guest's instructions are executed, and why."""
+        if self.shipped is not None:
+            return self.shipped.accelerator
         return choose_accelerator(self.accelerator_request, self.cache, self.events)
 
     def check(self) -> None:

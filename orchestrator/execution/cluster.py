@@ -20,7 +20,7 @@ from distributed.scheduler import KilledWorker
 from orchestrator.cache import Cache
 from orchestrator.errors import InfrastructureError
 from orchestrator.events import Events
-from orchestrator.execution.bench import Bench
+from orchestrator.execution.bench import Bench, Shipped
 from orchestrator.execution.measured_cell import CellResult, measure_cell
 from orchestrator.execution.place import scheduler_of
 from orchestrator.experiment.cell import Cell
@@ -133,10 +133,6 @@ class Cluster:
         """End every guest on every worker."""
         self._stop.set()
 
-    def close(self) -> None:
-        """Leave the cluster; it goes on for others."""
-        self._client.close()
-
 
 def measure_shipped(cell: Cell, experiment: Experiment, shipment: Shipment, stop: str) -> Returned:
     """On a worker: unpack the shipment, once a process, and measure one cell of it.
@@ -145,19 +141,16 @@ def measure_shipped(cell: Cell, experiment: Experiment, shipment: Shipment, stop
         stop: name of the distributed event that ends every guest.
     """
     home = _unpacked(shipment)
-    bench = Bench(Project(home), Cache(home / "cache"), Events(), flavour=shipment.flavour)
-    # What a bench would build, it is given.
-    bench.__dict__.update(
-        series=shipment.series,
-        workloads=shipment.workloads,
-        accelerator=_same_accelerator(shipment.accelerator),
-    )
-    bench.images.update(
+    shipped = Shipped(
+        shipment.series,
+        shipment.workloads,
+        _same_accelerator(shipment.accelerator),
         {
             layers: replace(image, directory=home / image.digest)
             for layers, (image, _) in shipment.images.items()
-        }
+        },
     )
+    bench = Bench(Project(home), Cache(home / "cache"), Events(), flavour=shipment.flavour, shipped=shipped)
     patchset = experiment.variant(cell.variant).patchset
     kernel = replace(shipment.kernels[patchset][0], directory=home / "kernels" / patchset)
     finished = threading.Event()

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Protocol
 
 from orchestrator.errors import UserError
+from orchestrator.execution.admission import admit
 from orchestrator.execution.bench import Bench
 from orchestrator.execution.measured_cell import CellResult, measure_cell
 from orchestrator.experiment.cell import Cell
 from orchestrator.experiment.experiment import Experiment
 from orchestrator.kernel.build import KernelBuild
 
+#: ``--executor`` for this host.
+LOCAL = "local"
 _SCHEME = "dask://"
 
 
@@ -70,3 +73,22 @@ class ThisHost:
         """End every guest at once."""
         if self._bench is not None:
             self._bench.abort()
+
+
+def place_of(executor: str, guests: int | None, experiment: Experiment, bench: Bench) -> Place:
+    """Where ``--executor`` says that guests run.
+
+    Args:
+        guests: side by side on this host; None for as many as it takes.
+
+    Raises:
+        UserError: it is neither ``local`` nor ``dask://HOST:PORT``, or this host has too little memory.
+        InfrastructureError: no scheduler answers there.
+    """
+    if executor == LOCAL:
+        return ThisHost(admit(guests, experiment.topology, bench.accelerator, len(experiment.cells)).guests)
+    scheduler_of(executor)  # a wrong address is said before a missing package
+    # Dask takes a second to import; only those who ask for it wait.
+    from orchestrator.execution.cluster import Cluster
+
+    return Cluster(executor)

@@ -20,7 +20,8 @@ from orchestrator.execution.calibration import last_calibration
 from orchestrator.execution.processor import processor_model
 from orchestrator.experiment.variant import Variant
 from orchestrator.kernel.build import BuildFailed, KernelBuild
-from orchestrator.machine.topology import Topology
+from orchestrator.kernel.series import Series
+from orchestrator.machine.topology import Node, Topology
 from orchestrator.process import run, version_of
 from orchestrator.store.manifest import (
     AcceleratorRecord,
@@ -130,6 +131,12 @@ def topology_record(topology: Topology) -> TopologyRecord:
     )
 
 
+def topology_of(record: TopologyRecord) -> Topology:
+    """The emulated machine of a run."""
+    nodes = tuple(Node(node.cpus, node.memory_mib) for node in record.nodes)
+    return Topology(nodes, record.distances)
+
+
 def variant_record(variant: Variant, bench: Bench) -> VariantRecord:
     """A variant as ``run.json`` has it before its kernel is built."""
     return VariantRecord(
@@ -202,12 +209,12 @@ def base_of(bench: Bench) -> Base:
     return Base(origin.description, origin.is_imported(bench.cache), [unchecked] if unchecked else [])
 
 
-def requested_source(manifest: Manifest, bench: Bench) -> str | None:
+def requested_source(manifest: Manifest, series: Series) -> str | None:
     """The ``--source`` with which a run is finished: on the base it began with."""
     source = manifest.source
     if source.package_version is not None:
         return f"{source.package}={source.package_version}"
-    if source.requested != bench.series.bases.package:
+    if source.requested != series.bases.package:
         return source.requested
     # Older runs have the version in their description only.
     package, _, version = source.description.partition(" ")

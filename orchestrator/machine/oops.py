@@ -20,6 +20,9 @@ from orchestrator.store.outcome import Outcome
 #: Most lines of one report: enough for a lockdep report, but limited in case a stall repeats endlessly.
 MAXIMUM_LINES = 400
 
+#: Titles of the watchdogs' reports begin so.
+_STALLS = ("RCU stall", "soft lockup", "hard lockup", "hung task", "BUG: workqueue lockup")
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -42,7 +45,7 @@ class Finding:
     @property
     def is_stall(self) -> bool:
         """Whether it only says that time passed: a host that starves its guest causes that, too."""
-        return self.title.startswith(("RCU stall", "soft lockup", "hard lockup", "hung task"))
+        return self.title.startswith(_STALLS)
 
 
 @dataclass(frozen=True)

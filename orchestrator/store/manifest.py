@@ -350,6 +350,52 @@ class BisectionRecord(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CheckRecord(Record):
+    """What a check is asked for, beside its variant.
+
+    Args:
+        traces: their names; ``logs/NAME.trace`` is the trace.
+        shrink: reduce what diverges.
+        every_stage: find the first stage that diverges.
+    """
+
+    traces: tuple[str, ...]
+    shrink: bool
+    every_stage: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorrectnessRecord(Record):
+    """What a test of correctness is asked for, beside its variants.
+
+    Args:
+        suites: names of the suites.
+        only: names of the tests; all of them where empty.
+        compare: run the suites on the baseline, too.
+        cmdline: further kernel parameters.
+    """
+
+    patchset: str
+    suites: tuple[str, ...]
+    only: tuple[str, ...]
+    compare: bool
+    cmdline: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerificationRecord(Record):
+    """What a verification is asked for.
+
+    Args:
+        stages: numbers of the stages.
+        checks: names of the checks.
+    """
+
+    stages: tuple[int, ...]
+    checks: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Manifest(Record):
     """Everything that ``run.json`` says.
 
@@ -372,6 +418,7 @@ class Manifest(Record):
         run, created_utc, reproduce: the directory's first name, when it was made (ISO 8601), and the command as one
             line for a shell; :meth:`RunWriter.create` fills them in.
         ended_utc: when it was last finished; None while it is being written.
+        bisection, check, test, verification: what a run of that kind is asked for; None in others.
         finished_by: further code that a resumed run was finished with.
     """
 
@@ -404,6 +451,9 @@ class Manifest(Record):
     workloads: Mapping[str, WorkloadRecord]
     cells: tuple[PlannedCell, ...]
     bisection: BisectionRecord | None = None
+    check: CheckRecord | None = None
+    test: CorrectnessRecord | None = None
+    verification: VerificationRecord | None = None
 
     def variant(self, name: str) -> VariantRecord:
         """The variant of that name."""

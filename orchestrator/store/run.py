@@ -214,6 +214,10 @@ class RunWriter:
         """Ids of the cells that ended ok and need not be run again."""
         return frozenset(row.cell for row in _ends(self.path, self._planned) if row.outcome is Outcome.OK)
 
+    def has_ended(self, cell: str) -> bool:
+        """Whether an end of the cell is recorded, whatever it is."""
+        return (self.path / _PARTS / cell / "cell.json").is_file()
+
     def outcomes(self) -> dict[Outcome, int]:
         """How many of the planned cells ended how; a cell without an end is not in it."""
         counts: dict[Outcome, int] = {}

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,8 +23,10 @@ from simulated_boots import ICOUNT_SPREAD, MTTCG_SPREAD, NOISE, Simulation
 from orchestrator.analysis.statistics import sign_interval
 
 #: Repetitions -> simulated runs of each kind of noise; many repetitions take longer to count.
-RUNS = {6: 2000, 10: 1000, 20: 300}
+RUNS = {6: 1000, 10: 500, 20: 150}
 PRIMARY, OTHERS = 4, 20
+#: Of runs until decided: most boots, metrics of a family, simulated runs.
+MOST, FAMILY, LOOKED = 12, 3, 300
 SEED = 1
 
 
@@ -35,20 +37,36 @@ def main() -> None:
     share = parser.parse_args().share
     runs = {n: max(20, int(number * share)) for n, number in RUNS.items()}
     equal = (
-        f"False positives: runs of two equal kernels that claim any difference, without a margin. {PRIMARY} primary "
-        f"metrics by the test alone and by the rule, {OTHERS} others by the rule"
+        f"**False positives**: share of {_listed(runs.values())} runs (n = {', '.join(map(str, runs))}) of two equal "
+        f"kernels in which any difference is claimed, without a margin: for {PRIMARY} primary metrics by the test "
+        f"alone, for the same by the rule, and for {OTHERS} others by the rule"
+    )
+    covered = (
+        "**Coverage** of 95 % intervals of a median: order statistics (stated level, simulated coverage); percentile "
+        "bootstrap"
+    )
+    looked = max(20, int(LOOKED * share))
+    decided = (
+        f"**Until decided**, at most {MOST} boots: share of {looked} runs, of a family of {FAMILY} metrics, that claim "
+        "any difference of equal kernels; of one metric, that claim equivalence of a change as large as the margin of "
+        "0.5 %; and the boots that a family takes where nothing has changed"
     )
     for title, header, rows in (
         (equal, ["noise of a boot", *(f"n = {n}: test, rule, others" for n in runs)], false_positives(runs)),
         (
-            "Power: share of the primary metrics whose true change is claimed, by change and margin",
+            "**Power**: share of the primary metrics whose true change is detected, by change and margin",
             ["spread of a boot, n", *(f"{c:.1%}, margin {m:.1%}" for c, m in _SHIFTS)],
             power(runs),
         ),
         (
-            "Coverage of 95 % intervals of a median: order statistics (says, reaches), percentile bootstrap",
+            covered,
             ["noise of a boot", *(f"n = {n}" for n in _COVERED)],
             coverage(max(100, int(2000 * share))),
+        ),
+        (
+            decided,
+            ["noise of a boot", "wrong difference", "wrong equivalence", "boots, mean"],
+            until_decided(looked),
         ),
     ):
         print(f"{title}:\n")
@@ -101,6 +119,26 @@ def coverage(runs: int) -> Iterator[list[str]]:
             bootstrap = (low <= truth) & (truth <= high)
             row.append(f"{says:.1%}, {exact.mean():.1%}; {bootstrap.mean():.1%}")
         yield row
+
+
+def until_decided(runs: int) -> Iterator[list[str]]:
+    """A row for each kind of noise."""
+    for kind in (*NOISE, "counts"):
+        simulation = Simulation(kind, MOST, runs, metrics=FAMILY)
+        _, different, _ = simulation.until_decided(SEED, 1e-9, known_floor=False)
+        boots, _, _ = simulation.until_decided(SEED, 0.005)
+        # A count has no change in per cent where the baseline has a 0.
+        wrong = "-"
+        if kind != "counts":
+            _, _, same = replace(simulation, metrics=1).with_shift(0.005).until_decided(SEED + 1, 0.005)
+            wrong = f"{same.mean():.1%}"
+        yield [kind, f"{different.mean():.1%}", wrong, f"{boots.mean():.1f}"]
+
+
+def _listed(numbers: Iterable[int]) -> str:
+    """The numbers as a list in words."""
+    *first, last = map(str, numbers)
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def print_table(header: Sequence[str], rows: Iterator[list[str]]) -> None:

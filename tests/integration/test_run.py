@@ -138,7 +138,13 @@ def test_an_interrupted_run_keeps_its_cells_and_is_finished_later(
         "3",
     ]
     process = subprocess.Popen(
-        asked, env=environment(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        asked,
+        env=environment(tmp_path),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Where the tests run in the background of a script, SIGINT is ignored, and children inherit that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 240
     while time.monotonic() < deadline and len(list(tmp_path.glob("results/*/parts/*/cell.json"))) < 2:

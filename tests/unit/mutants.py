@@ -17,8 +17,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
 
-from orchestrator.execution.check_run import model_of
-from orchestrator.execution.differential import Answers, Comparison, compare, parse_answers
+from orchestrator.execution.check.differential import Answers, Comparison, compare, parse_answers
+from orchestrator.execution.check.reference import model_of
 from orchestrator.kernel.series import Series, load_series
 from orchestrator.machine.topology import Topology
 from orchestrator.model import trace

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.analysis.bisection import (
+from orchestrator.execution.bisect.bisection import (
     UNCLEAR_BOOTS,
     Answer,
     Bisection,

@@ -13,7 +13,7 @@ from synthetic_run import Synthetic
 
 from orchestrator.cli.application import status_of
 from orchestrator.kernel.series import load_series
-from orchestrator.store.manifest import FILE, read_manifest
+from orchestrator.store.manifest import FILE, RunKind, read_manifest
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = str(ROOT / "experiments" / "stages.toml")
@@ -161,7 +161,7 @@ def test_runs_are_listed_by_age_and_shown_as_they_were_told(
 ) -> None:
     small = Synthetic(repeat=1, histograms=False)
     compared = small.write(own_results, "compared").path
-    tested = small.write(own_results, "tested").path
+    tested = replace(small, changes={"kind": RunKind.TEST}).write(own_results, "tested").path
     # A stored run keeps its name, which begins with no date.
     compared = compared.rename(own_results / "reference")
     begun = replace(read_manifest(compared), created_utc="2026-01-01T00:00:00+00:00")

@@ -15,7 +15,7 @@ from guest_data import DIRECTORY, ROOT
 
 from orchestrator.errors import InfrastructureError
 from orchestrator.execution.bench import Booted
-from orchestrator.execution.differential import (
+from orchestrator.execution.check.differential import (
     CHECK_STEPS,
     TraceGuest,
     batches,

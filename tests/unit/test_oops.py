@@ -404,6 +404,12 @@ def test_a_report_that_only_says_that_time_passed_is_a_stall(name: str) -> None:
     assert findings and all(finding.is_stall for finding in findings)
 
 
+def test_a_workqueue_that_waits_is_a_stall() -> None:
+    line = "[   99.000000] BUG: workqueue lockup - pool cpus=0 node=0 flags=0x0 nice=0 stuck for 44s!\n"
+    (finding,) = parse_console(line)
+    assert finding.is_stall
+
+
 def test_a_report_of_a_fault_is_no_stall() -> None:
     assert not any(finding.is_stall for finding in parse_console(_FAULT))
 

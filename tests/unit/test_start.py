@@ -13,8 +13,8 @@ from furnished_cache import counted, dry_run
 from orchestrator import process
 from orchestrator.cli import option
 from orchestrator.cli.application import _Commands, status_of
-from orchestrator.execution.correctness import SUITES
-from orchestrator.execution.series_verification import CHECKS
+from orchestrator.execution.correctness.suite import SUITES
+from orchestrator.execution.verify.answer import CHECKS
 from orchestrator.kernel.workshop import tool_versions
 from orchestrator.model.chunk_test import PATTERNS
 from orchestrator.model.generator import PROFILES

@@ -1,98 +1,172 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Every stage of a series, checked in order: what a maintainer may rely on when only some of them are merged.
 
-Each check of each stage is kept in the cache by the content of what it looks at, so that a verification which was
-interrupted goes on where it ended, and one of a series that was changed does again only what the change concerns.
+The answer of each check is kept in the cache by the content of what it looks at, so that a verification of a series
+that was changed does again only what the change concerns.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-from enum import StrEnum
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from orchestrator.cache import digest
 from orchestrator.errors import UserError
 from orchestrator.execution.bench import Bench
 from orchestrator.execution.countdown import Countdown, line_of
-from orchestrator.execution.guest_inventory import Inventory, take_inventory
+from orchestrator.execution.driver import check_same_source
+from orchestrator.execution.provenance import built
+from orchestrator.execution.verify.answer import (
+    APPLIES,
+    BOOTS,
+    BUILD,
+    CHECKS,
+    GUEST_CHECKS,
+    NAMES,
+    SMOKE,
+    SPARSE,
+    STYLE,
+    WITHOUT,
+    Answer,
+    StageReport,
+    State,
+    outcome_of,
+)
+from orchestrator.execution.verify.inventory import Inventory, take_inventory
+from orchestrator.execution.verify.request import VerificationRequest
 from orchestrator.kernel.build import BuildFailed, KernelBuild
 from orchestrator.kernel.checkpatch import review
 from orchestrator.kernel.diagnostics import added
-from orchestrator.kernel.series import Series, Stage
+from orchestrator.kernel.series import BASELINE, Series, Stage
 from orchestrator.kernel.sparse import checking, findings_in, new_findings
 from orchestrator.kernel.stage_change import StageChange, last_change, touched_sources
 from orchestrator.kernel.tree import PatchedTree, apply_stages
 from orchestrator.kernel.without_option import Compiled, compile_parent_without, compile_without
 from orchestrator.kernel.workshop import DoesNotCompileError, Workshop
 from orchestrator.machine.topology import Topology
+from orchestrator.store.outcome import Outcome
+from orchestrator.store.run import CellRow, RunWriter
 
-#: Check -> the option that it builds without.
-WITHOUT: Mapping[str, str] = {
-    "THP=n": "CONFIG_TRANSPARENT_HUGEPAGE",
-    "NUMA=n": "CONFIG_NUMA",
-    "MEMCG=n": "CONFIG_MEMCG",
-}
-APPLIES, STYLE, BUILD, SPARSE, BOOTS, SMOKE, NAMES = (
-    "applies", "checkpatch", "build", "sparse", "boots", "smoke", "names",
-)  # fmt: skip
-#: In the order in which they are made; a person sees the quick ones' answers first.
-CHECKS: Sequence[str] = (APPLIES, STYLE, BUILD, *WITHOUT, SPARSE, BOOTS, SMOKE, NAMES)
-_GUEST_CHECKS = (BOOTS, SMOKE, NAMES)
+_OK = Answer(State.OK)
+#: File in the run directory.
+SUMMARY = "verification.json"
 #: The checks that one boot of a guest answers.
 _GUEST = "guest"
 _DETAIL_LINES = 12
 #: Host seconds; a quicker answer is from the cache, and says nothing about how long the check takes.
 _FROM_CACHE_S = 0.5
 
-
-class State(StrEnum):
-    """What became of a check."""
-
-    OK = "ok"
-    FAILED = "FAILED"
-    #: Not asked for, or not possible because an earlier check of the stage failed.
-    NOT_MADE = "-"
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What one check of one stage came to.
-
-    Args:
-        detail: where it failed: the compiler's error, checkpatch's lines, what the guest said.
-        log: a file with more, where there is one.
-    """
-
-    state: State
-    detail: str = ""
-    log: Path | None = None
-
-
-NOT_MADE = Answer(State.NOT_MADE)
-_OK = Answer(State.OK)
+#: Boots a kernel and says what its guest has; the logs go to the directory.
+InventoryOf = Callable[[KernelBuild, Path], Inventory]
 
 
 @dataclass
-class StageReport:
-    """What all checks of a stage came to."""
+class VerificationSummary:
+    """What a verification came to.
 
-    stage: Stage
-    answers: dict[str, Answer] = field(default_factory=lambda: dict.fromkeys(CHECKS, NOT_MADE))
+    Args:
+        reports: of the stages that were looked at, in their order.
+    """
+
+    reports: list[StageReport] = field(default_factory=list)
 
     @property
-    def failed(self) -> bool:
-        """Whether any check failed."""
-        return any(answer.state is State.FAILED for answer in self.answers.values())
+    def exit_status(self) -> int:
+        """0 if all checks are ok, 3 if one failed."""
+        return 3 if any(report.failed for report in self.reports) else 0
+
+    def to_json(self) -> dict[str, Any]:
+        """For ``--json`` and ``verification.json``."""
+        return {"ok": not self.exit_status, "stages": [report.to_json() for report in self.reports]}
 
 
-#: Boots a kernel and says what its guest has; the logs go to the directory.
-InventoryOf = Callable[[KernelBuild, Path], Inventory]
+def execute(
+    request: VerificationRequest, bench: Bench, writer: RunWriter, inventory_of: InventoryOf | None = None
+) -> VerificationSummary:
+    """Make every check that `writer` has no good end of yet, and keep each answer as a cell.
+
+    Args:
+        inventory_of: boots a kernel; the bench's own way unless a test has another.
+
+    Raises:
+        InfrastructureError: the host failed. What was answered before is kept.
+        UserError: the source or the configuration is not as it should be.
+    """
+    summary = VerificationSummary()
+    done = writer.completed_cells()
+    stages = request.stages_of(bench.series)
+    known = {
+        (stage.number, check): _OK
+        for stage in stages
+        for check in request.checks
+        if request.cell(stage, check).cell in done
+    }
+    verification = SeriesVerification(bench, request.checks, request.topology, inventory_of, known)
+    try:
+        check_same_source(writer, bench)
+        source = bench.source_tree
+        writer.update_manifest(
+            source=replace(writer.manifest.source, version=source.version, commit=source.commit)
+        )
+        if set(GUEST_CHECKS) & set(request.checks):
+            writer.update_manifest(accelerator=bench.accelerator.record)
+        for report in verification.verify(stages):
+            summary.reports.append(report)
+            _keep(report, request, verification, bench, writer, done)
+        return summary
+    finally:
+        text = json.dumps(summary.to_json(), indent=2) + "\n"
+        (writer.path / SUMMARY).write_text(text, encoding="utf-8")
+        writer.finish()
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """What :func:`execute` left in a run directory, for a reader."""
+    if not (path / SUMMARY).is_file():
+        return VerificationSummary().to_json()
+    facts: dict[str, Any] = json.loads((path / SUMMARY).read_text(encoding="utf-8"))
+    return facts
+
+
+def _keep(
+    report: StageReport,
+    request: VerificationRequest,
+    verification: SeriesVerification,
+    bench: Bench,
+    writer: RunWriter,
+    done: frozenset[str],
+) -> None:
+    """The answers about a stage as cells, with their logs, and its kernel."""
+    cause = next((each for each in report.answers.values() if each.state is State.FAILED), None)
+    for check in request.checks:
+        planned = request.cell(report.stage, check)
+        answer = report.answers[check]
+        if planned.cell in done:
+            continue
+        outcome, evidence = Outcome.OK, ""
+        if answer.state is State.FAILED:
+            outcome, evidence = outcome_of(check, answer), answer.detail
+        elif answer.state is State.NOT_MADE:
+            reason = cause.detail if cause else "an earlier check failed"
+            outcome, evidence = Outcome.BUILD_FAILED, f"not made: {reason}"
+        if answer.log is not None and answer.log.is_file():
+            shutil.copyfile(answer.log, writer.cell_directory(planned.cell) / answer.log.name)
+        writer.record(CellRow(planned, outcome=outcome, evidence=evidence))
+    kernels = {BASELINE: verification.kernel_of(None)}
+    kernels[f"stage-{report.stage.number}"] = verification.kernel_of(report.stage)
+    writer.update_manifest(
+        variants=tuple(
+            built(variant, kernel, bench) if (kernel := kernels.get(variant.patchset)) else variant
+            for variant in writer.manifest.variants
+        )
+    )
 
 
 class SeriesVerification:
@@ -103,6 +177,7 @@ class SeriesVerification:
         checks: those to make; a part of :data:`CHECKS`.
         topology: of the guests.
         inventory_of: boots a kernel; the bench's own way unless a test has another.
+        known: answers of an earlier attempt, by stage number and check, that are not to be sought again.
     """
 
     def __init__(
@@ -111,12 +186,15 @@ class SeriesVerification:
         checks: Sequence[str] = CHECKS,
         topology: Topology | None = None,
         inventory_of: InventoryOf | None = None,
+        known: Mapping[tuple[int, str], Answer] | None = None,
     ) -> None:
+        self._known = known or {}
         self._bench = bench
         self._checks = checks
         self._topology = topology or Topology.parse("4x512M")
         self._boot = inventory_of or self._boot_on_bench
         self._kernels: dict[str, KernelBuild] = {}
+        self._by_number: dict[int, KernelBuild] = {}
         self._broken: dict[str, BuildFailed] = {}
 
     @property
@@ -141,17 +219,36 @@ class SeriesVerification:
 
     def _parts(self) -> Sequence[str]:
         """What is made per stage: the checks of a guest are one part."""
-        alone = [check for check in CHECKS if check not in _GUEST_CHECKS]
+        alone = [check for check in CHECKS if check not in GUEST_CHECKS]
         asked = [check for check in alone if check in self._checks or check == APPLIES]
-        return [*asked, _GUEST] if set(_GUEST_CHECKS) & set(self._checks) else asked
+        return [*asked, _GUEST] if set(GUEST_CHECKS) & set(self._checks) else asked
 
     def _kind(self, part: str) -> str:
         """What the duration of a part depends on."""
         where = f" {self._bench.accelerator.name} {self._topology}" if part == _GUEST else ""
         return f"check {part} {self._bench.flavour}{where}"
 
+    def kernel_of(self, stage: Stage | None) -> KernelBuild | None:
+        """The kernel of a stage, or the unpatched one, if it was built on the way."""
+        return self._by_number.get(stage.number if stage is not None else 0)
+
+    def _known_of(self, stage: Stage, part: str) -> dict[str, Answer] | None:
+        """The answers of a part, if all of them are known already."""
+        checks = [check for check in GUEST_CHECKS if check in self._checks] if part == _GUEST else [part]
+        if all((stage.number, check) in self._known for check in checks):
+            return {check: self._known[stage.number, check] for check in checks}
+        return None
+
     def _verify(self, stage: Stage, countdown: Countdown) -> StageReport:
         report = StageReport(stage)
+        known = {part: self._known_of(stage, part) for part in self._parts()}
+        for part, kept in known.items():
+            if kept is not None:
+                report.answers.update(kept)
+                countdown.left_out(self._kind(part))
+        due = [part for part, kept in known.items() if kept is None]
+        if not due:
+            return report
         name = f"stage {stage.number} ({stage.name})"
         began = time.monotonic()
 
@@ -171,11 +268,13 @@ class SeriesVerification:
             # The same sentence about an earlier stage would be no answer about this one.
             own = str(error).startswith(f"stage {stage.number} ")
             detail = str(error) if own else f"an earlier one does not: {error}"
-            for part in self._parts()[1:]:
-                countdown.left_out(self._kind(part))
+            for part in due:
+                if part != APPLIES:
+                    countdown.left_out(self._kind(part))
             answered(APPLIES, {APPLIES: Answer(State.FAILED, detail)})
             return report
-        answered(APPLIES, {APPLIES: _OK})
+        if APPLIES in due:
+            answered(APPLIES, {APPLIES: _OK})
         makers: dict[str, Callable[[], Answer]] = {
             STYLE: lambda: self._style(stage, tree),
             BUILD: lambda: self._build(tree),
@@ -183,7 +282,9 @@ class SeriesVerification:
             SPARSE: lambda: self._sparse(stage, tree),
         }
         with self._bench.events.step(name, part=True):
-            for part in self._parts()[1:]:
+            for part in due:
+                if part == APPLIES:
+                    continue
                 if part in makers:
                     answered(part, {part: makers[part]()})
                     continue
@@ -217,7 +318,8 @@ class SeriesVerification:
         if tree.commit not in self._kernels:
             last = tree.stages[-1].number if tree.stages else 0
             try:
-                self._kernels[tree.commit] = self._bench.kernel(f"stage-{last}" if last else "baseline")
+                self._kernels[tree.commit] = self._bench.kernel(f"stage-{last}" if last else BASELINE)
+                self._by_number[last] = self._kernels[tree.commit]
             except BuildFailed as error:
                 self._broken[tree.commit] = error
                 raise

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from orchestrator.analysis.bisection import Mark
+from orchestrator.execution.bisect.bisection import Mark
+from orchestrator.execution.bisect.question import BootJudgement, DivergenceQuestion, MetricQuestion, Question
 from orchestrator.execution.measured_cell import CellResult
 from orchestrator.experiment.cell import Cell
-from orchestrator.experiment.question import BootJudgement, DivergenceQuestion, MetricQuestion, Question
 from orchestrator.kernel.build import KernelBuild
 from orchestrator.store.outcome import Outcome
 

@@ -1,32 +1,27 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A run: prepare what an experiment needs, measure its cells, keep whatever was reached."""
+"""A measuring run: prepare what an experiment needs, measure its cells, keep whatever was reached."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from orchestrator.errors import UserError
 from orchestrator.events import Events
 from orchestrator.execution.bench import Bench
 from orchestrator.execution.countdown import Countdown, line_of
-from orchestrator.execution.derived import derived_metrics
+from orchestrator.execution.driver import Kernels, prepare
 from orchestrator.execution.forecast import kind_of_cell
+from orchestrator.execution.measure.request import planned_cell, row_of
 from orchestrator.execution.measured_cell import CellResult, write_evidence
 from orchestrator.execution.place import Place
-from orchestrator.execution.provenance import begin, built, keep_build_log, source_record, variant_record
 from orchestrator.experiment.cell import Cell
 from orchestrator.experiment.experiment import Experiment
-from orchestrator.guest.sampler import SAMPLER_METRICS
-from orchestrator.guest.workload import Workload
 from orchestrator.kernel.build import BuildFailed, KernelBuild
-from orchestrator.kernel.series import Series
-from orchestrator.store.manifest import Manifest, PlannedCell, Role, RunKind, WorkloadRecord
-from orchestrator.store.observation import CLOCK, CLOCKS, Metric
+from orchestrator.store.manifest import Role
 from orchestrator.store.outcome import Outcome
-from orchestrator.store.run import CellRow, Run, RunWriter
+from orchestrator.store.run import Run, RunWriter
 
 #: Cells in a row that are lost before their guest is up: then it is the host that is broken, not a kernel.
 _GIVE_UP_AFTER = 4
@@ -44,77 +39,10 @@ class RunSummary:
     outcomes: Mapping[Outcome, int]
 
     @property
-    def all_ok(self) -> bool:
-        """Whether every planned cell ended ok."""
-        return set(self.outcomes) <= {Outcome.OK}
-
-    @property
     def exit_status(self) -> int:
         """0 if all ended ok, 1 if the rest were lost through the host, 3 if a kernel or workload failed."""
         bad = set(self.outcomes) - {Outcome.OK}
         return 3 if bad - {Outcome.LOST} else 1 if bad else 0
-
-
-def manifest_of(experiment: Experiment, bench: Bench, command: Sequence[str]) -> Manifest:
-    """What ``run.json`` says before anything slow starts; nothing here builds or boots."""
-    begun = begin(
-        RunKind.RUN,
-        experiment.name,
-        bench,
-        experiment.topology,
-        command,
-        variants=[variant_record(variant, bench) for variant in experiment.variants],
-        workloads={
-            name: workload_record(bench.workloads[name], parameters, bench.series)
-            for name, parameters in experiment.workloads.items()
-        },
-        cells=[planned_cell(cell, experiment) for cell in experiment.cells],
-    )
-    return replace(
-        begun,
-        margin=experiment.margin,
-        repeat=experiment.repeat,
-        max_repeat=experiment.max_repeat,
-        seed=experiment.seed,
-        timeout_s=experiment.timeout_s,
-        tradeoff=dict(experiment.tradeoff),
-    )
-
-
-def workload_record(workload: Workload, parameters: Mapping[str, str], series: Series) -> WorkloadRecord:
-    """A workload as ``run.json`` has it.
-
-    Args:
-        parameters: those that differ from the defaults.
-        series: describes metrics of its own.
-    """
-    declared = _metrics_of(workload, series)
-    metrics = [
-        metric.by(clock) for metric in declared for clock in (CLOCKS if CLOCK in metric.name else ("",))
-    ]
-    return WorkloadRecord(
-        title=workload.title,
-        parameters={**{key: str(p.default) for key, p in workload.parameters.items()}, **parameters},
-        metrics={metric.name: metric for metric in metrics},
-    )
-
-
-def planned_cell(cell: Cell, experiment: Experiment) -> PlannedCell:
-    """A cell as ``run.json`` has it."""
-    return PlannedCell(
-        cell=cell.id,
-        variant=cell.variant,
-        role=experiment.variant(cell.variant).role,
-        workload=cell.workload,
-        repetition=cell.repetition,
-        seed=cell.seed,
-    )
-
-
-def _metrics_of(workload: Workload, series: Series) -> Iterable[Metric]:
-    """The workload's own metrics, then those that all have; it may say itself what one of these means to it."""
-    own = workload.metrics
-    return {**own, **derived_metrics(series), **SAMPLER_METRICS, **own}.values()
 
 
 def execute(experiment: Experiment, bench: Bench, writer: RunWriter, place: Place) -> RunSummary:
@@ -131,7 +59,12 @@ def execute(experiment: Experiment, bench: Bench, writer: RunWriter, place: Plac
     try:
         todo = _unfinished(experiment, writer)
         while todo or (todo := plan_after_look(experiment, writer, bench.events)):
-            kernels = _prepare(experiment, bench, writer, {cell.variant for cell in todo})
+            kernels = prepare(
+                writer,
+                bench,
+                [experiment.variant(cell.variant).patchset for cell in todo],
+                {name: bench.workloads[name].layers for name in experiment.workloads},
+            )
             place.ship(
                 bench, {name: kernel for name, kernel in kernels.items() if isinstance(kernel, KernelBuild)}
             )
@@ -203,52 +136,6 @@ def plan_after_look(experiment: Experiment, writer: RunWriter, events: Events) -
     return added
 
 
-#: The kernel of each patchset; one that does not build is a value, for its cells end as build-failed.
-Kernels = Mapping[str, KernelBuild | BuildFailed]
-
-
-def _prepare(experiment: Experiment, bench: Bench, writer: RunWriter, needed: Set[str]) -> Kernels:
-    """Everything slow that cells share, and its facts in ``run.json``."""
-    check_same_source(writer, bench)
-    writer.update_manifest(accelerator=bench.accelerator.record)
-    kernels: dict[str, KernelBuild | BuildFailed] = {}
-    records = {variant.name: variant for variant in writer.manifest.variants}
-    for variant in experiment.variants:
-        if variant.name not in needed:
-            continue
-        if variant.patchset not in kernels:
-            try:
-                kernels[variant.patchset] = bench.kernel(variant.patchset)
-            except BuildFailed as error:
-                kernels[variant.patchset] = error
-            keep_build_log(writer.path, variant.patchset, kernels[variant.patchset])
-        kernel = kernels[variant.patchset]
-        if isinstance(kernel, KernelBuild):
-            records[variant.name] = built(records[variant.name], kernel, bench)
-    source = bench.source_tree
-    writer.update_manifest(
-        variants=tuple(records.values()),
-        source=replace(source_record(bench), version=source.version, commit=source.commit),
-        image={name: bench.image_with(bench.workloads[name].layers).digest for name in experiment.workloads},
-    )
-    (writer.path / "logs" / "kernel.config").write_text(bench.configuration().text, encoding="utf-8")
-    return kernels
-
-
-def check_same_source(writer: RunWriter, bench: Bench) -> None:
-    """A run is finished on the source it was begun with, or not at all.
-
-    Raises:
-        UserError: the source has changed.
-    """
-    began = writer.manifest.source
-    if began.commit is not None and began.commit != bench.source_tree.commit:
-        raise UserError(
-            f"{bench.source_tree.description} is not the source that {writer.path.name} began with "
-            f"({began.description}); start a new run."
-        )
-
-
 def _measure_all(
     todo: Sequence[Cell],
     experiment: Experiment,
@@ -309,16 +196,3 @@ def _told(result: CellResult) -> str:
     cell = result.cell
     name = f"{cell.workload} {cell.variant} #{cell.repetition}"
     return line_of(name, result.outcome, result.total_s, result.evidence)
-
-
-def row_of(result: CellResult, experiment: Experiment) -> CellRow:
-    """The end of a cell as it is stored."""
-    return CellRow(
-        planned_cell(result.cell, experiment),
-        outcome=result.outcome,
-        evidence=result.evidence,
-        boot_s=result.boot_s,
-        run_s=result.run_s,
-        total_s=result.total_s,
-        started_utc=result.started_utc,
-    )

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from orchestrator.analysis.bisection import Mark
 from orchestrator.errors import UserError
+from orchestrator.execution.bisect.bisection import Mark
 from orchestrator.spelling import hint
 from orchestrator.store.observation import CLOCK, CLOCKS, Metric
 from orchestrator.store.outcome import Outcome

@@ -8,15 +8,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from orchestrator.analysis.bisection import Mark
 from orchestrator.execution.bench import Bench
-from orchestrator.execution.check_run import model_of, pinned
-from orchestrator.execution.differential import TraceGuest, check_traces
+from orchestrator.execution.bisect.bisection import Mark
+from orchestrator.execution.bisect.question import BootJudgement
+from orchestrator.execution.bisect.stage_trial import Trial
+from orchestrator.execution.check.differential import TraceGuest, check_traces
+from orchestrator.execution.check.reference import model_of, pinned
 from orchestrator.execution.measured_cell import CellResult
-from orchestrator.execution.stage_trial import Trial
 from orchestrator.experiment.cell import Cell
 from orchestrator.experiment.experiment import Experiment
-from orchestrator.experiment.question import BootJudgement
 from orchestrator.kernel.build import KernelBuild
 from orchestrator.kernel.trait import traits_of
 from orchestrator.model.trace import Trace

@@ -8,31 +8,26 @@ was interrupted is made again from what is there, and goes on.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 
-from orchestrator.analysis.bisection import (
-    Answer,
-    Bisection,
-    Conclusion,
-    Mark,
-    Noise,
-    flaky,
-    noisy,
-    repeatable,
-)
 from orchestrator.errors import InfrastructureError
 from orchestrator.events import Step
 from orchestrator.execution.bench import Bench
+from orchestrator.execution.bisect.bisection import Bisection, Noise, flaky, noisy, repeatable
+from orchestrator.execution.bisect.question import DivergenceQuestion, MetricQuestion
+from orchestrator.execution.bisect.request import StagedSearch
+from orchestrator.execution.bisect.stage_trial import StageTrial, WorkloadTrial
+from orchestrator.execution.bisect.trace_trial import TraceTrial
+from orchestrator.execution.bisect.verdict import Boot, Verdict, sentence, titled, variant_name
 from orchestrator.execution.countdown import line_of
-from orchestrator.execution.experiment_run import planned_cell, row_of
-from orchestrator.execution.measured_cell import CellResult, write_evidence
-from orchestrator.execution.provenance import built, keep_build_log
-from orchestrator.execution.stage_trial import StageTrial, WorkloadTrial
+from orchestrator.execution.driver import build, check_same_source
+from orchestrator.execution.measure.request import planned_cell, row_of
+from orchestrator.execution.measured_cell import CellResult, measure_cell, write_evidence
 from orchestrator.experiment.cell import Cell
-from orchestrator.experiment.question import BootJudgement, MetricQuestion
-from orchestrator.experiment.staged_search import StagedSearch
 from orchestrator.kernel.build import BuildFailed, KernelBuild
+from orchestrator.model.trace import Trace
 from orchestrator.store.manifest import AnswerRecord, BisectionRecord, BootRecord
 from orchestrator.store.observation import Observation
 from orchestrator.store.outcome import Outcome
@@ -45,46 +40,33 @@ _BUILD_COST = 4.0
 LOG = "bisection.log"
 
 
-@dataclass(frozen=True)
-class Boot:
-    """One boot of the search.
+def execute(search: StagedSearch, bench: Bench, writer: RunWriter, traces: Mapping[str, Trace]) -> Verdict:
+    """Search until there is an answer, or as many boots as are allowed.
 
     Args:
-        stage: position, 0 for what the series is applied to.
-        why: ``reference``, ``search`` or ``verify``.
+        traces: for a search for a divergence.
+
+    Raises:
+        UserError: a stage does not apply, or the source has changed since the run began.
+        InfrastructureError: the host failed. What was booted until then is kept.
     """
 
-    stage: int
-    cell: str
-    why: str
-    judgement: BootJudgement
+    def measure(cell: Cell, kernel: KernelBuild, log_directory: Path) -> CellResult:
+        return measure_cell(cell, search.experiment, bench, kernel, log_directory)
 
-
-@dataclass
-class Verdict:
-    """What the search came to, and how.
-
-    Args:
-        answer: of the search.
-        boots: in their order.
-        unbuilt: position -> why its kernel does not build.
-        equal: position -> an earlier one with the very same kernel.
-    """
-
-    search: StagedSearch
-    answer: Answer
-    boots: list[Boot] = field(default_factory=list)
-    unbuilt: dict[int, str] = field(default_factory=dict)
-    equal: dict[int, int] = field(default_factory=dict)
-    skipped: frozenset[int] = frozenset()
-    reference: float | None = None
-
-    def counts(self, stage: int) -> tuple[int, int]:
-        """Boots of a stage that were good, and that were bad; those for reference are neither."""
-        marks = [
-            boot.judgement.mark for boot in self.boots if boot.stage == stage and boot.why != "reference"
-        ]
-        return marks.count(Mark.GOOD), marks.count(Mark.BAD)
+    trial: StageTrial
+    if isinstance(search.question, DivergenceQuestion):
+        trial = TraceTrial(search.experiment, bench, traces)
+    else:
+        trial = WorkloadTrial(measure, search.question)
+    check_same_source(writer, bench)
+    source = bench.source_tree
+    began = writer.manifest.source
+    writer.update_manifest(
+        accelerator=bench.accelerator.record,
+        source=replace(began, version=source.version, commit=source.commit),
+    )
+    return StagedBisection(search, bench, writer, trial).run()
 
 
 class StagedBisection:
@@ -94,7 +76,6 @@ class StagedBisection:
         bench: what the cells share; builds kernels when they are needed.
         writer: of the run directory, new or opened again.
         trial: boots a stage once.
-        on_boot: told of each boot, those of an earlier attempt included.
     """
 
     def __init__(
@@ -103,13 +84,11 @@ class StagedBisection:
         bench: Bench,
         writer: RunWriter,
         trial: StageTrial,
-        on_boot: Callable[[Boot, bool], None] = lambda boot, replayed: None,
     ) -> None:
         self.search = search
         self._bench = bench
         self._writer = writer
         self._trial = trial
-        self._on_boot = on_boot
         question = search.question
         self._relative = isinstance(question, MetricQuestion) and question.is_relative
         self._bisection = Bisection(
@@ -172,13 +151,11 @@ class StagedBisection:
         """The kernel of a stage; None where it does not build, which the search is told."""
         if stage in self._kernels:
             return self._kernels[stage]
-        try:
-            kernel = self._bench.kernel(self._patchset(stage))
-        except BuildFailed as error:
-            keep_build_log(self._writer.path, self._patchset(stage), error)
-            self.verdict.unbuilt[stage] = str(error)
+        kernel = build(self._writer, self._bench, self._patchset(stage))
+        if isinstance(kernel, BuildFailed):
+            self.verdict.unbuilt[stage] = str(kernel)
             self._bisection.skip(stage)
-            self._note(f"# skip: [{self._named(stage)}] {str(error).splitlines()[0]}")
+            self._note(f"# skip: [{self._named(stage)}] {str(kernel).splitlines()[0]}")
             return None
         self._kernels[stage] = kernel
         self._costs[stage] = 1.0
@@ -188,9 +165,6 @@ class StagedBisection:
                 self._bisection.equate(earlier, later)
                 self.verdict.equal[later] = earlier
                 self._note(f"# same kernel: [{self._named(later)}] as [{self._named(earlier)}]")
-        variants = list(self._writer.manifest.variants)
-        variants[stage] = built(variants[stage], kernel, self._bench)
-        self._writer.update_manifest(variants=tuple(variants))
         return kernel
 
     # Boots
@@ -243,7 +217,7 @@ class StagedBisection:
         record = self._record
         boots = (*record.boots, BootRecord(stage=stage, cell=cell.id, why=why))
         self._writer.update_manifest(bisection=replace(record, boots=boots))
-        self._learn(Boot(stage, cell.id, why, trial.judgement), replayed=False)
+        self._learn(Boot(stage, cell.id, why, trial.judgement))
         # How many boots it takes depends on what they show; only the most is known.
         done = len(self.verdict.boots)
         line = line_of(name, trial.judgement.mark, trial.result.total_s, trial.judgement.text)
@@ -253,7 +227,7 @@ class StagedBisection:
         boots = sum(boot.stage == stage for boot in self.verdict.boots)
         return self.search.cell(stage, boots + 1)
 
-    def _learn(self, boot: Boot, *, replayed: bool) -> None:
+    def _learn(self, boot: Boot) -> None:
         self.verdict.boots.append(boot)
         if boot.why != "reference":
             self._bisection.observe(boot.stage, boot.judgement.mark)
@@ -262,7 +236,6 @@ class StagedBisection:
             f"orchestrate bisect {boot.judgement.mark if boot.why != 'reference' else 'reference'} "
             f"{self._patchset(boot.stage)}"
         )
-        self._on_boot(boot, replayed)
 
     def _replay(self) -> None:
         """Learn again what earlier attempts of this run have booted."""
@@ -289,7 +262,7 @@ class StagedBisection:
                 observations=metrics.get(cell, ()),
             )
             judgement = self._trial.judge(result)
-            self._learn(Boot(stage, cell, why, judgement), replayed=True)
+            self._learn(Boot(stage, cell, why, judgement))
 
     # What is left for a reader
 
@@ -344,57 +317,3 @@ class StagedBisection:
                 ),
             )
         )
-
-
-def variant_name(search: StagedSearch, stage: int) -> str:
-    """Name of the variant at a position."""
-    return search.experiment.variants[stage].name
-
-
-def titled(search: StagedSearch, stage: int) -> str:
-    """A position as a person names it: the variant, and the name of the stage."""
-    name = variant_name(search, stage)
-    return f"{name} {search.stages[stage - 1].name}" if stage else name
-
-
-def sentence(verdict: Verdict) -> str:
-    """What the search came to, as one sentence that says how sure it is."""
-    search, answer = verdict.search, verdict.answer
-    count = len(verdict.boots)
-    boots = f"{count} boot{'s' if count != 1 else ''}"
-    sure = f"{100 * _floored(answer.sure):.1f}% sure {answer.condition}".rstrip()
-    observed = f"seen in {_share(answer.seen, 'bad')} and in {_share(answer.alarms, 'good')}"
-    asked = search.question.text
-    first, last = search.experiment.variants[0].name, search.experiment.variants[-1].name
-    if answer.conclusion is Conclusion.FOUND:
-        stages = [search.stages[number - 1] for number in answer.candidates]
-        named = " or ".join(f"stage {stage.number} ({stage.name}: {stage.title})" for stage in stages)
-        which = "the first bad stage is" if len(stages) == 1 else "the first bad stage is one of"
-        return f"{which} {named}; {sure}; {observed}; {boots}, verified on it and its parent."
-    if answer.conclusion is Conclusion.NONE:
-        return f"no stage up to {last} shows '{asked}'; {sure}; seen in {_share(answer.alarms)}."
-    if answer.conclusion is Conclusion.ALREADY:
-        return (
-            f"{first}, which the stages are applied to, shows '{asked}' itself; {sure}; "
-            f"seen in {_share(answer.seen)}."
-        )
-    likely = ", ".join(variant_name(search, stage) for stage in answer.candidates) or "none of them"
-    if answer.contradicted and answer.verified:
-        return (
-            f"undecided after {boots}: most likely {likely}, but the boots contradict what was reckoned with "
-            f"({answer.condition}): {observed}; give a lower --rate, or another limit."
-        )
-    return f"undecided after {boots}: most likely {likely}, {sure}; allow more with --max-boots, or --resume."
-
-
-def _share(share: tuple[int, int], of: str = "") -> str:
-    """How many boots showed it, of how many."""
-    bad, all_of_them = share
-    kind = f" of {of} stages" if of else ""
-    per_cent = f" ({bad / all_of_them:.0%})" if all_of_them else ""
-    return f"{bad} of {all_of_them} boots{kind}{per_cent}"
-
-
-def _floored(share: float) -> float:
-    """Down to a thousandth: 0.9999 is not certainty."""
-    return min(int(share * 1000) / 1000, 0.999)

@@ -349,8 +349,11 @@ class _Variant:
 
     def values(self, workload: str, metric: str) -> pd.Series:
         """One value per boot, which is the unit of replication, by repetition and seed."""
-        known = self._values.get((workload, metric))
-        return known if known is not None else self._medians(self.metrics.iloc[:0])
+        return self._values.get((workload, metric), self._no_values)
+
+    @cached_property
+    def _no_values(self) -> pd.Series:
+        return self._medians(self.metrics.iloc[:0])
 
     @cached_property
     def _values(self) -> dict[tuple[str, str], pd.Series]:

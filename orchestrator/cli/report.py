@@ -66,7 +66,7 @@ def command(
     from orchestrator.analysis.comparison import compare
     from orchestrator.analysis.plots import plot_run  # imported here, so that --help does not load matplotlib
     from orchestrator.analysis.report import write_report
-    from orchestrator.execution.shown import shown
+    from orchestrator.execution.result_text import result_text
     from orchestrator.store.run import Run, find_run
 
     terminal = terminal_of(context)
@@ -78,7 +78,7 @@ def command(
         comparison = compare(opened)
         if form is Format.HTML:
             plots = plot_run(opened, opened.path / "plots")
-            write_report(opened, comparison, plots, path, shown(opened, WIDTH))
+            write_report(opened, comparison, plots, path, result_text(opened, WIDTH))
         else:
             write_output(path, _exported(form, opened, comparison))
     if not streamed:  # the path would be part of the output, or useless

@@ -90,9 +90,9 @@ def show(context: typer.Context, run: option.Run) -> int:
 
 def _shown(run: Run, width: int) -> str | None:
     """The output of the command that made a run; None if it is a comparison, or the run has none yet."""
-    from orchestrator.execution.shown import shown
+    from orchestrator.execution.result_text import result_text
 
-    return shown(run, width)
+    return result_text(run, width)
 
 
 def _is_current(run: Run) -> bool:

@@ -20,7 +20,7 @@ _TEXTS = {
 }
 
 
-def shown(run: Run, width: int) -> str | None:
+def result_text(run: Run, width: int) -> str | None:
     """The output of the command that made a run.
 
     Args:

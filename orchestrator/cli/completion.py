@@ -116,14 +116,14 @@ def settings(incomplete: str) -> Iterator[Offer]:
     if not equals:
         for knob in series.knobs:
             yield f"{knob.name}=", knob.help
-        for name, stock in BASELINE_KNOBS.items():
-            yield f"{name}=", stock.help
+        for name, baseline in BASELINE_KNOBS.items():
+            yield f"{name}=", baseline.help
         return
     before, comma, _ = rest.rpartition(",")
     values: tuple[str, ...] = ()
     if key in BASELINE_KNOBS:
-        stock = BASELINE_KNOBS[key]
-        values = stock.choices or _numbers(stock.minimum, stock.default, stock.maximum)
+        baseline = BASELINE_KNOBS[key]
+        values = baseline.choices or _numbers(baseline.minimum, baseline.default, baseline.maximum)
     for knob in series.knobs:
         if knob.name == key:
             values = _numbers(knob.minimum, knob.default, knob.maximum)

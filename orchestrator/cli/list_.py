@@ -144,7 +144,7 @@ def _knobs(_: Project, series: Series) -> list[Entry]:
         }
         for knob in series.knobs
     ]
-    stock = [
+    baseline = [
         {
             "name": name,
             "default": knob.default,
@@ -156,7 +156,7 @@ def _knobs(_: Project, series: Series) -> list[Entry]:
         }
         for name, knob in BASELINE_KNOBS.items()
     ]
-    return [*own, *stock]
+    return [*own, *baseline]
 
 
 def _patchsets(_: Project, series: Series) -> list[Entry]:
@@ -166,9 +166,9 @@ def _patchsets(_: Project, series: Series) -> list[Entry]:
     for group in series.groups:
         last = len(series.select(group))
         added = ", ".join(stage.name for stage in series.stages if stage.group == group)
-        entries.append({"name": group, "stages": last, "help": f"stages 1 to {last}; adds {added}"})
+        entries.append({"name": group, "stages": last, "help": f"1 to {last}; adds {added}"})
     count = len(series.stages)
-    entries.append({"name": FULL, "stages": count, "help": f"stages 1 to {count}: all"})
+    entries.append({"name": FULL, "stages": count, "help": f"1 to {count}: all"})
     first = series.groups[0]
     entries.append({"name": f"{first}:N", "stages": None, "help": f"the first N stages of {first}"})
     entries.append({"name": "stage-N", "stages": None, "help": "the first N stages of the series"})

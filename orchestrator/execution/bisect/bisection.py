@@ -141,7 +141,7 @@ class Conclusion(StrEnum):
 
 
 @dataclass(frozen=True)
-class Answer:
+class SearchState:
     """The state of a search.
 
     Args:
@@ -167,7 +167,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Step:
+class NextBoot:
     """The next boot.
 
     Args:
@@ -259,7 +259,7 @@ class Bisection:
 
     # What follows
 
-    def answer(self) -> Answer:
+    def answer(self) -> SearchState:
         """The state of the search."""
         claim = self._claim or self._likeliest()
         sure = self._sure(claim)
@@ -275,7 +275,7 @@ class Bisection:
             conclusion = Conclusion.NONE
         candidates = tuple(f for f in claim if f != none)
         condition = self.noise.condition_of_none if none in claim else self.noise.condition
-        return Answer(conclusion, candidates, sure, verified, seen, alarms, contradicted, condition)
+        return SearchState(conclusion, candidates, sure, verified, seen, alarms, contradicted, condition)
 
     def _shares(self, claim: tuple[int, ...]) -> tuple[tuple[int, int], tuple[int, int]]:
         """Per group (bad and good stages under `claim`): boots that showed the fault, and all boots."""
@@ -295,7 +295,7 @@ class Bisection:
         too_many = stats.binom.sf(alarms[0] - 1, alarms[1], most) if alarms[1] else 1.0
         return bool(min(too_few, too_many) < 1 - self.confidence)
 
-    def next_step(self, cost: Callable[[int], float] = lambda _: 1.0) -> Step | None:
+    def next_step(self, cost: Callable[[int], float] = lambda _: 1.0) -> NextBoot | None:
         """The stage whose boot is worth most for its cost; None if there is an answer, or nothing left to boot.
 
         Args:
@@ -304,14 +304,14 @@ class Bisection:
         if self._claim:
             # The first bad stage goes first: if it does not show the fault again, the parent need not be booted yet.
             waiting = sorted(self._unverified, reverse=True)
-            return Step(waiting[0], True) if waiting else None
+            return NextBoot(waiting[0], True) if waiting else None
         testable = self._testable()
         if not testable or len({self._shown_by((int(f),)) for f in np.flatnonzero(self._prior)}) == 1:
             return None
         gains = self._information()
         # Stages with identical kernels are worth the same except for rounding; choose the later, the next one's parent.
         worth = {stage: float(f"{gains[stage] / cost(stage):.9g}") for stage in testable}
-        return Step(max(testable, key=lambda stage: (worth[stage], stage)), False)
+        return NextBoot(max(testable, key=lambda stage: (worth[stage], stage)), False)
 
     def _testable(self) -> list[int]:
         return [stage for stage in range(self.stages + 1) if stage not in self._skipped]

@@ -8,14 +8,14 @@ from pathlib import Path
 
 from orchestrator.analysis.layout import WIDTH, listing, text_of, wrapped
 from orchestrator.execution.bisect.bisection import Conclusion
-from orchestrator.execution.bisect.verdict import Verdict, sentence, titled
+from orchestrator.execution.bisect.verdict import BisectionResult, sentence, titled
 from orchestrator.store.manifest import Manifest
 
 #: File in the run directory.
 TEXT = "bisection.txt"
 
 
-def exit_status(verdict: Verdict) -> int:
+def exit_status(verdict: BisectionResult) -> int:
     """Exit status: 3 if a stage or the baseline is bad, 0 if none is, 1 if undecided."""
     return {
         Conclusion.FOUND: 3,
@@ -25,7 +25,7 @@ def exit_status(verdict: Verdict) -> int:
     }[verdict.answer.conclusion]
 
 
-def as_json(verdict: Verdict, manifest: Manifest, path: Path) -> dict[str, object]:
+def as_json(verdict: BisectionResult, manifest: Manifest, path: Path) -> dict[str, object]:
     """For ``--json``."""
     assert manifest.bisection is not None
     # Only one of `metric` and `until` is set; omit the other.
@@ -51,7 +51,7 @@ def as_json(verdict: Verdict, manifest: Manifest, path: Path) -> dict[str, objec
     }
 
 
-def as_text(verdict: Verdict, width: int = WIDTH) -> str:
+def as_text(verdict: BisectionResult, width: int = WIDTH) -> str:
     """One row per stage, and the result as a sentence.
 
     Args:
@@ -70,7 +70,7 @@ def as_text(verdict: Verdict, width: int = WIDTH) -> str:
     return "\n".join([table, "", *wrapped(sentence(verdict), width)])
 
 
-def _seen(verdict: Verdict, stage: int) -> str:
+def _seen(verdict: BisectionResult, stage: int) -> str:
     if stage in verdict.unbuilt:
         return f"does not build: {verdict.unbuilt[stage].splitlines()[0]}"
     if stage in verdict.equal:

@@ -20,7 +20,7 @@ from orchestrator.execution.bisect.question import DivergenceQuestion, MetricQue
 from orchestrator.execution.bisect.request import StagedSearch
 from orchestrator.execution.bisect.stage_trial import StageTrial, WorkloadTrial
 from orchestrator.execution.bisect.trace_trial import TraceTrial
-from orchestrator.execution.bisect.verdict import Boot, Verdict, sentence, titled, variant_name
+from orchestrator.execution.bisect.verdict import BisectionResult, Boot, sentence, titled, variant_name
 from orchestrator.execution.countdown import line_of
 from orchestrator.execution.driver import build, check_same_source
 from orchestrator.execution.measure.request import planned_cell, row_of
@@ -40,7 +40,9 @@ _BUILD_COST = 4.0
 LOG = "bisection.log"
 
 
-def execute(search: StagedSearch, bench: Bench, writer: RunWriter, traces: Mapping[str, Trace]) -> Verdict:
+def execute(
+    search: StagedSearch, bench: Bench, writer: RunWriter, traces: Mapping[str, Trace]
+) -> BisectionResult:
     """Search until there is an answer, or as many boots as are allowed.
 
     Args:
@@ -99,9 +101,9 @@ class StagedBisection:
         )
         self._kernels: dict[int, KernelBuild] = {}
         self._costs: dict[int, float] = {}
-        self.verdict = Verdict(search, self._bisection.answer())
+        self.verdict = BisectionResult(search, self._bisection.answer())
 
-    def run(self) -> Verdict:
+    def run(self) -> BisectionResult:
         """Search until there is a result, or up to the limit of boots.
 
         Raises:

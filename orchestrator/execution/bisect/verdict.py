@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from orchestrator.execution.bisect.bisection import Answer, Conclusion, Mark
+from orchestrator.execution.bisect.bisection import Conclusion, Mark, SearchState
 from orchestrator.execution.bisect.question import BootJudgement
 from orchestrator.execution.bisect.request import StagedSearch
 
@@ -26,7 +26,7 @@ class Boot:
 
 
 @dataclass
-class Verdict:
+class BisectionResult:
     """The result of the search.
 
     Args:
@@ -37,7 +37,7 @@ class Verdict:
     """
 
     search: StagedSearch
-    answer: Answer
+    answer: SearchState
     boots: list[Boot] = field(default_factory=list)
     unbuilt: dict[int, str] = field(default_factory=dict)
     equal: dict[int, int] = field(default_factory=dict)
@@ -63,7 +63,7 @@ def titled(search: StagedSearch, stage: int) -> str:
     return f"{name} {search.stages[stage - 1].name}" if stage else name
 
 
-def sentence(verdict: Verdict) -> str:
+def sentence(verdict: BisectionResult) -> str:
     """The result of the search and its probability, as one sentence."""
     search, answer = verdict.search, verdict.answer
     count = len(verdict.boots)

@@ -172,7 +172,7 @@ class Answers:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class TraceComparison:
     """The result of comparing one trace.
 
     Args:
@@ -234,7 +234,7 @@ def parse_answers(text: str) -> tuple[list[Answers], str | None]:
     return traces, "it stopped without reporting its end"
 
 
-def compare(trace: Trace, answers: Answers, model: ReferenceModel) -> Comparison:
+def compare(trace: Trace, answers: Answers, model: ReferenceModel) -> TraceComparison:
     """Compare the output of a guest with the predictions of a new model, up to the first difference."""
     return _Comparing(trace, answers, model).run()
 
@@ -308,7 +308,7 @@ class _Comparing:
         self._moved: set[str] = set()
         self._vmstat: dict[str, object] = {}
 
-    def run(self) -> Comparison:
+    def run(self) -> TraceComparison:
         """Compare step by step, up to the first difference."""
         answers, model = self._answers, self._model
         differences = list(self._update_counters(answers.begin))
@@ -335,13 +335,13 @@ class _Comparing:
             differences += self._counters(last.vmstat)
         return self._ended(end, differences)
 
-    def _ended(self, step: int, differences: Sequence[Difference]) -> Comparison:
+    def _ended(self, step: int, differences: Sequence[Difference]) -> TraceComparison:
         operations = self._trace.operations
         divergence = None
         if differences:
             line = format_operation(operations[step]) if step < len(operations) else "end of all processes"
             divergence = Divergence(step, line, tuple(differences))
-        return Comparison(divergence, step, self._compared, self._uncompared, frozenset(self._moved))
+        return TraceComparison(divergence, step, self._compared, self._uncompared, frozenset(self._moved))
 
     def _check(
         self, kind: str, field: str, first: object, expected: object, observed: object
@@ -571,7 +571,7 @@ class Checked:
 
     trace: Trace
     answers: Answers
-    comparison: Comparison
+    comparison: TraceComparison
     seconds: float = 0.0
     ending: Ending = Ending(Outcome.OK)  # noqa: RUF009 - it is frozen
 
@@ -608,7 +608,7 @@ def check_traces(
         for trace, (answers, ending) in zip(batch, ran, strict=True):
             began = time.monotonic()
             if answers is None:
-                results.append(Checked(trace, Answers(), Comparison(None, 0, {}, {}), 0.0, ending))
+                results.append(Checked(trace, Answers(), TraceComparison(None, 0, {}, {}), 0.0, ending))
                 on_checked(results[-1])
                 continue
             comparison = compare(trace, answers, model_for(trace))
@@ -631,16 +631,18 @@ def check_traces(
     return results
 
 
-def _differs_before(comparison: Comparison, answers: Answers) -> bool:
+def _differs_before(comparison: TraceComparison, answers: Answers) -> bool:
     """Whether a step in the output differs, as opposed to output that ends early."""
     return comparison.divergence is not None and comparison.divergence.step < len(answers.steps)
 
 
-def _stopped(trace: Trace, answers: Answers, told: Difference, comparison: Comparison) -> Comparison:
+def _stopped(
+    trace: Trace, answers: Answers, told: Difference, comparison: TraceComparison
+) -> TraceComparison:
     """A kernel that reports a bug or hangs diverges in any case, since no model predicts that."""
     step = len(answers.steps)
     operation = format_operation(trace.operations[step]) if step < len(trace.operations) else "some step"
-    return Comparison(
+    return TraceComparison(
         Divergence(step, operation, (told,)),
         comparison.steps,
         comparison.compared,

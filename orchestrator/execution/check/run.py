@@ -15,9 +15,9 @@ from orchestrator.events import Step
 from orchestrator.execution.bench import Bench
 from orchestrator.execution.check.differential import (
     Checked,
-    Comparison,
     Divergence,
     ModelFor,
+    TraceComparison,
     TraceGuest,
     check_traces,
 )
@@ -163,7 +163,7 @@ def _restored(check: CheckRequest, writer: RunWriter, summary: CheckSummary) -> 
         if kept.is_file():
             facts = json.loads(kept.read_text(encoding="utf-8"))
             summary.count(
-                Comparison(
+                TraceComparison(
                     None, facts["steps"], facts["compared"], facts["uncompared"], frozenset(facts["moved"])
                 )
             )

@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from orchestrator.execution.check.differential import Comparison, Divergence
+from orchestrator.execution.check.differential import Divergence, TraceComparison
 from orchestrator.execution.ending import Ending
 from orchestrator.model.trace import Trace
 
@@ -63,7 +63,7 @@ class CheckSummary:
     found: list[FoundDivergence] = field(default_factory=list)
     incomparable: dict[str, Ending] = field(default_factory=dict)
 
-    def count(self, comparison: Comparison) -> None:
+    def count(self, comparison: TraceComparison) -> None:
         """Add the comparison of one trace."""
         self.traces += 1
         self.steps += comparison.steps

@@ -72,8 +72,8 @@ def execute(test: CorrectnessRequest, bench: Bench, writer: RunWriter) -> Correc
                     _run(result, test, kernel, bench, plan, writer.cell_directory(result.cell))
                 _keep(result, writer)
                 _tell(result, test, bench, countdown)
-            if isinstance(stock := kernels.get(BASELINE), KernelBuild):
-                _ask_again(summary, test, stock, bench, plan, writer, countdown)
+            if isinstance(baseline := kernels.get(BASELINE), KernelBuild):
+                _ask_again(summary, test, baseline, bench, plan, writer, countdown)
         return summary
     finally:
         summary.troubles, summary.notes = judge(summary.results, plan.different, test.only)

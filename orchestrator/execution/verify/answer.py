@@ -35,7 +35,7 @@ class State(StrEnum):
 
 
 @dataclass(frozen=True)
-class Answer:
+class CheckResult:
     """The result of one check of one stage.
 
     Args:
@@ -48,8 +48,8 @@ class Answer:
     log: Path | None = None
 
 
-NOT_MADE = Answer(State.NOT_MADE)
-_OK = Answer(State.OK)
+NOT_MADE = CheckResult(State.NOT_MADE)
+_OK = CheckResult(State.OK)
 
 
 @dataclass
@@ -57,7 +57,7 @@ class StageReport:
     """The results of all checks of a stage."""
 
     stage: Stage
-    answers: dict[str, Answer] = field(default_factory=lambda: dict.fromkeys(CHECKS, NOT_MADE))
+    answers: dict[str, CheckResult] = field(default_factory=lambda: dict.fromkeys(CHECKS, NOT_MADE))
 
     @property
     def failed(self) -> bool:
@@ -81,7 +81,7 @@ class StageReport:
         }
 
 
-def outcome_of(check: str, answer: Answer) -> Outcome:
+def outcome_of(check: str, answer: CheckResult) -> Outcome:
     """The outcome of a failed check, for its cell.
 
     For checks in a guest, it is the first word of the result.

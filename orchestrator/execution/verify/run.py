@@ -33,7 +33,7 @@ from orchestrator.execution.verify.answer import (
     SPARSE,
     STYLE,
     WITHOUT,
-    Answer,
+    CheckResult,
     StageReport,
     State,
     outcome_of,
@@ -53,7 +53,7 @@ from orchestrator.machine.topology import Topology
 from orchestrator.store.outcome import Outcome
 from orchestrator.store.run import CellRow, RunWriter
 
-_OK = Answer(State.OK)
+_OK = CheckResult(State.OK)
 #: File in the run directory.
 SUMMARY = "verification.json"
 #: The checks that are done in one boot of a guest.
@@ -185,7 +185,7 @@ class SeriesVerification:
         checks: Sequence[str] = CHECKS,
         topology: Topology | None = None,
         inventory_of: InventoryOf | None = None,
-        known: Mapping[tuple[int, str], Answer] | None = None,
+        known: Mapping[tuple[int, str], CheckResult] | None = None,
     ) -> None:
         self._known = known or {}
         self._bench = bench
@@ -231,7 +231,7 @@ class SeriesVerification:
         """The kernel of a stage, or of the baseline, if it has been built."""
         return self._by_number.get(stage.number if stage is not None else 0)
 
-    def _known_of(self, stage: Stage, part: str) -> dict[str, Answer] | None:
+    def _known_of(self, stage: Stage, part: str) -> dict[str, CheckResult] | None:
         """The results of a part, if all of them are known already."""
         checks = [check for check in GUEST_CHECKS if check in self._checks] if part == _GUEST else [part]
         if all((stage.number, check) in self._known for check in checks):
@@ -251,7 +251,7 @@ class SeriesVerification:
         name = f"stage {stage.number} ({stage.name})"
         began = time.monotonic()
 
-        def answered(part: str, answers: Mapping[str, Answer]) -> None:
+        def answered(part: str, answers: Mapping[str, CheckResult]) -> None:
             nonlocal began
             now = time.monotonic()
             seconds, began = now - began, now
@@ -270,11 +270,11 @@ class SeriesVerification:
             for part in due:
                 if part != APPLIES:
                     countdown.left_out(self._kind(part))
-            answered(APPLIES, {APPLIES: Answer(State.FAILED, detail)})
+            answered(APPLIES, {APPLIES: CheckResult(State.FAILED, detail)})
             return report
         if APPLIES in due:
             answered(APPLIES, {APPLIES: _OK})
-        makers: dict[str, Callable[[], Answer]] = {
+        makers: dict[str, Callable[[], CheckResult]] = {
             STYLE: lambda: self._style(stage, tree),
             BUILD: lambda: self._build(tree),
             **{check: self._maker_without(tree, check) for check in WITHOUT},
@@ -341,7 +341,7 @@ class SeriesVerification:
 
     # checkpatch
 
-    def _style(self, stage: Stage, tree: PatchedTree) -> Answer:
+    def _style(self, stage: Stage, tree: PatchedTree) -> CheckResult:
         cache = self._bench.cache
         key = {"tree": tree.tree, "patch": stage.digest}
 
@@ -359,30 +359,32 @@ class SeriesVerification:
         facts = json.loads((directory / "checkpatch.json").read_text(encoding="utf-8"))
         if facts["clean"]:
             return _OK
-        return Answer(State.FAILED, _shortened("\n".join(facts["findings"])), directory / "checkpatch.log")
+        return CheckResult(
+            State.FAILED, _shortened("\n".join(facts["findings"])), directory / "checkpatch.log"
+        )
 
     # Compilers
 
-    def _build(self, tree: PatchedTree) -> Answer:
+    def _build(self, tree: PatchedTree) -> CheckResult:
         try:
             kernel = self._kernel(tree)
         except BuildFailed as error:
-            return Answer(State.FAILED, _shortened(str(error)), error.log)
+            return CheckResult(State.FAILED, _shortened(str(error)), error.log)
         mine = _of_files(kernel.warnings, last_change(tree))
         if mine:
             mine = added(self._kernel_before(tree).warnings, mine)
-        return Answer(State.FAILED, _shortened("\n".join(mine)), kernel.log) if mine else _OK
+        return CheckResult(State.FAILED, _shortened("\n".join(mine)), kernel.log) if mine else _OK
 
-    def _maker_without(self, tree: PatchedTree, check: str) -> Callable[[], Answer]:
+    def _maker_without(self, tree: PatchedTree, check: str) -> Callable[[], CheckResult]:
         return lambda: self._build_without(tree, WITHOUT[check])
 
-    def _build_without(self, tree: PatchedTree, option: str) -> Answer:
+    def _build_without(self, tree: PatchedTree, option: str) -> CheckResult:
         bench = self._bench
         baseline = self._kernel(self._baseline)
         common = (bench.configuration(), option)
         done = compile_without(tree, *common, baseline, bench.cache, bench.events, bench.build_jobs)
         if done.error or done.undefined:
-            return Answer(State.FAILED, _shortened(done.error or "\n".join(done.undefined)), done.log)
+            return CheckResult(State.FAILED, _shortened(done.error or "\n".join(done.undefined)), done.log)
         change = last_change(tree)
         mine = _of_files([line for said in done.warnings.values() for line in said], change)
         if mine:
@@ -404,9 +406,9 @@ class SeriesVerification:
             before = next((found for found in earlier if not found.error), None)
             known = before.warnings if before else {}
             mine = added([line for said in known.values() for line in said], mine)
-        return Answer(State.FAILED, _shortened("\n".join(mine)), done.log) if mine else _OK
+        return CheckResult(State.FAILED, _shortened("\n".join(mine)), done.log) if mine else _OK
 
-    def _sparse(self, stage: Stage, tree: PatchedTree) -> Answer:
+    def _sparse(self, stage: Stage, tree: PatchedTree) -> CheckResult:
         bench = self._bench
         mine = self._sparse_sources(tree)
         # Also check the files that the next stage needs for comparison, while this tree is checked out.
@@ -421,9 +423,9 @@ class SeriesVerification:
         try:
             after = findings_in(tree, sorted(there), *common)
         except DoesNotCompileError as error:
-            return Answer(State.FAILED, _shortened(f"it does not compile: {error}"))
+            return CheckResult(State.FAILED, _shortened(f"it does not compile: {error}"))
         found = new_findings(before, {source: after.get(source, ()) for source in mine})
-        return Answer(State.FAILED, _shortened("\n".join(found))) if found else _OK
+        return CheckResult(State.FAILED, _shortened("\n".join(found))) if found else _OK
 
     def _tree_or_none(self, number: int) -> PatchedTree | None:
         if number > len(self.series.stages):
@@ -441,21 +443,26 @@ class SeriesVerification:
 
     # Guests
 
-    def _guest(self, stage: Stage, tree: PatchedTree) -> dict[str, Answer]:
-        stock, stock_logs = self._inventory(self._baseline)
+    def _guest(self, stage: Stage, tree: PatchedTree) -> dict[str, CheckResult]:
+        baseline, baseline_logs = self._inventory(self._baseline)
         found, logs = self._inventory(tree)
         if found.boot:
-            return {BOOTS: Answer(State.FAILED, _shortened(found.boot), logs / "console.log")}
+            return {BOOTS: CheckResult(State.FAILED, _shortened(found.boot), logs / "console.log")}
         smoke = found.smoke or []
         answers = {
             BOOTS: _OK,
-            SMOKE: Answer(State.FAILED, _shortened("\n".join(smoke)), logs / "console.log") if smoke else _OK,
+            SMOKE: CheckResult(State.FAILED, _shortened("\n".join(smoke)), logs / "console.log")
+            if smoke
+            else _OK,
         }
-        if stock.boot:  # its names cannot be distinguished from those of the series
-            sentence = f"the baseline does not boot: {stock.boot}"
-            return {**answers, NAMES: Answer(State.FAILED, _shortened(sentence), stock_logs / "console.log")}
-        faults = wrong_names(self.series, stage, stock, found)
-        return {**answers, NAMES: Answer(State.FAILED, _shortened("\n".join(faults))) if faults else _OK}
+        if baseline.boot:  # its names cannot be distinguished from those of the series
+            sentence = f"the baseline does not boot: {baseline.boot}"
+            return {
+                **answers,
+                NAMES: CheckResult(State.FAILED, _shortened(sentence), baseline_logs / "console.log"),
+            }
+        faults = wrong_names(self.series, stage, baseline, found)
+        return {**answers, NAMES: CheckResult(State.FAILED, _shortened("\n".join(faults))) if faults else _OK}
 
     def _inventory(self, tree: PatchedTree) -> tuple[Inventory, Path]:
         """The inventory of the guest of a tree. Only successes are cached, as the host may cause failures."""
@@ -487,11 +494,11 @@ class SeriesVerification:
         return take_inventory(self._bench, kernel, self._topology, self.series.knobs, logs)
 
 
-def wrong_names(series: Series, stage: Stage, stock: Inventory, found: Inventory) -> list[str]:
+def wrong_names(series: Series, stage: Stage, baseline: Inventory, found: Inventory) -> list[str]:
     """Differences between a guest's counters and knobs and ``series.toml``, as sentences.
 
     Args:
-        stock: inventory of the baseline.
+        baseline: inventory of the baseline.
         found: inventory of the kernel with all stages up to `stage`.
     """
     applied = series.stages[: stage.number]
@@ -501,13 +508,13 @@ def wrong_names(series: Series, stage: Stage, stock: Inventory, found: Inventory
         (
             "counter",
             {name: each.number for each in series.stages for name in each.counters},
-            stock.counters,
+            baseline.counters,
             found.counters,
         ),
         (
             "knob",
             {paths[name]: each.number for each in series.stages for name in each.knobs},
-            stock.files,
+            baseline.files,
             found.files,
         ),
     ):

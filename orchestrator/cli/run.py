@@ -100,7 +100,7 @@ def command(
         typer.Option(
             "--max-repeat",
             metavar="N",
-            help=f"With --until-decided: maximum of boots per variant and workload; default: {defaults.MAX_REPEAT}.",
+            help=f"Maximum boots per variant and workload with --until-decided; default: {defaults.MAX_REPEAT}.",
         ),
     ] = None,
     jobs: Annotated[

@@ -55,7 +55,7 @@ class MeasureRequest:
         margin: relative difference up to which a metric counts as unchanged.
         timeout_s: timeout per workload in host seconds; None for the one in its manifest.
         until_decided: add boots until each primary metric is decided; the number of looks at the data is fixed.
-        max_repeat: with `until_decided`, maximum of fresh boots per variant and workload; None for the default.
+        max_repeat: with `until_decided`, most fresh boots per variant and workload; None for the default.
         given: names of the fields that were given on the command line; they override the file.
     """
 

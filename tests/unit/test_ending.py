@@ -151,7 +151,7 @@ TABLE: dict[str, dict[str, Expected | Impossible]] = {
         "well": Expected("", 0, ""),
         **_COMMON,
         "workload failed": Expected("", 7, ""),  # the shell's own status
-        "SSH lost while the kernel lives": Expected("lost", 1, "the guest runs on"),
+        "SSH lost while the kernel lives": Expected("lost", 1, "but the guest still runs"),
         "workload timeout": _NO_LIMIT,
         "output ends early": _NO_LIMIT,
     },

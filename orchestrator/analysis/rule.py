@@ -49,7 +49,7 @@ def _looks(comparison: Comparison, most: int) -> str:
         for (variant, workload), metrics in left.items()
         for metric in metrics
     )
-    planned = f"planned after {each} boots (with the error of each); a variant stops once it is decided"
+    planned = f"planned after {each} boots, with the allowed error in parentheses; a variant stops once it is decided"
     return f"{planned}; more than {most} boots would be needed for {open_ones}" if open_ones else planned
 
 

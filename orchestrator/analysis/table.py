@@ -357,7 +357,7 @@ def _legend(comparison: Comparison) -> list[tuple[str, str]]:
         lines.append(
             (
                 "counters",
-                f"the counters are consistent in {held} of {comparison.counters_checked} patched cells",
+                f"consistent in {held} of {comparison.counters_checked} patched cells",
             )
         )
     return lines

@@ -20,6 +20,8 @@ CONFIDENCE: Final = 0.99
 RATE: Final = 0.3
 MAX_BOOTS: Final = 200
 
-#: Default topologies of `check` and `test`.
+#: Default topologies of `check`, `test`, `bisect` and `series verify`.
 CHECK_TOPOLOGY: Final = "2x512M/1"
 TEST_TOPOLOGY: Final = "2x1536M"
+BISECT_TOPOLOGY: Final = "2x512M"
+VERIFY_TOPOLOGY: Final = "4x512M"

@@ -35,7 +35,7 @@ from orchestrator.analysis.statistics import (
     variation,
 )
 from orchestrator.errors import UserError
-from orchestrator.store.manifest import Manifest, Role, VariantRecord
+from orchestrator.store.manifest import Manifest, Role, RunKind, VariantRecord
 from orchestrator.store.observation import Metric
 from orchestrator.store.outcome import Outcome
 from orchestrator.store.run import Run
@@ -277,6 +277,9 @@ def compare(run: Run, against: str | None = None, margin: float | None = None) -
         UserError: unknown variant, or a margin that is not a fraction.
     """
     variants = [_Variant(run, entry) for entry in run.manifest.variants]
+    if against is None and run.manifest.kind is not RunKind.RUN:
+        # Other kinds of runs, e.g. a check, are not comparisons, and may have only one variant.
+        against = next((v.name for v in variants if v.role == Role.BASELINE), variants[0].name)
     baseline = _chosen(variants, against)
     control = next((v for v in variants if v.role == "control"), None)
     return _compare([run], variants, baseline, control, margin)
@@ -345,8 +348,11 @@ class _Variant:
 
     def values(self, workload: str, metric: str) -> pd.Series:
         """One value per boot (the unit of replication), by repetition and seed."""
-        known = self._values.get((workload, metric))
-        return known if known is not None else self._medians(self.metrics.iloc[:0])
+        return self._values.get((workload, metric), self._no_values)
+
+    @cached_property
+    def _no_values(self) -> pd.Series:
+        return self._medians(self.metrics.iloc[:0])
 
     @cached_property
     def _values(self) -> dict[tuple[str, str], pd.Series]:

@@ -105,12 +105,15 @@ class _Tile:
     said: Sequence[_Said]
 
 
-def write_report(run: Run, comparison: Comparison, plots: Sequence[Path], path: Path) -> None:
+def write_report(
+    run: Run, comparison: Comparison, plots: Sequence[Path], path: Path, result: str | None = None
+) -> None:
     """Write the page.
 
     Args:
         plots: files of :func:`orchestrator.analysis.plots.plot_run`; the SVG files are embedded.
         path: output file; links to logs are relative to it.
+        result: result of a run other than a comparison, as plain text.
     """
     environment = Environment(
         loader=PackageLoader("orchestrator.analysis"),
@@ -129,6 +132,7 @@ def write_report(run: Run, comparison: Comparison, plots: Sequence[Path], path: 
         series=manifest.series.title,
         created=manifest.created_utc,
         comparison=comparison,
+        result=result,
         conditions=comparison.conditions,
         clock=CLOCKS.get(comparison.conditions.clock, comparison.conditions.clock),
         margin=percent(comparison.margin, signed=False),

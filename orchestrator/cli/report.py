@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""``orchestrate report``: one self-contained HTML page of a run, or what continuous integration reads."""
+"""``orchestrate report``: writes a self-contained HTML page of a run, or a format for continuous integration."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from orchestrator.analysis.layout import WIDTH
 from orchestrator.cli import option
 from orchestrator.cli.terminal import terminal_of
 from orchestrator.output import check_output, is_stream, write_output
@@ -22,7 +23,7 @@ EXAMPLE = "Example: orchestrate report latest --format junit --output junit.xml"
 
 
 class Format(StrEnum):
-    """What a report is written as."""
+    """The format of a report."""
 
     HTML = "html"
     JUNIT = "junit"
@@ -30,7 +31,7 @@ class Format(StrEnum):
     KCIDB = "kcidb"
 
 
-#: The name of each format's file in the run directory.
+#: File name per format in the run directory.
 _FILE = {
     Format.HTML: "report.html",
     Format.JUNIT: "junit.xml",
@@ -63,8 +64,9 @@ def command(
 ) -> int:
     """Write a self-contained HTML page, or an export for continuous integration, and print its path."""
     from orchestrator.analysis.comparison import compare
-    from orchestrator.analysis.plots import plot_run  # here, for --help should not wait for matplotlib
+    from orchestrator.analysis.plots import plot_run  # imported here, so that --help does not load matplotlib
     from orchestrator.analysis.report import write_report
+    from orchestrator.execution.result_text import result_text
     from orchestrator.store.run import Run, find_run
 
     terminal = terminal_of(context)
@@ -75,10 +77,11 @@ def command(
     with terminal.events() as events, events.step("report", opened.name):
         comparison = compare(opened)
         if form is Format.HTML:
-            write_report(opened, comparison, plot_run(opened, opened.path / "plots"), path)
+            plots = plot_run(opened, opened.path / "plots")
+            write_report(opened, comparison, plots, path, result_text(opened, WIDTH))
         else:
             write_output(path, _exported(form, opened, comparison))
-    if not streamed:  # its path would end up in the output, or tell nothing
+    if not streamed:  # the path would be part of the output, or useless
         terminal.print(str(path))
     return 3 if comparison.found_something else 0
 

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""``orchestrate results``: what was run, and what may be cleaned up."""
+"""``orchestrate results``: lists and shows runs, and cleans up the cache."""
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from datetime import datetime
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
 app = typer.Typer(help="List and show runs; clean up the cache.", no_args_is_help=True, rich_markup_mode=None)
 
 _TABLE: Final = "comparison.txt"
-#: What `check`, `test` and `bisect` have to say; no comparison says it.
-_TOLD: Final = ("check.txt", "correctness.txt", "bisection.log")
 
 
 @app.command("list", epilog="Example: orchestrate results list --json")
@@ -55,7 +52,7 @@ def list_runs(context: typer.Context, as_json: option.Json = False) -> int:
         return 0
     if not rows:
         terminal.print(
-            f"there is no run in {terminal.project.results} yet; make one with: orchestrate run -p core-only"
+            f"there is no run in {terminal.project.results} yet; start one with: orchestrate run -p core-only"
         )
     table = [[row["run"], row.get("topology", ""), row.get("accelerator", ""), _ends_of(row)] for row in rows]
     if table:
@@ -70,36 +67,36 @@ def _ends_of(row: dict[str, Any]) -> str:
 
 @app.command("show", epilog="Example: orchestrate results show latest")
 def show(context: typer.Context, run: option.Run) -> int:
-    """Print a run's results, as the command that made it did, and the path of its files."""
+    """Print the results of a run, in the same form as the command that created it, and the path of its files."""
     from orchestrator.store.run import Run, find_run
 
     terminal = terminal_of(context)
     opened = Run.open(find_run(terminal.project.results, run))
-    tested = opened.path / "correctness.json"
-    if tested.is_file():
-        from orchestrator.cli.test import text_of_summary
-
-        summary = json.loads(tested.read_text(encoding="utf-8"))
-        terminal.print(text_of_summary(summary, terminal.width))
-        terminal.print(f"run      {opened.path}")
-        return 0
-    told = next((opened.path / name for name in _TOLD if (opened.path / name).is_file()), None)
-    if told is None and terminal.width >= WIDTH and _is_current(opened):
-        told = opened.path / _TABLE
-    if told is None:
+    shown = _shown(opened, terminal.width)
+    if shown is None and terminal.width >= WIDTH and _is_current(opened):
+        table = (opened.path / _TABLE).read_text(encoding="utf-8")
+        shown = fitted(table.rstrip(), terminal.width)
+    if shown is None:
         from orchestrator.analysis.comparison import compare
 
         with terminal.events() as events, events.step("compare", opened.name):
             comparison = compare(opened)
         terminal.print_table(comparison)
     else:
-        terminal.print(fitted(told.read_text(encoding="utf-8").rstrip(), terminal.width))
+        terminal.print(shown)
     terminal.print(f"run      {opened.path}")
     return 0
 
 
+def _shown(run: Run, width: int) -> str | None:
+    """The output of the command that made a run; None if it is a comparison, or the run has none yet."""
+    from orchestrator.execution.result_text import result_text
+
+    return result_text(run, width)
+
+
 def _is_current(run: Run) -> bool:
-    """Whether the table that was written is of all that was measured: it may have been finished since."""
+    """Whether the stored table covers all cells; the run may have been resumed since."""
     ended = run.manifest.ended_utc
     table = run.path / _TABLE
     return bool(
@@ -115,7 +112,7 @@ def collect(
         typer.Option(
             "--older-than",
             metavar="AGE",
-            help="Remove what was last used longer ago than this, e.g. 12h, 30d.",
+            help="Remove entries not used for this long, e.g. 12h, 30d.",
         ),
     ] = "30d",
     keep_gib: Annotated[
@@ -123,7 +120,7 @@ def collect(
         typer.Option(
             "--keep-gib",
             metavar="GIB",
-            help="Also remove the least recently used until the cache is at most this large.",
+            help="Also remove least recently used entries until the cache is at most this large.",
             min=0,
         ),
     ] = None,

@@ -3,18 +3,16 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from orchestrator import defaults
 from orchestrator.cli import completion, option
 from orchestrator.cli.terminal import Terminal, terminal_of
-from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.events import Events
 
 if TYPE_CHECKING:
@@ -26,11 +24,10 @@ if TYPE_CHECKING:
 NAME = "run"
 EXAMPLE = "Example: orchestrate run --patchset core-only --set promotion_threshold=1,64,256"
 
-LOCAL = "local"
-#: Parameters which the variants of an experiment file stand for.
+#: Options that conflict with the variants of an experiment file.
 _OF_VARIANTS: Final = ("patchset", "against", "settings", "cmdline")
-#: What replaces what the file says of the rest: parameter -> field of :class:`Experiment`.
-_OF_EXPERIMENT: Final = {
+#: Parameters that override an experiment file -> field of the request.
+_FIELDS: Final = {
     "name": "name",
     "topology": "topology",
     "accel": "accelerator",
@@ -95,7 +92,7 @@ def command(
         bool,
         typer.Option(
             "--until-decided",
-            help="Boot on, in looks planned ahead, until each primary metric differs or is equivalent.",
+            help="Add boots until every primary metric is decided: different or equivalent.",
         ),
     ] = False,
     max_repeat: Annotated[
@@ -103,7 +100,7 @@ def command(
         typer.Option(
             "--max-repeat",
             metavar="N",
-            help=f"With --until-decided: most boots per variant and workload; default: {defaults.MAX_REPEAT}.",
+            help=f"With --until-decided: maximum of boots per variant and workload; default: {defaults.MAX_REPEAT}.",
         ),
     ] = None,
     jobs: Annotated[
@@ -128,191 +125,80 @@ def command(
     flavour: option.Flavour = "measure",
     source: option.Source = None,
     series: option.SeriesDirectory = None,
-    timeout: Annotated[
-        float | None,
-        typer.Option("--timeout", metavar="SECONDS", help="Limit per workload, in seconds of host time."),
-    ] = None,
-    resume: Annotated[
-        str | None,
-        typer.Option(
-            "--resume",
-            metavar="RUN",
-            help="Finish an interrupted run: measure only what is missing.",
-            autocompletion=completion.runs,
-        ),
-    ] = None,
+    timeout: option.Timeout = None,
+    resume: option.Resume = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan and what is cached; build and boot nothing.")
     ] = False,
-    name: Annotated[
-        str | None,
-        typer.Option("--name", metavar="NAME", help="Name for the run, part of the directory's name."),
-    ] = None,
+    name: option.Name = None,
     as_json: option.Json = False,
 ) -> int:
     """Build, boot, measure, compare with the baseline and plot; print the table and the run directory."""
     from orchestrator.execution.admission import parse_jobs
-    from orchestrator.execution.experiment_run import manifest_of
-    from orchestrator.experiment.experiment import Experiment
-    from orchestrator.experiment.knob import parse_settings
-    from orchestrator.experiment.variant import variants_of
-    from orchestrator.guest.workload import parse_workload_arguments
-    from orchestrator.machine.topology import Topology
+    from orchestrator.execution.measure.plan import plan_of
+    from orchestrator.execution.measure.request import MeasureRequest, experiment_of_manifest, manifest_of
+    from orchestrator.execution.place import LOCAL, place_of
+    from orchestrator.guest.workload import load_workloads
+    from orchestrator.kernel.series import load_series
+    from orchestrator.store.manifest import RunKind
     from orchestrator.store.run import RunWriter
 
     terminal = terminal_of(context)
+    guests = parse_jobs(jobs)
     with terminal.events() as events:
         if resume is not None:
             option.refuse_beside_resume(context)
-            return _resume(terminal, events, resume, executor, parse_jobs(jobs), build_jobs, as_json)
-        guests = parse_jobs(jobs)
-        until = _looks(context, until_decided, max_repeat)
-        bench = terminal.bench(events, source, accel, flavour, build_jobs, series)
+            writer, bench = terminal.reopen(events, resume, RunKind.RUN, build_jobs)
+            asked = experiment_of_manifest(writer.manifest)
+            place = place_of(executor, guests, asked, bench)
+            return _measure(terminal, events, asked, bench, writer, place, as_json)
         if experiment is not None:
-            asked = _from_file(context, experiment, bench)
-            bench.flavour, bench.accelerator_request = asked.flavour, asked.accelerator
-        else:
-            if not patchset:
-                raise UserError("name what to run: --patchset core-only, or an experiment file.")
-            if variant:
-                raise UserError(
-                    "--variant chooses from an experiment file; --patchset names its variants itself."
-                )
-            asked = Experiment(
-                name=name or "+".join(patchset),
-                variants=variants_of(
-                    patchset,
-                    against,
-                    parse_settings(settings or (), bench.series),
-                    cmdline or (),
-                    bench.series,
-                ),
-                workloads=parse_workload_arguments(workload or defaults.WORKLOADS, bench.workloads),
-                topology=Topology.parse(topology),
-                accelerator=accel,
-                repeat=repeat,
-                seed=seed,
-                flavour=flavour,
-                margin=margin,
-                timeout_s=timeout,
+            option.refuse(context, _OF_VARIANTS, "the experiment file defines the variants")
+        if until_decided:
+            option.refuse(
+                context, ("repeat",), "--until-decided chooses the number of boots; --max-repeat limits it"
             )
-        asked = replace(asked, **until)
-        bench.configuration()  # an unknown flavour is said before anything is written
+        request = MeasureRequest(
+            file=experiment,
+            patchsets=patchset or (),
+            against=against,
+            workloads=workload or (),
+            variants=variant or (),
+            topology=topology,
+            accelerator=accel,
+            settings=settings or (),
+            cmdline=cmdline or (),
+            repeat=repeat,
+            seed=seed,
+            margin=margin,
+            flavour=flavour,
+            timeout_s=timeout,
+            name=name,
+            given=frozenset(
+                field for parameter, field in _FIELDS.items() if option.is_given(context, parameter)
+            ),
+            until_decided=until_decided,
+            max_repeat=max_repeat,
+        )
+        asked = request.experiment(
+            load_series(series or terminal.project.kernel_patches),
+            load_workloads(terminal.project.guest_workloads),
+            defaults.WORKLOADS,
+        )
+        bench = terminal.bench(events, source, asked.accelerator, asked.flavour, build_jobs, series)
         if executor == LOCAL:
             asked.topology.check_host(guests or 1)
         if dry_run:
-            _print_plan(terminal, asked, bench, executor, guests, as_json)
+            plan = plan_of(asked, bench, executor, guests)
+            if as_json:
+                terminal.print_json(plan.to_json())
+            else:
+                terminal.print("\n".join(plan.lines))
             return 0
         place = place_of(executor, guests, asked, bench)
-        writer = RunWriter.create(
-            terminal.project.results, asked.name, manifest_of(asked, bench, ["orchestrate", *sys.argv[1:]])
-        )
+        manifest = manifest_of(asked, bench, ["orchestrate", *sys.argv[1:]])
+        writer = RunWriter.create(terminal.project.results, asked.name, manifest)
         return _measure(terminal, events, asked, bench, writer, place, as_json)
-
-
-def _looks(context: typer.Context, until_decided: bool, max_repeat: int | None) -> dict[str, Any]:
-    """What ``--until-decided`` makes of an experiment's repetitions; nothing where it is not given.
-
-    Raises:
-        UserError: the options contradict each other.
-    """
-    if not until_decided:
-        if max_repeat is not None:
-            raise UserError(
-                "--max-repeat limits --until-decided; for a fixed number of boots, write --repeat."
-            )
-        return {}
-    option.refuse(context, ("repeat",), "--until-decided plans its looks itself; --max-repeat limits it")
-    most = defaults.MAX_REPEAT if max_repeat is None else max_repeat
-    if not defaults.REPEAT <= most <= 1000:
-        raise UserError(
-            f"--max-repeat {most}: choose {defaults.REPEAT} to 1000; with fewer boots equivalence cannot be shown."
-        )
-    from orchestrator.analysis.looks import looks
-
-    return {"repeat": looks(most)[0].repetitions, "max_repeat": most}
-
-
-def _from_file(context: typer.Context, path: Path, bench: Bench) -> Experiment:
-    """What an experiment file asks for, or a part of it; an option that was given replaces what the file says.
-
-    Raises:
-        UserError: the file is wrong, or an option says what its variants do.
-    """
-    from orchestrator.experiment.experiment import load_experiment
-    from orchestrator.machine.topology import Topology
-
-    if not path.suffix and not path.exists():
-        raise UserError(
-            f"there is no file {path}; to run a patchset of the series, write: orchestrate run -p {path}"
-        )
-    option.refuse(context, _OF_VARIANTS, "the experiment file names its variants")
-    options = context.params
-    whole = load_experiment(path, bench.series, bench.workloads)
-    replaced = {
-        field: options[parameter]
-        for parameter, field in _OF_EXPERIMENT.items()
-        if option.is_given(context, parameter)
-    }
-    if "topology" in replaced:
-        replaced["topology"] = Topology.parse(replaced["topology"])
-    return replace(whole.part(options["variant"] or (), options["workload"] or ()), **replaced)
-
-
-def _resume(
-    terminal: Terminal,
-    events: Events,
-    name: str,
-    executor: str,
-    guests: int | None,
-    build_jobs: int | None,
-    as_json: bool,
-) -> int:
-    from orchestrator.execution.provenance import requested_source
-    from orchestrator.experiment.manifest import experiment_of_manifest
-    from orchestrator.store.run import RunWriter, find_run
-
-    writer = RunWriter.reopen(find_run(terminal.project.results, name))
-    asked = experiment_of_manifest(writer.manifest)
-    directory = writer.manifest.series.directory
-    series = Path(directory) if directory else None
-    bench = terminal.bench(events, None, asked.accelerator, asked.flavour, build_jobs, series)
-    bench.source = requested_source(writer.manifest, bench)
-    check_same_series(writer, bench)
-    place = place_of(executor, guests, asked, bench)
-    return _measure(terminal, events, asked, bench, writer, place, as_json)
-
-
-def place_of(executor: str, guests: int | None, asked: Experiment, bench: Bench) -> Place:
-    """Where ``--executor`` says that guests run.
-
-    Args:
-        guests: side by side on this host; None for as many as it takes.
-
-    Raises:
-        UserError: it is neither ``local`` nor ``dask://HOST:PORT``, or this host has too little memory.
-        InfrastructureError: no scheduler answers there.
-    """
-    from orchestrator.execution.admission import admit
-    from orchestrator.execution.place import ThisHost, scheduler_of
-
-    if executor == LOCAL:
-        return ThisHost(admit(guests, asked.topology, bench.accelerator, len(asked.cells)).guests)
-    scheduler_of(executor)  # a wrong address is said before a missing package
-    # Dask takes a second to import; only those who ask for it wait.
-    from orchestrator.execution.cluster import Cluster
-
-    return Cluster(executor)
-
-
-def check_same_series(writer: RunWriter, bench: Bench) -> None:
-    """A run is finished with the patches it was begun with, or not at all."""
-    for variant in writer.manifest.variants:
-        now = [stage.digest for stage in bench.series.select(variant.patchset)]
-        if [stage.digest for stage in variant.stages] != now:
-            raise UserError(
-                f"the patches of {variant.patchset} have changed since {writer.path.name} began; start a new run."
-            )
 
 
 def _measure(
@@ -324,114 +210,19 @@ def _measure(
     place: Place,
     as_json: bool,
 ) -> int:
-    from orchestrator.cli.attempt import attempt
-    from orchestrator.cli.conclusion import conclude
-    from orchestrator.execution.experiment_run import execute
+    from orchestrator.execution.measure.report import conclude
+    from orchestrator.execution.measure.run import execute
 
-    with attempt(events, writer, "orchestrate run --resume"):
+    with terminal.attempt(events, writer):
         summary = execute(asked, bench, writer, place)
-        found = conclude(terminal, events, writer.path, as_json)
-        return 3 if found else summary.exit_status
-
-
-def _print_plan(
-    terminal: Terminal, asked: Experiment, bench: Bench, executor: str, guests: int | None, as_json: bool
-) -> None:
-    from orchestrator.execution.provenance import base_of
-
-    cached = {patchset: bench.has_kernel(patchset) for patchset in {v.patchset for v in asked.variants}}
-    image_cached = all(
-        bench.has_image(layers) for layers in {bench.workloads[name].layers for name in asked.workloads}
-    )
-    needs = _needs(asked, bench, executor, guests)
-    base = base_of(bench)
-    if base.imported:
-        base.remarks.extend(
-            dict.fromkeys(said for patchset in cached for said in bench.tree(patchset).remarks)
-        )
+        conclusion = conclude(writer.path, events, terminal.durations)
     if as_json:
-        terminal.print_json(
-            {
-                "base": vars(base),
-                "topology": asked.topology.text,
-                "accelerator": asked.accelerator,
-                "repeat": asked.repeat,
-                "max_repeat": asked.max_repeat,
-                "cells": [cell.id for cell in asked.cells],
-                "variants": [
-                    {
-                        "name": variant.name,
-                        "role": variant.role.value,
-                        "patchset": variant.patchset,
-                        "knobs": dict(variant.knobs),
-                        "kernel_cached": cached[variant.patchset],
-                    }
-                    for variant in asked.variants
-                ],
-                "workloads": {name: dict(parameters) for name, parameters in asked.workloads.items()},
-                "image_cached": image_cached,
-                "needs": needs.facts,
-            }
-        )
-        return
-    terminal.print(f"{len(asked.cells)} cells on {asked.topology.text}, accelerator {asked.accelerator}:")
-    terminal.print(f"  base {base.sentence}")
-    for remark in base.remarks:
-        terminal.print(f"       {remark}")
-    for variant in asked.variants:
-        knobs = " ".join(f"{key}={value}" for key, value in variant.knobs.items())
-        kernel = "kernel cached" if cached[variant.patchset] else "kernel to be built"
-        terminal.print(f"  {variant.name:<28} {variant.role.value:<9} {kernel:<19} {knobs}".rstrip())
-    for workload, parameters in asked.workloads.items():
-        given = " ".join(f"{key}={value}" for key, value in parameters.items())
-        boots = f"{asked.repeat}, at most {asked.max_repeat}" if asked.max_repeat else f"{asked.repeat}"
-        terminal.print(f"  workload {workload} x {boots}  {given}".rstrip())
-    terminal.print(f"  guest image {'cached' if image_cached else 'to be built'}")
-    for line in needs.lines:
-        terminal.print(line)
-
-
-@dataclass(frozen=True)
-class _Needs:
-    """What a run would take, for a person and for a machine."""
-
-    lines: Sequence[str]
-    facts: Mapping[str, object]
-
-
-def _needs(asked: Experiment, bench: Bench, executor: str, guests: int | None) -> _Needs:
-    from orchestrator.execution.admission import Admission, admit
-    from orchestrator.execution.durations import in_words
-    from orchestrator.execution.forecast import forecast, free_gib
-
-    try:
-        accelerator = bench.accelerator
-    except InfrastructureError as error:  # a plan is of use without QEMU too
-        return _Needs([f"accelerator  none: {error}"], {"accelerator": None, "reason": str(error)})
-    here = executor == LOCAL
-    admission = (
-        admit(guests, asked.topology, accelerator, len(asked.cells))
-        if here
-        else Admission(1, f"the workers of {executor} decide")
-    )
-    needed = forecast(asked, bench, asked.cells, admission.guests)
-    free = free_gib(bench.cache.root)
-    parts = [*needed.prepare, (f"{len(asked.cells)} cells", needed.cells), ("conclusion", needed.conclude)]
-    lines = [
-        f"accelerator  {accelerator.reason}",
-        f"guests       {admission.guests} side by side: {admission.reason}",
-        f"time         about {in_words(needed.seconds)}, {needed.basis}:",
-        *(f"               {name}: {in_words(each.seconds)}" for name, each in parts),
-        f"disk         about {needed.disk_gib:.1f} GiB, estimated; {free:.0f} GiB are free at {bench.cache.root}",
-    ]
-    facts = {
-        "accelerator": accelerator.name,
-        "reason": accelerator.reason,
-        "guests": admission.guests,
-        "seconds": round(needed.seconds),
-        "basis": needed.basis,
-        "parts": {name: {"seconds": round(e.seconds), "basis": e.basis} for name, e in parts},
-        "disk_gib": round(needed.disk_gib, 2),
-        "free_gib": round(free, 1),
-    }
-    return _Needs(lines, facts)
+        terminal.print_json({"run": str(writer.path), **json.loads(conclusion.comparison.to_json())})
+    else:
+        terminal.print_table(conclusion.comparison)
+        for plot in conclusion.plots:
+            if plot.suffix == ".png":
+                terminal.print(f"plot     {plot}")
+        terminal.print(f"report   {conclusion.page}")
+        terminal.print(f"run      {writer.path}")
+    return 3 if conclusion.found_something else summary.exit_status

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""``orchestrate series export``: the series as mail, with a cover letter whose figures come from a run."""
+"""``orchestrate series export``: exports the series as mail, with a cover letter that has figures from a run."""
 
 from __future__ import annotations
 
@@ -52,11 +52,13 @@ def command(
     sender: Annotated[
         str | None,
         typer.Option(
-            "--from", metavar="PERSON", help="Who signs off and sends: 'Name <mail>'; default: git's user."
+            "--from",
+            metavar="PERSON",
+            help="Sender, whose Signed-off-by is added: 'Name <mail>'; default: the user in git config.",
         ),
     ] = None,
     base: Annotated[
-        str | None, typer.Option("--base", metavar="COMMIT", help="Commit id for the base-commit line.")
+        str | None, typer.Option("--base", metavar="COMMIT", help="Commit ID for the base-commit line.")
     ] = None,
     force: Annotated[
         bool,
@@ -67,10 +69,10 @@ def command(
     as_json: option.Json = False,
 ) -> int:
     """Write the series for git send-email: a cover letter, and one signed-off patch per stage."""
-    from orchestrator.execution.cover_letter import cover_text
-    from orchestrator.kernel.mailbox import Letter, Person, authors_without_sign_off, write_mailbox
-    from orchestrator.kernel.outbox import Outbox
     from orchestrator.kernel.source import origin_commit
+    from orchestrator.mail.cover_letter import cover_text
+    from orchestrator.mail.mailbox import Letter, Person, authors_without_sign_off, write_mailbox
+    from orchestrator.mail.outbox import Outbox
     from orchestrator.store.run import Run, find_run
 
     terminal = terminal_of(context)
@@ -78,7 +80,7 @@ def command(
     outbox.check(force)
     person = Person.parse(sender) if sender else Person.configured()
     if base is not None and not _COMMIT.fullmatch(base):
-        raise UserError(f"--base {base}: give the commit id in full, as git rev-parse prints it.")
+        raise UserError(f"--base {base}: give the full commit ID, as printed by git rev-parse.")
     if notes is not None and not notes.is_file():
         raise UserError(f"--notes {notes}: there is no such file.")
     with terminal.events() as events:

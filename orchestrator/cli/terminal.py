@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What every command shares: how much to say, where the project and its cache are, how results are printed."""
+"""Common code of all commands: verbosity, project and cache, and printing of results."""
 
 from __future__ import annotations
 
@@ -18,23 +18,25 @@ import typer
 from orchestrator.analysis.layout import NARROWEST, WIDEST, WIDTH
 from orchestrator.events import Events
 
-# What a command does not use it does not import: --help takes no longer than it has to.
+# Imports are inside of functions, so that --help is fast.
 if TYPE_CHECKING:
     from orchestrator.analysis.comparison import Comparison
     from orchestrator.cache import Cache
     from orchestrator.execution.bench import Bench
     from orchestrator.execution.durations import Durations
     from orchestrator.project import Project
+    from orchestrator.store.manifest import RunKind
+    from orchestrator.store.run import RunWriter
 
 
 @dataclass
 class Terminal:
-    """The person or script at the other end.
+    """The terminal, or the script that reads the output.
 
     Args:
-        quiet: no progress.
-        verbose: every step, and each program that is started.
-        debug: tracebacks.
+        quiet: print no progress.
+        verbose: print every step, and every program that is started.
+        debug: print tracebacks.
     """
 
     quiet: bool = False
@@ -43,7 +45,7 @@ class Terminal:
 
     @cached_property
     def project(self) -> Project:
-        """The checkout that is worked in."""
+        """The checkout in use."""
         from orchestrator.project import find_project
 
         return find_project()
@@ -57,21 +59,21 @@ class Terminal:
 
     @property
     def width(self) -> int:
-        """Columns that a table may take: the terminal's, or those of a stored file where there is none."""
+        """Columns for a table: those of the terminal, or those of a stored file if there is none."""
         if not sys.stdout.isatty():
             return WIDTH
         return min(max(shutil.get_terminal_size((WIDTH, 24)).columns, NARROWEST), WIDEST)
 
     @cached_property
     def durations(self) -> Durations:
-        """How long things take on this host."""
+        """Durations of earlier steps on this host."""
         from orchestrator.execution.durations import Durations
 
         return Durations(self.cache)
 
     @contextmanager
     def events(self) -> Iterator[Events]:
-        """A stream of events that is shown as this terminal wants it."""
+        """A stream of events that is shown in the way that suits this terminal."""
         if self.quiet:
             yield Events()
             return
@@ -93,7 +95,7 @@ class Terminal:
         """A bench for this project, or for another series.
 
         Raises:
-            UserError: no such accelerator or kernel configuration.
+            UserError: unknown accelerator or kernel configuration.
         """
         from orchestrator.execution.bench import Bench
 
@@ -103,25 +105,65 @@ class Terminal:
         events.expected = lambda like: bench.durations.expected(like).seconds if like else None
         return bench
 
+    def reopen(
+        self, events: Events, name: str, kind: RunKind, build_jobs: int | None = None
+    ) -> tuple[RunWriter, Bench]:
+        """A run to be resumed, and a bench with its settings.
+
+        Args:
+            name: name of the run.
+            kind: the kind of run that the command resumes.
+
+        Raises:
+            UserError: no such run, one of another kind, or its patches have changed.
+        """
+        from orchestrator.execution import driver
+        from orchestrator.execution.provenance import requested_source
+
+        writer = driver.reopen(self.project.results, name, kind)
+        manifest = writer.manifest
+        series, directory = driver.series_of(manifest, self.project.kernel_patches)
+        source = requested_source(manifest, series)
+        bench = self.bench(events, source, manifest.accelerator.name, manifest.flavour, build_jobs, directory)
+        driver.check_same_series(writer, bench)
+        return writer, bench
+
+    @contextmanager
+    def attempt(self, events: Events, writer: RunWriter) -> Iterator[None]:
+        """Fill a run directory; after Ctrl-C, print how to resume the run.
+
+        Raises:
+            UserError, InfrastructureError: see :func:`orchestrator.execution.driver.attempt`.
+        """
+        from orchestrator.execution import driver
+
+        try:
+            with driver.attempt(events, writer):
+                yield
+        except KeyboardInterrupt:
+            command = driver.resume_command(writer.manifest.kind, writer.path.name)
+            typer.echo(f"interrupted; resume it with: {command}", err=True)
+            raise
+
     @staticmethod
     def print(text: str) -> None:
         """Print a result."""
         typer.echo(text)
 
     def print_table(self, comparison: Comparison) -> None:
-        """Print a comparison, in colour and as wide as it is on a terminal."""
+        """Print a comparison; on a terminal in colour and in its width."""
         from orchestrator.analysis.table import to_text
 
         typer.echo(to_text(comparison, colour=sys.stdout.isatty(), width=self.width).rstrip("\n"))
 
     @staticmethod
     def print_json(value: object) -> None:
-        """Print a result for a machine."""
+        """Print a result as JSON."""
         typer.echo(json.dumps(value, indent=2, sort_keys=True, default=str))
 
 
 def terminal_of(context: typer.Context) -> Terminal:
-    """The terminal that the common options made."""
+    """The terminal, according to the common options."""
     terminal = context.find_object(Terminal)
     assert terminal is not None
     return terminal

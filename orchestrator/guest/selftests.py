@@ -56,14 +56,12 @@ class SelftestPlan:
     Args:
         packages: Debian packages with headers and static libraries.
         flags: compiler flags.
-        excluded: selftest that is not run -> reason.
         different: fnmatch pattern for names of tests with another result at a threshold above 1 -> reason.
     """
 
     tests: tuple[Selftest, ...]
     packages: tuple[str, ...]
     flags: tuple[str, ...]
-    excluded: Mapping[str, str]
     different: Mapping[str, str]
 
 
@@ -98,7 +96,6 @@ class _PlanFile(Shape):
     test: tuple[_TestTable, ...]
     packages: tuple[str, ...]
     flags: tuple[str, ...]
-    excluded: dict[str, str]
     different: dict[str, str]
 
 
@@ -110,7 +107,7 @@ def load_selftests(path: Path) -> SelftestPlan:
     """
     plan = read_document(path, _PlanFile, "this list of selftests").content
     tests = tuple(Selftest(row.name, row.argv, row.timeout_s) for row in plan.test)
-    return SelftestPlan(tests, plan.packages, plan.flags, plan.excluded, plan.different)
+    return SelftestPlan(tests, plan.packages, plan.flags, plan.different)
 
 
 def selftests_artefact(

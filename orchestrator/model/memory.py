@@ -196,7 +196,6 @@ class Model:
         self.stages = chosen
         self.blocks = blocks
         self.nodes = nodes
-        self._has_counters = "counters" in chosen
         self._has_threshold = "threshold-knob" in chosen
         self._has_reserve = "reserve" in chosen
         self._has_zero_page = "zero-page" in chosen

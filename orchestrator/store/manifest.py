@@ -350,6 +350,52 @@ class BisectionRecord(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CheckRecord(Record):
+    """The request of a check, apart from its variant.
+
+    Args:
+        traces: names of the traces; ``logs/NAME.trace`` is the trace.
+        shrink: reduce traces that diverge.
+        every_stage: find the first stage that diverges.
+    """
+
+    traces: tuple[str, ...]
+    shrink: bool
+    every_stage: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorrectnessRecord(Record):
+    """The request of a correctness test, apart from its variants.
+
+    Args:
+        suites: names of the suites.
+        only: names of the tests; empty for all.
+        compare: also run the suites on the baseline.
+        cmdline: additional kernel parameters.
+    """
+
+    patchset: str
+    suites: tuple[str, ...]
+    only: tuple[str, ...]
+    compare: bool
+    cmdline: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class VerificationRecord(Record):
+    """The request of a verification.
+
+    Args:
+        stages: numbers of the stages.
+        checks: names of the checks.
+    """
+
+    stages: tuple[int, ...]
+    checks: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Manifest(Record):
     """The content of ``run.json``.
 
@@ -372,6 +418,7 @@ class Manifest(Record):
         run, created_utc, reproduce: original name of the directory, creation time (ISO 8601), and the command as one
             shell line; set by :meth:`RunWriter.create`.
         ended_utc: time when it was last finished; None while it is being written.
+        bisection, check, test, verification: the request of a run of that kind; None for other kinds.
         finished_by: other code that resumed the run.
     """
 
@@ -404,6 +451,9 @@ class Manifest(Record):
     workloads: Mapping[str, WorkloadRecord]
     cells: tuple[PlannedCell, ...]
     bisection: BisectionRecord | None = None
+    check: CheckRecord | None = None
+    test: CorrectnessRecord | None = None
+    verification: VerificationRecord | None = None
 
     def variant(self, name: str) -> VariantRecord:
         """The variant with this name."""

@@ -213,6 +213,10 @@ class RunWriter:
         """IDs of the cells that ended ok and need not run again."""
         return frozenset(row.cell for row in _ends(self.path, self._planned) if row.outcome is Outcome.OK)
 
+    def has_ended(self, cell: str) -> bool:
+        """Whether an end of the cell is recorded, whatever it is."""
+        return (self.path / _PARTS / cell / "cell.json").is_file()
+
     def outcomes(self) -> dict[Outcome, int]:
         """Number of cells per outcome, without cells that have not ended."""
         counts: dict[Outcome, int] = {}

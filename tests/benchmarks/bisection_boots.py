@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "unit"))
 
 from test_bisection import guests, is_right, search
 
-from orchestrator.analysis.bisection import Bisection, flaky, repeatable
+from orchestrator.execution.bisect.bisection import Bisection, flaky, repeatable
 
 STAGES = 20
 #: What is planted -> kind of noise that the search assumes, first bad stage, share of bad boots.

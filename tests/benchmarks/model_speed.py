@@ -20,7 +20,7 @@ import random
 import time
 from pathlib import Path
 
-from orchestrator.execution.check_run import model_of
+from orchestrator.execution.check.reference import model_of
 from orchestrator.kernel.series import load_series
 from orchestrator.machine.topology import Topology
 from orchestrator.model.generator import PROFILES, generate

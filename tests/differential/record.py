@@ -21,8 +21,9 @@ from orchestrator.cache import Cache
 from orchestrator.cli.progress import PlainProgress
 from orchestrator.events import Events
 from orchestrator.execution.bench import Bench
-from orchestrator.execution.check_run import load_trace, memory_nodes, model_of
-from orchestrator.execution.differential import TraceGuest, check_traces
+from orchestrator.execution.check.differential import TraceGuest, check_traces
+from orchestrator.execution.check.reference import memory_nodes, model_of
+from orchestrator.execution.check.request import load_trace
 from orchestrator.kernel.trait import traits_of
 from orchestrator.machine.topology import Topology
 from orchestrator.model.generator import PROFILES, generate

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from orchestrator.execution.bench import Bench
-from orchestrator.execution.check_run import load_trace, model_of
-from orchestrator.execution.differential import Checked, TraceGuest, check_traces
+from orchestrator.execution.check.differential import Checked, TraceGuest, check_traces
+from orchestrator.execution.check.reference import model_of
+from orchestrator.execution.check.request import load_trace
 from orchestrator.kernel.build import KernelBuild
 from orchestrator.kernel.trait import traits_of
 from orchestrator.machine.topology import Topology

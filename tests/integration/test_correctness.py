@@ -10,7 +10,7 @@ import pytest
 from plant import AFTER, plant
 
 from orchestrator.execution.bench import Bench
-from orchestrator.execution.correctness import RESERVATIONS
+from orchestrator.execution.correctness.suite import RESERVATIONS
 from orchestrator.guest.ktap import Status, parse_ktap
 from orchestrator.kernel.build import KernelBuild
 from orchestrator.machine.topology import Topology

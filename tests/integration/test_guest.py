@@ -19,7 +19,6 @@ from orchestrator.events import Events
 from orchestrator.execution.bench import Booted
 from orchestrator.execution.ending import GuestEnded
 from orchestrator.guest.image import GuestImage, image_artefact
-from orchestrator.guest.khugepaged import BarrierTimeout, khugepaged_barrier
 from orchestrator.guest.sampler import Sampler
 from orchestrator.guest.ssh import CommandTimeout, Guest, GuestLost, ssh_command
 from orchestrator.guest.topology_check import verify
@@ -149,13 +148,14 @@ def test_chunk_fits_more_children_without_huge_pages(one: Booted, project: Proje
 def test_the_barrier_waits_for_khugepaged_and_leaves_its_settings(one: Booted) -> None:
     before = one.guest.read_text(f"{THP}/khugepaged/scan_sleep_millisecs")
     scans = int(one.guest.read_text(f"{THP}/khugepaged/full_scans"))
-    assert khugepaged_barrier(one.guest, 60) >= 2
+    done = one.guest.run(["khugepaged-barrier", "2", "60000"], timeout_s=1200)
+    assert done.status == 0 and int(done.stdout) >= 2
     assert int(one.guest.read_text(f"{THP}/khugepaged/full_scans")) >= scans + 2
     assert one.guest.read_text(f"{THP}/khugepaged/scan_sleep_millisecs") == before
     one.guest.write_text(f"{THP}/enabled", "never")
     try:
-        with pytest.raises(BarrierTimeout, match="0 of 2 full scans"):
-            khugepaged_barrier(one.guest, 1)
+        late = one.guest.run(["khugepaged-barrier", "2", "1000"], timeout_s=60)
+        assert late.status == 3 and "0 of 2 full scans" in late.stderr
     finally:
         one.guest.write_text(f"{THP}/enabled", "always")
 

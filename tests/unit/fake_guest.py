@@ -21,9 +21,13 @@ from typing import Any
 import pytest
 
 from orchestrator.execution import bench as bench_module
-from orchestrator.execution import check_run, provenance, series_verification, trace_trial
+from orchestrator.execution import provenance
 from orchestrator.execution.bench import Bench
-from orchestrator.execution.differential import expected_views
+from orchestrator.execution.bisect import trace_trial
+from orchestrator.execution.check import run as check_run
+from orchestrator.execution.check.differential import expected_views
+from orchestrator.execution.check.reference import model_of
+from orchestrator.execution.verify import run as series_verification
 from orchestrator.guest import ssh
 from orchestrator.guest.image import GuestImage
 from orchestrator.guest.ssh import CommandTimeout, Finished, Guest
@@ -246,10 +250,11 @@ class World:
     def spawns(self, argv: Sequence[str], **options: Any) -> FakeQemu:
         self.boots += 1
         self.notes_read = 0
-        self._qemu = FakeQemu(self, argv, options["stderr"])
+        started = FakeQemu(self, argv, options["stderr"])
         if self.ends == "QEMU out of memory":
-            self._qemu.ends(1, NO_MEMORY)
-        return self._qemu
+            started.ends(1, NO_MEMORY)
+        self._qemu = started  # from now on another thread may connect
+        return started
 
     def qemu_connects(self) -> bool:
         return self._qemu is not None and self._qemu.returncode is None
@@ -354,7 +359,7 @@ def _traced(stdin: str, stages: int) -> str:
 def _answers(number: int, trace: Trace, stages: int) -> str:
     series = load_series(ROOT / "kernel_patches")
     patchset = f"stage-{stages}" if stages else "baseline"
-    model = check_run.model_of(patchset, series, Topology.parse(TOPOLOGY))(trace)
+    model = model_of(patchset, series, Topology.parse(TOPOLOGY))(trace)
     records: list[dict[str, object]] = [{"trace": number, "vmstat": {}}]
     for step, operation in enumerate(trace.operations):
         expected = model.step(operation)
@@ -426,6 +431,7 @@ def install(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (check_run, trace_trial):
         monkeypatch.setattr(module, "traits_of", lambda tree: frozenset())
     monkeypatch.setattr(provenance, "tool_versions", dict)
+    monkeypatch.setattr(provenance, "_checkout", lambda: None)
     # What follows a run is not how it ended, and takes a while.
-    monkeypatch.setattr("orchestrator.analysis.plots.plot_run", lambda run, directory: [])
-    monkeypatch.setattr("orchestrator.analysis.report.write_report", lambda *_: None)
+    monkeypatch.setattr("orchestrator.execution.measure.report.plot_run", lambda run, directory: [])
+    monkeypatch.setattr("orchestrator.execution.measure.report.write_report", lambda *_: None)

@@ -16,7 +16,7 @@ from orchestrator.cache import Cache
 from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.events import Event, Events
 from orchestrator.execution.bench import Bench
-from orchestrator.execution.experiment_run import check_same_source
+from orchestrator.execution.driver import check_same_source
 from orchestrator.execution.provenance import base_of, requested_source, source_record
 from orchestrator.project import Project
 from orchestrator.store.manifest import SourceRecord
@@ -69,10 +69,10 @@ def test_a_run_is_finished_on_the_base_it_began_with(
     debian.offers("6.12.118-1", "6.12.117-1")
     later = benches.new()
     assert later.origin.package is not None and later.origin.package.version == "6.12.118-1"
-    resumed = benches.new(requested_source(begun, later))
+    resumed = benches.new(requested_source(begun, later.series))
     assert resumed.source_tree.description == f"{PACKAGE} 6.12.117-1"
     again = manifest(source=source_record(resumed))
-    assert requested_source(again, resumed) == requested_source(begun, resumed)
+    assert requested_source(again, resumed.series) == requested_source(begun, resumed.series)
 
 
 def test_a_run_of_an_earlier_version_of_this_tool_is_finished_on_its_base(
@@ -82,7 +82,7 @@ def test_a_run_of_an_earlier_version_of_this_tool_is_finished_on_its_base(
 
     def requested(name: str, description: str) -> str | None:
         source = SourceRecord(requested=name, description=description)
-        return requested_source(manifest(source=source), bench)
+        return requested_source(manifest(source=source), bench.series)
 
     assert requested(PACKAGE, f"{PACKAGE} 6.12.117-1") == f"{PACKAGE}=6.12.117-1"
     assert requested(PACKAGE, PACKAGE) is None

@@ -13,7 +13,7 @@ from synthetic_run import Synthetic
 
 from orchestrator.cli.application import status_of
 from orchestrator.kernel.series import load_series
-from orchestrator.store.manifest import FILE, read_manifest
+from orchestrator.store.manifest import FILE, RunKind, read_manifest
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = str(ROOT / "experiments" / "stages.toml")
@@ -50,18 +50,18 @@ def own_results(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         (["run", "nosuch.toml"], "nosuch.toml"),
         (
             ["run", "--resume", "latest", "--repeat", "5"],
-            "finishes a run as it was begun; leave out --repeat",
+            "continues a run with its own settings; omit --repeat",
         ),
-        (["run", "--resume", "latest", "--dry-run"], "leave out --dry-run"),
-        (["run", STAGES, "--resume", "latest"], "leave out experiment"),
-        (["bisect", "--resume", "latest", "-m", "x > 1"], "leave out --metric"),
+        (["run", "--resume", "latest", "--dry-run"], "omit --dry-run"),
+        (["run", STAGES, "--resume", "latest"], "omit experiment"),
+        (["bisect", "--resume", "latest", "-m", "x > 1"], "omit --metric"),
         (
             ["bisect", "-p", "full", "-u", "diverges", "--timeout", "5"],
-            "a trace has its own knobs and no bound; leave out --timeout",
+            "takes knobs from the trace and has no timeout; omit --timeout",
         ),
         (
             ["run", STAGES, "--set", "promotion_threshold=1"],
-            "the experiment file names its variants; leave out --set",
+            "the experiment file defines the variants; omit --set",
         ),
         (["run", STAGES, "-w", "chunk"], "stages has no workload chunk"),
         (["run", STAGES, "--topology", "32x64G"], "memory"),
@@ -161,7 +161,7 @@ def test_runs_are_listed_by_age_and_shown_as_they_were_told(
 ) -> None:
     small = Synthetic(repeat=1, histograms=False)
     compared = small.write(own_results, "compared").path
-    tested = small.write(own_results, "tested").path
+    tested = replace(small, changes={"kind": RunKind.TEST}).write(own_results, "tested").path
     # A stored run keeps its name, which begins with no date.
     compared = compared.rename(own_results / "reference")
     begun = replace(read_manifest(compared), created_utc="2026-01-01T00:00:00+00:00")
@@ -194,8 +194,8 @@ def test_a_table_that_is_current_is_shown_as_it_was_written(
     ("arguments", "sentence"),
     [
         (["run", "core-only"], "to run a patchset of the series, write: orchestrate run -p core-only"),
-        (["run", "-p", "core-only", "--jobs", "many"], "a number of guests from 1 on, or auto"),
-        (["run", "-p", "core-only", "--jobs", "0"], "a number of guests from 1 on, or auto"),
+        (["run", "-p", "core-only", "--jobs", "many"], "a number of guests (at least 1), or auto"),
+        (["run", "-p", "core-only", "--jobs", "0"], "a number of guests (at least 1), or auto"),
         (["run", "-p", "core-only", "--jobs", "9999"], "run at most"),
     ],
 )

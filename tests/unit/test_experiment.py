@@ -11,11 +11,10 @@ from orchestrator.cache import Cache
 from orchestrator.errors import UserError
 from orchestrator.events import Events
 from orchestrator.execution.bench import Bench
-from orchestrator.execution.experiment_run import manifest_of
+from orchestrator.execution.measure.request import experiment_of_manifest, manifest_of
 from orchestrator.experiment.cell import cells_of
 from orchestrator.experiment.experiment import Experiment, load_experiment
 from orchestrator.experiment.knob import combinations, parse_settings
-from orchestrator.experiment.manifest import experiment_of_manifest
 from orchestrator.experiment.variant import variants_of
 from orchestrator.guest.workload import Workload, load_workloads
 from orchestrator.kernel.series import Series, load_series

@@ -15,13 +15,14 @@ from synthetic_run import Synthetic
 from orchestrator.analysis.comparison import Comparison, compare
 from orchestrator.analysis.layout import listing, text_of, wrapped
 from orchestrator.analysis.table import to_text
-from orchestrator.cli import series_verify as verify_command
-from orchestrator.cli import test as test_command
 from orchestrator.cli.application import status_of
 from orchestrator.cli.terminal import Terminal
-from orchestrator.execution.correctness import SUITES, Found
-from orchestrator.execution.correctness_run import CorrectnessSummary, SuiteResult, Trouble
-from orchestrator.execution.series_verification import CHECKS, Answer, StageReport, State
+from orchestrator.execution.correctness.report import as_text
+from orchestrator.execution.correctness.suite import SUITES, Found
+from orchestrator.execution.correctness.summary import CorrectnessSummary, SuiteResult, Trouble
+from orchestrator.execution.verify.answer import CHECKS, CheckResult, StageReport, State
+from orchestrator.execution.verify.report import table
+from orchestrator.execution.verify.run import VerificationSummary
 from orchestrator.guest.ktap import Status, TestResult
 from orchestrator.kernel.series import load_series
 from orchestrator.store.outcome import Outcome
@@ -163,10 +164,11 @@ def test_tables_of_guests_stages_and_findings_fit(width: int) -> None:
     trouble = Trouble(
         "sync-promotion.stress.1", "a test that has a name of several words fails, as on the baseline"
     )
-    tested = test_command.as_text(CorrectnessSummary(suites, [trouble], [trouble]), width)
-    answers = {check: Answer(State.FAILED, "why") for check in CHECKS}
+    tested = as_text(CorrectnessSummary(suites, [trouble], [trouble]), width)
+    answers = {check: CheckResult(State.FAILED, "why") for check in CHECKS}
     stages = load_series(ROOT / "kernel_patches").stages
-    verified = verify_command.table([StageReport(stage, dict(answers)) for stage in stages], width)
+    reports = [StageReport(stage, dict(answers)) for stage in stages]
+    verified = table(VerificationSummary(reports).to_json(), width)
     for text in (tested, verified):
         assert max(map(len, text.splitlines())) <= width
     assert tested.count("1234") == len(SUITES) and tested.count("5400") == len(SUITES)

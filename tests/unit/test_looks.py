@@ -23,14 +23,14 @@ from orchestrator.analysis.undecided import undecided
 from orchestrator.cache import Cache
 from orchestrator.errors import UserError
 from orchestrator.events import Events
-from orchestrator.execution import experiment_run
 from orchestrator.execution.bench import Bench
 from orchestrator.execution.durations import Durations
-from orchestrator.execution.experiment_run import execute, planned_cell
+from orchestrator.execution.measure import run as experiment_run
+from orchestrator.execution.measure.request import experiment_of_manifest, planned_cell
+from orchestrator.execution.measure.run import execute
 from orchestrator.execution.measured_cell import CellResult
 from orchestrator.experiment.cell import Cell
 from orchestrator.experiment.experiment import Experiment
-from orchestrator.experiment.manifest import experiment_of_manifest
 from orchestrator.experiment.variant import Variant
 from orchestrator.machine.topology import Topology
 from orchestrator.store.manifest import Role, VariantRecord, WorkloadRecord
@@ -192,11 +192,12 @@ def begun(results: Path) -> RunWriter:
 
 @pytest.fixture
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
-    monkeypatch.setattr(experiment_run, "_prepare", lambda *_: {"baseline": object()})
+    monkeypatch.setattr(experiment_run, "prepare", lambda *_: {"baseline": object()})
     stub = SimpleNamespace(
         events=Events(),
         accelerator=SimpleNamespace(name="icount"),
         durations=Durations(Cache(tmp_path / "cache")),
+        workloads={name: SimpleNamespace(layers=()) for name in EXPERIMENT.workloads},
     )
     return cast("Bench", stub)
 

@@ -23,9 +23,12 @@ from orchestrator.store.manifest import (
     BisectionRecord,
     BootRecord,
     CalibrationRecord,
+    CheckRecord,
     Code,
+    CorrectnessRecord,
     Manifest,
     RunKind,
+    VerificationRecord,
     read_manifest,
 )
 
@@ -64,6 +67,11 @@ def full() -> Manifest:
         tradeoff={"x": "chunk/survivors.total"},
         kind=RunKind.BISECT,
         variants=variants,
+        check=CheckRecord(traces=("seed-1",), shrink=True, every_stage=False),
+        test=CorrectnessRecord(
+            patchset="full", suites=("stress",), only=("vm",), compare=True, cmdline=("quiet",)
+        ),
+        verification=VerificationRecord(stages=(1, 2), checks=("boots",)),
         bisection=BisectionRecord(
             metric="fault_insns.p50 > +2%",
             confidence=0.99,

@@ -19,11 +19,11 @@ from orchestrator.analysis.changelog import changelog_text
 from orchestrator.analysis.comparison import compare
 from orchestrator.cli.application import status_of
 from orchestrator.errors import UserError
-from orchestrator.kernel.mailbox import Person, authors_without_sign_off
-from orchestrator.kernel.outbox import Outbox
 from orchestrator.kernel.series import AlternativePatch, load_series
 from orchestrator.kernel.source import SourceTree, origin_commit
 from orchestrator.kernel.tree import PatchedTree
+from orchestrator.mail.mailbox import Person, authors_without_sign_off
+from orchestrator.mail.outbox import Outbox
 
 ME = ["--from", "A Sender <sender@example.org>"]
 

@@ -12,20 +12,16 @@ from typing import Any
 
 import pytest
 from fake_tree import FILES, git
+from records import MANIFEST
 
 from orchestrator.cache import Cache
 from orchestrator.cli.application import status_of
 from orchestrator.events import Event, Events
-from orchestrator.execution import series_verification
 from orchestrator.execution.bench import Bench
-from orchestrator.execution.guest_inventory import Inventory, KnobFacts
-from orchestrator.execution.series_verification import (
-    CHECKS,
-    SeriesVerification,
-    StageReport,
-    State,
-    wrong_names,
-)
+from orchestrator.execution.verify import run as series_verification
+from orchestrator.execution.verify.answer import CHECKS, StageReport, State
+from orchestrator.execution.verify.inventory import Inventory, KnobFacts
+from orchestrator.execution.verify.run import SeriesVerification, wrong_names
 from orchestrator.kernel.build import KernelBuild
 from orchestrator.kernel.series import load_series
 from orchestrator.kernel.sparse import new_findings, parse_findings
@@ -174,7 +170,7 @@ class _Bench(Bench):
 
     @property
     def accelerator(self) -> Any:
-        return SimpleNamespace(name="tcg", clock="ns")
+        return SimpleNamespace(name="tcg", clock="ns", record=MANIFEST.accelerator)
 
 
 class Laboratory:
@@ -412,16 +408,16 @@ def test_a_kernel_that_does_not_build_is_not_booted(laboratory: Laboratory) -> N
 @pytest.mark.parametrize(
     ("number", "change", "fault"),
     [
-        (1, {"files": [f"{_DIRECTORY}/enabled", _KNOB]}, f"knob {_KNOB} is there before its stage 2"),
+        (1, {"files": [f"{_DIRECTORY}/enabled", _KNOB]}, f"knob {_KNOB} exists before its stage 2"),
         (
             1,
             {"counters": ["nr_free_pages", "nr_thp_reserved", "x"]},
             "counter x is there, but series.toml has no",
         ),
-        (1, {"counters": ["nr_thp_reserved"]}, "counter nr_free_pages of the unpatched kernel is gone"),
+        (1, {"counters": ["nr_thp_reserved"]}, "counter nr_free_pages of the baseline is missing"),
         (2, {"files": [f"{_DIRECTORY}/enabled"]}, f"knob {_KNOB} of stage 2 is missing"),
-        (2, {"knobs": {"promotion_threshold": KnobFacts("256")}}, "is 256 after boot; series.toml says 1"),
-        (3, {"knobs": {"promotion_threshold": KnobFacts("1")}}, "is 1 after boot; series.toml says 256"),
+        (2, {"knobs": {"promotion_threshold": KnobFacts("256")}}, "is 256 after boot, but 1 in series.toml"),
+        (3, {"knobs": {"promotion_threshold": KnobFacts("1")}}, "is 1 after boot, but 256 in series.toml"),
         (
             3,
             {"knobs": {"promotion_threshold": KnobFacts("256", ("promotion_threshold takes 513",))}},
@@ -488,6 +484,7 @@ def test_findings_are_compared_by_text_and_count() -> None:
 def shell(laboratory: Laboratory, monkeypatch: pytest.MonkeyPatch) -> Laboratory:
     monkeypatch.setenv("ORCHESTRATE_ROOT", str(laboratory.root))
     monkeypatch.setenv("ORCHESTRATE_CACHE", str(laboratory.root / "cache"))
+    monkeypatch.setenv("ORCHESTRATE_RESULTS", str(laboratory.root / "results"))
     monkeypatch.setattr("orchestrator.execution.bench.Bench", _Bench)
 
     def boot(bench: Bench, kernel: KernelBuild, *_: object) -> Inventory:
@@ -502,6 +499,11 @@ def shell(laboratory: Laboratory, monkeypatch: pytest.MonkeyPatch) -> Laboratory
     return laboratory
 
 
+def only_run(laboratory: Laboratory) -> Path:
+    (path,) = (laboratory.root / "results").glob("*/run.json")
+    return path.parent
+
+
 def verify_command(laboratory: Laboratory, *arguments: str) -> int:
     return status_of(["series", "verify", "--source", str(laboratory.root / "linux"), *arguments])
 
@@ -514,7 +516,8 @@ def test_the_command_prints_a_table_and_its_progress(
     head, *rows = said.out.splitlines()
     assert head.split() == ["stage", *CHECKS]
     assert rows[0].split() == ["1", "counters", "ok", "ok", *"-----", "ok", "-", "-"]
-    assert rows[-1] == "9 ok, 0 failed, 21 not made."
+    assert rows[-2] == "9 ok, 0 failed, 21 not run."
+    assert rows[-1] == f"run      {only_run(shell)}"
     lines = [line for line in said.err.splitlines() if line.startswith("[")]
     assert [line.partition("]")[0] for line in lines] == [f"[{number}/9" for number in range(1, 10)]
     assert lines[0].startswith("[1/9] stage 1 (counters) applies ok ") and lines[0].endswith(" left")
@@ -564,8 +567,8 @@ def test_an_interrupted_command_keeps_and_prints_what_it_has(
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--stage", "99"], "--stage 99: there is no such stage; there are 1 (counters)"),
-        (["--only", "luck"], "--only luck: there is no such check; there are applies"),
+        (["--stage", "99"], "--stage 99: unknown stage; the stages are 1 (counters)"),
+        (["--only", "luck"], "--only luck: unknown check; there are applies"),
         (["--topology", "four"], "four"),
         (["--config", "fast"], "measure"),
     ],

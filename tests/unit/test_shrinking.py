@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.execution.shrinking import shrink, valid
+from orchestrator.execution.check.shrinking import shrink, valid
 from orchestrator.model.trace import (
     Dump,
     Exit,

@@ -13,8 +13,8 @@ from furnished_cache import counted, dry_run
 from orchestrator import process
 from orchestrator.cli import option
 from orchestrator.cli.application import _Commands, status_of
-from orchestrator.execution.correctness import SUITES
-from orchestrator.execution.series_verification import CHECKS
+from orchestrator.execution.correctness.suite import SUITES
+from orchestrator.execution.verify.answer import CHECKS
 from orchestrator.kernel.workshop import tool_versions
 from orchestrator.model.chunk_test import PATTERNS
 from orchestrator.model.generator import PROFILES
@@ -133,7 +133,7 @@ def test_help_groups_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert status_of(["--help"]) == 0
     said = capsys.readouterr().out
     titles = [line for line in said.splitlines() if line.endswith(":") and not line.startswith(" ")]
-    assert titles == ["Options:", "Run:", "Look at runs:", "The series:", "One guest:", "The host:"]
+    assert titles == ["Options:", "Run:", "Inspect runs:", "The series:", "One guest:", "The host:"]
 
 
 def test_every_listed_command_is_there_and_says_the_same_name() -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from guest_data import ROOT
 
-from orchestrator.execution.check_run import load_trace, model_of
+from orchestrator.execution.check.reference import model_of
+from orchestrator.execution.check.request import load_trace
 from orchestrator.kernel.repository import Repository
 from orchestrator.kernel.series import load_series
 from orchestrator.kernel.source import SourceTree

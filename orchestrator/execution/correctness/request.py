@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""The request of ``orchestrate test``: a patchset, suites, and whether the baseline runs them as well."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+from orchestrator.errors import UserError
+from orchestrator.execution.bench import Bench
+from orchestrator.execution.correctness.suite import Suite, choose
+from orchestrator.execution.provenance import begin, topology_of, variant_record
+from orchestrator.experiment.variant import Variant
+from orchestrator.kernel.series import BASELINE
+from orchestrator.machine.topology import Topology
+from orchestrator.store.manifest import (
+    CorrectnessRecord,
+    Manifest,
+    PlannedCell,
+    Role,
+    RunKind,
+    WorkloadRecord,
+)
+from orchestrator.store.observation import Metric
+
+#: Kernel parameters of all guests; configurations without a feature ignore its parameter. A quarter of the memory is
+#: movable, so that it can be taken offline.
+CMDLINE: Final = ("movablecore=25%", "cma=64M", "page_poison=1")
+METRICS: Final = {
+    metric.name: metric
+    for metric in (
+        Metric("passed_tests.total", "tests", None, help="Tests that passed."),
+        Metric("failed_tests.total", "tests", "lower", help="Tests that failed."),
+        Metric("skipped_tests.total", "tests", None, help="Tests that could not run."),
+        Metric(
+            "kernel_reports.total",
+            "reports",
+            "lower",
+            help="Distinct reports of the kernel: oops, WARNING, KASAN, lockdep.",
+        ),
+        Metric("leaks.total", "objects", "lower", help="Objects that kmemleak reported."),
+    )
+}
+
+
+@dataclass(frozen=True)
+class CorrectnessRequest:
+    """The request for a correctness test.
+
+    Args:
+        only: names of tests; empty for all.
+        compare: also run the suites on the baseline.
+    """
+
+    patchset: str
+    suites: tuple[Suite, ...]
+    topology: Topology
+    only: tuple[str, ...] = ()
+    cmdline: tuple[str, ...] = ()
+    compare: bool = True
+
+    def cells(self) -> list[tuple[str, Suite]]:
+        """Patchset and suite of each guest, the baseline first, so that its failures are known."""
+        cells = []
+        if self.compare and self.patchset != BASELINE:
+            yardsticks = {
+                suite.yardstick or suite.name: suite for suite in self.suites if not suite.yardstick
+            }
+            missing = [
+                suite for suite in self.suites if suite.yardstick and suite.yardstick not in yardsticks
+            ]
+            for suite in missing:
+                # The baseline has no threshold, so suites that differ only in the threshold are the same.
+                yardsticks.setdefault(suite.yardstick, _without_threshold(suite))
+            cells += [(BASELINE, suite) for suite in yardsticks.values()]
+        return [*cells, *((self.patchset, suite) for suite in self.suites)]
+
+    def manifest(self, bench: Bench, command: Sequence[str]) -> Manifest:
+        """The content of ``run.json`` before any slow work."""
+        cells = self.cells()
+        cmdline = (*CMDLINE, *self.cmdline)
+        begun = begin(
+            RunKind.TEST,
+            f"test-{self.patchset}",
+            bench,
+            self.topology,
+            command,
+            variants=[
+                variant_record(Variant(patchset, _role(patchset), patchset, cmdline=cmdline), bench)
+                for patchset in dict.fromkeys(patchset for patchset, _ in cells)
+            ],
+            workloads={suite.name: WorkloadRecord(title=suite.title, metrics=METRICS) for _, suite in cells},
+            cells=[planned_cell(patchset, suite) for patchset, suite in cells],
+        )
+        record = CorrectnessRecord(
+            patchset=self.patchset,
+            suites=tuple(suite.name for suite in self.suites),
+            only=self.only,
+            compare=self.compare,
+            cmdline=self.cmdline,
+        )
+        return replace(begun, test=record)
+
+    @classmethod
+    def of_run(cls, path: Path, manifest: Manifest) -> CorrectnessRequest:
+        """The test request of a run directory.
+
+        Raises:
+            UserError: the run is not a correctness test, or one of its suites no longer exists.
+        """
+        asked = manifest.test
+        if asked is None:
+            raise UserError(f"{path.name} is from a version that could not resume tests; start a new one.")
+        return cls(
+            asked.patchset,
+            choose(asked.suites),
+            topology_of(manifest.topology),
+            asked.only,
+            asked.cmdline,
+            asked.compare,
+        )
+
+
+def planned_cell(patchset: str, suite: Suite, repetition: int = 1) -> PlannedCell:
+    """The cell of a suite in a guest.
+
+    Args:
+        repetition: more than 1 for an extra boot of the baseline.
+    """
+    return PlannedCell(
+        cell=f"{patchset}.{suite.name}.{repetition}",
+        variant=patchset,
+        role=_role(patchset),
+        workload=suite.name,
+        repetition=repetition,
+        seed=0,
+    )
+
+
+def _without_threshold(suite: Suite) -> Suite:
+    return Suite(
+        suite.yardstick, suite.kind, suite.title, suite.lru_gen, suite.swap, None, "", suite.arguments
+    )
+
+
+def _role(patchset: str) -> Role:
+    return Role.BASELINE if patchset == BASELINE else Role.PATCHED

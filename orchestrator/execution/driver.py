@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Common code of all kinds of run: create or reopen a run directory, prepare kernels, store the results.
+
+Each kind of run is a package next to this module: ``request.py`` describes the request, ``run.py`` executes it, and
+``report.py`` shows the results. The packages do not import each other, except that a bisection measures and checks.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from orchestrator.cache import file_digest
+from orchestrator.errors import InfrastructureError, UserError
+from orchestrator.events import Event, Events
+from orchestrator.execution.bench import Bench
+from orchestrator.execution.provenance import (
+    built,
+    keep_build_log,
+    measuring_code,
+    source_record,
+)
+from orchestrator.kernel.build import BuildFailed, KernelBuild
+from orchestrator.kernel.series import Series, load_series
+from orchestrator.store.manifest import Manifest, RunKind, read_manifest
+from orchestrator.store.run import RunWriter, find_run
+
+#: The command that resumes a run of each kind.
+RESUMES: Mapping[RunKind, str] = {
+    RunKind.RUN: "orchestrate run --resume",
+    RunKind.CHECK: "orchestrate check --resume",
+    RunKind.TEST: "orchestrate test --resume",
+    RunKind.BISECT: "orchestrate bisect --resume",
+    RunKind.VERIFY: "orchestrate series verify --resume",
+}
+_CALLED: Mapping[RunKind, str] = {
+    RunKind.RUN: "a measuring run",
+    RunKind.CHECK: "a check",
+    RunKind.TEST: "a correctness test",
+    RunKind.BISECT: "a bisection",
+    RunKind.VERIFY: "a verification of a series",
+}
+
+#: The kernel per patchset, or the build failure, with which its cells end.
+Kernels = Mapping[str, KernelBuild | BuildFailed]
+
+
+def resume_command(kind: RunKind, run: str) -> str:
+    """The command that resumes a run."""
+    return f"{RESUMES[kind]} {run}"
+
+
+def reopen(results: Path, name: str, kind: RunKind) -> RunWriter:
+    """Reopen a run directory to resume the run, and record the version of the code that resumes it.
+
+    Args:
+        name: name of the run, see :func:`orchestrator.store.run.find_run`.
+        kind: the kind of run that the command resumes.
+
+    Raises:
+        UserError: no such run, one of another kind, or one that is being written to.
+    """
+    path = find_run(results, name)
+    manifest = read_manifest(path)
+    if manifest.kind is not kind:
+        raise UserError(
+            f"{path.name} is {_CALLED[manifest.kind]}, not {_CALLED[kind]}; resume it with: "
+            f"{resume_command(manifest.kind, path.name)}"
+        )
+    writer = RunWriter.reopen(path)
+    code = measuring_code()
+    if code not in (manifest.code, *manifest.finished_by):
+        writer.update_manifest(finished_by=(*manifest.finished_by, code))
+    return writer
+
+
+def series_of(manifest: Manifest, project: Path) -> tuple[Series, Path | None]:
+    """The series of a run, and its directory if it is not that of the project.
+
+    Args:
+        project: directory of the project's own series.
+    """
+    directory = Path(manifest.series.directory) if manifest.series.directory else None
+    return load_series(directory or project), directory
+
+
+def check_same_series(writer: RunWriter, bench: Bench) -> None:
+    """Check that the patches have not changed since the run began.
+
+    If the series has a new alternative patch for another base, the source is the same: so compare the trees.
+
+    Raises:
+        UserError: the patches have changed.
+    """
+    for variant in writer.manifest.variants:
+        stages = bench.series.select(variant.patchset)
+        if [stage.digest for stage in variant.stages] == [stage.digest for stage in stages]:
+            continue
+        if variant.tree is not None:
+            check_same_source(writer, bench)
+            same = bench.tree(variant.patchset).tree == variant.tree
+        else:  # nothing was built, and without alternatives the digest is that of the patch alone
+            same = len(stages) == len(variant.stages) and all(
+                before.digest in (now.digest, file_digest(now.patch))
+                for before, now in zip(variant.stages, stages, strict=True)
+            )
+        if not same:
+            raise UserError(
+                f"the patches of {variant.patchset} have changed since {writer.path.name} began; start a new run."
+            )
+
+
+def check_same_source(writer: RunWriter, bench: Bench) -> None:
+    """Check that the kernel source has not changed since the run began.
+
+    Raises:
+        UserError: the source has changed.
+    """
+    began = writer.manifest.source
+    if began.commit is not None and began.commit != bench.source_tree.commit:
+        raise UserError(
+            f"{bench.source_tree.description} is not the source that {writer.path.name} began with "
+            f"({began.description}); start a new run."
+        )
+
+
+def prepare(
+    writer: RunWriter, bench: Bench, patchsets: Iterable[str], images: Mapping[str, Sequence[str]]
+) -> Kernels:
+    """Prepare everything slow that the cells of a run share, and record it in ``run.json``.
+
+    Args:
+        patchsets: patchsets whose kernels are needed.
+        images: workload -> layers of its guest image.
+
+    Raises:
+        UserError: the source has changed since the run began, or a patch does not apply.
+        InfrastructureError: the host failed.
+    """
+    check_same_source(writer, bench)
+    writer.update_manifest(accelerator=bench.accelerator.record)
+    kernels = {patchset: build(writer, bench, patchset) for patchset in dict.fromkeys(patchsets)}
+    source = bench.source_tree
+    writer.update_manifest(
+        source=replace(source_record(bench), version=source.version, commit=source.commit),
+        image={name: bench.image_with(layers).digest for name, layers in images.items()},
+    )
+    (writer.path / "logs" / "kernel.config").write_text(bench.configuration().text, encoding="utf-8")
+    return kernels
+
+
+def build(writer: RunWriter, bench: Bench, patchset: str) -> KernelBuild | BuildFailed:
+    """Build the kernel of a patchset; store its build log, and its record in ``run.json``."""
+    kernel: KernelBuild | BuildFailed
+    try:
+        kernel = bench.kernel(patchset)
+    except BuildFailed as error:
+        kernel = error
+    keep_build_log(writer.path, patchset, kernel)
+    if isinstance(kernel, KernelBuild):
+        writer.update_manifest(
+            variants=tuple(
+                built(variant, kernel, bench) if variant.patchset == patchset else variant
+                for variant in writer.manifest.variants
+            )
+        )
+    return kernel
+
+
+@contextmanager
+def attempt(events: Events, writer: RunWriter) -> Iterator[None]:
+    """Keep a log of every event while the block fills a run directory.
+
+    Raises:
+        UserError: raised by the block. The run directory is removed if it has no results.
+        InfrastructureError: raised by the block; the run directory is added to the message.
+    """
+    with _event_log(events, writer.path):
+        try:
+            yield
+        except UserError:
+            # E.g. a patch that does not apply, or an option that is not in the final configuration.
+            if not writer.outcomes():
+                shutil.rmtree(writer.path)
+            raise
+        except InfrastructureError as error:
+            raise InfrastructureError(
+                f"{error} The results so far are in {writer.path}.", error.log
+            ) from error
+
+
+@contextmanager
+def _event_log(events: Events, run: Path) -> Iterator[None]:
+    """Write all events except progress to ``logs/events.jsonl`` of the run."""
+    with (run / "logs" / "events.jsonl").open("a", encoding="utf-8") as log:
+
+        def keep(event: Event) -> None:
+            if event.kind != "progress" and not log.closed:
+                fact = {"kind": event.kind, "step": event.step, "text": event.text, "s": event.seconds}
+                log.write(json.dumps(fact) + "\n")
+                log.flush()
+
+        events.listen(keep)
+        yield

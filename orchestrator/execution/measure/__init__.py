@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: GPL-2.0-only
+"""Runs that measure: variants, workloads and repetitions, compared with the baseline."""

@@ -16,7 +16,7 @@ from orchestrator.cli.terminal import Terminal, terminal_of
 from orchestrator.errors import UserError
 
 if TYPE_CHECKING:
-    from orchestrator.analysis.chunk_measured import Point
+    from orchestrator.analysis.chunk_measured import MeasuredPoint
     from orchestrator.model.chunk_test import ChunkTestMachine, ChunkTestResult, Distribution
 
 NAME = "simulate"
@@ -93,7 +93,7 @@ def command(
     values = _thresholds(thresholds)
     if plot is not None and not plot.absolute().parent.is_dir():
         raise UserError(f"--plot {plot}: there is no directory {plot.parent}.")
-    points: Sequence[Point] = ()
+    points: Sequence[MeasuredPoint] = ()
     if run is not None:
         measured = measured_chunk(Run.open(find_run(terminal.project.results, run)))
         machine, chunk_kib, draw, points = (
@@ -185,7 +185,7 @@ def _print(
     thresholds: Sequence[int],
     none: Sequence[ChunkTestResult],
     every: Sequence[ChunkTestResult],
-    points: Sequence[Point],
+    points: Sequence[MeasuredPoint],
 ) -> None:
     columns = (
         "threshold",
@@ -230,7 +230,7 @@ def _as_json(
     thresholds: Sequence[int],
     none: Sequence[ChunkTestResult],
     every: Sequence[ChunkTestResult],
-    points: Sequence[Point],
+    points: Sequence[MeasuredPoint],
 ) -> dict[str, object]:
     return {
         "memory_kib": machine.memory_kib,

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 #include "promotion.h"
 
+#include <string.h>
 #include <time.h>
 
 /* The same interval as in khugepaged-barrier, which wakes up khugepaged for another scan each time. */
@@ -28,26 +29,11 @@ static void read_counters(long *values)
 		values[way] = values[way] < 0 ? 0 : values[way];
 }
 
-void promotion_begin(long ranges)
+/* Take the counts as they are in `state`. `cost`: that of the touches and of khugepaged so far. */
+static void keep(double cost)
 {
-	state.ranges = ranges;
-	state.reserves = vmstat(counters[IN_PLACE]) >= 0;
-	state.half = -1;
-	state.shown = -1;
-	read_counters(state.start);
-	promotion_look(0);
-}
+	long huge = state.count[AT_FAULT] + state.count[IN_PLACE] + state.count[BY_COPY];
 
-/* `cost`: that of the touches and of khugepaged so far. */
-static void look(double cost)
-{
-	long now[WAYS], huge = 0;
-
-	read_counters(now);
-	for (int way = 0; way < WAYS; way++) {
-		state.count[way] = now[way] - state.start[way];
-		huge += state.count[way];
-	}
 	if (state.half < 0 && 2 * huge >= state.ranges)
 		state.half = cost;
 	if (huge == state.shown)
@@ -58,6 +44,27 @@ static void look(double cost)
 	      "\"%s\": %.0f",
 	      state.ranges, huge, state.count[AT_FAULT], state.count[IN_PLACE],
 	      state.count[BY_COPY], clock_name(), cost);
+}
+
+void promotion_begin(long ranges)
+{
+	memset(&state, 0, sizeof(state));
+	state.ranges = ranges;
+	state.reserves = vmstat(counters[IN_PLACE]) >= 0;
+	state.half = -1;
+	state.shown = -1;
+	read_counters(state.start);
+	keep(0);
+}
+
+static void look(double cost)
+{
+	long now[WAYS];
+
+	read_counters(now);
+	for (int way = 0; way < WAYS; way++)
+		state.count[way] = now[way] - state.start[way];
+	keep(cost);
 }
 
 void promotion_look(uint64_t touch_ticks)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a THP series is judged by: fault latency, memory consumption, promotions. Which metric speaks for which."""
+"""The three aspects of a THP series: fault latency, memory consumption and promotions, with their metrics."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Final
 
 from orchestrator.analysis.comparison import Comparison, Row
 
-#: Heading -> how the names of its metrics begin.
+#: Heading -> prefixes of the names of its metrics.
 ASPECTS: Final = (
     ("Fault latency", ("fault_", "first_fault_", "touch_", "region_", "insert_")),
     ("Memory consumption", ("memory_", "held_", "rss_", "reserved_kib", "survivors")),
@@ -20,7 +20,7 @@ ASPECTS: Final = (
 )
 OTHERS: Final = "Other metrics"
 
-#: What is shown first, by the beginnings of names: the whole cost before that of a fault, and dense use beside sparse.
+#: Metrics to show, by prefix, most important first: total cost before the cost of a fault; sparse use, then dense use.
 _FIRST: Final = {
     "Fault latency": (("touch_", "fault_"), ("region_512_",)),
     "Memory consumption": (("survivors", "memory_", "rss_"),),
@@ -30,11 +30,11 @@ _FIRST: Final = {
 
 @dataclass(frozen=True)
 class Answer:
-    """What a comparison says of one aspect.
+    """The result of a comparison for one aspect.
 
     Args:
         heading: one of :data:`ASPECTS`.
-        rows: variant -> the rows that speak for it, the one for sparse use first; empty where nothing was measured.
+        rows: variant -> its rows for this aspect, the one for sparse use first; empty if nothing was measured.
     """
 
     heading: str
@@ -42,7 +42,7 @@ class Answer:
 
 
 def aspect_of(metric: str) -> str:
-    """The heading that a metric belongs to; :data:`OTHERS` where to none."""
+    """The heading of a metric; :data:`OTHERS` if it belongs to none of the aspects."""
     return next((heading for heading, starts in ASPECTS if metric.startswith(starts)), OTHERS)
 
 
@@ -61,7 +61,7 @@ def answers(comparison: Comparison) -> list[Answer]:
 
 
 def _rows(rows: Sequence[Row], wanted: Sequence[Sequence[str]]) -> list[Row]:
-    """For each of `wanted` the first row with a difference: primary ones first, then by the order of beginnings."""
+    """For each of `wanted` the first row with a difference: primary ones first, then in the order of the prefixes."""
     chosen = []
     for starts in wanted:
         candidates = [

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A calibration: what pages cost on a host's processor, beside what they cost in instructions of an emulated guest."""
+"""A calibration: the cost of pages on the host's processor, compared with instructions of an emulated guest."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Any
 
 from orchestrator.store.manifest import Manifest
 
-#: Pages touched of a region's 512: those of the sweep in guest_workloads/fault_latency.
+#: Numbers of touched pages per range, as in the sweep of guest_workloads/fault_latency.
 DENSITIES = (1, 16, 64, 96, 256, 512)
-#: Native rounds that count.
+#: Default number of native rounds to evaluate.
 DEFAULT_ROUNDS = 10
-#: Where a base page's fault is taken from: dense enough that setting the region up hardly counts.
+#: Density for the cost of a base page fault: high enough that the setup of the range does not matter.
 _FAULTS = 64
 
 
@@ -25,7 +25,7 @@ class Spread:
     """A cost, or a ratio of two.
 
     Args:
-        p10: 10th percentile: what a busy host disturbs least.
+        p10: 10th percentile, which is least disturbed on a busy host.
         p50: median.
     """
 
@@ -39,7 +39,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Costs:
-    """What touching pages of a fresh region of 2 MiB costs, by one clock.
+    """The cost of touching pages of a new 2 MiB range, by one clock.
 
     Args:
         unit: ``ns`` of thread CPU time, or ``insns``.
@@ -64,16 +64,16 @@ class Costs:
 
     @property
     def faults_per_huge_fault(self) -> Spread:
-        """How many base faults cost as much as one huge fault."""
+        """Cost of a huge page fault, divided by that of a base page fault."""
         return self.huge_fault.over(self.base_fault)
 
     def base_over_huge(self, pages: int) -> Spread:
-        """What base pages cost over what a huge page costs, where so many pages of a region are touched."""
+        """Cost of base pages, divided by that of a huge page, for this number of touched pages of a range."""
         return self.base[pages].over(self.huge[pages])
 
     @property
     def break_even(self) -> Spread:
-        """Pages touched of 512 at which base pages cost as much as a huge page; NaN where they never do."""
+        """Number of touched pages, of 512, at which base pages cost as much as a huge page; NaN if there is none."""
         ratios = [(pages, self.base_over_huge(pages)) for pages in DENSITIES]
         return Spread(
             _crossing([(pages, ratio.p10) for pages, ratio in ratios]),
@@ -111,7 +111,7 @@ class Calibration:
 
     @property
     def sentence(self) -> str:
-        """What a reader of instruction counts needs to know, in one line."""
+        """One line for readers of instruction counts."""
         real, counted = self.processor, self.guest
         return (
             f"one huge fault costs {real.faults_per_huge_fault.p10:.0f} base faults on the host's processor "
@@ -129,7 +129,7 @@ class Calibration:
         """Read what :meth:`to_json` wrote.
 
         Raises:
-            ValueError: it is something else.
+            ValueError: the text is not a calibration.
         """
         try:
             facts = json.loads(text)
@@ -146,11 +146,11 @@ class Calibration:
 
 
 def calibration_line(manifest: Manifest) -> str:
-    """What a run's report says of the processor beside instructions; empty where its clock is not instructions."""
+    """The line on the calibration in the report of a run; empty if its clock is not instructions."""
     if manifest.accelerator.clock != "insns":
         return ""
     if manifest.calibration is None:
-        return "not calibrated on the run's host; `orchestrate calibrate` does it"
+        return "the host of the run was not calibrated; run `orchestrate calibrate` there"
     return manifest.calibration.sentence
 
 
@@ -160,7 +160,7 @@ def _costs(facts: Mapping[str, Any]) -> Costs:
 
 
 def _crossing(ratios: list[tuple[int, float]]) -> float:
-    """Where the ratio passes 1, interpolated between logarithms."""
+    """Where the ratio crosses 1, interpolated logarithmically."""
     for (low, below), (high, above) in pairwise(ratios):
         if below < 1 <= above:
             share = math.log(1 / below) / math.log(above / below)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a run shows, as plain text to paste into a patch's changelog: ASCII, at most 75 columns.
+"""The results of a run as plain text for the changelog of a patch: ASCII, at most 75 columns.
 
-Fault latency, memory consumption and successful promotions come first: the three that a reviewer of this work
-asks for. It has primary metrics, and those that are asked for; the table has the others. Mailing lists take no
-pictures, so its plots are made of characters.
+Fault latency, memory consumption and successful promotions come first: the three that reviewers of this series asked
+for. Only primary metrics and requested ones are shown; the table has the others. Mailing lists do not accept images,
+so the plots consist of characters.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _NAME_WIDTH: Final = 20
 def check_choice(
     run: Run, stages: Sequence[int] = (), workloads: Sequence[str] = (), metrics: Sequence[str] = ()
 ) -> None:
-    """Look whether a run has what :func:`changelog_text` is asked for, before anything is computed.
+    """Check that a run has what :func:`changelog_text` needs, before anything is computed.
 
     Raises:
         UserError: no variant ends at one of the stages, or the run has no such workload or metric.
@@ -55,7 +55,7 @@ def check_choice(
     for stage in stages:
         if stage not in ends:
             there = ", ".join(map(str, sorted(ends))) or "none"
-            raise UserError(f"--stage {stage}: no variant of this run ends at it; there are {there}.")
+            raise UserError(f"--stage {stage}: no variant of this run ends at it; choose one of {there}.")
     known = list(run.manifest.workloads)
     for workload in workloads:
         if workload not in known:
@@ -87,14 +87,14 @@ def changelog_text(
     metrics: Sequence[str] = (),
     plots: bool = True,
 ) -> str:
-    """The text; the same run gives the same text.
+    """The text, which depends only on the run.
 
     Args:
-        stages: only variants whose last applied stage has one of these numbers; none: all variants. A stage and the
-            one before it show what that patch adds.
-        workloads: only these; none: all of them.
-        metrics: shown although they are not primary.
-        plots: whether to draw bars of these metrics, and the cost of a region by its density.
+        stages: show only variants whose last stage has one of these numbers; empty for all variants. A stage and the
+            one before it show the effect of that patch.
+        workloads: workloads to show; empty for all.
+        metrics: metrics to show although they are not primary.
+        plots: whether to draw bars for these metrics, and the cost of a range by density.
 
     Raises:
         UserError: no variant ends at one of the stages, or the run has no such workload or metric.
@@ -126,7 +126,7 @@ def changelog_text(
             text for text in (_bars(comparison, rows), _density(run, comparison, variants, workloads)) if text
         ]
     if not rows:
-        paragraphs.append("No cell ended ok with a primary metric, so there is nothing to show.")
+        paragraphs.append("No cell with a primary metric ended ok.")
     paragraphs.append(_wrapped(f"A/A control: {control_line(comparison)}."))
     paragraphs += [_wrapped(conclusion(comparison, name)) for name in variants]
     if comparison.findings:
@@ -143,24 +143,24 @@ def _introduction(run: Run, comparison: Comparison) -> str:
     applied = f", {series}" if series and stages != {0} else ""
     return _wrapped(
         f"Medians of {conditions.repeat} fresh boots in a {conditions.topology} guest ({conditions.kernel}{applied}), "
-        f"QEMU accelerator {conditions.accelerator}, clock: {clock}. The change is against {comparison.baseline}, "
+        f"QEMU accelerator {conditions.accelerator}, clock: {clock}. The change is relative to {comparison.baseline}, "
         f"{_pairing(comparison)}, {_coverage(comparison)}A/A is the noise floor."
     )
 
 
 def _pairing(comparison: Comparison) -> str:
-    """How the boots of both sides were compared."""
+    """Whether boots were compared in pairs."""
     rows = [row for row in comparison.rows if row.difference is not None]
     unpaired = dict.fromkeys(f"{row.variant} in {row.workload}" for row in rows if not row.pairs)
     if not unpaired:
         return "paired by repetition"
     if not any(row.pairs for row in rows):
-        return "of unpaired boots"
-    return f"paired by repetition (of unpaired boots: {', '.join(unpaired)})"
+        return "with unpaired boots"
+    return f"paired by repetition (with unpaired boots: {', '.join(unpaired)})"
 
 
 def _coverage(comparison: Comparison) -> str:
-    """What the intervals reach, with so many boots."""
+    """The coverage of the intervals with this number of boots."""
     reached = [row.interval.confidence for row in comparison.rows if row.interval is not None]
     return (
         f"with an interval of {int(1000 * min(*reached, CONFIDENCE)) / 10:g}% confidence or more; "
@@ -180,7 +180,7 @@ def _group(comparison: Comparison, heading: str, rows: Sequence[Row]) -> str:
 
 
 def _metric(comparison: Comparison, rows: Sequence[Row]) -> list[str]:
-    """One metric: the baseline, then each variant on a line of its own."""
+    """One metric: the baseline, then one line per variant."""
     first = rows[0]
     scale = scale_of(first.unit, [first.baseline.median, *(row.compared.median for row in rows)])
     head = f"  {first.metric} [{scale.unit}], workload {first.workload}"
@@ -223,7 +223,7 @@ def _bars(comparison: Comparison, rows: Sequence[Row]) -> str:
 
 
 def _density(run: Run, comparison: Comparison, variants: Sequence[str], workloads: Sequence[str]) -> str:
-    """What a region costs by how many of its pages are touched, and where the baseline costs as much."""
+    """The cost of a range by the number of touched pages, and the break-even with the baseline."""
     if workloads and DENSITY_WORKLOAD not in workloads:
         return ""
     found = {name: each for name, each in densities(run).items() if name in (comparison.baseline, *variants)}
@@ -234,8 +234,8 @@ def _density(run: Run, comparison: Comparison, variants: Sequence[str], workload
     letters = ", ".join(f"{letter} {name}" for letter, name in zip(ascii_lowercase, found, strict=False))
     clock = CLOCKS.get(comparison.conditions.clock, comparison.conditions.clock)
     head = _wrapped(
-        f"Cost of touching a region of 2 MiB in {clock}, one line per number of its 512 pages that are touched; "
-        f"logarithmic; {letters}; * where they meet"
+        f"Cost of touching a 2 MiB range in {clock}, one line per number of touched pages, of 512; "
+        f"logarithmic; {letters}; * for several"
     )
     lines = points({name: list(each.medians) for name, each in found.items()}, baseline.pages, WIDTH)
     evens = [
@@ -278,10 +278,10 @@ def _findings(comparison: Comparison) -> str:
 
 
 def _reproduction(run: Run) -> str:
-    """The command, continued with backslashes where it is long, so that it can still be pasted."""
+    """The command, with backslashes at line breaks, so that it can be pasted."""
     words = run.manifest.command
     if not words:
-        return "The command of this run is not known."
+        return "The command of this run is unknown."
     # An option and its value stay on one line.
     parts: list[str] = []
     for before, word in pairwise(["", *words]):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A run's chunk test in the terms of the simulation: machine, chunk, touches, and the points measured."""
+"""The chunk test of a run in the terms of the simulation: machine, chunk, touches, and measured points."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from orchestrator.store.run import Run
 
 WORKLOAD = "chunk"
 _THRESHOLD = "promotion_threshold"
-#: The workload's patterns that touch as many pages as one of the simulation; which ones makes no difference to it.
+#: Patterns of the workload that touch as many pages as a pattern of the simulation, which ignores positions.
 _PATTERNS = {"sequential": "mixed"}
 
 
 @dataclass(frozen=True)
-class Point:
-    """A variant's chunk test.
+class MeasuredPoint:
+    """The chunk test of a variant.
 
     Args:
-        variant: its name.
+        variant: name of the variant.
         threshold: 1 for a kernel that maps huge pages at the first touch.
         survivors, survivors_oom, promotions: medians over the boots.
     """
@@ -44,7 +44,7 @@ class MeasuredChunk:
     chunk_kib: int
     pattern: str
     pages: int
-    points: tuple[Point, ...]
+    points: tuple[MeasuredPoint, ...]
 
     @property
     def draw(self) -> Distribution:
@@ -62,7 +62,9 @@ def measured_chunk(run: Run) -> MeasuredChunk:
     cells = run.cells
     cells = cells[(cells["workload"] == WORKLOAD) & (cells["outcome"] == "ok")]
     if described is None or cells.empty:
-        raise UserError(f"{run.path.name} has no chunk test that ended ok; name a run of the workload chunk.")
+        raise UserError(
+            f"{run.path.name} has no chunk test that ended ok; choose a run of the workload chunk."
+        )
     parameters = described.parameters
     nodes = [node for node in run.manifest.topology.nodes if node.memory_mib]
     installed_kib = sum(node.memory_mib for node in nodes) * 1024
@@ -88,7 +90,7 @@ def measured_chunk(run: Run) -> MeasuredChunk:
     )
 
 
-def _points(run: Run) -> Iterator[Point]:
+def _points(run: Run) -> Iterator[MeasuredPoint]:
     metrics = run.metrics
     metrics = metrics[metrics["workload"] == WORKLOAD]
     for variant in run.manifest.variants:
@@ -98,7 +100,7 @@ def _points(run: Run) -> Iterator[Point]:
         own = metrics[metrics["variant"] == variant.name]
         medians = {str(name): float(np.median(part["value"])) for name, part in own.groupby("metric")}
         if "survivors.total" in medians:
-            yield Point(
+            yield MeasuredPoint(
                 variant.name,
                 int(knobs.get(_THRESHOLD, 1)),
                 medians["survivors.total"],

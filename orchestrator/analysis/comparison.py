@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A run's variants against its baseline: what may be claimed of each metric, and what went wrong."""
+"""Comparison of a run's variants with its baseline: supported claims per metric, and failures."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from orchestrator.store.observation import Metric
 from orchestrator.store.outcome import Outcome
 from orchestrator.store.run import Run
 
-#: Sides are compared unpaired where fewer of their boots than this share have a partner.
+#: Both sides are compared unpaired if a smaller share of their boots than this has a partner.
 _LEAST_PAIRED: Final = 0.75
 
 _NO_VERDICT: Final = (
@@ -54,10 +54,10 @@ class Side:
     """The repetitions of one variant.
 
     Args:
-        median: None where there is no value.
-        n: repetitions with a value; those that failed have none.
-        values: in the order of the repetitions.
-        variation: the coefficient of variation of the values; None of one value or around zero.
+        median: median of the values; None without a value.
+        n: number of repetitions with a value; failed ones have none.
+        values: values in the order of the repetitions.
+        variation: coefficient of variation of the values; None for one value or a mean near zero.
     """
 
     median: float | None
@@ -71,21 +71,21 @@ class Row:
     """One metric of one variant against the baseline.
 
     Args:
-        unit: of medians, `difference` and `floor`.
+        unit: unit of medians, `difference` and `floor`.
         better: ``lower``, ``higher`` or None.
-        difference: median over the repetitions of variant - baseline; under the clock ``insns`` and with a unit of
-            insns this is in guest instructions.
-        relative: median over the repetitions of variant / baseline - 1; `difference` as a fraction of the baseline's
-            median where a baseline value is not positive; None where that median is zero.
-        interval: of `relative` or of `difference`, see `interval_of`, with the coverage that it reaches.
-        pairs: repetitions that both sides have a value of; 0 where the sides were compared unpaired.
-        agreeing: pairs whose difference has the sign of `difference`; None where unpaired.
-        p, p_equivalence: of the permutation tests of primary metrics (of others where there is no control, so that
-            the noise floor is not known); ``*_adjusted`` after Holm over `tests` metrics: the primary ones of this
-            workload and variant are a family.
-        floor: noise floor, what the A/A control shows; None without a control.
-        claimable: the least effect that could have been claimed: the larger of margin and floor.
-        testable: whether so many repetitions could have led to the claim of a difference.
+        difference: median over the repetitions of variant - baseline; with the clock ``insns`` and the unit insns this
+            is in guest instructions.
+        relative: median over the repetitions of variant / baseline - 1; if a baseline value is not positive,
+            `difference` divided by the median of the baseline, or None if that is zero.
+        interval: confidence interval of `relative` or `difference`, see `interval_of`, with its coverage.
+        pairs: number of repetitions with a value on both sides; 0 if the sides were compared unpaired.
+        agreeing: number of pairs whose difference has the sign of `difference`; None if unpaired.
+        p, p_equivalence: p values of the permutation tests of primary metrics (without a control, and thus without a
+            noise floor, of all metrics); ``*_adjusted`` are adjusted by Holm over `tests` metrics: the primary ones of
+            this workload and variant are a family.
+        floor: noise floor from the A/A control; None without a control.
+        claimable: the smallest effect that can be claimed: the larger of margin and floor.
+        testable: whether this number of repetitions can support the claim of a difference.
         reason: one sentence on the verdict.
     """
 
@@ -122,7 +122,7 @@ class Row:
 
     @property
     def always_zero(self) -> bool:
-        """Whether every value on both sides is 0: there is nothing to show."""
+        """Whether all values on both sides are 0."""
         return not any(self.baseline.values) and not any(self.compared.values)
 
 
@@ -139,8 +139,8 @@ class Failure:
 
 
 @dataclass(frozen=True)
-class Finding:
-    """Something that the exit status must tell: a failed cell, a broken counter, a regression.
+class ComparisonFinding:
+    """A finding that sets the exit status: a failed cell, inconsistent counters, or a regression.
 
     Args:
         kind: ``failed-cell``, ``counters`` or ``regression``.
@@ -155,10 +155,10 @@ class Finding:
 
 @dataclass(frozen=True)
 class ComparedVariant:
-    """One variant as the comparison knows it.
+    """A variant in the comparison.
 
     Args:
-        neutral: declared to change nothing, so that equivalence is what it has to show.
+        neutral: it should change nothing, so equivalence has to be shown.
         stages: numbers of the applied stages.
     """
 
@@ -174,13 +174,13 @@ class ComparedVariant:
 
 @dataclass(frozen=True)
 class Conditions:
-    """What every side had in common.
+    """The common conditions of all variants.
 
     Args:
-        clock: ``insns`` (guest instructions), ``ns`` (nanoseconds) or None before anything was measured.
+        clock: ``insns`` (guest instructions), ``ns`` (guest nanoseconds) or None before anything was measured.
         repeat: planned fresh boots per variant and workload.
-        max_repeat: most of them in a run that goes on until it is decided; None of any other.
-        calibration: what the host's processor said beside the clock; empty where the clock is not instructions.
+        max_repeat: maximum number of these in a run with ``--until-decided``; None for other runs.
+        calibration: line on the calibration; empty if the clock is not instructions.
     """
 
     clock: str | None
@@ -196,17 +196,17 @@ class Conditions:
 
 @dataclass(frozen=True)
 class Comparison:
-    """The whole comparison.
+    """The comparison of a run, or of two runs.
 
     Args:
         runs: names of the run directories.
-        margin: relative difference up to which a metric counts as unchanged.
-        control: rows of the A/A control, against the baseline that it is a copy of.
-        planned: variant -> workload -> planned cells.
-        counters_checked: cells whose reservation counters were checked.
-        notes: sentences that a reader of the figures must know.
-        cautions: shown before the figures: why a difference may not be the kernel's.
-        unjudged: why there is no verdict on any metric, as a clause; empty where there are verdicts.
+        margin: largest relative difference that counts as unchanged.
+        control: rows of the A/A control, compared with the baseline that it is a copy of.
+        planned: variant -> workload -> number of planned cells.
+        counters_checked: number of cells whose reservation counters were checked.
+        notes: sentences that readers of the figures should know.
+        cautions: sentences to show before the figures: why a difference may not come from the kernel.
+        unjudged: why there is no verdict on any metric, as a clause; empty if there are verdicts.
     """
 
     runs: tuple[str, ...]
@@ -220,7 +220,7 @@ class Comparison:
     control: tuple[Row, ...]
     planned: Mapping[str, Mapping[str, int]]
     failures: tuple[Failure, ...]
-    findings: tuple[Finding, ...]
+    findings: tuple[ComparisonFinding, ...]
     counters_checked: int
     notes: tuple[str, ...]
     cautions: tuple[str, ...] = ()
@@ -228,13 +228,13 @@ class Comparison:
 
     @property
     def found_something(self) -> bool:
-        """Whether the exit status is 3: a failed cell, counters that contradict each other, or a metric
-        that regressed beyond margin and noise floor, primary or not."""
+        """Whether the exit status is 3: a failed cell, inconsistent counters, or a metric (primary or not) that
+        regressed beyond margin and noise floor."""
         return bool(self.findings)
 
     @property
     def compared(self) -> tuple[ComparedVariant, ...]:
-        """The variants on the right of the table."""
+        """The variants that are compared with the baseline."""
         return tuple(v for v in self.variants if v.name != self.baseline and v.role != "control")
 
     @property
@@ -244,12 +244,12 @@ class Comparison:
 
     @property
     def testable(self) -> tuple[int, int]:
-        """How many rows could have led to a claim, and how many have a difference to judge."""
+        """Number of rows with enough repetitions for a claim, and number of rows with a difference."""
         rows = [row for row in self.rows if row.difference is not None and not row.always_zero]
         return sum(row.testable for row in rows), len(rows)
 
     def variant(self, name: str) -> ComparedVariant:
-        """The variant of that name."""
+        """The variant with this name."""
         return next(each for each in self.variants if each.name == name)
 
     def rows_of(self, *, variant: str | None = None, workload: str | None = None) -> tuple[Row, ...]:
@@ -261,7 +261,7 @@ class Comparison:
         )
 
     def to_json(self) -> str:
-        """The comparison for a machine: the same run gives the same bytes."""
+        """The comparison as JSON; it depends only on the run."""
         content = {"schema": 2, "found_something": self.found_something, **asdict(self)}
         return json.dumps(_plain(content), indent=2, sort_keys=True, allow_nan=False) + "\n"
 
@@ -270,15 +270,15 @@ def compare(run: Run, against: str | None = None, margin: float | None = None) -
     """Compare every variant of a run with its baseline.
 
     Args:
-        against: another variant to compare with.
-        margin: another one than the run's own, e.g. 0.01 for one per cent.
+        against: variant to use as the baseline.
+        margin: equivalence margin to use instead of the run's, e.g. 0.01 for 1 %.
 
     Raises:
-        UserError: no such variant, or a margin that is no fraction.
+        UserError: unknown variant, or a margin that is not a fraction.
     """
     variants = [_Variant(run, entry) for entry in run.manifest.variants]
     if against is None and run.manifest.kind is not RunKind.RUN:
-        # What a check or a test shows is no comparison; it may have one variant only.
+        # Other kinds of runs, e.g. a check, are not comparisons, and may have only one variant.
         against = next((v.name for v in variants if v.role == Role.BASELINE), variants[0].name)
     baseline = _chosen(variants, against)
     control = next((v for v in variants if v.role == "control"), None)
@@ -295,15 +295,14 @@ def compare_runs(
 ) -> Comparison:
     """Compare the variants of one run with the baseline of another.
 
-    Where the second run has the same baseline, that is the A/A control: it also shows what lies between the
-    two runs. Where their clocks count differently, e.g. because they ran under two versions of QEMU, the figures are
-    shown and none is judged.
+    If the second run has the same baseline, that is the A/A control, which also shows differences between the runs.
+    If their clocks count differently, e.g. with two versions of QEMU, the figures are shown without verdicts.
 
     Args:
         anyway: judge although the clocks count differently.
 
     Raises:
-        UserError: the runs differ in something that makes their figures incomparable; the sentence names it.
+        UserError: the runs differ in something that makes their figures incomparable; the message names it.
     """
     _refuse_incomparable(first, second)
     baseline = _chosen([_Variant(first, entry) for entry in first.manifest.variants], against)
@@ -320,10 +319,10 @@ def compare_runs(
     notes = []
     if control is None:
         notes.append(
-            "the second run has no copy of the baseline, so what lies between the two runs is not known."
+            "the second run has no copy of the baseline, so differences between the two runs are unknown."
         )
     if first.manifest.seed != second.manifest.seed:
-        notes.append("the two runs have different seeds: workloads drew different pages.")
+        notes.append("the two runs have different seeds: their workloads touched different pages.")
     if first.manifest.image != second.manifest.image:
         notes.append("the two runs have different guest images.")
     return _compare([first, second], variants, baseline, control, margin, notes, anyway=anyway)
@@ -348,7 +347,7 @@ class _Variant:
         self.not_finite = int((metrics["cell"].isin(ok) & ~finite).sum())
 
     def values(self, workload: str, metric: str) -> pd.Series:
-        """One value per boot, which is the unit of replication, by repetition and seed."""
+        """One value per boot (the unit of replication), by repetition and seed."""
         return self._values.get((workload, metric), self._no_values)
 
     @cached_property
@@ -394,7 +393,7 @@ class _Variant:
 
     def failures(self) -> list[Failure]:
         failed = self.cells[self.cells["outcome"] != Outcome.OK.value]
-        suffix = self.name.removeprefix(self.own_name)  # names the run, where there are two
+        suffix = self.name.removeprefix(self.own_name)  # name of the run, if there are two
         return [
             Failure(
                 cell=str(row.cell) + suffix,
@@ -413,7 +412,7 @@ def _chosen(variants: Sequence[_Variant], against: str | None) -> _Variant:
         for variant in variants:
             if variant.role == "baseline":
                 return variant
-        raise UserError("this run has no baseline; name one with --against.")
+        raise UserError("this run has no baseline; choose one with --against.")
     for variant in variants:
         if variant.name == against:
             return variant
@@ -421,7 +420,7 @@ def _chosen(variants: Sequence[_Variant], against: str | None) -> _Variant:
 
 
 def _refuse_incomparable(first: Run, second: Run) -> None:
-    """Every difference at once, for a person fixes them together."""
+    """Report all differences at once."""
     found = []
     one, two = first.manifest, second.manifest
     for what, left, right in (
@@ -468,7 +467,7 @@ class _Metric:
 
 
 def _metrics_of(variants: Sequence[_Variant], workload: str) -> list[_Metric]:
-    """Metrics with at least one value: primary ones first, then as declared, then those nobody declared."""
+    """Metrics with at least one value: primary ones first, then declared ones, then undeclared ones."""
     seen: dict[str, str] = {}
     for variant in variants:
         own = variant.metrics[variant.metrics["workload"] == workload]
@@ -507,13 +506,13 @@ def _compare(
     manifest = runs[0].manifest
     chosen_margin = manifest.margin if margin is None else margin
     if not 0 < chosen_margin < 1:
-        raise UserError(f"margin is {chosen_margin:g}; it is a fraction, e.g. 0.005 for half a per cent.")
+        raise UserError(f"margin is {chosen_margin:g}; it is a fraction, e.g. 0.005 for 0.5 %.")
     workloads = {
         name: workload.title or name
         for name, workload in manifest.workloads.items()
         if all(name in run.manifest.workloads for run in runs)
     }
-    # The A/A pair is the baseline and its copy, also where something else is compared against.
+    # The A/A pair is the baseline and its copy, even if another variant is used as the baseline.
     pair = next((v for v in variants if v.role == "baseline"), baseline)
     rows: list[Row] = []
     control_rows: list[Row] = []
@@ -526,7 +525,7 @@ def _compare(
                 boots = _boots(metric, pair, control, None)
                 if boots is not None:
                     floors[metric.name] = noise_floor(boots)
-        # The control is one more boot of what it is a copy of, and of nothing else.
+        # The control is only valid for the kernel that it is a copy of.
         copy = control if baseline is pair else None
         for variant in variants:
             if variant is not baseline and variant is not control:
@@ -543,10 +542,13 @@ def _compare(
     failures = tuple(failure for variant in variants for failure in variant.failures())
     checks = [check_counters(run) for run in runs]
     findings = [
-        *(Finding("failed-cell", f.cell, f"{f.outcome}: {first_line(f.evidence)}") for f in failures),
-        *(Finding("counters", v.cell, v.text) for check in checks for v in check.violations),
         *(
-            Finding("regression", f"{row.variant}: {row.workload} {row.metric}", row.reason)
+            ComparisonFinding("failed-cell", f.cell, f"{f.outcome}: {first_line(f.evidence)}")
+            for f in failures
+        ),
+        *(ComparisonFinding("counters", v.cell, v.text) for check in checks for v in check.violations),
+        *(
+            ComparisonFinding("regression", f"{row.variant}: {row.workload} {row.metric}", row.reason)
             for row in rows
             if row.verdict is Verdict.REGRESSED
         ),
@@ -577,7 +579,7 @@ def _compare(
 
 
 def _unjudged(row: Row, why: str) -> Row:
-    """The row with its figures and without a claim."""
+    """The row with its figures, but without a claim."""
     return replace(
         row,
         p=None,
@@ -591,7 +593,7 @@ def _unjudged(row: Row, why: str) -> Row:
 
 
 def _level(runs: Sequence[Run], workload: str, variant: _Variant) -> Look:
-    """The error that claims of a variant's primary metrics may have: of the look it stopped at, in a run with looks."""
+    """The allowed error for a variant's primary metrics: that of the look at which it stopped, if there are looks."""
     most = runs[0].manifest.max_repeat
     if len(runs) > 1 or most is None:
         return Look(variant.planned(workload), ALPHA, ALPHA)
@@ -618,14 +620,14 @@ def _notes(
     notes = []
     strange = sum(variant.not_finite for variant in variants)
     if strange:
-        notes.append(f"{strange} values are not finite and were left out.")
+        notes.append(f"{strange} values are not finite and were omitted.")
     if control is None:
-        notes.append("there is no A/A control, so the noise floor is not known.")
+        notes.append("there is no A/A control, so the noise floor is unknown.")
     for row in control_rows:
         if row.claimed:
             notes.append(
-                f"the A/A control differs from the baseline in {row.workload} {row.metric}: its boots are not "
-                "alike, distrust this metric."
+                f"the A/A control differs from the baseline in {row.workload} {row.metric}: this metric is not "
+                "reliable."
             )
     unpaired = dict.fromkeys(
         f"{row.variant} in {row.workload}"
@@ -645,14 +647,14 @@ def _notes(
         least = min(few, key=lambda row: min(row.baseline.n, row.compared.n))
         notes.append(
             f"too few repetitions for a test in {', '.join(dict.fromkeys(row.workload for row in few))} "
-            f"({least.baseline.n} against {least.compared.n}); differences are shown, nothing is claimed; "
-            f"{max(_needed(row) for row in few)} repetitions would do."
+            f"({least.baseline.n} against {least.compared.n}); differences are shown without a claim; "
+            f"{max(_needed(row) for row in few)} repetitions are needed."
         )
     return notes
 
 
 def _boots(metric: _Metric, baseline: _Variant, variant: _Variant, control: _Variant | None) -> Boots | None:
-    """The values of a metric, by repetition where enough boots have a partner; None where a side has no value."""
+    """The values of a metric, paired by repetition if enough boots have a partner; None if a side has no value."""
     ours, theirs = (side.values(metric.workload, metric.name) for side in (baseline, variant))
     if ours.empty or theirs.empty:
         return None
@@ -676,7 +678,7 @@ def _array(series: pd.Series) -> Values:
 def _control_rows(
     metrics: Sequence[_Metric], baseline: _Variant, control: _Variant, margin: float
 ) -> list[Row]:
-    """The A/A control as a warning of boots that are not alike: by its intervals alone, for it is its own floor."""
+    """The rows of the A/A control, as a warning of unreliable metrics; they are judged by intervals alone."""
     still = Floor(np.asarray(0.0), np.asarray(0.0), 1.0)
     rows = []
     for metric in metrics:
@@ -705,7 +707,7 @@ def _rows(
             [floors.get(metric.name) for metric in measured],
             margin,
             primary=primary,
-            # The error of other metrics is not spent over looks: their claims rest on interval and floor.
+            # The error is not divided for other metrics: their claims rest on interval and noise floor.
             alpha=level.alpha if primary else ALPHA,
             alpha_equivalence=level.alpha_equivalence if primary else ALPHA,
         )
@@ -812,7 +814,7 @@ def _judged(row: Row, boots: Boots, judgement: Judgement, floor: Floor | None) -
 
 
 def _needed(row: Row, *, control: bool = False) -> int:
-    """Repetitions with which the row could lead to a claim."""
+    """Number of repetitions needed for a claim."""
     if not row.primary and row.floor is not None:
         return REPETITIONS_FOR_INTERVAL
     return repetitions_needed(row.tests, control=control or row.floor is not None)
@@ -827,10 +829,10 @@ def _reason(row: Row, margin: float, *, control: bool) -> str:
         return "0 in every repetition of both"
     if row.verdict is Verdict.NO_TEST:
         if min(n_baseline, n_compared) == 1:
-            return "one repetition: the difference is shown, nothing is claimed"
+            return "one repetition: the difference is shown without a claim"
         return (
             f"too few repetitions ({n_baseline} against {n_compared}) for a claim; "
-            f"{_needed(row, control=control)} repetitions would do"
+            f"{_needed(row, control=control)} repetitions are needed"
         )
     size = _size(row.difference or 0.0, row.relative, row.unit)
     by_test = row.primary or row.floor is None
@@ -878,12 +880,12 @@ def _number(value: float) -> float | None:
 
 
 def first_line(text: str) -> str:
-    """The first line of evidence that says something."""
+    """The first nonempty line of the evidence."""
     return next((line.strip() for line in text.splitlines() if line.strip()), "no evidence")
 
 
 def _plain(value: Any) -> Any:
-    """`value` as JSON has it: no enumerations, no infinities."""
+    """Convert `value` for JSON: no enumerations, no infinities."""
     if isinstance(value, Enum):
         return value.value
     if isinstance(value, float):

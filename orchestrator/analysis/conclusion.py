@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""One sentence per variant: what the statistics support, never more."""
+"""One sentence per variant on what the statistics support."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from orchestrator.analysis.statistics import Verdict
 
 
 def conclusion(comparison: Comparison, variant: str) -> str:
-    """What may be said of a variant's primary metrics, which others regressed, and how many of its cells failed."""
+    """Supported claims on a variant's primary metrics, regressions of others, and the number of failed cells."""
     rows = [
         row
         for row in comparison.rows_of(variant=variant)
@@ -20,19 +20,19 @@ def conclusion(comparison: Comparison, variant: str) -> str:
     planned = sum(comparison.planned[variant].values())
     failed = sum(failure.variant == variant for failure in comparison.failures)
     if planned and failed == planned:
-        return f"{variant}: nothing can be said, for none of its {planned} cells ended ok."
+        return f"{variant}: no conclusion, since none of its {planned} cells ended ok."
     if comparison.unjudged:
-        return f"{variant}: no verdict, for {comparison.unjudged}."
+        return f"{variant}: no verdict, since {comparison.unjudged}."
     others = [
         row
         for row in comparison.rows_of(variant=variant)
         if not row.primary and row.verdict is Verdict.REGRESSED
     ]
-    worse = "; regressed beside them: " if others else ""
+    worse = "; other regressions: " if others else ""
     worse += ", ".join(f"{row.workload} {row.metric} {_size(row)}" for row in others)
     lost = f"; {failed} of {planned} cells failed" if failed else ""
     if not rows:
-        said = f"nothing can be said of it by a primary metric, for it shares none with {comparison.baseline}"
+        said = f"no conclusion, since it has no primary metric in common with {comparison.baseline}"
     elif comparison.variant(variant).neutral:
         said = _neutral(comparison, rows)
     else:
@@ -52,7 +52,7 @@ def _neutral(comparison: Comparison, rows: Sequence[Row]) -> str:
     return f"{within} is shown for {len(shown)} of {len(rows)} primary metrics; not for " + ", ".join(
         _named(row, rows)
         + (f" {_effect(row)}" if row.claimed else "")
-        + (" (its median is within it, single boots are not)" if row.verdict is Verdict.SCATTERED else "")
+        + (" (its median is within it, but single boots are not)" if row.verdict is Verdict.SCATTERED else "")
         for row in others
     )
 
@@ -65,8 +65,8 @@ def _changed(comparison: Comparison, rows: Sequence[Row]) -> str:
     scattered = [_named(row, rows) for row in rows if row.verdict is Verdict.SCATTERED]
     if scattered:
         clauses.append(
-            f"{', '.join(scattered)} within {percent(comparison.margin, signed=False)} by the median, single boots are "
-            "not"
+            f"{', '.join(scattered)} within {percent(comparison.margin, signed=False)} by the median, but single boots "
+            "are not"
         )
     open_ones = [_named(row, rows) for row in rows if row.verdict is Verdict.INCONCLUSIVE]
     if open_ones:
@@ -75,7 +75,7 @@ def _changed(comparison: Comparison, rows: Sequence[Row]) -> str:
         clauses.append(f"{what}: {', '.join(open_ones)}")
     untested = [_named(row, rows) for row in rows if row.verdict is Verdict.NO_TEST]
     if len(untested) == len(rows):
-        return "too few repetitions for a test, so nothing is claimed"
+        return "too few repetitions for a claim"
     if untested:
         clauses.append(f"not tested: {', '.join(untested)}")
     return f"against {comparison.baseline}, " + "; ".join(clauses)
@@ -92,6 +92,6 @@ def _size(row: Row) -> str:
 
 
 def _named(row: Row, rows: Sequence[Row]) -> str:
-    """The metric, with its workload where another one has the same metric."""
+    """The metric, with its workload if another workload has the same metric."""
     shared = any(other.metric == row.metric and other.workload != row.workload for other in rows)
     return f"{row.workload} {row.metric}" if shared else row.metric

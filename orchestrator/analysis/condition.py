@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What runs, or the variants of one, were measured under: where they differ, a comparison says in what.
+"""Measurement conditions of runs, or of the variants of a run; a comparison reports their differences.
 
-Two runs can be compared although one of these differs. A *caution* says that the figures themselves may differ for
-that reason; a *note* names a difference from which none is expected.
+Two runs can be compared despite such differences. A *caution* means that the figures may differ for that reason; a
+*note* names a difference that should have no effect.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Final
 from orchestrator.store.manifest import Code, Manifest, VariantRecord
 from orchestrator.store.run import Run
 
-#: For a run that was made before this was recorded.
+#: For runs from before this was recorded.
 _UNKNOWN: Final = "not recorded"
 #: Characters of a SHA-256 that tell two binaries apart.
 _DIGEST: Final = 12
@@ -22,11 +22,11 @@ _DIGEST: Final = 12
 
 @dataclass(frozen=True)
 class Differences:
-    """What the measurements of a comparison do not have in common.
+    """Differences in the conditions of the measurements in a comparison.
 
     Args:
-        cautions: sentences on what may shift the figures.
-        notes: sentences on the rest.
+        cautions: sentences on differences that may affect the figures.
+        notes: sentences on all others.
         clocks: which of them make the clocks count differently, e.g. ``QEMU versions``.
     """
 
@@ -40,8 +40,8 @@ class _Value:
     """One value of a condition.
 
     Args:
-        identity: what it is compared by.
-        text: what a person calls it.
+        identity: value for the comparison.
+        text: text for display.
     """
 
     identity: str
@@ -50,12 +50,12 @@ class _Value:
 
 @dataclass(frozen=True)
 class _Condition:
-    """Something that two measurements should have in common.
+    """A condition that two measurements should have in common.
 
     Args:
-        what: plural, after "the".
-        values: of a variant of a run; nothing where it has no meaning, e.g. before a kernel is built.
-        caution: what a difference may do to the figures, as a sentence; empty where it makes a note.
+        what: name of the condition, in the plural, to follow "the".
+        values: values for a variant of a run; empty if it has no meaning, e.g. before a kernel is built.
+        caution: the possible effect on the figures, as a sentence; empty for a note.
         of_clock: whether the figures of two runs that differ in it are by two clocks.
     """
 
@@ -66,7 +66,7 @@ class _Condition:
 
 
 def _base(manifest: Manifest, variant: VariantRecord) -> Iterator[_Value]:
-    """Two bases are the same where their files are: the commit of an imported source depends on them only."""
+    """Two bases are the same if their files are: the commit of an imported source depends only on the files."""
     source, base = manifest.source, variant.base
     description = (base.description if base else "") or source.description or "an unknown source"
     commit = (base.commit if base else None) or source.commit
@@ -80,7 +80,7 @@ def _compiler(manifest: Manifest, variant: VariantRecord) -> Iterator[_Value]:
 
 def _guest_cpu(manifest: Manifest, variant: VariantRecord) -> Iterator[_Value]:
     cpu = manifest.accelerator.cpu or _UNKNOWN
-    # With KVM the model is "host": the guest has the host's own processor.
+    # With KVM the model is "host": the guest has the processor of the host.
     text = f"host, {manifest.host.cpu}" if cpu == "host" else cpu
     yield _Value(text, text)
 
@@ -118,7 +118,7 @@ def _calibrated(manifest: Manifest, variant: VariantRecord) -> Iterator[_Value]:
 
 _CLOCK: Final = (
     "The same code may cost a different number of instructions: "
-    "a difference may be the clock's, not the kernel's."
+    "a difference may come from the clock, not from the kernel."
 )
 _CONDITIONS: Final = (
     _Condition("base kernels", _base, "A difference may come from the base, not from the series."),
@@ -128,20 +128,20 @@ _CONDITIONS: Final = (
     _Condition(
         "processors that the runs were calibrated on",
         _calibrated,
-        "What a difference in instructions means in time is not the same for all of them.",
+        "The same difference in instructions may mean different times on them.",
         of_clock=True,
     ),
     _Condition(
         "versions of orchestrate",
         _code,
-        "A difference may come from how it was measured, not from the kernel.",
+        "A difference may come from the measurement, not from the kernel.",
     ),
     _Condition("QEMU binaries", _qemu_binary),
 )
 
 
 def differences(runs: Sequence[Run]) -> Differences:
-    """What the runs, or the variants of one, do not have in common."""
+    """Differences in the conditions of runs, or of the variants of a run."""
     cautions: list[str] = []
     notes: list[str] = []
     clocks: list[str] = []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What touching a region of 2 MiB costs by how many of its pages are touched, and where two variants cost alike."""
+"""The cost of touching a 2 MiB range by the number of touched pages, and the break-even of two variants."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from orchestrator.store.run import Run
 
 WORKLOAD: Final = "fault_latency"
 PAGES_PER_REGION: Final = 512
-#: Logarithm of a ratio from which on two costs are apart: some 5 %.
+#: Smallest logarithm of a ratio at which two costs differ: about 5 %.
 _APART: Final = 0.05
 _METRIC: Final = re.compile(r"region_(\d+)_(insns|ns)\.p50")
 
 
 @dataclass(frozen=True)
 class Density:
-    """A variant's cost of a region.
+    """The cost of a range for a variant.
 
     Args:
-        pages: touched, of 512; rising.
+        pages: numbers of touched pages, of 512; ascending.
         costs: one row per boot, one column per number of pages, in the unit of the run's clock.
     """
 
@@ -34,12 +34,12 @@ class Density:
 
     @property
     def medians(self) -> npt.NDArray[np.float64]:
-        """Over the boots."""
+        """Medians over the boots."""
         return np.asarray(np.median(self.costs, axis=0), dtype=np.float64)
 
 
 def densities(run: Run) -> dict[str, Density]:
-    """Variant -> its costs, for those whose boots measured all of them."""
+    """Variant -> costs, for variants that measured all of them."""
     cells = run.cells
     metrics = run.metrics
     own = metrics[
@@ -62,11 +62,11 @@ def densities(run: Run) -> dict[str, Density]:
 
 
 def break_even(huge: Density, other: Density) -> float | None:
-    """The number of pages from which on `other` costs more than `huge`, read off lines between the logarithms.
+    """The number of pages at which `other` starts to cost more than `huge`, interpolated logarithmically.
 
     Returns:
-        None where one of them is the cheaper one at every number of pages, or both cost about the same at either end:
-        they then cross by chance.
+        None if one of them is cheaper at every number of pages, or if both cost about the same at either end, where
+        they cross by chance.
 
     >>> import numpy as np
     >>> base = Density((1, 100), np.array([[1.0, 100.0]]))

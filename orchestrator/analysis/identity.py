@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""An equation that a kernel's counters must satisfy when nothing is going on, as ``series.toml`` has it.
+"""An equation that a kernel's counters must satisfy on an idle system, from ``series.toml``.
 
 For example ``512 * thp_res_alloc == nr_thp_reserved + thp_res_mapped``. Names are counters of /proc/vmstat; the
 operators are ``+``, ``-`` and ``*``, between whole numbers.
@@ -39,7 +39,7 @@ class Identity:
         )
 
     def broken(self, counters: Mapping[str, int]) -> str | None:
-        """Both sides with their figures as a clause, if they differ; a counter that is missing counts as 0."""
+        """Both sides with their values as a clause, if they differ; a missing counter counts as 0."""
         left, right = _value(self.left, counters), _value(self.right, counters)
         if left == right:
             return None
@@ -69,7 +69,7 @@ def parse_identity(text: str) -> Identity:
                 raise ValueError(f"{text!r} may only have counters, whole numbers and + - *")
     identity = Identity(parsed.left, parsed.comparators[0])
     if not identity.counters:
-        raise ValueError(f"{text!r} names no counter")
+        raise ValueError(f"{text!r} has no counter")
     return identity
 
 
@@ -83,7 +83,7 @@ def _value(node: ast.expr, counters: Mapping[str, int]) -> int:
 
 
 def _shown(node: ast.expr, counters: Mapping[str, int]) -> str:
-    """The expression with each counter's value behind its name."""
+    """The expression with the value of each counter after its name."""
 
     class Figures(ast.NodeTransformer):
         def visit_Name(self, name: ast.Name) -> ast.Name:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What the counters of a patched kernel must obey when nothing is going on, as its series describes it."""
+"""Invariants of the counters of a patched kernel on an idle system, as described by its series."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _VMSTAT: Final = "vmstat"
 
 @dataclass(frozen=True)
 class Violation:
-    """A cell whose counters contradict each other.
+    """A cell with inconsistent counters.
 
     Args:
-        text: a sentence with the figures.
+        text: a sentence with the numbers.
     """
 
     cell: str
@@ -29,10 +29,10 @@ class Violation:
 
 @dataclass(frozen=True)
 class CounterCheck:
-    """What the counters of the checked cells said.
+    """The result of the check.
 
     Args:
-        cells: how many cells have the counters and were looked at.
+        cells: number of cells with the counters, which were checked.
     """
 
     cells: int
@@ -40,10 +40,10 @@ class CounterCheck:
 
 
 def check_counters(run: Run) -> CounterCheck:
-    """Check the samples that were taken after the workload, in every patched cell that ended ok.
+    """Check the samples taken after the workload, in every patched cell that ended ok.
 
-    Three things: the counters satisfy the equations of the series; the workload's processes left nothing behind in
-    the counters that the series calls levels; no sample ever shows a negative level.
+    Three things are checked: the counters satisfy the equations of the series; the counters that the series declares
+    as levels are not higher than before the workload; no sample has a negative level.
     """
     series = run.manifest.series
     if series is None:
@@ -76,7 +76,7 @@ def _broken(
     ]
     before = _last_reading(samples, "before")
     for level in levels:
-        # What a daemon of the guest holds from boot on is not the workload's.
+        # Ignore reservations that a daemon of the guest has held since boot.
         earlier = max(0, before.get(level, 0))
         if after.get(level, 0) > earlier:
             broken.append(

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Plain text that fits a width: words are never broken, figures never cut.
+"""Plain text in a given width, without breaking words or numbers.
 
-Only a single word that is longer than the line, such as a path, makes a line longer; it can then still be copied.
+Only a single word that is longer than the line, such as a path, exceeds the width, so that it can be copied.
 """
 
 from __future__ import annotations
@@ -10,19 +10,19 @@ import re
 from collections.abc import Collection, Sequence
 from typing import Final
 
-#: Columns of a stored file, and of whatever is not printed on a terminal.
+#: Columns of stored files, and of output that is not on a terminal.
 WIDTH: Final = 100
-#: Columns of a terminal that tables are laid out for; a narrower or wider one is treated as the nearest of these.
+#: Limits of a terminal's columns for tables; a narrower or wider terminal is treated like the nearest of these.
 NARROWEST: Final = 60
 WIDEST: Final = 200
-#: Printed as a space, but no line ends there.
+#: A space without a line break.
 NO_BREAK: Final = "\N{NO-BREAK SPACE}"
 _GAP: Final = "  "
-#: Columns that prose is given at least, unless it takes fewer.
+#: Fewest columns for prose, unless it needs less.
 _PROSE: Final = 24
-#: A cell of at most so many characters, its title included, stands on one line with others.
+#: Cells with at most this many characters, including the title, share a line.
 _SHORT: Final = 32
-#: Where a name that is longer than its line may continue on the next: between a variant's knobs.
+#: Where a long name may be wrapped: between the knobs of a variant.
 _JOINTS: Final = re.compile(r"(?<=[@,])")
 
 
@@ -30,8 +30,8 @@ def wrapped(text: str, width: int, indent: str = "") -> list[str]:
     """The words of `text` on as few lines as hold them.
 
     Args:
-        width: columns, with the indent.
-        indent: of every line but the first.
+        width: columns, including the indent.
+        indent: indent of all lines but the first.
 
     >>> wrapped("no word is broken", 9, "  ")
     ['no word', '  is', '  broken']
@@ -51,17 +51,17 @@ def wrapped(text: str, width: int, indent: str = "") -> list[str]:
 def listing(
     rows: Sequence[Sequence[str]], width: int, titles: Sequence[str] = (), right: Collection[int] = ()
 ) -> list[list[str]]:
-    """A table with a line for each row, or, where that does not fit, each row as a short paragraph.
+    """A table with one line per row, or if that does not fit, one short paragraph per row.
 
-    The last column is prose: it takes the columns that are left, and its cells continue on further lines.
+    The last column is prose: it takes the remaining width, and its cells are wrapped.
 
     Args:
         width: columns.
-        titles: of the columns; without any there is no line of titles.
-        right: numbers of the columns that are justified right.
+        titles: titles of the columns; empty for none.
+        right: numbers of the right-justified columns.
 
     Returns:
-        The lines of each row; those of the titles come first, where there are any.
+        The lines of each row, after those of the titles, if there are any.
     """
     table = [list(row) for row in rows]
     if not table:
@@ -84,7 +84,7 @@ def listing(
 
 
 def _block(row: Sequence[str], widths: Sequence[int], right: Collection[int], gap: str) -> list[str]:
-    """A row's cells beside each other, each on as many lines as it takes."""
+    """The cells of a row next to each other, each wrapped as needed."""
     cells = [
         wrapped(cell, size) if len(cell) > size else [cell] for cell, size in zip(row, widths, strict=True)
     ]
@@ -104,7 +104,7 @@ def _longest(text: str) -> int:
 
 
 def _records(rows: Sequence[Sequence[str]], width: int, titles: Sequence[str]) -> list[list[str]]:
-    """Each row's first cell on a line of its own, then its other cells, each behind its title."""
+    """For each row the first cell on a separate line, then the other cells, each after its title."""
     names = [f"{title.strip()} " for title in titles] or [""] * len(rows[0])
     blocks = []
     for row in rows:
@@ -124,13 +124,13 @@ def _records(rows: Sequence[Sequence[str]], width: int, titles: Sequence[str]) -
 
 
 def wrapped_below(head: str, text: str, width: int, indent: str) -> list[str]:
-    """`text` behind `head`, and continued below at `indent`."""
+    """`text` after `head`, wrapped with `indent`."""
     lines = wrapped(text, width - len(indent))
     return [(head if number == 0 else indent) + line for number, line in enumerate(lines)]
 
 
 def fitted(text: str, width: int) -> str:
-    """`text` with the lines that are longer than `width` continued below, two columns further in.
+    """`text` with lines longer than `width` wrapped and indented by two more columns.
 
     >>> fitted("short\\n  one two three", 12).splitlines()
     ['short', '  one two', '    three']

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""When a run that goes on until it is decided looks at its boots, and the error that each look may spend.
+"""The interim analyses (looks) of a run with ``--until-decided``, and the error that each may spend.
 
-A run that stops as soon as a mark appears errs more often than its tests say. So the looks are fixed before the first
-boot, and the error is divided among them. The errors of all looks add up to at most that (Bonferroni's inequality),
-whatever the data and however one look depends on another.
+A run that stops as soon as a mark appears makes more false claims than its tests allow. So the looks are fixed before
+the first boot, and the error is divided among them. The errors of all looks add up to at most the total (Bonferroni's
+inequality), for any data and any dependence between looks.
 
-Differences and equivalences spend apart, because no truth allows both errors: a difference is claimed wrongly where
-there is none, an equivalence where the difference is at least the margin. The first look is at five repetitions. With
-an A/A control a family of three metrics can then differ at half of the error: 3 * 2/3^5 = 0.0247. Equivalence takes an
-interval of at least 95 %, so it spends from six repetitions on.
+Differences and equivalences have separate budgets, because both errors cannot happen together: a false difference
+needs no difference, and a false equivalence a difference of at least the margin. The first look is after five
+repetitions. With an A/A control, a family of three metrics can then differ with half of the error:
+3 * 2/3^5 = 0.0247. Equivalence needs an interval of at least 95 %, so its budget starts at six repetitions.
 """
 
 from __future__ import annotations
@@ -20,21 +20,21 @@ from typing import Final
 from orchestrator.analysis.statistics import ALPHA, REPETITIONS_FOR_INTERVAL
 
 _FIRST: Final = 5
-#: From the third look on, each has at least a third more repetitions than the one before.
+#: From the third look on, each has at least a third more repetitions than the previous one.
 _GROWTH: Final = 4 / 3
-#: Shares of the error that the first looks of a kind may spend; the others divide the rest evenly. The second is as
-#: much as a family of three needs to differ at six repetitions: 3 * 2/3^6 = 0.0082.
+#: Shares of the error for the first looks; the others divide the rest evenly. The second share is large enough for a
+#: family of three to differ after six repetitions: 3 * 2/3^6 = 0.0082.
 _SHARES: Final = (0.5, 0.2)
 
 
 @dataclass(frozen=True)
 class Look:
-    """One look.
+    """An interim analysis.
 
     Args:
-        repetitions: after which it is.
-        alpha: probability of claiming a difference in a family where there is none, at this look.
-        alpha_equivalence: the same of claiming an equivalence; 0 where none is claimed yet.
+        repetitions: number of repetitions after which it takes place.
+        alpha: probability of a false claim of a difference in a family, at this look.
+        alpha_equivalence: the same for equivalence; 0 if equivalence cannot be claimed yet.
     """
 
     repetitions: int
@@ -43,7 +43,7 @@ class Look:
 
 
 def looks(most: int, alpha: float = ALPHA) -> tuple[Look, ...]:
-    """The looks of a run of at most so many repetitions.
+    """The looks of a run with at most this number of repetitions.
 
     >>> [look.repetitions for look in looks(20)]
     [5, 6, 8, 11, 15, 20]
@@ -61,13 +61,13 @@ def looks(most: int, alpha: float = ALPHA) -> tuple[Look, ...]:
 
 
 def _spent(number: int, alpha: float) -> list[float]:
-    """What each of so many looks may spend."""
+    """The error for each of this number of looks."""
     first = _SHARES[: max(0, number - 1)]
     others = number - len(first)
     return [alpha * share for share in (*first, *[(1 - sum(first)) / max(others, 1)] * others)]
 
 
 def look_at(repetitions: int, most: int) -> Look:
-    """The last look at or before so many repetitions; before the first look, one that claims nothing."""
+    """The last look at or before this number of repetitions; before the first look, one without any claims."""
     past = [look for look in looks(most) if look.repetitions <= repetitions]
     return past[-1] if past else Look(repetitions, 0.0, 0.0)

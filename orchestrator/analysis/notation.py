@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""How figures are written: the same in the table, the changelog, the report and the plots. ASCII only."""
+"""Formatting of figures in the table, the changelog, the report and the plots. ASCII only."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Final
 from orchestrator.analysis.comparison import Row, Side
 from orchestrator.analysis.statistics import Verdict
 
-#: The mark that stands behind a change.
+#: The mark after a change.
 MARKS: Final = {
     Verdict.IMPROVED: "+",
     Verdict.REGRESSED: "-",
@@ -24,7 +24,7 @@ MARKS: Final = {
 
 
 def meanings(margin: str) -> dict[str, str]:
-    """Each mark and what it means, in the words of the legend and of ``docs/first-steps.md``.
+    """Each mark and its meaning, as in the legend and in ``docs/first-steps.md``.
 
     Args:
         margin: the equivalence margin, as text.
@@ -45,11 +45,11 @@ CLOCKS: Final = {"insns": "guest instructions", "ns": "guest nanoseconds", None:
 
 @dataclass(frozen=True)
 class Scale:
-    """The unit and precision that the values of one metric are shown in.
+    """The unit and precision for the values of one metric.
 
     Args:
-        unit: what is shown.
-        divisor: of the stored value.
+        unit: unit for display.
+        divisor: divisor of the stored value.
         decimals: digits after the point.
     """
 
@@ -58,7 +58,7 @@ class Scale:
     decimals: int
 
     def text(self, value: float | None) -> str:
-        """`value`, which is in the stored unit, as text without the unit; ``-`` where there is none."""
+        """`value`, given in the stored unit, as text without the unit; ``-`` if there is none."""
         return "-" if value is None else f"{value / self.divisor:.{self.decimals}f}"
 
 
@@ -71,7 +71,7 @@ _LARGER: Final = {
 
 
 def scale_of(unit: str, values: Iterable[float | None]) -> Scale:
-    """A scale on which the largest of `values` needs no more than about seven characters."""
+    """A scale with which the largest of `values` has at most about seven characters."""
     known = [abs(value) for value in values if value is not None]
     largest = max(known, default=0.0)
     for larger, divisor, least in _LARGER.get(unit, ()):
@@ -84,7 +84,7 @@ def scale_of(unit: str, values: Iterable[float | None]) -> Scale:
 
 
 def percent(fraction: float, *, signed: bool = True) -> str:
-    """A fraction as per cent with about three digits.
+    """A fraction as a percentage with about three digits.
 
     >>> percent(0.00064), percent(-0.1234), percent(6.1333)
     ('+0.06%', '-12.3%', '+613%')
@@ -95,7 +95,7 @@ def percent(fraction: float, *, signed: bool = True) -> str:
 
 
 def change(row: Row, scale: Scale) -> str:
-    """What a row differs by: per cent where there is a baseline to refer to, else in the unit."""
+    """The difference of a row: in per cent if possible, else in the unit."""
     if row.difference is None:
         return ""
     if row.relative is None:
@@ -104,7 +104,7 @@ def change(row: Row, scale: Scale) -> str:
 
 
 def interval(row: Row, scale: Scale) -> str:
-    """The interval of a row, of the same kind as :func:`change` where possible; empty where there is none."""
+    """The interval of a row, in the same form as :func:`change` if possible; empty if there is none."""
     if row.interval is None:
         return ""
     if row.interval_of == "relative":
@@ -116,9 +116,9 @@ def interval(row: Row, scale: Scale) -> str:
 
 
 def instructions(row: Row) -> str:
-    """The exact difference in guest instructions; empty for a metric of another kind.
+    """The exact difference in guest instructions; empty for other metrics.
 
-    Where spread is nearly nil, the number itself says more than its share.
+    With almost no spread, the number is more informative than a percentage.
     """
     if row.unit != "insns" or row.difference is None:
         return ""
@@ -136,7 +136,7 @@ def floor(row: Row, scale: Scale) -> str:
 
 
 def spread(side: Side, scale: Scale) -> str:
-    """Coefficient of variation and range of the boots of one variant; empty of fewer than two."""
+    """Coefficient of variation and range of the boots of one variant; empty for fewer than two."""
     if side.n < 2:
         return ""
     ends = f"{scale.text(min(side.values))} to {scale.text(max(side.values))}"
@@ -144,9 +144,9 @@ def spread(side: Side, scale: Scale) -> str:
 
 
 def folded(name: str, width: int = 20) -> str:
-    """A variant's name on several lines where it is longer than `width`, broken where knobs begin.
+    """The name of a variant, wrapped at its knobs if it is longer than `width`.
 
-    The name of another run, behind it in brackets, is broken at its hyphens where it must be.
+    The name of another run, in brackets after it, is wrapped at its hyphens if necessary.
 
     >>> folded("full@thp_enabled=always,promotion_threshold=512").splitlines()
     ['full@', 'thp_enabled=always,', 'promotion_threshold=512']
@@ -165,5 +165,5 @@ def folded(name: str, width: int = 20) -> str:
 
 
 def direction(row: Row) -> str:
-    """Which direction is better, as two words; empty where neither is."""
+    """Which direction is better, in words; empty if neither is."""
     return f"{row.better} is better" if row.better else ""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""How ranges became huge while a workload went on: its events ``huge_ranges``, over the boots of each variant."""
+"""How ranges became huge while a workload ran, from its events ``huge_ranges``, over the boots of each variant."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from orchestrator.store.run import Run
 Values = npt.NDArray[np.float64]
 
 EVENT: Final = "huge_ranges"
-#: Key of the event -> what it stands for.
+#: Key of the event -> its meaning.
 WAYS: Final[Mapping[str, str]] = {
     "at_fault": "at the first fault",
     "in_place": "in place, from a reservation",
@@ -25,13 +25,13 @@ WAYS: Final[Mapping[str, str]] = {
 
 @dataclass(frozen=True)
 class Curve:
-    """The shares of a variant's ranges that were huge, over the cost until then.
+    """The share of huge ranges of a variant, by the cost so far.
 
     Args:
-        cost: of the touches and of khugepaged, in the unit of the run's clock; rising.
-        shares: way -> mean over the boots, 0 to 1, at each cost.
-        low, high: the least and the largest share of a boot, of all ways together.
-        boots: how many.
+        cost: cost of the touches and of khugepaged, in the unit of the run's clock; ascending.
+        shares: way -> mean over the boots, 0 to 1, for each cost.
+        low, high: the smallest and the largest share of a boot, for all ways together.
+        boots: number of boots.
     """
 
     cost: Values
@@ -42,14 +42,14 @@ class Curve:
 
     @property
     def total(self) -> Values:
-        """The share that was huge, by whatever way."""
+        """The share of huge ranges, for all ways together."""
         return np.asarray(sum(self.shares.values()), dtype=np.float64)
 
 
 def promotion_curves(run: Run) -> dict[str, dict[str, Curve]]:
-    """Workload -> variant -> its curve, for the workloads that print such events.
+    """Workload -> variant -> curve, for workloads that print such events.
 
-    A range of another process, which the kernel counts as well, cannot make a share larger than 1.
+    Shares are limited to 1, since the kernel also counts ranges of other processes.
     """
     boots: dict[str, dict[str, list[dict[str, Values]]]] = {}
     cells = run.cells
@@ -83,7 +83,7 @@ def _cost(record: Mapping[str, Any]) -> float | None:
 def _boot(steps: list[dict[str, Any]]) -> dict[str, Values]:
     ranges = float(steps[0]["ranges"])
     found = {way: np.array([step[way] for step in steps], dtype=np.float64) / ranges for way in WAYS}
-    # khugepaged's CPU time is read while it runs, so it may lag: what became huge later did not cost less.
+    # khugepaged's CPU time is read while it runs and may lag, so make the costs monotonic.
     cost = np.maximum.accumulate(np.array([_cost(step) for step in steps], dtype=np.float64))
     return {"cost": cost, **{way: np.minimum(share, 1.0) for way, share in found.items()}}
 
@@ -102,6 +102,6 @@ def _curve(boots: list[dict[str, Values]]) -> Curve:
 
 
 def _at(boot: Mapping[str, Values], way: str, cost: Values) -> Values:
-    """The share at each cost: that of the last look at or before it."""
+    """The share at each cost, from the last reading at or before it."""
     index = np.searchsorted(boot["cost"], cost, side="right") - 1
     return np.where(index < 0, 0.0, boot[way][np.maximum(index, 0)])

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A run as one HTML page that needs nothing else: no network, plots and its one script inside.
+"""A run as a self-contained HTML page, with plots and script inside, without network access.
 
-What a guest printed is shown, so the template escapes everything, and the page forbids whatever it does not
-itself contain (Content-Security-Policy).
+The page shows output of guests, so the template escapes everything, and the Content-Security-Policy forbids all content
+from elsewhere.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class _Figure:
 
 @dataclass(frozen=True)
 class _Shown:
-    """One variant's side of a metric, as text."""
+    """The values of one variant for a metric, as text."""
 
     value: str
     change: str
@@ -71,7 +71,7 @@ class _Shown:
 
 @dataclass(frozen=True)
 class _Line:
-    """One metric as a row of the page's table."""
+    """A metric as a row of the table."""
 
     metric: str
     help: str
@@ -111,9 +111,9 @@ def write_report(
     """Write the page.
 
     Args:
-        plots: files of :func:`orchestrator.analysis.plots.plot_run`; the SVG ones are put into the page.
-        path: the file; links to logs are relative to it.
-        result: what a run that is no comparison found, as plain text.
+        plots: files of :func:`orchestrator.analysis.plots.plot_run`; the SVG files are embedded.
+        path: output file; links to logs are relative to it.
+        result: result of a run other than a comparison, as plain text.
     """
     environment = Environment(
         loader=PackageLoader("orchestrator.analysis"),
@@ -124,7 +124,7 @@ def write_report(
         keep_trailing_newline=True,
     )
     manifest = run.manifest
-    # Its hash in the page's policy lets this script run, and no other that evidence might smuggle in.
+    # The hash in the policy allows this script only, and none in the evidence.
     script = environment.get_template(_SCRIPT).render()
     planned = sum(sum(each.values()) for each in comparison.planned.values())
     page = environment.get_template(_TEMPLATE).render(
@@ -247,13 +247,13 @@ def _lines(comparison: Comparison, workload: str) -> list[_Line]:
 
 
 def _each(side: Side, scale: Scale) -> str:
-    """Every boot's value, in the order of the repetitions."""
+    """The values of all boots, in the order of the repetitions."""
     return ", ".join(map(scale.text, side.values))
 
 
 def _figure(path: Path) -> _Figure:
     content = path.read_bytes()
-    # The plot's own title, which matplotlib puts into the SVG's metadata.
+    # The title of the plot, from the metadata of the SVG file.
     titles = (
         element.text for element in ElementTree.fromstring(content).iter() if element.tag.endswith("title")
     )
@@ -287,7 +287,7 @@ def _seconds(value: Any) -> str:
 
 
 def _facts(manifest: Manifest) -> list[tuple[str, str]]:
-    """Code, host and tools: what a reader needs who doubts the figures."""
+    """Code, host and tools, so that readers can verify the figures."""
     return [
         *(("orchestrate", str(code)) for code in (manifest.code, *manifest.finished_by)),
         ("guest CPU", manifest.accelerator.cpu or "not recorded"),

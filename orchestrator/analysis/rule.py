@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The rule behind the marks in words: for the table's legend and the report."""
+"""The rule for the marks in words, for the legend of the table and the report."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ def rule_lines(comparison: Comparison) -> list[tuple[str, str]]:
     margin = percent(comparison.margin, signed=False)
     shown = (
         "median (median change over the repetitions, paired by seed) mark, [interval of the change]; "
-        f"{_coverage(comparison.rows)}; under the baseline the A/A noise floor"
+        f"{_coverage(comparison.rows)}; below the baseline: the A/A noise floor"
     )
     most = comparison.conditions.max_repeat
     level = "the level of its look" if most else f"{comparison.alpha:g}"
     primary = (
-        f"+ - ! if a permutation test within repetitions, A/A control included, gives p <= {level} after "
+        f"+ - ! if a permutation test within repetitions, with the A/A control, gives p <= {level} after "
         "Holm over the primary metrics of a workload and variant, the interval excludes 0, and the change is beyond "
         f"{margin} and the noise floor"
     )
     other = f"+ - ! if the whole interval is beyond {margin} and the noise floor"
-    same = f"= if the whole interval is within {margin}; ~ if so, but single boots are not"
+    same = f"= if the whole interval is within {margin}; ~ if it is, but single boots are not"
     lines = [
         ("shown", shown),
         ("primary", primary),
@@ -41,7 +41,7 @@ def rule_lines(comparison: Comparison) -> list[tuple[str, str]]:
 
 
 def _looks(comparison: Comparison, most: int) -> str:
-    """When a run that goes on until it is decided looked, what each look may spend, and what is open."""
+    """The looks of a run with ``--until-decided``, the error of each, and the undecided metrics."""
     each = ", ".join(f"{look.repetitions} ({look.alpha:g})" for look in looks(most))
     left = undecided(comparison)
     open_ones = ", ".join(
@@ -49,27 +49,25 @@ def _looks(comparison: Comparison, most: int) -> str:
         for (variant, workload), metrics in left.items()
         for metric in metrics
     )
-    planned = (
-        f"planned after {each} boots, with the error that each may spend; a variant stops once it is decided"
-    )
+    planned = f"planned after {each} boots, with the allowed error in parentheses; a variant stops once it is decided"
     return f"{planned}; more than {most} boots would be needed for {open_ones}" if open_ones else planned
 
 
 def _coverage(rows: Iterable[Row]) -> str:
     reached = [row.interval.confidence for row in rows if row.interval is not None]
     if not reached:
-        return "no interval, for it takes three repetitions"
+        return "no interval, since it needs three repetitions"
     if min(reached) >= CONFIDENCE:
         return f"it covers the true change in {CONFIDENCE:.0%} of runs or more"
     return (
-        f"it covers the true change in only {int(1000 * min(reached)) / 10:g}% of runs, {CONFIDENCE:.0%} takes "
+        f"it covers the true change in only {int(1000 * min(reached)) / 10:g}% of runs; {CONFIDENCE:.0%} needs "
         f"{REPETITIONS_FOR_INTERVAL} repetitions"
     )
 
 
 def _testable(comparison: Comparison) -> str:
     tested, number = comparison.testable
-    claims = f"{tested} of {number} comparisons could have led to a claim of a difference"
+    claims = f"{tested} of {number} comparisons have enough repetitions to claim a difference"
     families = len({(row.workload, row.variant) for row in comparison.rows if row.primary and row.tests})
     if families < 2:
         return claims
@@ -77,7 +75,7 @@ def _testable(comparison: Comparison) -> str:
 
 
 def _spread(comparison: Comparison) -> str:
-    """The coefficients of variation of the primary metrics, least to largest over the variants."""
+    """The coefficients of variation of the primary metrics, smallest to largest over the variants."""
     shown: dict[str, list[float]] = {}
     several = len(comparison.workloads) > 1
     for row in comparison.rows:
@@ -91,11 +89,11 @@ def _spread(comparison: Comparison) -> str:
         for name, each in shown.items()
         if each
     ]
-    return f"standard deviation over boots by mean: {', '.join(parts)}" if parts else ""
+    return f"standard deviation over the boots, divided by the mean: {', '.join(parts)}" if parts else ""
 
 
 def expected_by_chance(comparison: Comparison) -> str:
-    """What the A/A control would show by chance alone; empty where nothing can be said."""
+    """The number of differences of the A/A control expected by chance; empty if unknown."""
     rows = [row for row in comparison.control if row.interval is not None and not row.always_zero]
     expected = sum(1 - row.interval.confidence for row in rows if row.interval is not None)
     differing = any(row.claimed for row in rows)

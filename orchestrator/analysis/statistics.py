@@ -1,24 +1,24 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Statistics of a few repetitions: pure functions on arrays whose last axis is the repetitions.
+"""Statistics for few repetitions: pure functions on arrays whose last axis is the repetitions.
 
-Choices, and why:
+The choices and their reasons:
 
-- *Everything is paired by repetition.* The variants of a repetition share a seed, so they differ by less than two
-  boots drawn at random do. Effects are ratios of the two boots of a repetition (differences where a baseline's
-  value is not positive).
+- *Everything is paired by repetition.* The variants of a repetition share a seed, so they differ less than two boots
+  drawn at random. Effects are ratios of the two boots of a repetition (differences if a value of the baseline is not
+  positive).
 - *The test permutes within repetitions* (:func:`placement_p`). If the variant does not differ from the baseline,
-  its boot could as well have been any of those of its repetition. Ranks of the log values, aligned by the median of
+  its boot could have been any boot of its repetition. Ranks of the log values, aligned by the median of
   their repetition (Hodges and Lehmann, 1962), make it robust; the null distribution is counted, not drawn. With
-  baseline and variant alone this is the sign-flip test on signed ranks, whose smallest p is 2/2^n: 0.031 at n = 6,
-  too large for a family of two. The A/A control runs the baseline's kernel in the same repetition, so it takes part:
-  2/3^n, 0.0027 at n = 6, is enough for a family of 18.
+  only baseline and variant this is the sign-flip test on signed ranks, whose smallest p is 2/2^n: 0.031 for n = 6, too
+  large for a family of two. The A/A control runs the baseline's kernel in the same repetition, so it is included: the
+  smallest p is then 2/3^n, 0.0027 for n = 6, which is enough for a family of 18.
 - *Intervals are order statistics* of the paired effects (:func:`sign_interval`): exact for any distribution and any
-  n, which a percentile bootstrap is not (tests/benchmarks/verdict_errors.py measures both). An interval carries the
-  coverage that it reaches.
+  n, unlike a percentile bootstrap (tests/benchmarks/verdict_errors.py measures both). An interval has its actual
+  coverage.
 - *Equivalence is two one-sided tests* (TOST): the interval of the effect lies within the margin, and for primary
   metrics the test above rejects both ends of the margin after Holm, too.
-- *Significance is not enough*: :func:`judge` also wants the effect to exceed the margin and the noise floor that the
-  A/A control shows, as Firecracker's A/B tests do (tools/ab_test.py).
+- *Significance is not enough*: :func:`judge` also requires that the effect exceeds the margin and the noise floor of
+  the A/A control, as Firecracker's A/B tests do (tools/ab_test.py).
 """
 
 from __future__ import annotations
@@ -40,22 +40,22 @@ Alternative = Literal["two-sided", "less", "greater"]
 #: Probability of a false claim, per family of tests.
 ALPHA: Final = 0.05
 CONFIDENCE: Final = 0.95
-#: Up to this number of arrangements the test of unpaired boots enumerates them all, above it draws.
+#: Up to this number of arrangements, the test of unpaired boots enumerates all of them; above, it samples.
 _ARRANGEMENTS: Final = 9999
-#: Two repetitions have no interval: its ends would be the two values, which cover the median half of the time.
+#: Fewest values for an interval: with two, its ends would be the values, which cover the median only half of the time.
 _LEAST_FOR_INTERVAL: Final = 3
 
 
 class Verdict(StrEnum):
-    """What may be said of one metric of one variant."""
+    """The supported claim on one metric of one variant."""
 
     IMPROVED = "improved"
     REGRESSED = "regressed"
     EQUIVALENT = "equivalent"
-    SCATTERED = "scattered"  # the median is equivalent, but single repetitions are beyond the margin
-    DIFFERS = "differs"  # beyond doubt, but neither direction is better
+    SCATTERED = "scattered"  # the median is equivalent, but single repetitions exceed the margin
+    DIFFERS = "differs"  # significant, but neither direction is better
     INCONCLUSIVE = "inconclusive"
-    NO_TEST = "no-test"  # so few repetitions could not have led to the claim of a difference
+    NO_TEST = "no-test"  # too few repetitions to claim a difference
 
 
 #: Verdicts that claim a difference.
@@ -64,10 +64,10 @@ DIFFERENT: Final = frozenset({Verdict.IMPROVED, Verdict.REGRESSED, Verdict.DIFFE
 
 @dataclass(frozen=True)
 class Interval:
-    """A confidence interval, in the unit of what was asked for.
+    """A confidence interval, in the unit of the values.
 
     Args:
-        confidence: the coverage that it reaches whatever the distribution, 0 to 1.
+        confidence: its coverage for any distribution, 0 to 1.
     """
 
     low: float
@@ -77,14 +77,14 @@ class Interval:
 
 @dataclass(frozen=True)
 class Boots:
-    """The values of one metric for one variant and what it is compared with.
+    """The values of one metric for a variant, the baseline and the control.
 
-    Leading axes, if there are any, are separate comparisons of equal size.
+    Leading axes, if there are any, are separate comparisons of the same size.
 
     Args:
-        baseline, variant: the last axis is the repetitions; the two are of one repetition where `paired`.
-        control: the baseline's kernel once more, in the same repetitions; NaN where it has no value; None without
-            one. Only of paired boots.
+        baseline, variant: values; the last axis is the repetitions. If `paired`, equal indices are the same repetition.
+        control: values of the A/A control in the same repetitions, with NaN for missing ones; None without a control.
+            Only for paired boots.
         paired: whether the repetitions of both sides share a seed.
     """
 
@@ -95,12 +95,12 @@ class Boots:
 
     @property
     def sizes(self) -> tuple[int, int]:
-        """Repetitions of the baseline and of the variant."""
+        """Numbers of repetitions of the baseline and of the variant."""
         return self.baseline.shape[-1], self.variant.shape[-1]
 
     @property
     def smallest_p(self) -> float:
-        """The smallest two-sided p value that these boots could give, whatever their values."""
+        """The smallest possible two-sided p value for this number of boots."""
         if not self.paired:
             return smallest_unpaired_p(*self.sizes)
         pairs, controls = self.sizes[1], 0
@@ -112,15 +112,15 @@ class Boots:
 
 @dataclass(frozen=True)
 class Effect:
-    """By how much the variants differ from the baselines; arrays over the leading axes.
+    """The differences between variants and baselines; arrays over the leading axes.
 
     Args:
-        relative: whether the figures are variant / baseline - 1 (every baseline value is positive), else they are
+        relative: whether the numbers are variant / baseline - 1 (all baseline values are positive), or
             variant - baseline.
-        estimate: the median over the repetitions (of unpaired boots, over all pairs).
-        low, high: the interval of the median; NaN below three repetitions.
-        confidence: the coverage that the interval reaches.
-        farthest: the largest distance from zero of a single repetition; NaN for unpaired boots.
+        estimate: median over the repetitions (for unpaired boots, over all pairs).
+        low, high: interval of the median; NaN for fewer than three repetitions.
+        confidence: coverage of the interval.
+        farthest: largest absolute effect in a single repetition; NaN for unpaired boots.
     """
 
     relative: Flags
@@ -133,12 +133,12 @@ class Effect:
 
 @dataclass(frozen=True)
 class Floor:
-    """The noise floor: how far apart boots of one and the same kernel may be.
+    """The noise floor: how much boots of the same kernel may differ.
 
     Args:
-        relative: as a fraction of the baseline; NaN where a value of the baseline is not positive.
+        relative: as a fraction of the baseline; NaN if a value of the baseline is not positive.
         absolute: in the unit of the values.
-        confidence: of the A/A interval whose far end it is.
+        confidence: confidence of the A/A interval, whose far end it is.
     """
 
     relative: Values
@@ -148,18 +148,18 @@ class Floor:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What the rule says of one metric; arrays over the leading axes.
+    """The judgement of one metric; arrays over the leading axes.
 
     Args:
         effect: the estimate and its interval.
-        p: of the permutation test; NaN where none was made.
-        p_equivalence: of the two one-sided ones; 1 where the interval is not within the margin.
-        p_adjusted, p_equivalence_adjusted: after Holm.
-        tests: how many tests of a difference Holm counted.
-        claimable: the least effect that may be claimed, the larger of margin and floor, in the effect's unit.
-        different, equivalent: what is claimed; never both.
-        scattered: an equivalence where single repetitions are beyond the margin.
-        testable: whether so many repetitions could have led to the claim of a difference.
+        p: p value of the permutation test; NaN if there was no test.
+        p_equivalence: p value of the two one-sided tests; 1 if the interval is not within the margin.
+        p_adjusted, p_equivalence_adjusted: p values adjusted by Holm.
+        tests: number of tests of a difference in the adjustment.
+        claimable: the smallest effect that can be claimed: the larger of margin and floor, in the unit of the effect.
+        different, equivalent: the claims; never both.
+        scattered: equivalent, but single repetitions exceed the margin.
+        testable: whether this number of repetitions can support the claim of a difference.
     """
 
     effect: Effect
@@ -175,7 +175,7 @@ class Judgement:
     testable: Flags
 
     def verdict(self, better: str | None) -> Verdict:
-        """The verdict on a single comparison, i.e. without leading axes.
+        """The verdict for a single comparison, i.e. without leading axes.
 
         Args:
             better: ``lower``, ``higher`` or None.
@@ -199,30 +199,30 @@ def judge(
     alpha: float = ALPHA,
     alpha_equivalence: float | None = None,
 ) -> list[Judgement]:
-    """The rule that every claim follows, in `compare` as in the simulations that measure its errors.
+    """The rule for all claims, used in `compare` and in the simulations that measure its errors.
 
-    A difference is claimed of a
+    A difference is claimed for a
 
     - *primary* metric if the permutation test rejects after Holm over the family, the interval excludes zero, and the
       estimate is beyond margin and noise floor;
-    - *other* metric if the whole interval, at 95 % or more, lies beyond margin and noise floor. Without a noise
-      floor it is treated as a primary one, in a family of its own.
+    - *other* metric if the whole interval, at 95 % or more, is beyond margin and noise floor. Without a noise floor it
+      is treated like a primary one, in a separate family.
 
-    Equivalence is claimed if the whole interval lies within the margin; of a primary metric, if the permutation
-    tests reject both ends of the margin after Holm, too. What is neither stays open.
+    Equivalence is claimed if the whole interval is within the margin, and for a primary metric if the permutation tests
+    also reject both ends of the margin after Holm. Otherwise there is no claim.
 
     Args:
-        family: the metrics that are judged together, all primary or all not.
-        floors: of each metric; None where there is no A/A control.
-        margin: relative, e.g. 0.005.
+        family: metrics to judge together, either all primary or all not.
+        floors: noise floor per metric; None without an A/A control.
+        margin: relative margin, e.g. 0.005.
         alpha: probability of a false claim of a difference in the family.
-        alpha_equivalence: of a false claim of equivalence; None for the same, 0 where none may be made.
+        alpha_equivalence: the same for equivalence; None for the same value, 0 for no such claims.
     """
     if not family:
         return []
     if alpha_equivalence is None:
         alpha_equivalence = alpha
-    # Two one-sided tests at a level are an interval at one less twice that level.
+    # Two one-sided tests at `alpha` correspond to an interval at 1 - 2 alpha.
     confidence = max(CONFIDENCE, 1 - 2 * alpha_equivalence) if primary and alpha_equivalence else CONFIDENCE
     effects = [effect_of(boots, confidence) for boots in family]
     within = [each.relative & (each.low >= -margin) & (each.high <= margin) for each in effects]
@@ -292,10 +292,10 @@ def _in_unit_of(effect: Effect, floor: Floor | None, scale: Values) -> Values:
 
 
 def effect_of(boots: Boots, confidence: float = CONFIDENCE) -> Effect:
-    """The effect and its interval, at `confidence` or as much as so few repetitions reach.
+    """The effect and its interval, at `confidence` or the highest confidence for this number of repetitions.
 
-    Of unpaired boots it is that of Hodges and Lehmann: the median of the differences between all pairs, with the
-    interval of those shifts that the rank-sum test does not reject.
+    For unpaired boots it is the Hodges-Lehmann estimate: the median of the differences between all pairs, with the
+    interval of the shifts that the rank-sum test does not reject.
     """
     baseline, variant = boots.baseline, boots.variant
     if not boots.paired:
@@ -330,18 +330,18 @@ def effect_of(boots: Boots, confidence: float = CONFIDENCE) -> Effect:
 
 @cache
 def sign_interval(n: int, confidence: float = CONFIDENCE) -> tuple[int, float]:
-    """Which order statistics bound the median of `n` values, by inverting the sign test.
+    """The order statistics that bound the median of `n` values, by inverting the sign test.
 
-    The range of the values where no smaller interval reaches `confidence`, e.g. with fewer than six values.
+    This is the range of the values if no smaller interval has `confidence`, e.g. for fewer than six values.
 
     Returns:
-        Index of the lower end in the sorted values (the upper end is as far from the other end), and the coverage
-        that is reached for any distribution: exact for continuous values, at least that for others.
+        Index of the lower end in the sorted values (the upper end is symmetric), and the coverage for any distribution:
+        exact for continuous values, a lower bound for others.
 
     >>> sign_interval(6), sign_interval(3)
     ((0, 0.96875), (0, 0.75))
     """
-    from scipy import stats  # here, for it takes longer to import than a command without figures to run
+    from scipy import stats  # imported here, since it is slow
 
     index = max(0, int(stats.binom.ppf((1 - confidence) / 2, n, 0.5)) - 1)
     return index, max(0.0, 1 - 2 * float(stats.binom.cdf(index, n, 0.5)))
@@ -349,9 +349,9 @@ def sign_interval(n: int, confidence: float = CONFIDENCE) -> tuple[int, float]:
 
 @cache
 def _rank_sum_interval(n: int, m: int, confidence: float = CONFIDENCE) -> tuple[int, float]:
-    """As :func:`sign_interval`, of the n * m differences of two samples, by inverting the rank-sum test."""
-    # Arrangements by their number of pairs in which the second sample's value is the smaller one: the coefficients
-    # of a Gaussian binomial.
+    """Like :func:`sign_interval`, for the n * m differences of two samples, by inverting the rank-sum test."""
+    # Number of arrangements by the number of pairs in which the value of the second sample is smaller: the
+    # coefficients of a Gaussian binomial.
     counts = np.zeros(n * m + 1)
     counts[0] = 1.0
     for i in range(1, m + 1):
@@ -365,10 +365,10 @@ def _rank_sum_interval(n: int, m: int, confidence: float = CONFIDENCE) -> tuple[
 
 
 def median_interval(values: Values) -> Interval | None:
-    """Interval of one median, at :data:`CONFIDENCE` or as much as so few values reach.
+    """Interval of a median, at :data:`CONFIDENCE` or the highest confidence for this number of values.
 
     Returns:
-        None with fewer than three values.
+        None for fewer than three values.
     """
     if values.size < _LEAST_FOR_INTERVAL:
         return None
@@ -378,9 +378,9 @@ def median_interval(values: Values) -> Interval | None:
 
 
 def noise_floor(boots: Boots) -> Floor:
-    """How far apart boots of one kernel may be: the far end of the interval of the A/A effect.
+    """How much boots of the same kernel may differ: the far end of the interval of the A/A effect.
 
-    Below six repetitions that is the largest effect seen.
+    For fewer than six repetitions, this is the largest observed effect.
 
     Args:
         boots: the baseline, with the A/A control as the variant.
@@ -405,7 +405,7 @@ def noise_floor(boots: Boots) -> Floor:
 
 
 def variation(values: Values) -> float | None:
-    """The coefficient of variation, standard deviation over mean; None of one value or of a mean of zero."""
+    """The coefficient of variation: standard deviation divided by mean; None for one value or a mean of zero."""
     mean = float(np.mean(values)) if values.size > 1 else 0.0
     return float(np.std(values, ddof=1)) / abs(mean) if mean else None
 
@@ -414,20 +414,20 @@ def variation(values: Values) -> float | None:
 
 
 def placement_p(blocks: Values, alternative: Alternative = "two-sided") -> Values:
-    """P value of the variant's place within its repetitions.
+    """P value of the variant's rank within its repetitions.
 
-    The statistic is the sum of the variant's aligned ranks; under the hypothesis that its kernel is like the others,
-    the variant could have been any of the boots of each repetition. All choices are counted, so the p value is exact
-    for any distribution, ties included.
+    The statistic is the sum of the variant's aligned ranks. Under the hypothesis that its kernel is like the others,
+    the variant could have been any boot of each repetition. All choices are counted, so the p value is exact for any
+    distribution, including ties.
 
     Args:
-        blocks: shape (..., repetitions, boots); the variant is first. NaN where there is no boot, in the same
-            places along the leading axes.
-        alternative: ``less`` asks whether the variant's values are smaller.
+        blocks: array of shape (..., repetitions, boots) with the variant first. NaN stands for a missing boot, at the
+            same positions along the leading axes.
+        alternative: ``less`` tests whether the values of the variant are smaller.
 
     Returns:
-        Two-sided: twice the smaller tail. NaN with fewer than two repetitions, or where the boots of every
-        repetition are equal, so that no choice differs from another.
+        For two-sided tests, twice the smaller tail. NaN for fewer than two repetitions, or if the boots of every
+        repetition are equal.
     """
     from scipy import stats
 
@@ -438,7 +438,7 @@ def placement_p(blocks: Values, alternative: Alternative = "two-sided") -> Value
     flat = aligned.reshape(*leading, repetitions * size)
     ranks = stats.rankdata(flat, axis=-1, nan_policy="omit").reshape(blocks.shape)
     present = ~np.isnan(blocks)
-    # Mean ranks of ties are halves. Less the smallest of the repetition, which changes no comparison.
+    # Mean ranks of ties are multiples of 1/2. Subtract the smallest of each repetition, which changes no comparison.
     doubled = np.where(present, 2 * (ranks - np.nanmin(ranks, axis=-1, keepdims=True)), 0).astype(np.int64)
     total = int(doubled.max(axis=-1).sum(axis=-1).max()) + 1
     share = present / present.sum(axis=-1, keepdims=True)
@@ -463,15 +463,15 @@ def placement_p(blocks: Values, alternative: Alternative = "two-sided") -> Value
 def permutation_p(
     baseline: Values, variant: Values, alternative: Alternative = "two-sided", seed: int = 0
 ) -> Values:
-    """P value of the rank sum of two unpaired samples over all arrangements (9999 drawn ones, where there are more).
+    """P value of the rank sum of two unpaired samples over all arrangements (if there are too many, 9999 random ones).
 
     Args:
-        baseline, variant: the last axis is the repetitions, any others are separate tests.
-        alternative: ``less`` asks whether the variant's values are smaller.
-        seed: of the draws.
+        baseline, variant: values; the last axis is the repetitions, all others are separate tests.
+        alternative: ``less`` tests whether the values of the variant are smaller.
+        seed: seed for random arrangements.
 
     Returns:
-        NaN with fewer than two repetitions on a side.
+        The p value; NaN for fewer than two repetitions on a side.
     """
     from scipy import stats
 
@@ -505,9 +505,9 @@ def _difference_p(boots: Boots) -> Values:
 
 
 def _equivalence_p(boots: Boots, margin: float, within: Flags) -> Values:
-    """The larger of the two one-sided p values; NaN where a value is not positive: there is no relative margin.
+    """The larger of the two one-sided p values; NaN if a value is not positive, as there is no relative margin.
 
-    Where the interval is not `within` the margin, nothing is claimed, so the p value is 1 and need not be counted.
+    If the interval is not `within` the margin, there is no claim, so the p value is 1 without a computation.
     """
     positive = (boots.baseline > 0).all(axis=-1) & (boots.variant > 0).all(axis=-1)
     p = np.where(positive, 1.0, np.nan)
@@ -532,22 +532,22 @@ def _blocks(boots: Boots, variant: Values) -> Values:
 
 
 def smallest_p(pairs: int, controls: int = 0) -> float:
-    """The smallest two-sided p value of :func:`placement_p`: where the variant is first, or last, each time.
+    """The smallest two-sided p value of :func:`placement_p`: if the variant is always first, or always last.
 
     Args:
-        pairs: repetitions with a boot of the baseline and of the variant.
-        controls: those of them that also have one of the A/A control.
+        pairs: number of repetitions with a boot of the baseline and of the variant.
+        controls: number of these that also have a boot of the A/A control.
 
     >>> smallest_p(6), round(smallest_p(6, 6), 4)
     (0.03125, 0.0027)
     """
     if pairs < 2:
-        return 1.0  # one boot says nothing of how boots differ
+        return 1.0  # one boot does not show how much boots differ
     return min(1.0, 2 / (3.0**controls * 2.0 ** (pairs - controls)))
 
 
 def smallest_unpaired_p(n_baseline: int, n_variant: int) -> float:
-    """The smallest two-sided p value of :func:`permutation_p`: when all of one side are larger.
+    """The smallest two-sided p value of :func:`permutation_p`: if all values of one side are larger.
 
     >>> smallest_unpaired_p(3, 3)
     0.1
@@ -561,7 +561,7 @@ def smallest_unpaired_p(n_baseline: int, n_variant: int) -> float:
 
 
 def repetitions_needed(tests: int, *, control: bool, alpha: float = ALPHA) -> int:
-    """Repetitions of each variant with which a family of so many primary metrics can come to any claim.
+    """Number of repetitions per variant needed for claims in a family of this many primary metrics.
 
     Args:
         control: whether there is an A/A control.
@@ -573,12 +573,12 @@ def repetitions_needed(tests: int, *, control: bool, alpha: float = ALPHA) -> in
     return next(n for n in range(3, 1000) if tests * smallest_p(n, n if control else 0) <= alpha)
 
 
-#: Repetitions from which on an interval reaches :data:`CONFIDENCE`.
+#: Fewest repetitions for an interval at :data:`CONFIDENCE`.
 REPETITIONS_FOR_INTERVAL: Final = 6
 
 
 def holm(p_values: Values) -> Values:
-    """P values of one family (last axis), adjusted by Holm's step-down method; NaN is no test and stays NaN.
+    """Adjust the p values of a family (last axis) by Holm's step-down method; NaN means no test and stays NaN.
 
     >>> holm(np.array([0.01, 0.04, np.nan])).tolist()
     [0.02, 0.04, nan]

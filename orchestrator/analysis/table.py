@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The comparison as a table, in the shape that mmtests' compare-kernels made familiar: baseline left, one row
-per metric, each variant with its change in per cent.
+"""The comparison as a table in the style of mmtests' compare-kernels: baseline on the left, one row per metric, and
+each variant with its change in per cent.
 
-Where the variants do not fit beside each other, they stand below each other under each metric's name. One renderer
-serves terminal and file: colour and width are the only differences.
+If the variants do not fit next to each other, they are listed below each metric. The same renderer is used for terminal
+and file, which differ only in colour and width.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _STYLES: Final = {
     Verdict.NO_TEST: "dim",
 }
 _OTHERS: Final = "other metrics"
-#: Failed cells that get a line each; the others are counted.
+#: Number of failed cells to list; the others are only counted.
 _SHOWN_FAILURES: Final = 12
 
 
@@ -56,8 +56,8 @@ def to_text(comparison: Comparison, *, colour: bool = False, width: int = WIDTH)
     """The whole comparison as text.
 
     Args:
-        colour: with the escape sequences of a terminal.
-        width: columns; variants that do not fit beside each other stand below each other.
+        colour: use terminal escape sequences.
+        width: columns; variants that do not fit next to each other are listed below each other.
     """
     stream = io.StringIO()
     # All that rich would otherwise take from the caller's TERM, COLUMNS and NO_COLOR. Without a height, a width is
@@ -97,13 +97,11 @@ def _parts(comparison: Comparison, console: Console) -> list[RenderableType]:
         if shown:
             parts += [Text(), _rows(comparison, shown, console)]
         else:
-            parts.append(
-                prose("no cell of this workload ended ok with a value; there is nothing to compare.")
-            )
+            parts.append(prose("no cell of this workload ended ok with a value."))
         if zero:
             parts += [Text(), prose("0 in every cell: " + ", ".join(zero))]
         if empty:
-            parts += [Text(), prose("in cells of the A/A control only: " + ", ".join(empty))]
+            parts += [Text(), prose("only in cells of the A/A control: " + ", ".join(empty))]
         parts.append(Text())
     findings = _findings(comparison, notes)
     parts += [prose(text, style) for text, style in findings] + ([Text()] if findings else [])
@@ -118,7 +116,7 @@ def _parts(comparison: Comparison, console: Console) -> list[RenderableType]:
 
 
 def _without_content(rows: Sequence[Row]) -> tuple[list[str], list[str]]:
-    """Metrics that are 0 wherever they have a value, and those without any value to show."""
+    """Metrics that are 0 in all cells, and metrics without any value."""
     zero, empty = [], []
     for name in _names(rows):
         own = [row for row in rows if row.metric == name]
@@ -134,7 +132,7 @@ def _names(rows: Sequence[Row]) -> list[str]:
 
 
 def _footnotes(comparison: Comparison) -> dict[tuple[str, str], int]:
-    """A number for each variant and workload with failed cells."""
+    """Footnote numbers for variants and workloads with failed cells."""
     pairs = dict.fromkeys((failure.variant, failure.workload) for failure in comparison.failures)
     return {pair: number for number, pair in enumerate(pairs, 1)}
 
@@ -152,11 +150,11 @@ def _repetitions(comparison: Comparison, workload: str, notes: dict[tuple[str, s
 
 @dataclass(frozen=True)
 class _Metric:
-    """What the table says of one metric.
+    """A metric in the table.
 
     Args:
         explained: unit and better direction.
-        secondary: whether it is the first that is not primary.
+        secondary: whether it is the first one that is not primary.
     """
 
     name: str
@@ -169,7 +167,7 @@ class _Metric:
 
 @dataclass(frozen=True)
 class _Figures:
-    """What the table says of one metric of one variant; each is empty where there is nothing to say."""
+    """The figures of one metric for one variant; each may be empty."""
 
     value: str
     change: str
@@ -179,10 +177,10 @@ class _Figures:
 
 
 def _rows(comparison: Comparison, rows: Sequence[Row], console: Console) -> RenderableType:
-    """The variants beside each other where all of them fit, else below each other."""
+    """The variants next to each other if they fit, else below each other."""
     metrics = _metrics(rows)
     beside = _beside(comparison, metrics)
-    # Asked of a console of unlimited width: what the table would take if it could.
+    # Measure with unlimited width, to get the width that the table needs.
     wanted = Measurement.get(console, console.options.update(width=10_000), beside).maximum
     return beside if wanted <= console.width else _below(comparison, metrics, console.width)
 
@@ -224,7 +222,7 @@ def _figures(row: Row, scale: Scale) -> _Figures:
 
 
 def _beside(comparison: Comparison, metrics: Sequence[_Metric]) -> Table:
-    """A row per metric, a column per variant."""
+    """One row per metric, one column per variant."""
     variants = comparison.compared
     table = Table(box=None, padding=(0, 0, 0, 2), pad_edge=False, show_header=True, header_style="bold")
     table.add_column("", no_wrap=True)
@@ -248,7 +246,7 @@ def _beside(comparison: Comparison, metrics: Sequence[_Metric]) -> Table:
 
 
 def _below(comparison: Comparison, metrics: Sequence[_Metric], width: int) -> Text:
-    """A line for each variant below each metric's name; interval and instructions beside it where they fit."""
+    """One line per variant below each metric, with interval and instructions on the same line if they fit."""
     names = {name: folded(name).splitlines() for name in [comparison.baseline, *_variants(metrics)]}
     every = [said for metric in metrics for said in metric.figures.values()]
     name_width = max(len(line) for lines in names.values() for line in lines)
@@ -260,7 +258,7 @@ def _below(comparison: Comparison, metrics: Sequence[_Metric], width: int) -> Te
     if own_line:
         left = 4
     figures = left + values + 1 + changes + 2
-    # How many of the details stand beside the figures; the others follow below.
+    # Number of details next to the figures; the others follow below.
     beside = (
         2
         if figures + 2 + details[0] + 2 + details[1] <= width
@@ -311,7 +309,7 @@ def _variants(metrics: Sequence[_Metric]) -> list[str]:
 
 
 def _findings(comparison: Comparison, notes: dict[tuple[str, str], int]) -> list[tuple[str, str]]:
-    """What stands out, each with its style."""
+    """Notable findings, each with a style."""
     said: list[tuple[str, str]] = []
     failures = sorted(comparison.failures, key=lambda f: notes[f.variant, f.workload])
     planned = sum(sum(each.values()) for each in comparison.planned.values())
@@ -337,7 +335,7 @@ def _failure(failure: Failure, notes: dict[tuple[str, str], int]) -> str:
 
 
 def _legend(comparison: Comparison) -> list[tuple[str, str]]:
-    """What the table means, and under which conditions it was measured."""
+    """The legend, and the conditions of the measurement."""
     conditions = comparison.conditions
     margin = percent(comparison.margin, signed=False)
     planned = sum(sum(each.values()) for each in comparison.planned.values())
@@ -359,7 +357,7 @@ def _legend(comparison: Comparison) -> list[tuple[str, str]]:
         lines.append(
             (
                 "counters",
-                f"reservation identities held in {held} of {comparison.counters_checked} patched cells",
+                f"consistent in {held} of {comparison.counters_checked} patched cells",
             )
         )
     return lines
@@ -371,15 +369,15 @@ def _clock(comparison: Comparison) -> str:
 
 
 def control_line(comparison: Comparison) -> str:
-    """What the A/A control says, in one line."""
+    """The result of the A/A control, in one line."""
     control = comparison.control_variant
     if control is None:
-        return "no control; the noise floor is not known"
+        return "no control; the noise floor is unknown"
     rows = [row for row in comparison.control if row.difference is not None and not row.always_zero]
     if not rows:
-        return f"{control} has no values; the noise floor is not known"
+        return f"{control} has no values; the noise floor is unknown"
     if comparison.unjudged:
-        return f"{control}: not judged, for {comparison.unjudged}"
+        return f"{control}: not judged, since {comparison.unjudged}"
     claimed = [f"{row.workload} {row.metric}" for row in rows if row.claimed]
     same = sum(row.verdict is Verdict.EQUIVALENT for row in rows)
     if all(row.verdict is Verdict.NO_TEST for row in rows):

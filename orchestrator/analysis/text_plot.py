@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Plots of characters, for mails that carry no pictures: ASCII, at most as wide as asked for."""
+"""Plots made of ASCII characters, for mails without images."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ import numpy as np
 from orchestrator.analysis.notation import Scale
 from orchestrator.analysis.statistics import median_interval
 
-#: The least columns of the drawing itself.
+#: Fewest columns for the drawing, without labels.
 _LEAST_PLOT: Final = 20
 _INDENT: Final = "    "
 
 
 @dataclass(frozen=True)
 class Bar:
-    """One variant's boots.
+    """The boots of one variant.
 
     Args:
-        values: of each boot; at least one.
+        values: values of the boots; at least one.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Bar:
 
     @property
     def ends(self) -> tuple[float, float]:
-        """The interval of the median; of fewer than three boots their range."""
+        """The interval of the median; for fewer than three boots, their range."""
         interval = median_interval(np.array(self.values, dtype=np.float64))
         return (min(self.values), max(self.values)) if interval is None else (interval.low, interval.high)
 
@@ -45,11 +45,11 @@ def bars(rows: Sequence[Bar], scale: Scale, width: int, name_width: int = 20) ->
     """One bar per row from 0 to its median ``|``, with the interval of the median between ``[`` and ``]``.
 
     Args:
-        scale: in which the medians are written.
+        scale: scale for the medians.
         width: columns.
 
     Returns:
-        No line where there is a value below 0 or none above.
+        The lines; empty if a value is below 0, or if none is above 0.
 
     >>> rows = [Bar("a", (4.0,) * 6), Bar("b", (9.0, 9.0, 10.0, 10.0, 12.0, 12.0))]
     >>> print("\\n".join(bars(rows, Scale("x", 1.0, 0), 50, name_width=2)))
@@ -84,11 +84,11 @@ def bars(rows: Sequence[Bar], scale: Scale, width: int, name_width: int = 20) ->
 
 
 def points(columns: Mapping[str, Sequence[float]], places: Sequence[int], width: int) -> list[str]:
-    """One line per place, and on it a letter per column at its value on a logarithmic axis; ``*`` where letters meet.
+    """One line per place, with a letter per column at its value on a logarithmic axis; ``*`` marks overlaps.
 
     Args:
         columns: name -> its value at each place; positive.
-        places: what the lines stand for.
+        places: labels of the lines.
         width: columns of text.
 
     Returns:

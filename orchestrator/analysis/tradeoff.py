@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What variants trade for what: several metrics at once, and the variants that none other is seen to beat in all."""
+"""Trade-offs: several metrics at once, and the variants that no other variant beats in all of them."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from orchestrator.store.run import Run
 
 @dataclass(frozen=True)
 class Axis:
-    """One metric that counts.
+    """A metric of the trade-off.
 
     Args:
-        name: what it stands for, e.g. ``memory``.
-        workload, metric: where it comes from.
-        unit: of its values.
+        name: label of the axis, e.g. ``memory``.
+        workload, metric: source of its values.
+        unit: unit of its values.
         better: ``lower`` or ``higher``.
-        help: what exactly it counts.
+        help: what exactly it measures.
     """
 
     name: str
@@ -34,15 +34,15 @@ class Axis:
 
 
 @dataclass(frozen=True)
-class Point:
+class TradeoffPoint:
     """A variant.
 
     Args:
-        middle: the median over its repetitions, one value per axis.
-        low, high: the least and the largest of them.
-        boots: the fewest repetitions on any axis.
-        on_front: whether no other variant has medians that are at least as good on all axes and, on one, only boots
-            that are better than all of this one. Medians alone would put a variant off the front by noise.
+        middle: median over the repetitions, one value per axis.
+        low, high: smallest and largest value over the repetitions.
+        boots: smallest number of repetitions on any axis.
+        on_front: whether no other variant has medians at least as good on all axes and, on one axis, only boots that
+            are better than all boots of this one. With medians alone, noise could remove a variant from the front.
     """
 
     variant: str
@@ -55,16 +55,16 @@ class Point:
 
 @dataclass(frozen=True)
 class Tradeoff:
-    """Axes, and a point for each variant that was measured on all of them."""
+    """Axes, and one point per variant that was measured on all axes."""
 
     axes: tuple[Axis, ...]
-    points: tuple[Point, ...]
+    points: tuple[TradeoffPoint, ...]
 
 
 def tradeoff_of(run: Run) -> Tradeoff | None:
-    """The trade-off that the run's experiment asked for; None where it asked for none, or no variant has all metrics.
+    """The trade-off of the run's experiment; None if it has none, or if no variant has all metrics.
 
-    The control is left out: it is the baseline once more.
+    The control is omitted, as it is a copy of the baseline.
     """
     asked = run.manifest.tradeoff
     if not asked:
@@ -90,7 +90,7 @@ def tradeoff_of(run: Run) -> Tradeoff | None:
     highs = [[float(each.max()) for each in values] for _, values in found]
     front = pareto_front(middles, [axis.better for axis in axes], lows, highs)
     points = (
-        Point(
+        TradeoffPoint(
             name,
             tuple(middle),
             tuple(low),
@@ -109,14 +109,14 @@ def pareto_front(
     low: Sequence[Sequence[float]] | None = None,
     high: Sequence[Sequence[float]] | None = None,
 ) -> list[bool]:
-    """Which points no other one dominates.
+    """Which points are not dominated by any other.
 
-    One dominates another that is nowhere better and somewhere worse; equal points do not dominate each other.
+    A point dominates another one that is nowhere better and somewhere worse; equal points do not dominate each other.
 
     Args:
         points: values, shape (n, axes).
         better: ``lower`` or ``higher``, one per axis.
-        low, high: the range of each value, of the same shape; worse then means that the ranges do not meet.
+        low, high: range of each value, in the same shape; "worse" then means that the ranges do not overlap.
 
     >>> pareto_front([[1, 5], [2, 5], [2, 9], [1, 5]], ["lower", "higher"])
     [True, False, True, True]

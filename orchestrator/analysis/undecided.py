@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Which primary metrics a comparison has not decided: neither a difference nor equivalence within the margin."""
+"""The primary metrics that a comparison has not decided: neither a difference nor equivalence within the margin."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _OPEN: Final = frozenset({Verdict.INCONCLUSIVE, Verdict.NO_TEST})
 
 
 def undecided(comparison: Comparison) -> dict[tuple[str, str], tuple[str, ...]]:
-    """Variant and workload -> its primary metrics that are not decided; only those that have any.
+    """Variant and workload -> their undecided primary metrics; pairs without any are omitted.
 
-    A metric that a side has no value of, or that is 0 in every boot, cannot be decided by further boots.
+    A metric without a value on one side, or that is 0 in every boot, cannot be decided by more boots.
     """
     found: dict[tuple[str, str], list[str]] = {}
     for row in comparison.rows:

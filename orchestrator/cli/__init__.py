@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The command line: :mod:`.application` puts it together, every other command has a module of its own."""
+"""The command line: :mod:`.application` assembles it; every command has its own module."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The command ``orchestrate``: one module per command, each thin: parse, call, print."""
+"""The command ``orchestrate``: one module per command, which only parses, calls and prints."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from orchestrator.cli.help import LazyGroup, Listed
 from orchestrator.cli.terminal import Terminal
 from orchestrator.errors import OrchestrateError, missing_package
 
-#: What a wrong command line raises. Some versions of typer carry a click of their own.
+#: The exception for a wrong command line. Some versions of typer contain their own copy of click.
 _UsageError: type[Any] = typer.BadParameter.__mro__[1]
 
 _RUN = "Run"
-_LOOK = "Look at runs"
+_LOOK = "Inspect runs"
 _SERIES = "The series"
 _GUEST = "One guest"
 _HOST = "The host"
@@ -54,7 +54,7 @@ class _Commands(LazyGroup):
         "changelog": Listed("orchestrator.cli.changelog", _LOOK, "Print text for the changelog of a patch."),
         "series": Listed("orchestrator.cli.series", _SERIES, "List, show, verify and export the stages."),
         "build": Listed("orchestrator.cli.build", _SERIES, "Build the kernel of a variant."),
-        "boot": Listed("orchestrator.cli.boot", _GUEST, "Boot a variant and keep it up until Ctrl-C."),
+        "boot": Listed("orchestrator.cli.boot", _GUEST, "Boot a variant and keep it running until Ctrl-C."),
         "shell": Listed("orchestrator.cli.shell", _GUEST, "Boot a variant and open a shell in it."),
         "exec": Listed("orchestrator.cli.exec_", _GUEST, "Boot a variant and run one command in it."),
         "debug": Listed("orchestrator.cli.debug", _GUEST, "Boot a variant with gdb attached."),
@@ -78,7 +78,7 @@ app = typer.Typer(
     epilog="Example: orchestrate run --patchset core-only",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode=None,  # "[/CPUS]" in a help text is no markup
+    rich_markup_mode=None,  # "[/CPUS]" in a help text is not markup
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -100,12 +100,12 @@ def common(
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Log each program that is started.")
     ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback with an error.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback on errors.")] = False,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Options that every command shares; they go before the command's name."""
+    """Options common to all commands; they are given before the name of the command."""
     logging.basicConfig(
         level=logging.DEBUG if verbose else logging.WARNING, format="%(name)s: %(message)s", stream=sys.stderr
     )
@@ -115,13 +115,13 @@ def common(
 
 
 def main() -> None:
-    """Run the command line; ends the process with one of the documented exit statuses."""
+    """Run the command line; exits with one of the documented exit statuses."""
     sys.exit(status_of(sys.argv[1:]))
 
 
 def status_of(arguments: list[str]) -> int:
     """Run one command line and return its exit status: 0, 1, 2, 3 or 130."""
-    # Behind the command's name it may be an option of a program in the guest.
+    # After the name of the command, --debug may be an option of a program in the guest.
     with_traceback = "--debug" in takewhile(lambda word: word.startswith("-"), arguments)
     try:
         status = app(arguments, standalone_mode=False, prog_name="orchestrate")
@@ -129,7 +129,7 @@ def status_of(arguments: list[str]) -> int:
         error.show()
         return int(error.exit_code)
     except (typer.Abort, KeyboardInterrupt):
-        _say("interrupted; what was measured until now is kept.")
+        _say("interrupted; all measurements so far are kept.")
         return 130
     except OrchestrateError as error:
         if with_traceback:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""``orchestrate bisect``: the first stage of a series that does something, and how sure that is."""
+"""``orchestrate bisect``: finds the first bad stage of a series, and the probability that this is right."""
 
 from __future__ import annotations
 
@@ -156,9 +156,13 @@ def command(
             names = [path.stem for path in sorted((writer.path / "logs").glob("*.trace"))]
             return _search(terminal, events, search, bench, writer, read_traces(writer.path, names), as_json)
         if patchset is None or (workload is None and until != DIVERGES):
-            raise UserError("name the stages and what shows it: --patchset full --workload touch.")
+            raise UserError("give the stages and the workload, e.g. --patchset full --workload touch.")
         if until == DIVERGES:
-            option.refuse(context, ("settings", "timeout"), "a trace has its own knobs and no bound")
+            option.refuse(
+                context,
+                ("settings", "timeout"),
+                "--until diverges takes knobs from the trace and has no timeout",
+            )
         request = BisectionRequest(
             patchset=patchset,
             against=against,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""``orchestrate boot``: boot a variant, say how to reach it, and keep it up until Ctrl-C."""
+"""``orchestrate boot``: boot a variant, print how to connect to it, and keep it running until Ctrl-C."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""``orchestrate build``: build the kernel of a variant."""
+"""``orchestrate build``: builds the kernel of a variant."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def command(
     build_jobs: option.BuildJobs = None,
     as_json: option.Json = False,
 ) -> int:
-    """Build the kernel of a variant and print where it is."""
+    """Build the kernel of a variant, and print the path of its image."""
     terminal = terminal_of(context)
     with terminal.events() as events:
         bench = terminal.bench(events, source, flavour=flavour, build_jobs=build_jobs, series=series)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""``orchestrate calibrate``: what instructions say of huge pages, beside what this host's processor says."""
+"""``orchestrate calibrate``: compares instruction counts of page faults with times on this host's processor."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def command(
         typer.Option(
             "--rounds",
             metavar="N",
-            help="Rounds to run on this host, each with base and huge pages.",
+            help="Number of rounds on this host, each with base pages and with huge pages.",
             min=1,
             max=1000,
         ),
@@ -36,7 +36,7 @@ def command(
         bool,
         typer.Option(
             "--again",
-            help="Measure again, even with a result from this host boot; implied by --rounds and --source.",
+            help="Measure again, even if there is a result since the host booted; implied by --rounds and --source.",
         ),
     ] = False,
     plot: Annotated[
@@ -46,7 +46,7 @@ def command(
     as_json: option.Json = False,
 ) -> int:
     """Time page faults on this host's processor, and compare them with instruction counts from a guest."""
-    # --help should not wait for these.
+    # Imported here, so that --help is fast.
     from orchestrator.analysis.plots.calibration import draw_calibration
     from orchestrator.execution.calibration import calibrate
 
@@ -55,7 +55,7 @@ def command(
         raise UserError(f"--plot {plot}: there is no directory {plot.parent}.")
     with terminal.events() as events:
         bench = terminal.bench(events, source, "icount")
-        # Whoever says how to measure wants it measured.
+        # Options for the measurement imply a new measurement.
         anew = again or any(option.is_given(context, name) for name in ("rounds", "source"))
         calibration, directory = calibrate(bench, rounds, anew)
     files = draw_calibration(calibration, plot or directory / "calibration")

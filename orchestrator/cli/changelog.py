@@ -33,12 +33,10 @@ def command(
             "--metric",
             "-m",
             metavar="METRIC",
-            help="Include this metric although it is not primary; repeatable.",
+            help="Also include this metric, which need not be primary; repeatable.",
         ),
     ] = None,
-    no_plots: Annotated[
-        bool, typer.Option("--no-plots", help="Leave out the plots that are drawn with characters.")
-    ] = False,
+    no_plots: Annotated[bool, typer.Option("--no-plots", help="Omit the text-mode plots.")] = False,
 ) -> int:
     """Print a run's results as text for a changelog, at most 75 columns wide."""
     from orchestrator.analysis.changelog import changelog_text, check_choice

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""``orchestrate check``: the same trace in a guest and in the reference model."""
+"""``orchestrate check``: executes the same traces in a guest and in the reference model."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def command(
     stages: Annotated[
         bool, typer.Option("--stages", help="Find the first stage at which the divergence appears.")
     ] = False,
-    shrink: Annotated[bool, typer.Option(help="Reduce each diverging trace to a short one.")] = True,
+    shrink: Annotated[bool, typer.Option(help="Shrink each diverging trace to a minimal one.")] = True,
     topology: option.Topology = defaults.CHECK_TOPOLOGY,
     accel: option.Accelerator = "auto",
     cmdline: option.Cmdline = None,
@@ -74,7 +74,7 @@ def command(
     name: option.Name = None,
     as_json: option.Json = False,
 ) -> int:
-    """Do the same operations in a guest and in the reference model; report, shrink and keep divergences."""
+    """Run the same operations in a guest and in the reference model; report, shrink and store divergences."""
     from orchestrator.execution.check.request import CheckRequest, TraceChoice, keep_traces, patchset_of
     from orchestrator.machine.topology import Topology
     from orchestrator.store.manifest import RunKind

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""``orchestrate compare``: the comparison table of a run again, or across two runs."""
+"""``orchestrate compare``: prints the comparison table of a run, or of two runs."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def command(
     margin: Annotated[
         float | None,
         typer.Option(
-            "--margin", metavar="FRACTION", help="Equivalence margin to use instead of the run's, e.g. 0.01."
+            "--margin", metavar="FRACTION", help="Equivalence margin, instead of that of the run, e.g. 0.01."
         ),
     ] = None,
     anyway: Annotated[
         bool,
         typer.Option(
             "--anyway",
-            help="Judge two runs although their clocks count differently, e.g. by two versions of QEMU.",
+            help="Compare two runs even if their clocks differ, e.g. because of different QEMU versions.",
         ),
     ] = False,
     as_json: option.Json = False,
@@ -56,7 +56,7 @@ def command(
     second = find_run(results, other) if other is not None else None
     if second is not None and second.resolve() == first.path.resolve():
         raise UserError(
-            f"{run} and {other} are the same run, {first.name}; name another one, or leave out the second."
+            f"{run} and {other} are the same run, {first.name}; name another one, or omit the second."
         )
     if anyway and second is None:
         raise UserError("--anyway is for two runs whose clocks count differently; name a second run.")

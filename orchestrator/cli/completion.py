@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What the shell offers for the values of options: patchsets, workloads, knobs, runs.
+"""Shell completion for the values of options: patchsets, workloads, knobs, runs.
 
-Each answer is needed within a moment, so only manifests are read: no tables of a run, no pandas. Imports are where
-they are needed, for every command has these functions.
+Completion must be fast, so only manifests are read, no tables of a run, and pandas is not imported. Imports are inside
+of functions, since every command imports this module.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from orchestrator.kernel.series import Series
     from orchestrator.project import Project
 
-#: A value, and what it means; a shell shows the second where it can.
+#: A value and its meaning, which is shown by shells that support it.
 Offer = tuple[str, str]
 
 
 def _offered(names: Callable[[str], Iterator[Offer]]) -> Callable[[str], list[Offer]]:
-    """Of what `names` yields, what begins as what is typed; nothing where the project cannot be read."""
+    """The names that begin with the typed text; none if the project cannot be read."""
 
     @wraps(names)
     def offer(incomplete: str) -> list[Offer]:
@@ -29,10 +29,10 @@ def _offered(names: Callable[[str], Iterator[Offer]]) -> Callable[[str], list[Of
         try:
             offers = [each for each in names(incomplete) if each[0].startswith(incomplete)]
             if len(offers) == 1 and offers[0][0].endswith("="):
-                # bash puts a space behind the only answer, and the value would be another word.
+                # bash appends a space to a single match, and the value would become another word.
                 return list(names(offers[0][0])) or offers
             return offers
-        except (OrchestrateError, OSError):  # a shell has no place for a message
+        except (OrchestrateError, OSError):  # completion cannot show an error
             return []
 
     return offer
@@ -56,7 +56,7 @@ def _numbers(*values: object) -> tuple[str, ...]:
 
 @_offered
 def patchsets(incomplete: str) -> Iterator[Offer]:
-    """For ``--patchset``; behind ``GROUP:`` and ``stage-``, the numbers of stages."""
+    """For ``--patchset``; after ``GROUP:`` and ``stage-``, numbers of stages."""
     from orchestrator.kernel.series import BASELINE, FULL
 
     series = _series()
@@ -69,15 +69,15 @@ def patchsets(incomplete: str) -> Iterator[Offer]:
         for stage in series.stages:
             yield f"stage-{stage.number}", stage.title
         return
-    yield BASELINE, "the unpatched kernel"
+    yield BASELINE, "the kernel without the series"
     for name in series.groups:
         yield name, f"stages 1 to {len(series.select(name))}"
-    yield FULL, "every stage"
+    yield FULL, "all stages"
 
 
 @_offered
 def workloads(incomplete: str) -> Iterator[Offer]:
-    """For ``--workload``: names; behind ``NAME:``, parameters; behind ``NAME:KEY=``, values."""
+    """For ``--workload``: names; after ``NAME:``, parameters; after ``NAME:KEY=``, values."""
     from orchestrator.guest.workload import SIZE, SIZES, load_workloads
 
     known = load_workloads(_project().guest_workloads)
@@ -108,7 +108,7 @@ def workloads(incomplete: str) -> Iterator[Offer]:
 
 @_offered
 def settings(incomplete: str) -> Iterator[Offer]:
-    """For ``--set``: knobs; behind ``KEY=``, values, also behind a comma."""
+    """For ``--set``: knobs; after ``KEY=`` or a comma, values."""
     from orchestrator.experiment.knob import BASELINE_KNOBS
 
     series = _series()
@@ -116,14 +116,14 @@ def settings(incomplete: str) -> Iterator[Offer]:
     if not equals:
         for knob in series.knobs:
             yield f"{knob.name}=", knob.help
-        for name, stock in BASELINE_KNOBS.items():
-            yield f"{name}=", stock.help
+        for name, baseline in BASELINE_KNOBS.items():
+            yield f"{name}=", baseline.help
         return
     before, comma, _ = rest.rpartition(",")
     values: tuple[str, ...] = ()
     if key in BASELINE_KNOBS:
-        stock = BASELINE_KNOBS[key]
-        values = stock.choices or _numbers(stock.minimum, stock.default, stock.maximum)
+        baseline = BASELINE_KNOBS[key]
+        values = baseline.choices or _numbers(baseline.minimum, baseline.default, baseline.maximum)
     for knob in series.knobs:
         if knob.name == key:
             values = _numbers(knob.minimum, knob.default, knob.maximum)
@@ -144,7 +144,7 @@ def configurations(incomplete: str) -> Iterator[Offer]:
 
 @_offered
 def runs(incomplete: str) -> Iterator[Offer]:
-    """For a run: the names of run directories, the newest first, and ``latest``."""
+    """For a run: the names of run directories, newest first, and ``latest``."""
     yield "latest", "the newest run"
     from orchestrator.store.run import run_directories
 

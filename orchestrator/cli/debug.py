@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""``orchestrate debug``: boot a variant and attach gdb to it over QEMU's stub."""
+"""``orchestrate debug``: boot a variant and attach gdb to it through QEMU's gdb stub."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def command(
         with Gdb.attach(machine.gdb_socket, up.kernel.vmlinux, notes) as gdb:
             for symbol in breakpoints or ():
                 gdb.break_at(symbol)
-            if batch:  # a person sees for themselves that nothing happens any more
+            if batch:  # an interactive user notices it without a message
                 machine.on_failure(lambda failure: gdb.stop_waiting())
             for line in batch or ():
                 terminal.print(gdb.command(line))

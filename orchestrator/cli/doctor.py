@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""``orchestrate doctor``: what this host has, what it lacks and how to get it."""
+"""``orchestrate doctor``: shows what this host has, what is missing, and how to install it."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def command(context: typer.Context, as_json: option.Json = False) -> int:
         label = max(len(head) for head, _ in rows)
         for finding, row in zip(findings, rows, strict=True):
             mark, colour = _MARKS[finding.state]
-            # A command is left on one line, to be copied.
+            # Keep a command on one line, so that it can be copied.
             width = sum(map(len, row)) + label if "apt-get install" in finding.text else terminal.width
             ((first, *more),) = listing([(row[0].ljust(label), row[1])], width)
-            # Without a terminal, the colour is left out.
+            # No colour without a terminal.
             terminal.print("\n".join([typer.style(mark, fg=colour) + first.removeprefix(mark), *more]))
     return 1 if any(finding.state == "lacks" for finding in findings) else 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""``orchestrate exec``: one command in a fresh guest, with its exit status."""
+"""``orchestrate exec``: runs one command in a new guest, and exits with its status."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def command(
     timeout: Annotated[
         float,
         typer.Option(
-            "--timeout", metavar="SECONDS", help="Limit for the command, in seconds of host time.", min=1
+            "--timeout", metavar="SECONDS", help="Timeout for the command, in seconds of host time.", min=1
         ),
     ] = 600.0,
 ) -> int:
@@ -58,10 +58,10 @@ def command(
         sys.stdout.write(end.stdout)
         sys.stderr.write(end.stderr)
         if isinstance(end, CommandTimeout):
-            typer.echo(f"orchestrate: {end} --timeout gives it longer.", err=True)
+            typer.echo(f"orchestrate: {end} Use --timeout to give it more time.", err=True)
             return 3
         if end.status is None:
-            typer.echo(f"orchestrate: {argv[0]} was ended by signal {end.signal}.", err=True)
+            typer.echo(f"orchestrate: {argv[0]} was killed by signal {end.signal}.", err=True)
             return 3
         return end.status
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A booted guest for a person: what ``boot``, ``shell``, ``exec`` and ``debug`` have in common."""
+"""A booted guest for interactive use: common code of ``boot``, ``shell``, ``exec`` and ``debug``."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ if TYPE_CHECKING:
     from orchestrator.kernel.build import KernelBuild
     from orchestrator.machine.topology import Topology
 
-#: What a guest leaves in its log directory, of which another guest's must not be overwritten.
+#: Files of a guest in its log directory; those of another guest must not be overwritten.
 _CONSOLE = "console.log"
 
 
 @dataclass(frozen=True)
 class GuestRequest:
-    """The guest that the flags ask for.
+    """The guest that the options request.
 
     Args:
         settings: ``KEY=VALUE``, one value per knob.
-        logs: directory that keeps what the guest leaves; None keeps nothing.
+        logs: directory for the logs of the guest; None to keep nothing.
         gdb: serve gdb.
         dwarf: build the kernel with debugging information.
         breakpoints: places that the kernel must have.
@@ -55,7 +55,7 @@ class GuestRequest:
 
 @dataclass(frozen=True)
 class Up:
-    """A guest that is up, with what it was made of."""
+    """A running guest, with its kernel and image."""
 
     booted: Booted
     kernel: KernelBuild
@@ -66,19 +66,19 @@ class Up:
 def guest_of(terminal: Terminal, request: GuestRequest, use: Callable[[Up], int]) -> int:
     """Boot a guest, let a command use it, and report how it ended.
 
-    Progress is shown until the guest is up, then the screen is the command's. What the kernel reported is printed,
+    Progress is shown until the guest is up; then the command uses the terminal. Reports of the kernel are printed,
     however the command ended.
 
     Args:
-        use: returns the command's own exit status.
+        use: returns the exit status of the command.
 
     Returns:
-        That status. Instead of it 3 if the kernel died, and 1 if the guest was lost through the host or the tool.
-        Instead of 0 also 3 if the kernel reported anything.
+        The exit status of the command, or instead: 3 if the kernel died, 1 if the guest was lost because of the host
+        or the tool, and 3 instead of 0 if the kernel reported a problem.
 
     Raises:
-        UserError: a flag is wrong, a knob is given several values, or the kernel has no such breakpoint.
-        InfrastructureError: the host failed before there was a guest.
+        UserError: an option is wrong, a knob has several values, or the kernel has no such breakpoint.
+        InfrastructureError: the host failed before the guest was up.
     """
     from orchestrator.execution.ending import GuestEnded
     from orchestrator.machine.topology import Topology
@@ -100,11 +100,11 @@ def guest_of(terminal: Terminal, request: GuestRequest, use: Callable[[Up], int]
                     status = 0
                 ending = booted.ending()
                 if ending.is_lost and booted.machine.switched_off:
-                    return status  # by the guest's own wish
+                    return status  # the guest shut itself down
         except GuestEnded as error:
             cause = error.__cause__
             if isinstance(cause, InfrastructureError) and str(cause) == error.ending.evidence:
-                raise cause from None  # the guest had no part in it
+                raise cause from None  # not caused by the guest
             if terminal.debug:
                 raise
             ending, status = error.ending, error.exit_status
@@ -128,7 +128,7 @@ def _booted(
     logs: Path,
     stack: ExitStack,
 ) -> Up:
-    """Boot what is asked for; the guest is gone when `stack` is left."""
+    """Boot the requested guest; it ends when `stack` is left."""
     from orchestrator.experiment.knob import parse_settings
     from orchestrator.experiment.variant import Variant, check_variant
     from orchestrator.store.manifest import Role
@@ -139,7 +139,7 @@ def _booted(
     knobs = {}
     for key, values in parse_settings(request.settings or (), bench.series).items():
         if len(values) > 1:
-            raise UserError(f"--set {key}: one guest takes one value, not {','.join(values)}.")
+            raise UserError(f"--set {key}: a guest takes one value, not {','.join(values)}.")
         knobs[key] = values[0]
     check_variant(Variant(request.patchset, Role.PATCHED, request.patchset, knobs), bench.series)
     kernel = bench.kernel(request.patchset, request.dwarf)
@@ -165,17 +165,19 @@ def _booted(
 
 @contextmanager
 def _log_directory(wanted: Path | None) -> Iterator[Path]:
-    """Where the guest's logs go: to the directory asked for, or to one that is removed again."""
+    """The directory for the guest's logs: the requested one, or a temporary one."""
     if wanted is None:
         with tempfile.TemporaryDirectory(prefix="orchestrate-logs-", ignore_cleanup_errors=True) as directory:
             yield Path(directory)
         return
     if (wanted / _CONSOLE).exists():
-        raise UserError(f"--logs {wanted}: it has the logs of another guest; name a new directory.")
+        raise UserError(
+            f"--logs {wanted}: this directory has the logs of another guest; name a new directory."
+        )
     try:
         wanted.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--logs {wanted}: cannot make this directory ({error.strerror}).") from error
+        raise UserError(f"--logs {wanted}: cannot create this directory ({error.strerror}).") from error
     yield wanted
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""How commands explain themselves: plain text, commands by group, examples that can be copied in one piece."""
+"""Formatting of help texts: plain text, commands by group, and examples on one line for copying."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from orchestrator.spelling import near
 
 
 class _NearSuggestions:
-    """What commands and groups share: of the options that the library suggests, only the near ones."""
+    """Common code of commands and groups: suggest only similar options, not all that the library finds."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> Any:
-        """As of the library; of the options it suggests, those that are not near are left out."""
+        """Like the library, but without suggestions that are not similar."""
         try:
             return super().parse_args(ctx, args)  # type: ignore[misc]
         except Exception as error:
@@ -29,10 +29,10 @@ class _NearSuggestions:
 
 
 class Command(_NearSuggestions, TyperCommand):
-    """A command with help that names no type of the programming language, and only near suggestions."""
+    """A command whose help has no Python types, and whose errors suggest only similar options."""
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
-        """``[OPTIONS] RUN [OTHER]``: arguments by the name that the help explains them by."""
+        """``[OPTIONS] RUN [OTHER]``: arguments with the names used in the help."""
         return ["[OPTIONS]", *(_usage_of(each) for each in self.get_params(ctx) if _is_argument(each))]
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
@@ -45,36 +45,36 @@ class Command(_NearSuggestions, TyperCommand):
 
 
 class ArgvCommand(Command):
-    """A command that takes the command line of another, whose options must not be taken for its own."""
+    """A command that takes another command line as arguments, whose options are not its own."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> Any:
-        """As of the library; a mistake says where the other command's options belong."""
-        given = list(args)  # the parser empties its list
+        """Like the library, but an error tells where options of the other command belong."""
+        given = list(args)  # the parser consumes its list
         try:
             return super().parse_args(ctx, args)
         except Exception as error:
             if hasattr(error, "format_message") and "--" not in given:
                 error.possibilities = None  # type: ignore[attr-defined]
                 error.message = (  # type: ignore[attr-defined]
-                    f"{error.format_message().rstrip('.')}. If it belongs to the command for the guest, write that "
-                    f"command behind --, e.g. {ctx.command_path} -p baseline -- ls -la"
+                    f"{error.format_message().rstrip('.')}. If it belongs to the command for the guest, put that "
+                    f"command after --, e.g. {ctx.command_path} -p baseline -- ls -la"
                 )
             raise
 
 
 class Group(_NearSuggestions, TyperGroup):
-    """Commands below one name."""
+    """A group of commands."""
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """As of the library; of the commands it could suggest, only a near one is named."""
+        """Like the library, but suggest only a similar command."""
         if self.get_command(ctx, args[0]) is None and not args[0].startswith("-"):
             close = near(args[0], self.list_commands(ctx))
             hint = f"did you mean {close}?" if close else f"{ctx.command_path} --help lists them."
-            ctx.fail(f"There is no command {args[0]}; {hint}")
+            ctx.fail(f"Unknown command {args[0]}; {hint}")
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """Every command with its summary, in full."""
+        """All commands with their complete summaries."""
         rows = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
         with formatter.section("Commands"):
             formatter.write_dl([(name, _summary_of(command)) for name, command in rows])
@@ -91,13 +91,13 @@ class Group(_NearSuggestions, TyperGroup):
 
 @dataclass(frozen=True)
 class Listed:
-    """A command that is imported when it is asked for.
+    """A command that is imported when it is used.
 
     Args:
-        module: has either ``app`` (several commands), or ``NAME``, ``EXAMPLE`` and ``command``; it may have
-            ``CLASS``, the kind of command.
-        section: of the help.
-        summary: one line of the help.
+        module: name of a module with either ``app`` (a group of commands), or ``NAME``, ``EXAMPLE`` and ``command``,
+            and optionally ``CLASS``, the class of the command.
+        section: section of the help.
+        summary: one line of help.
     """
 
     module: str
@@ -106,17 +106,17 @@ class Listed:
 
 
 class LazyGroup(Group):
-    """Commands whose modules are imported when they are asked for: the help of all of them needs none."""
+    """Commands whose modules are imported when they are used; the list of commands imports none."""
 
     #: Name -> command, in the order of the help.
     listed: ClassVar[Mapping[str, Listed]] = {}
 
     def list_commands(self, ctx: Any) -> list[str]:
-        """Their names."""
+        """Names of the commands."""
         return list(self.listed)
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """The command called `cmd_name`, imported now; None where there is none."""
+        """Import and return the command `cmd_name`; None if there is none."""
         if cmd_name in self.listed and cmd_name not in self.commands:
             self.commands[cmd_name] = _imported(
                 cmd_name, importlib.import_module(self.listed[cmd_name].module)
@@ -124,7 +124,7 @@ class LazyGroup(Group):
         return self.commands.get(cmd_name)
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
-        """Every command with its summary, by section."""
+        """All commands with their summaries, by section."""
         width = max(map(len, self.listed))
         for section in dict.fromkeys(each.section for each in self.listed.values()):
             with formatter.section(section):
@@ -137,7 +137,7 @@ class LazyGroup(Group):
                 )
 
     def shell_complete(self, ctx: Any, incomplete: str) -> Any:
-        """What may follow; importing every command for it takes a moment."""
+        """Completions, without importing every command."""
         for name in self.listed:
             self.get_command(ctx, name)
         return super().shell_complete(ctx, incomplete)
@@ -182,7 +182,7 @@ def _name_of(argument: Any) -> str:
 
 
 def _in_words(text: str) -> str:
-    """The library's ``1<=x<=9`` and ``x>=1`` as a person writes them."""
+    """Write the library's ``1<=x<=9`` and ``x>=1`` in words."""
     return re.sub(r"\bx>=(\d+)", r"at least \1", re.sub(r"(\d+)<=x<=(\d+)", r"\1 to \2", text))
 
 
@@ -193,7 +193,7 @@ def _format_parameters(command: Any, ctx: Any, formatter: Any) -> None:
         if record is None:
             continue
         if _is_argument(parameter):
-            # The library adds the argument's type, or whether it is required; the usage line says that.
+            # Omit what the library adds: the type, and whether it is required, which the usage line shows.
             sections["Arguments"].append((_name_of(parameter), parameter.help or ""))
         else:
             sections["Options"].append((record[0], _in_words(record[1])))

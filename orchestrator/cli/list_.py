@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""``orchestrate list``: the names that options take, with what stands behind them."""
+"""``orchestrate list``: lists the names that options accept, with their meaning."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Entry = dict[str, Any]
 
 
 class What(StrEnum):
-    """What is listed."""
+    """What to list."""
 
     WORKLOADS = "workloads"
     KNOBS = "knobs"
@@ -53,7 +53,7 @@ def command(
         entries = [entry for entry in entries if entry["name"] == name]
         if not entries:
             known = [entry["name"] for entry in _LISTED[what](terminal.project, series)]
-            raise UserError(f"list {what} {name}: there is no such name; {hint(name, known)}")
+            raise UserError(f"list {what} {name}: unknown name; {hint(name, known)}")
     if as_json:
         terminal.print_json(entries)
     elif what is What.WORKLOADS:
@@ -95,7 +95,7 @@ def _workloads(project: Project, _: Series) -> list[Entry]:
                     "default": "full",
                     "unit": "",
                     "values": " or ".join(SIZES),
-                    "help": "`quick` sets the others so that it takes seconds, which shows that it works.",
+                    "help": "`quick` sets other parameters so that the workload takes seconds, for tests.",
                 },
                 *(
                     {
@@ -138,13 +138,13 @@ def _knobs(_: Project, series: Series) -> list[Entry]:
             "default": str(knob.default),
             "unit": "",
             "values": _values((), str(knob.minimum), str(knob.maximum), ""),
-            "help": f"From stage {knob.stage} on. {knob.help}",
+            "help": f"Added by stage {knob.stage}. {knob.help}",
             "path": knob.path,
             "stage": knob.stage,
         }
         for knob in series.knobs
     ]
-    stock = [
+    baseline = [
         {
             "name": name,
             "default": knob.default,
@@ -156,22 +156,22 @@ def _knobs(_: Project, series: Series) -> list[Entry]:
         }
         for name, knob in BASELINE_KNOBS.items()
     ]
-    return [*own, *stock]
+    return [*own, *baseline]
 
 
 def _patchsets(_: Project, series: Series) -> list[Entry]:
     from orchestrator.kernel.series import BASELINE, FULL
 
-    entries: list[Entry] = [{"name": BASELINE, "stages": 0, "help": "none: the unpatched kernel"}]
+    entries: list[Entry] = [{"name": BASELINE, "stages": 0, "help": "none: the kernel without the series"}]
     for group in series.groups:
         last = len(series.select(group))
         added = ", ".join(stage.name for stage in series.stages if stage.group == group)
-        entries.append({"name": group, "stages": last, "help": f"1 to {last}; it adds {added}"})
+        entries.append({"name": group, "stages": last, "help": f"1 to {last}; adds {added}"})
     count = len(series.stages)
     entries.append({"name": FULL, "stages": count, "help": f"1 to {count}: all"})
     first = series.groups[0]
-    entries.append({"name": f"{first}:N", "stages": None, "help": f"the first N of {first}"})
-    entries.append({"name": "stage-N", "stages": None, "help": "the first N of all"})
+    entries.append({"name": f"{first}:N", "stages": None, "help": f"the first N stages of {first}"})
+    entries.append({"name": "stage-N", "stages": None, "help": "the first N stages of the series"})
     return entries
 
 
@@ -206,7 +206,7 @@ def _values(choices: tuple[str, ...], minimum: str, maximum: str, unit: str) -> 
 
 
 def _amount(text: str, kind: str) -> str:
-    """A size as a person writes it: 2097152 as 2M."""
+    """Format a size for display: 2097152 as 2M."""
     if kind != "size" or not text.isdigit():
         return text
     number = int(text)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Options that several commands take, spelt and explained once."""
+"""Options of several commands, defined once."""
 
 from __future__ import annotations
 
@@ -13,39 +13,39 @@ from orchestrator import defaults
 from orchestrator.cli import completion
 from orchestrator.errors import UserError
 
-#: Besides what a run says itself, these may be said when it is finished.
+#: Options that are allowed with --resume, because they are not part of the run.
 _OF_RESUMING = {"resume", "jobs", "executor", "build_jobs", "as_json"}
 
 
 def is_given(context: typer.Context, parameter: str) -> bool:
-    """Whether a parameter was said on the command line, even if it says what is the default."""
+    """Whether a parameter was given on the command line, even with its default value."""
     origin = context.get_parameter_source(parameter)
     return origin is not None and origin.name == "COMMANDLINE"
 
 
 def refuse(context: typer.Context, parameters: Iterable[str], why: str) -> None:
-    """Refuse parameters that would have no effect.
+    """Reject parameters that would have no effect.
 
     Args:
-        why: one sentence, e.g. "--resume finishes a run as it was begun"; what to leave out is said after it.
+        why: the reason, e.g. "--resume continues a run with its own settings"; the parameter to omit is appended.
 
     Raises:
-        UserError: one of them is on the command line.
+        UserError: one of them was given.
     """
     names = set(parameters)
     for parameter in context.command.params:
         if parameter.name in names and is_given(context, parameter.name):
-            raise UserError(f"{why}; leave out {max(parameter.opts, key=len)}.")
+            raise UserError(f"{why}; omit {max(parameter.opts, key=len)}.")
 
 
 def refuse_beside_resume(context: typer.Context) -> None:
-    """A run is finished as it was begun: refuse whatever says otherwise.
+    """Reject options that would change the settings of a resumed run.
 
     Raises:
-        UserError: it is on the command line.
+        UserError: such an option was given.
     """
     names = {parameter.name for parameter in context.command.params if parameter.name}
-    refuse(context, names - _OF_RESUMING, "--resume finishes a run as it was begun")
+    refuse(context, names - _OF_RESUMING, "--resume continues a run with its own settings")
 
 
 Patchset = Annotated[
@@ -105,12 +105,16 @@ Settings = Annotated[
 ]
 Cmdline = Annotated[
     list[str] | None,
-    typer.Option("--cmdline", metavar="PARAMETER", help="Kernel command line parameter; repeatable."),
+    typer.Option(
+        "--cmdline", metavar="PARAMETER", help="Kernel parameter to add to the command line; repeatable."
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 BuildJobs = Annotated[
     int | None,
-    typer.Option("--build-jobs", metavar="N", help="Parallel jobs of make; default: number of CPUs.", min=1),
+    typer.Option(
+        "--build-jobs", metavar="N", help="Number of parallel make jobs; default: number of CPUs.", min=1
+    ),
 ]
 Logs = Annotated[
     Path | None,
@@ -132,26 +136,26 @@ Run = Annotated[
 
 Timeout = Annotated[
     float | None,
-    typer.Option("--timeout", metavar="SECONDS", help="Limit per workload, in seconds of host time."),
+    typer.Option("--timeout", metavar="SECONDS", help="Timeout per workload, in seconds of host time."),
 ]
 Resume = Annotated[
     str | None,
     typer.Option(
         "--resume",
         metavar="RUN",
-        help="Finish an interrupted run: do only what is missing.",
+        help="Resume an interrupted run: do only what is missing.",
         autocompletion=completion.runs,
     ),
 ]
 Name = Annotated[
     str | None,
-    typer.Option("--name", metavar="NAME", help="Name for the run, part of the directory's name."),
+    typer.Option("--name", metavar="NAME", help="Name of the run, used in the name of its directory."),
 ]
 
 DEFAULT_TOPOLOGY = defaults.TOPOLOGY
 
-#: What help texts enumerate, apart from the code that defines it, which takes a while to import. Tests hold them
-#: together.
+#: Names for help texts, repeated here because the modules that define them are slow to import. Tests check that
+#: they agree.
 PROFILES = "mixed, fork, mremap, pressure, zero-page, khugepaged"
 PATTERNS = "mixed, one, random, fixed, geometric, dense"
 SUITES = (

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""``orchestrate plot``: draw a run's plots again."""
+"""``orchestrate plot``: draws the plots of a run."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def command(
     ] = None,
 ) -> int:
     """Draw a run's plots as PNG and SVG."""
-    from orchestrator.analysis.plots import plot_run  # here, for --help should not wait for matplotlib
+    from orchestrator.analysis.plots import plot_run  # imported here, so that --help does not load matplotlib
     from orchestrator.store.run import Run, find_run
 
     terminal = terminal_of(context)

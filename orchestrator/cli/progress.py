@@ -16,18 +16,18 @@ from orchestrator.execution.durations import in_words
 
 #: Seconds between two plain lines of the same step's progress: CI logs stay readable, and alive.
 _LINE_EVERY_S = 30.0
-#: A step shorter than this ends without a line of its own where nobody watches.
+#: Without a terminal, steps shorter than this do not get a line when they end.
 _BRIEF_S = 1.0
-#: Seconds after which a step that has said nothing is named, so that a person sees that something happens.
+#: Seconds after which a silent step is named, to show that something happens.
 _SILENT_S = 1.5
-#: Seconds between two looks at what is silent.
+#: Seconds between two checks for silent steps.
 _LOOK_EVERY_S = 0.25
 
 
 class PlainProgress:
-    """A line for each step that takes a while, for each part of one, and now and then one of its progress.
+    """Plain progress: a line per longer step and per part of a step, and at intervals a line of progress.
 
-    Within its block, a step that says nothing by itself is named within two seconds, and again every 30.
+    Within its block, a silent step is named after two seconds, and again every 30 seconds.
     """
 
     def __init__(self, verbose: bool = False) -> None:
@@ -40,7 +40,7 @@ class PlainProgress:
         self._watch = threading.Thread(target=self._name_the_silent, name="progress", daemon=True)
 
     def __call__(self, event: Event) -> None:
-        """Print what is worth a line of `event`."""
+        """Print `event`, if it is worth a line."""
         with self._lock:
             self._hear(event)
 
@@ -72,12 +72,12 @@ class PlainProgress:
                 self._print(f"{name}: done in {event.seconds:.1f} s")
 
     def __enter__(self) -> PlainProgress:
-        """Begin to watch for silence."""
+        """Start watching for silent steps."""
         self._watch.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Nothing more is said."""
+        """Stop printing."""
         self._ended.set()
         self._watch.join()
 
@@ -101,7 +101,7 @@ class PlainProgress:
 
 
 class TerminalProgress:
-    """A bar or a spinner for each step under way; ended steps and parts of steps leave a line above."""
+    """A bar or a spinner per running step; finished steps and parts of steps leave a line above."""
 
     def __init__(self) -> None:
         self._console = Console(stderr=True)
@@ -156,7 +156,7 @@ class TerminalProgress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Stop drawing; the terminal is as it was."""
+        """Stop drawing, and restore the terminal."""
         self._progress.stop()
 
 
@@ -177,10 +177,10 @@ def _count(event: Event) -> str:
 
 
 def _left(event: Event, seconds: float = 0.0) -> str:
-    """What the step still takes; an `event` may be older than it by the time it is shown.
+    """The remaining time of the step; by the time it is shown, `event` may be old.
 
     Args:
-        seconds: since the step began; 0 where the event is new.
+        seconds: seconds since the step began; 0 if the event is new.
     """
     if event.left_s is None:
         return ""

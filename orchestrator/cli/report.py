@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""``orchestrate report``: one self-contained HTML page of a run, or what continuous integration reads."""
+"""``orchestrate report``: writes a self-contained HTML page of a run, or a format for continuous integration."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ EXAMPLE = "Example: orchestrate report latest --format junit --output junit.xml"
 
 
 class Format(StrEnum):
-    """What a report is written as."""
+    """The format of a report."""
 
     HTML = "html"
     JUNIT = "junit"
@@ -31,7 +31,7 @@ class Format(StrEnum):
     KCIDB = "kcidb"
 
 
-#: The name of each format's file in the run directory.
+#: File name per format in the run directory.
 _FILE = {
     Format.HTML: "report.html",
     Format.JUNIT: "junit.xml",
@@ -64,9 +64,9 @@ def command(
 ) -> int:
     """Write a self-contained HTML page, or an export for continuous integration, and print its path."""
     from orchestrator.analysis.comparison import compare
-    from orchestrator.analysis.plots import plot_run  # here, for --help should not wait for matplotlib
+    from orchestrator.analysis.plots import plot_run  # imported here, so that --help does not load matplotlib
     from orchestrator.analysis.report import write_report
-    from orchestrator.execution.shown import shown
+    from orchestrator.execution.result_text import result_text
     from orchestrator.store.run import Run, find_run
 
     terminal = terminal_of(context)
@@ -78,10 +78,10 @@ def command(
         comparison = compare(opened)
         if form is Format.HTML:
             plots = plot_run(opened, opened.path / "plots")
-            write_report(opened, comparison, plots, path, shown(opened, WIDTH))
+            write_report(opened, comparison, plots, path, result_text(opened, WIDTH))
         else:
             write_output(path, _exported(form, opened, comparison))
-    if not streamed:  # its path would end up in the output, or tell nothing
+    if not streamed:  # the path would be part of the output, or useless
         terminal.print(str(path))
     return 3 if comparison.found_something else 0
 

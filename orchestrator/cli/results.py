@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""``orchestrate results``: what was run, and what may be cleaned up."""
+"""``orchestrate results``: lists and shows runs, and cleans up the cache."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def list_runs(context: typer.Context, as_json: option.Json = False) -> int:
         return 0
     if not rows:
         terminal.print(
-            f"there is no run in {terminal.project.results} yet; make one with: orchestrate run -p core-only"
+            f"there is no run in {terminal.project.results} yet; start one with: orchestrate run -p core-only"
         )
     table = [[row["run"], row.get("topology", ""), row.get("accelerator", ""), _ends_of(row)] for row in rows]
     if table:
@@ -67,7 +67,7 @@ def _ends_of(row: dict[str, Any]) -> str:
 
 @app.command("show", epilog="Example: orchestrate results show latest")
 def show(context: typer.Context, run: option.Run) -> int:
-    """Print a run's results, as the command that made it did, and the path of its files."""
+    """Print the results of a run, in the same form as the command that created it, and the path of its files."""
     from orchestrator.store.run import Run, find_run
 
     terminal = terminal_of(context)
@@ -89,14 +89,14 @@ def show(context: typer.Context, run: option.Run) -> int:
 
 
 def _shown(run: Run, width: int) -> str | None:
-    """What the command that made a run printed; None where that is a comparison, or it did not come to it."""
-    from orchestrator.execution.shown import shown
+    """The output of the command that made a run; None if it is a comparison, or the run has none yet."""
+    from orchestrator.execution.result_text import result_text
 
-    return shown(run, width)
+    return result_text(run, width)
 
 
 def _is_current(run: Run) -> bool:
-    """Whether the table that was written is of all that was measured: it may have been finished since."""
+    """Whether the stored table covers all cells; the run may have been resumed since."""
     ended = run.manifest.ended_utc
     table = run.path / _TABLE
     return bool(
@@ -112,7 +112,7 @@ def collect(
         typer.Option(
             "--older-than",
             metavar="AGE",
-            help="Remove what was last used longer ago than this, e.g. 12h, 30d.",
+            help="Remove entries not used for this long, e.g. 12h, 30d.",
         ),
     ] = "30d",
     keep_gib: Annotated[
@@ -120,7 +120,7 @@ def collect(
         typer.Option(
             "--keep-gib",
             metavar="GIB",
-            help="Also remove the least recently used until the cache is at most this large.",
+            help="Also remove least recently used entries until the cache is at most this large.",
             min=0,
         ),
     ] = None,

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 NAME = "run"
 EXAMPLE = "Example: orchestrate run --patchset core-only --set promotion_threshold=1,64,256"
 
-#: Parameters which the variants of an experiment file stand for.
+#: Options that conflict with the variants of an experiment file.
 _OF_VARIANTS: Final = ("patchset", "against", "settings", "cmdline")
-#: Parameter -> field of the request, where an experiment file has a say in it.
+#: Parameters that override an experiment file -> field of the request.
 _FIELDS: Final = {
     "name": "name",
     "topology": "topology",
@@ -92,7 +92,7 @@ def command(
         bool,
         typer.Option(
             "--until-decided",
-            help="Boot on, in looks planned ahead, until each primary metric differs or is equivalent.",
+            help="Add boots until every primary metric is decided: different or equivalent.",
         ),
     ] = False,
     max_repeat: Annotated[
@@ -100,7 +100,7 @@ def command(
         typer.Option(
             "--max-repeat",
             metavar="N",
-            help=f"With --until-decided: most boots per variant and workload; default: {defaults.MAX_REPEAT}.",
+            help=f"Maximum boots per variant and workload with --until-decided; default: {defaults.MAX_REPEAT}.",
         ),
     ] = None,
     jobs: Annotated[
@@ -153,10 +153,10 @@ def command(
             place = place_of(executor, guests, asked, bench)
             return _measure(terminal, events, asked, bench, writer, place, as_json)
         if experiment is not None:
-            option.refuse(context, _OF_VARIANTS, "the experiment file names its variants")
+            option.refuse(context, _OF_VARIANTS, "the experiment file defines the variants")
         if until_decided:
             option.refuse(
-                context, ("repeat",), "--until-decided plans its looks itself; --max-repeat limits it"
+                context, ("repeat",), "--until-decided chooses the number of boots; --max-repeat limits it"
             )
         request = MeasureRequest(
             file=experiment,

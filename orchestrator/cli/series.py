@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""``orchestrate series``: the staged series: its groups, its stages, one stage's patch."""
+"""``orchestrate series``: the patch series: its groups, its stages, and their patches."""
 
 from __future__ import annotations
 
@@ -92,4 +92,4 @@ def show(
             terminal.print(each.patch.read_text(encoding="utf-8"))
             return 0
     known = ", ".join(f"{each.number} ({each.name})" for each in series.stages)
-    raise UserError(f"no stage {stage!r}; there are {known}.")
+    raise UserError(f"unknown stage {stage!r}; the stages are {known}.")

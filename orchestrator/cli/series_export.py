@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""``orchestrate series export``: the series as mail, with a cover letter whose figures come from a run."""
+"""``orchestrate series export``: exports the series as mail, with a cover letter that has figures from a run."""
 
 from __future__ import annotations
 
@@ -52,11 +52,13 @@ def command(
     sender: Annotated[
         str | None,
         typer.Option(
-            "--from", metavar="PERSON", help="Who signs off and sends: 'Name <mail>'; default: git's user."
+            "--from",
+            metavar="PERSON",
+            help="Sender, whose Signed-off-by is added: 'Name <mail>'; default: the user in git config.",
         ),
     ] = None,
     base: Annotated[
-        str | None, typer.Option("--base", metavar="COMMIT", help="Commit id for the base-commit line.")
+        str | None, typer.Option("--base", metavar="COMMIT", help="Commit ID for the base-commit line.")
     ] = None,
     force: Annotated[
         bool,
@@ -78,7 +80,7 @@ def command(
     outbox.check(force)
     person = Person.parse(sender) if sender else Person.configured()
     if base is not None and not _COMMIT.fullmatch(base):
-        raise UserError(f"--base {base}: give the commit id in full, as git rev-parse prints it.")
+        raise UserError(f"--base {base}: give the full commit ID, as printed by git rev-parse.")
     if notes is not None and not notes.is_file():
         raise UserError(f"--notes {notes}: there is no such file.")
     with terminal.events() as events:

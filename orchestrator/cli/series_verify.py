@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""``orchestrate series verify``: every stage built, booted and checked."""
+"""``orchestrate series verify``: builds, boots and checks every stage."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def command(
     name: option.Name = None,
     as_json: option.Json = False,
 ) -> int:
-    """Check each stage by itself: patch applies, style, builds, sparse, boot, smoke test, knobs and counters."""
+    """Check each stage separately: patch applies, style, builds, sparse, boot, smoke test, knobs and counters."""
     from orchestrator.execution.verify.request import VerificationRequest
     from orchestrator.store.manifest import RunKind
     from orchestrator.store.run import RunWriter

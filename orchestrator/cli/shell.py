@@ -8,9 +8,9 @@ import typer
 from orchestrator.cli import option
 from orchestrator.cli.terminal import terminal_of
 
-#: ssh(1): the connection failed, else it is the shell's own status.
+#: Exit status of ssh(1) if the connection failed; all others are those of the shell.
 _SSH_FAILED = 255
-#: Host seconds that the machine may take to notice that the guest has gone.
+#: Host seconds for the machine to notice that the guest has ended.
 _REASON_S = 5.0
 
 NAME = "shell"
@@ -36,7 +36,7 @@ def command(
     from orchestrator.process import spawn
 
     def use(up: Up) -> int:
-        # stdin, stdout and stderr are the person's own: ssh makes the terminal raw and restores it.
+        # ssh uses the user's stdin, stdout and stderr: it makes the terminal raw and restores it.
         argv = ssh_command(up.booted.machine.ssh_port, up.image)
         status = spawn(argv, stdin=None, stdout=None, stderr=None, own_session=False).wait()
         if status != _SSH_FAILED:
@@ -45,7 +45,7 @@ def command(
         reason = machine.why(_REASON_S)
         if machine.switched_off:
             return 0
-        raise GuestLost(str(reason or "the connection of the shell broke, and the guest runs on"), reason)
+        raise GuestLost(str(reason or "the connection of the shell broke, but the guest still runs"), reason)
 
     return guest_of(
         terminal_of(context),

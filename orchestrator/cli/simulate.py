@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""``orchestrate simulate``: the chunk test by arithmetic, at any size."""
+"""``orchestrate simulate``: calculates the chunk test for any size."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from orchestrator.cli.terminal import Terminal, terminal_of
 from orchestrator.errors import UserError
 
 if TYPE_CHECKING:
-    from orchestrator.analysis.chunk_measured import Point
+    from orchestrator.analysis.chunk_measured import MeasuredPoint
     from orchestrator.model.chunk_test import ChunkTestMachine, ChunkTestResult, Distribution
 
 NAME = "simulate"
@@ -48,7 +48,7 @@ def command(
         typer.Option(
             "--pattern",
             metavar="NAME",
-            help=f"How the number of pages touched per range is drawn: {option.PATTERNS}.",
+            help=f"Distribution of the number of pages touched per range: {option.PATTERNS}.",
         ),
     ] = "mixed",
     pages: Annotated[
@@ -56,7 +56,7 @@ def command(
         typer.Option(
             "--pages",
             metavar="N",
-            help="Maximum of pages touched per range; with `fixed` the number, with `geometric` the mean.",
+            help="Maximum number of pages touched per range; for `fixed` the number itself, for `geometric` the mean.",
         ),
     ] = 256,
     thresholds: Annotated[
@@ -64,7 +64,7 @@ def command(
         typer.Option(
             "--thresholds",
             metavar="N,...",
-            help="Values of promotion_threshold; 1 maps a huge page at the first write.",
+            help="Values of promotion_threshold; with 1, the first write maps a huge page.",
         ),
     ] = DEFAULT_THRESHOLDS,
     run: Annotated[
@@ -93,7 +93,7 @@ def command(
     values = _thresholds(thresholds)
     if plot is not None and not plot.absolute().parent.is_dir():
         raise UserError(f"--plot {plot}: there is no directory {plot.parent}.")
-    points: Sequence[Point] = ()
+    points: Sequence[MeasuredPoint] = ()
     if run is not None:
         measured = measured_chunk(Run.open(find_run(terminal.project.results, run)))
         machine, chunk_kib, draw, points = (
@@ -107,7 +107,7 @@ def command(
         machine = ChunkTestMachine(_size(memory, "--memory"), nodes)
         if machine.memory_kib < _LEAST_MEMORY_KIB or machine.begin_kib < machine.memory_kib // 4:
             raise UserError(
-                f"--memory {memory}: too little for {nodes} nodes; give it more, or fewer --nodes."
+                f"--memory {memory}: too little for {nodes} nodes; choose more memory or fewer --nodes."
             )
         chunk_kib = _chunk(chunk, machine)
         draw = _distribution(pattern, pages)
@@ -123,7 +123,9 @@ def command(
     )
     files: list[Path] = []
     if plot is not None:
-        from orchestrator.analysis.plots.simulation import draw_simulation  # --help should not wait for it
+        from orchestrator.analysis.plots.simulation import (
+            draw_simulation,
+        )  # imported here, so that --help is fast
 
         files = draw_simulation(values, none, every, points, under, plot)
     if as_json:
@@ -141,7 +143,7 @@ def _thresholds(text: str) -> list[int]:
     except ValueError as error:
         raise UserError(f"--thresholds {text}: write numbers, e.g. {DEFAULT_THRESHOLDS}.") from error
     if not 1 <= values[0] <= values[-1] <= 512:
-        raise UserError(f"--thresholds {text}: they are 1 to 512.")
+        raise UserError(f"--thresholds {text}: choose numbers from 1 to 512.")
     return values
 
 
@@ -183,14 +185,14 @@ def _print(
     thresholds: Sequence[int],
     none: Sequence[ChunkTestResult],
     every: Sequence[ChunkTestResult],
-    points: Sequence[Point],
+    points: Sequence[MeasuredPoint],
 ) -> None:
     columns = (
         "threshold",
         "promoted",
         "fit",
         "fit until OOM",
-        "the first that fails",
+        "first that fails",
         "at the threshold",
         "used",
     )
@@ -228,7 +230,7 @@ def _as_json(
     thresholds: Sequence[int],
     none: Sequence[ChunkTestResult],
     every: Sequence[ChunkTestResult],
-    points: Sequence[Point],
+    points: Sequence[MeasuredPoint],
 ) -> dict[str, object]:
     return {
         "memory_kib": machine.memory_kib,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What every command shares: how much to say, where the project and its cache are, how results are printed."""
+"""Common code of all commands: verbosity, project and cache, and printing of results."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import typer
 from orchestrator.analysis.layout import NARROWEST, WIDEST, WIDTH
 from orchestrator.events import Events
 
-# What a command does not use it does not import: --help takes no longer than it has to.
+# Imports are inside of functions, so that --help is fast.
 if TYPE_CHECKING:
     from orchestrator.analysis.comparison import Comparison
     from orchestrator.cache import Cache
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 
 @dataclass
 class Terminal:
-    """The person or script at the other end.
+    """The terminal, or the script that reads the output.
 
     Args:
-        quiet: no progress.
-        verbose: every step, and each program that is started.
-        debug: tracebacks.
+        quiet: print no progress.
+        verbose: print every step, and every program that is started.
+        debug: print tracebacks.
     """
 
     quiet: bool = False
@@ -45,7 +45,7 @@ class Terminal:
 
     @cached_property
     def project(self) -> Project:
-        """The checkout that is worked in."""
+        """The checkout in use."""
         from orchestrator.project import find_project
 
         return find_project()
@@ -59,21 +59,21 @@ class Terminal:
 
     @property
     def width(self) -> int:
-        """Columns that a table may take: the terminal's, or those of a stored file where there is none."""
+        """Columns for a table: those of the terminal, or those of a stored file if there is none."""
         if not sys.stdout.isatty():
             return WIDTH
         return min(max(shutil.get_terminal_size((WIDTH, 24)).columns, NARROWEST), WIDEST)
 
     @cached_property
     def durations(self) -> Durations:
-        """How long things take on this host."""
+        """Durations of earlier steps on this host."""
         from orchestrator.execution.durations import Durations
 
         return Durations(self.cache)
 
     @contextmanager
     def events(self) -> Iterator[Events]:
-        """A stream of events that is shown as this terminal wants it."""
+        """A stream of events that is shown in the way that suits this terminal."""
         if self.quiet:
             yield Events()
             return
@@ -95,7 +95,7 @@ class Terminal:
         """A bench for this project, or for another series.
 
         Raises:
-            UserError: no such accelerator or kernel configuration.
+            UserError: unknown accelerator or kernel configuration.
         """
         from orchestrator.execution.bench import Bench
 
@@ -108,11 +108,11 @@ class Terminal:
     def reopen(
         self, events: Events, name: str, kind: RunKind, build_jobs: int | None = None
     ) -> tuple[RunWriter, Bench]:
-        """A run that is to be finished, and the bench that it began on.
+        """A run to be resumed, and a bench with its settings.
 
         Args:
-            name: of the run.
-            kind: what the command finishes.
+            name: name of the run.
+            kind: the kind of run that the command resumes.
 
         Raises:
             UserError: no such run, one of another kind, or its patches have changed.
@@ -130,7 +130,7 @@ class Terminal:
 
     @contextmanager
     def attempt(self, events: Events, writer: RunWriter) -> Iterator[None]:
-        """Fill a run directory; say how to finish it where Ctrl-C ends the block.
+        """Fill a run directory; after Ctrl-C, print how to resume the run.
 
         Raises:
             UserError, InfrastructureError: see :func:`orchestrator.execution.driver.attempt`.
@@ -142,7 +142,7 @@ class Terminal:
                 yield
         except KeyboardInterrupt:
             command = driver.resume_command(writer.manifest.kind, writer.path.name)
-            typer.echo(f"interrupted; finish it with: {command}", err=True)
+            typer.echo(f"interrupted; resume it with: {command}", err=True)
             raise
 
     @staticmethod
@@ -151,19 +151,19 @@ class Terminal:
         typer.echo(text)
 
     def print_table(self, comparison: Comparison) -> None:
-        """Print a comparison, in colour and as wide as it is on a terminal."""
+        """Print a comparison; on a terminal in colour and in its width."""
         from orchestrator.analysis.table import to_text
 
         typer.echo(to_text(comparison, colour=sys.stdout.isatty(), width=self.width).rstrip("\n"))
 
     @staticmethod
     def print_json(value: object) -> None:
-        """Print a result for a machine."""
+        """Print a result as JSON."""
         typer.echo(json.dumps(value, indent=2, sort_keys=True, default=str))
 
 
 def terminal_of(context: typer.Context) -> Terminal:
-    """The terminal that the common options made."""
+    """The terminal, according to the common options."""
     terminal = context.find_object(Terminal)
     assert terminal is not None
     return terminal

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""``orchestrate test``: tests of correctness in a guest, on a kernel that checks itself."""
+"""``orchestrate test``: runs correctness tests in guests with debug kernels."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def command(
         bool,
         typer.Option(
             "--baseline/--no-baseline",
-            help="Run the same tests on the baseline, to tell regressions from old failures.",
+            help="Also run the tests on the baseline, to tell regressions from existing failures.",
         ),
     ] = True,
     topology: option.Topology = defaults.TEST_TOPOLOGY,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""How many guests may run side by side on this host without disturbing what they measure."""
+"""How many guests may run in parallel on this host without disturbing each other's measurements."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ AUTO = "auto"
 
 @dataclass(frozen=True)
 class Admission:
-    """How many guests run at once.
+    """The number of guests that run in parallel.
 
     Args:
-        reason: one clause that says why not more.
+        reason: one clause on why there are not more.
     """
 
     guests: int
@@ -26,16 +26,16 @@ class Admission:
 
 
 def parse_jobs(text: str) -> int | None:
-    """The number that ``--jobs`` gives; None for ``auto``.
+    """Parse ``--jobs``: a number, or None for ``auto``.
 
     Raises:
-        UserError: it is neither.
+        UserError: the text is neither.
     """
     if text == AUTO:
         return None
     if text.isdecimal() and 0 < int(text) < 10_000:
         return int(text)
-    raise UserError(f"--jobs {text}: write a number of guests from 1 on, or auto.")
+    raise UserError(f"--jobs {text}: write a number of guests (at least 1), or auto.")
 
 
 def admit(
@@ -46,27 +46,27 @@ def admit(
     cpus: int | None = None,
     memory_mib: int | None = None,
 ) -> Admission:
-    """Decide how many guests of `topology` run at once.
+    """Decide how many guests of `topology` run in parallel.
 
     Args:
         jobs: as :func:`parse_jobs` returns it.
-        cells: how many there are to be measured.
-        cpus, memory_mib: of the host, in CPUs and MiB available; asked of it where None.
+        cells: number of cells to measure.
+        cpus, memory_mib: CPUs and available memory (MiB) of the host; None to determine them.
 
     Raises:
-        UserError: not even one fits into the host's memory, or not as many as were asked for.
+        UserError: not even one guest fits in the host's memory, or fewer than requested.
     """
     memory = available_mib() if memory_mib is None else memory_mib
     if jobs is not None:
         topology.check_host(jobs, memory)
-        return Admission(jobs, "as asked for")
+        return Admission(jobs, "as requested")
     topology.check_host(1, memory)
     cpus = cpus or os.cpu_count() or 1
     if accelerator.name == "icount":
-        # One host thread executes all processors of a guest, and its clock does not depend on the host's.
+        # One host thread executes all CPUs of a guest, and its clock does not depend on that of the host.
         by_cpu, why = cpus, f"one per CPU of {cpus}"
     elif accelerator.clock == "ns" and accelerator.name == "kvm":
-        by_cpu, why = 1, "guests side by side would disturb each other's times"
+        by_cpu, why = 1, "parallel guests would disturb each other's times"
     else:
         by_cpu = max(cpus // topology.cpus, 1)
         why = f"{topology.cpus} of {cpus} CPUs each"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The bench: what every cell shares (series, image, accelerator), and a booted guest of a variant."""
+"""The bench: what all cells share (series, image, accelerator), and a booted guest of a variant."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ from orchestrator.project import Project
 from orchestrator.spelling import hint
 from orchestrator.store.outcome import Outcome
 
-#: Host seconds from QEMU's start to SSH. TCG on a loaded host needs many; debugging kernels more.
+#: Timeout in host seconds from QEMU's start to SSH. TCG on a loaded host is slow, and debug kernels even more so.
 BOOT_TIMEOUT_S = 300.0
-#: Host seconds in which the machine notices that its guest is gone.
+#: Host seconds for the machine to notice that its guest has ended.
 _REASON_S = 1.0
 
 
@@ -47,8 +47,8 @@ class Booted:
     """A guest that is up: verified topology, verified kernel, knobs set.
 
     Args:
-        boot_s: host seconds from QEMU's start.
-        counts: whether a report of the kernel counts as one; all do unless the caller says otherwise.
+        boot_s: duration of the boot in host seconds, from QEMU's start.
+        counts: whether to count a report of the kernel; default: all are counted.
     """
 
     machine: Machine
@@ -57,18 +57,18 @@ class Booted:
     counts: Callable[[Finding], bool] = lambda finding: True
 
     def findings(self) -> list[Finding]:
-        """What the kernel has reported so far."""
+        """The kernel's reports so far."""
         return [finding for finding in self.machine.findings() if self.counts(finding)]
 
     def ending(self, error: Exception | None = None, *, since: int = 0) -> Ending:
-        """How the guest has ended, or is.
+        """How the guest has ended, or its current state.
 
         Args:
-            error: what stopped the work in it; None where nothing did.
-            since: leave out so many of the first findings.
+            error: the exception that stopped the work; None if there was none.
+            since: number of findings to skip at the start.
 
         Raises:
-            Exception: `error`, where it does not concern the guest.
+            Exception: `error`, if it does not concern the guest.
         """
         ending = ending_of(error, self.findings()[since:], self.machine.failure)
         if ending is None:
@@ -79,10 +79,10 @@ class Booted:
 
 @dataclass(frozen=True)
 class Shipped:
-    """Parts of a bench that another host has made.
+    """Parts of a bench that were built on another host.
 
     Args:
-        images: by their layers.
+        images: guest images by their layers.
     """
 
     series: Series
@@ -93,14 +93,14 @@ class Shipped:
 
 @dataclass(frozen=True, eq=False)
 class Bench:
-    """What the cells of a run share; each part is made once, when first needed.
+    """What the cells of a run share; each part is created when first needed.
 
     Args:
         source: ``--source``, see :func:`find_origin`; None for Debian's package.
         accelerator_request: see :func:`choose_accelerator`.
         flavour: kernel configuration.
-        series_directory: of another series than the project's.
-        shipped: parts that need not be made here.
+        series_directory: directory of another series than that of the project.
+        shipped: parts that need not be built on this host.
     """
 
     project: Project
@@ -119,37 +119,37 @@ class Bench:
 
     @cached_property
     def series(self) -> Series:
-        """The staged series: of this project, or the one that was asked for."""
+        """The patch series: that of the project, or the requested one."""
         if self.shipped is not None:
             return self.shipped.series
         return load_series(self.series_directory or self.project.kernel_patches)
 
     @cached_property
     def workloads(self) -> Mapping[str, Workload]:
-        """The guest programs, by name."""
+        """The workloads, by name."""
         if self.shipped is not None:
             return self.shipped.workloads
         return load_workloads(self.project.guest_workloads)
 
     @cached_property
     def durations(self) -> Durations:
-        """How long things take on this host."""
+        """Durations of earlier steps on this host."""
         return Durations(self.cache)
 
     @cached_property
     def origin(self) -> Origin:
-        """Where the kernel source comes from.
+        """The origin of the kernel source.
 
         Raises:
             UserError: there is no such source.
-            InfrastructureError: this host can get no version of the package.
+            InfrastructureError: no version of the package is available on this host.
         """
         bases = self.series.bases
         return find_origin(self.source, bases.package, self.cache, bases.versions)
 
     @property
     def unchecked_base(self) -> str | None:
-        """What to say where the source is a package version that the series is not checked on."""
+        """A warning if the source is a package version that the series is not checked on; else None."""
         package, bases = self.origin.package, self.series.bases
         if package is None or package.version in bases.versions:
             return None
@@ -157,7 +157,7 @@ class Bench:
 
     @cached_property
     def source_tree(self) -> SourceTree:
-        """The unpatched kernel source, imported."""
+        """The imported kernel source, without the series."""
         if self.unchecked_base:
             with self.events.step("kernel source") as step:
                 step.note(self.unchecked_base)
@@ -180,21 +180,21 @@ class Bench:
 
     @property
     def images(self) -> Mapping[tuple[str, ...], GuestImage]:
-        """The images made so far, by their layers."""
+        """The images built so far, by their layers."""
         return dict(self._images)
 
     @cached_property
     def accelerator(self) -> Accelerator:
-        """How the guest's instructions are executed, and why."""
+        """The chosen accelerator, and the reason."""
         if self.shipped is not None:
             return self.shipped.accelerator
         return choose_accelerator(self.accelerator_request, self.cache, self.events)
 
     def check(self) -> None:
-        """Look at what was asked for, before anything slow starts.
+        """Check the request before any slow work.
 
         Raises:
-            UserError: no such accelerator or kernel configuration.
+            UserError: unknown accelerator or kernel configuration.
         """
         if self.accelerator_request not in ACCELERATORS:
             wanted = self.accelerator_request
@@ -210,11 +210,11 @@ class Bench:
         return apply_stages(self.source_tree, self.series.select(patchset), self.cache, self.events)
 
     def kernel(self, patchset: str, dwarf: bool = False) -> KernelBuild:
-        """The kernel of `patchset`, built or from the cache."""
+        """The kernel of `patchset`, from the cache or newly built."""
         return self._kernel_artefact(patchset, dwarf).obtain()
 
     def has_kernel(self, patchset: str) -> bool:
-        """Whether the kernel of `patchset` is in the cache; at most its stages are applied to find out."""
+        """Whether the kernel of `patchset` is in the cache. This may apply its stages, but builds nothing."""
         return self.has_source() and self._kernel_artefact(patchset).is_made
 
     def _kernel_artefact(self, patchset: str, dwarf: bool = False) -> Artefact[KernelBuild]:
@@ -225,7 +225,7 @@ class Bench:
         """Whether the kernel source is in the cache."""
         try:
             return self.origin.is_imported(self.cache)
-        except InfrastructureError:  # no package lists yet: then it is not imported either
+        except InfrastructureError:  # there are no package lists, so it is not imported either
             return False
 
     def has_image(self, layers: Sequence[str] = ()) -> bool:
@@ -240,11 +240,11 @@ class Bench:
 
     @cached_property
     def selftest_plan(self) -> SelftestPlan:
-        """The kernel's own selftests that run."""
+        """The list of kernel selftests to run."""
         return load_selftests(self.project.vm_images / "guest" / "selftests.toml")
 
     def _selftests(self) -> Artefact[Selftests]:
-        """The kernel's own, of the unpatched source: one program for all variants."""
+        """The kernel selftests of the baseline: all variants run the same programs."""
         return selftests_artefact(self.tree(BASELINE), self.selftest_plan, self.cache, self.events)
 
     @contextmanager
@@ -260,17 +260,17 @@ class Bench:
         layers: Sequence[str] = (),
         counts: Callable[[Finding], bool] = lambda finding: True,
     ) -> Iterator[Booted]:
-        """Boot `kernel` and connect; the guest is gone when the block is left.
+        """Boot `kernel` and connect; the guest ends when the block is left.
 
         Args:
-            log_directory: where console, QEMU command line and SSH transcript are written.
-            knobs: set before the block begins, and read back.
-            layers: of the guest image.
-            counts: whether a report of the kernel counts as one.
+            log_directory: directory for console log, QEMU command line and SSH transcript.
+            knobs: knobs to set, and read back, before the block begins.
+            layers: layers of the guest image.
+            counts: whether to count a report of the kernel.
 
         Raises:
-            GuestEnded: it did not come up, came up as something else than what was asked for, or ended before the
-                block did. That is what every exception in the block becomes that concerns the guest.
+            GuestEnded: the guest did not come up, differs from the request, or ended before the block did. All
+                exceptions in the block that concern the guest are converted to it.
         """
         image = self.image_with(layers)
         machine = Machine(
@@ -306,7 +306,7 @@ class Bench:
                 raise
             except Exception as error:
                 if is_up and isinstance(error, InfrastructureError):
-                    machine.why(_REASON_S)  # what talked to the guest may have noticed first that it is gone
+                    machine.why(_REASON_S)  # the connection may have noticed the end of the guest first
                 findings = [finding for finding in machine.findings() if counts(finding)]
                 ending = ending_of(error, findings, machine.failure, is_up=is_up)
                 if ending is None:
@@ -314,7 +314,7 @@ class Bench:
                 raise GuestEnded(ending, machine.console_log) from error
 
     def abort(self) -> None:
-        """End every guest at once, e.g. on Ctrl-C; whoever waits for one is told that it is lost."""
+        """End all guests at once, e.g. on Ctrl-C; threads that wait for one get GuestLost."""
         with self._lock:
             machines = list(self._machines)
         for machine in machines:
@@ -329,7 +329,7 @@ class Bench:
         try:
             running = build_id_of_notes(guest.read_bytes("/sys/kernel/notes"))
             differences = verify(guest, topology)
-        except UserError as error:  # it was we who asked
+        except UserError as error:  # the request is ours, not the user's
             raise MachineFailure(Outcome.BOOT_FAILED, str(error)) from error
         if running != kernel.build_id:
             raise MachineFailure(
@@ -338,14 +338,14 @@ class Bench:
         if differences:
             raise MachineFailure(
                 Outcome.BOOT_FAILED,
-                "the guest's topology is not what was asked for: " + "; ".join(differences),
+                "the guest does not have the requested topology: " + "; ".join(differences),
             )
 
     def _set_knob(self, guest: Guest, key: str, value: str) -> None:
         path = knob_path(key, self.series)
         try:
             guest.write_text(path, value)
-        except UserError as error:  # what was asked for is known to be right: it is this kernel that refuses
+        except UserError as error:  # the value has been checked, so the kernel is at fault
             raise MachineFailure(Outcome.BOOT_FAILED, str(error)) from error
         # A multiple choice reads back as "always [madvise] never".
         words = guest.read_text(path).split()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Calibrate instructions against this host's processor: the same faults, timed natively and counted in a guest."""
+"""Calibration: the same page faults, timed on this host's processor and counted in instructions in a guest."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from orchestrator.machine.topology import Topology
 from orchestrator.process import run
 
 WORKLOAD = "fault_latency"
-#: Host seconds that the native program may take; it needs one.
+#: Timeout of the native program in host seconds; it takes one second.
 _NATIVE_TIMEOUT_S = 120.0
 _GUEST_TIMEOUT_S = 600.0
-#: One node, for on several a fault's cost depends on where its page is.
+#: One node: with several, the cost of a fault depends on the node of the page.
 _TOPOLOGY = "1x1G"
-#: Regions at each density, and those of the workload's own part, which only shows that huge pages are given.
+#: Regions per density, and regions for the main part of the workload, which only checks for huge pages.
 _PARAMETERS = {"sweep_regions": "16", "regions": "4", "pages_per_region": "16", "dense_regions": "0"}
 _NEEDED_MIB = 512
 _THP = Path("/sys/kernel/mm/transparent_hugepage/enabled")
@@ -43,7 +43,7 @@ _KIND = "calibration"
 
 
 def last_calibration(cache: Cache) -> Calibration | None:
-    """The last calibration since this host was booted; None where there is none."""
+    """The last calibration since the host was booted; None if there is none."""
     try:
         return Calibration.of_json(_answer(cache).read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
@@ -51,15 +51,15 @@ def last_calibration(cache: Cache) -> Calibration | None:
 
 
 def calibrate(bench: Bench, rounds: int = DEFAULT_ROUNDS, again: bool = False) -> tuple[Calibration, Path]:
-    """Calibrate, or return what is kept since this host was booted.
+    """Calibrate, or return the stored calibration since the host was booted.
 
     Args:
-        bench: its accelerator is ``icount``.
-        rounds: native rounds that count, at least 1.
-        again: measure although there is an answer.
+        bench: a bench with the accelerator ``icount``.
+        rounds: number of native rounds to evaluate, at least 1.
+        again: measure again even if there is a stored calibration.
 
     Returns:
-        The calibration and the directory that keeps it.
+        The calibration, and the directory where it is stored.
 
     Raises:
         InfrastructureError: this host has no huge pages, or the guest failed.
@@ -92,29 +92,30 @@ def calibrate(bench: Bench, rounds: int = DEFAULT_ROUNDS, again: bool = False) -
 def _check_host() -> None:
     if platform.machine() != "x86_64":
         raise InfrastructureError(
-            f"this host is {platform.machine()} and the guest x86_64, so its processor says nothing of the guest's."
+            f"this host is {platform.machine()} and the guest x86_64, so the processor of this host cannot be "
+            "compared with that of the guest."
         )
     try:
         enabled = _THP.read_text(encoding="ascii")
     except FileNotFoundError:
         raise InfrastructureError(
-            f"this host's kernel has no transparent huge pages ({_THP} is missing); there is nothing to compare with."
+            f"this host's kernel has no transparent huge pages ({_THP} is missing), so calibration is not possible."
         ) from None
     if "[never]" in enabled:
         raise InfrastructureError(
-            f"transparent huge pages are switched off on this host; `echo madvise > {_THP}` as root, then calibrate."
+            f"transparent huge pages are disabled on this host; `echo madvise > {_THP}` as root, then try again."
         )
-    import psutil  # --help should not wait for it
+    import psutil  # imported here, so that --help is fast
 
     free = psutil.virtual_memory().available >> 20
     if free < _NEEDED_MIB:
         raise InfrastructureError(
-            f"this host has {free} MiB of memory left; calibrating needs {_NEEDED_MIB} MiB."
+            f"this host has {free} MiB of memory available; calibration needs {_NEEDED_MIB} MiB."
         )
 
 
 def _native(bench: Bench, rounds: int, step: Step) -> Costs:
-    """Run the workload with base pages and with huge pages in turn, and take the medians over the rounds."""
+    """Run the workload with base pages and huge pages in turn, and compute medians over the rounds."""
     workload = bench.workloads[WORKLOAD]
     values = {name: parameter.default for name, parameter in workload.parameters.items()}
     values |= check_parameters(bench.workloads, WORKLOAD, _PARAMETERS)
@@ -135,7 +136,7 @@ def _native(bench: Bench, rounds: int, step: Step) -> Costs:
             return {o.metric: o.value for o in observations_of(records, workload, "ns")}
 
         found: list[Costs] = []
-        # One more than count: a virtual machine's host backs memory at its first touch only.
+        # One extra round first: in a virtual machine, the host allocates memory at the first touch.
         for number in range(rounds + 1):
             step.progress(number, rounds + 1, "rounds")
             found.append(_both("ns", lambda advice, seed=number: measure(advice, seed)))  # type: ignore[misc]
@@ -160,7 +161,7 @@ def _in_guest(bench: Bench) -> Costs:
                     )
                     measured[advice] = {o.metric: o.value for o in done.observations}
         except GuestEnded as error:
-            raise InfrastructureError(f"the guest to calibrate by failed: {error}") from error
+            raise InfrastructureError(f"the guest for the calibration failed: {error}") from error
     return _both("insns", measured.__getitem__)
 
 
@@ -168,19 +169,19 @@ def _both(unit: str, measure: Callable[[str], Mapping[str, float]]) -> Costs:
     """Measure with base pages, then with huge pages.
 
     Raises:
-        InfrastructureError: huge pages were asked for and not given.
+        InfrastructureError: huge pages were requested but not available.
     """
     base, huge = measure("nohugepage"), measure("hugepage")
     expected = int(_PARAMETERS["regions"]) * 2048
     if huge["anon_huge_kib.max"] < expected:
         where = "this host" if unit == "ns" else "the guest"
         raise InfrastructureError(
-            f"{where} gave {huge['anon_huge_kib.max']:.0f} of {expected} KiB by huge pages: its memory is fragmented, "
-            f"or {_THP.parent}/hugepages-2048kB/enabled says never."
+            f"{where} mapped only {huge['anon_huge_kib.max']:.0f} of {expected} KiB with huge pages: "
+            f"memory is fragmented, or {_THP.parent}/hugepages-2048kB/enabled says never."
         )
 
     def costs(of: Mapping[str, float]) -> dict[int, Spread]:
-        # Instructions have a median only.
+        # For instructions there is only a median.
         medians = {pages: of[f"region_{pages}_{unit}.p50"] for pages in DENSITIES}
         return {
             pages: Spread(of.get(f"region_{pages}_{unit}.p10", p50), p50) for pages, p50 in medians.items()

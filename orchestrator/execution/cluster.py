@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Cells on a Dask cluster: artefacts are shipped once a worker, results and logs come back.
+"""Cells on a Dask cluster: artefacts are sent once per worker, and results and logs are returned.
 
-A worker needs this package and QEMU, and nothing else: kernels and the guest image travel with the cell. A
-worker thread runs one guest at a time, so a worker with N threads holds N guests.
+A worker only needs this package and QEMU: kernels and the guest image are sent with the cells. A worker thread runs
+one guest at a time, so a worker with N threads runs N guests.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Shipment:
 
 @dataclass(frozen=True)
 class Returned:
-    """What comes back of a cell: how it ended, and its log directory's files."""
+    """The result of a cell, and the files of its log directory."""
 
     result: CellResult
     logs: Mapping[str, bytes]
@@ -69,7 +69,7 @@ class Cluster:
 
     Raises:
         UserError: the address is malformed.
-        InfrastructureError: no scheduler answers there, or it has no worker.
+        InfrastructureError: the scheduler does not respond, or has no worker.
     """
 
     def __init__(self, address: str) -> None:
@@ -78,7 +78,7 @@ class Cluster:
             self._client = Client(f"tcp://{host}", timeout=_CONNECT_TIMEOUT_S, set_as_default=False)
         except (OSError, TimeoutError) as error:
             raise InfrastructureError(
-                f"no Dask scheduler answers at {host} ({error}); start one there."
+                f"no Dask scheduler responds at {host} ({error}); start one there."
             ) from error
         workers = self._client.scheduler_info(n_workers=-1)["workers"]
         if not workers:
@@ -107,8 +107,8 @@ class Cluster:
         self._shipment = self._client.scatter(shipment, broadcast=True, hash=False)
 
     def measure(self, cell: Cell, experiment: Experiment, log_directory: Path) -> CellResult:
-        """Measure one cell on some worker; blocks until it ended. A worker that dies is a lost cell."""
-        assert self._shipment is not None, "ship() comes first"
+        """Measure one cell on a worker; blocks until it ends. If the worker dies, the cell is lost."""
+        assert self._shipment is not None, "ship() must be called first"
         future = self._client.submit(
             measure_shipped,
             cell,
@@ -135,7 +135,7 @@ class Cluster:
 
 
 def measure_shipped(cell: Cell, experiment: Experiment, shipment: Shipment, stop: str) -> Returned:
-    """On a worker: unpack the shipment, once a process, and measure one cell of it.
+    """On a worker: unpack the shipment, once per process, and measure one cell.
 
     Args:
         stop: name of the distributed event that ends every guest.
@@ -172,10 +172,10 @@ def measure_shipped(cell: Cell, experiment: Experiment, shipment: Shipment, stop
 
 
 def _same_accelerator(asked: Accelerator) -> Accelerator:
-    """The accelerator of this worker, which must count as the one that the run records.
+    """The accelerator of this worker, which must be equivalent to that of the run.
 
     Raises:
-        InfrastructureError: it does not.
+        InfrastructureError: it is not.
     """
     own = Accelerator.named(asked.name, asked.reason)
     if (own.cpu, own.qemu) != (asked.cpu, asked.qemu):
@@ -193,7 +193,7 @@ _homes: dict[str, tempfile.TemporaryDirectory[str]] = {}
 def _unpacked(shipment: Shipment) -> Path:
     images = [image.digest for image, _ in shipment.images.values()]
     key = "".join([*images, *(kernel.digest for kernel, _ in shipment.kernels.values())])
-    with _unpack_lock:  # several threads of a worker begin at once
+    with _unpack_lock:  # several threads of a worker may start at the same time
         if key not in _homes:
             home = tempfile.TemporaryDirectory(prefix="orchestrate-shipment-")
             for image, files in shipment.images.values():
@@ -217,4 +217,4 @@ def _write(directory: Path, files: Mapping[str, bytes]) -> None:
         path = directory / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
-        path.chmod(0o600)  # an SSH key that others can read is refused
+        path.chmod(0o600)  # SSH rejects a key that others can read

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A countdown: one line for each part of a step that ended, with its result and the time that is left."""
+"""A countdown: one line per finished part of a step, with its result and the remaining time."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ class Countdown:
     """The parts of a step, e.g. the cells of a run.
 
     Args:
-        step: says what ended.
-        durations: of earlier runs.
-        kinds: one per part, see :class:`Remaining`.
-        unit: the plural of what a part is, e.g. ``cells``.
-        slots: parts that run side by side.
-        condition: of the first estimate, e.g. ``if nothing is in the cache``.
+        step: the step that reports finished parts.
+        durations: durations of earlier runs.
+        kinds: one kind per part, see :class:`Remaining`.
+        unit: name of the parts, in the plural, e.g. ``cells``.
+        slots: number of parts that run in parallel.
+        condition: condition of the first estimate, e.g. ``if nothing is in the cache``.
     """
 
     def __init__(
@@ -43,32 +43,32 @@ class Countdown:
         step.note(f"{self._total} {unit}, about {in_words(expected.seconds)}{when} ({basis})")
 
     def add(self, kind: str) -> None:
-        """There is one more part."""
+        """Add a part."""
         self._remaining.add(kind)
         self._total += 1
 
     def ended(self, kind: str, line: str, seconds: float | None) -> None:
-        """A part ended; `line` says how, see :func:`line_of`.
+        """Report that a part ended; for `line` see :func:`line_of`.
 
         Args:
-            seconds: it took; None where its duration says nothing about others, e.g. because it failed.
+            seconds: its duration; None if it is not typical, e.g. because the part failed.
         """
         self._remaining.ended(kind, seconds)
         self._done += 1
         self._step.item(self._done, self._total, self._unit, line, self._remaining.expected.seconds)
 
     def left_out(self, kind: str) -> None:
-        """A part will not be done."""
+        """Remove a part that will not run."""
         self._remaining.ended(kind, None)
         self._total -= 1
 
 
 def line_of(name: str, result: str, seconds: float | None, reason: str = "") -> str:
-    """How a part ended, in one line.
+    """One line on how a part ended.
 
     Args:
-        seconds: host seconds; left out where None or 0.
-        reason: its first line is given.
+        seconds: host seconds; omitted if None or 0.
+        reason: the reason, of which the first line is shown.
 
     >>> line_of("chunk baseline #3", "boot-failed", 41, "no answer\\nafter the boot")
     'chunk baseline #3 boot-failed 41 s: no answer'

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Metrics that come from counters, the same for every workload.
+"""Metrics derived from counters, the same for every workload.
 
 A counter of events in /proc/vmstat becomes its growth over the workload; a level becomes its maximum. The counters
 that a patch series adds become the metrics that its ``series.toml`` describes.
@@ -16,7 +16,7 @@ from orchestrator.store.observation import Metric, Observation, Sample
 _VMSTAT = "vmstat"
 _MEMINFO = "meminfo"
 
-#: Events of /proc/vmstat (mm/vmstat.c) that a reviewer of a THP series looks at, by the metric they become.
+#: Events in /proc/vmstat (mm/vmstat.c) that matter for a THP series, by the name of their metric.
 EVENTS: Mapping[str, tuple[str, ...]] = {
     # A promotion is an existing range made huge; the baseline does it by copy only.
     "promotions.total": ("thp_collapse_alloc",),
@@ -26,7 +26,7 @@ EVENTS: Mapping[str, tuple[str, ...]] = {
     "oom_kills.total": ("oom_kill",),
 }
 
-#: What each derived metric means, in the form a workload's manifest gives its own.
+#: The derived metrics, in the form of metrics in a workload's manifest.
 DERIVED_METRICS: Mapping[str, Metric] = {
     metric.name: metric
     for metric in (
@@ -35,25 +35,25 @@ DERIVED_METRICS: Mapping[str, Metric] = {
             "KiB",
             "lower",
             primary=True,
-            help="peak of MemTotal - MemAvailable, over the start",
+            help="peak of MemTotal - MemAvailable, minus its value at the start",
         ),
         Metric(
             "held_kib.max",
             "KiB",
             "lower",
-            help="peak of MemTotal - MemFree, reservations included, over the start",
+            help="peak of MemTotal - MemFree, with reservations, minus the start",
         ),
         Metric(
             "processes_kib.max",
             "KiB",
             "lower",
-            help="peak of what the workload's processes have in memory, shared pages split among them (Pss)",
+            help="peak memory use of the workload's processes, with shared pages split among them (Pss)",
         ),
         Metric(
             "promotions.total",
             "ranges",
             None,
-            help="ranges made huge after their first fault: more where fewer are huge from the start",
+            help="ranges that became huge after their first fault, and not by it",
         ),
         Metric(
             "collapses_by_copy.total",
@@ -66,13 +66,11 @@ DERIVED_METRICS: Mapping[str, Metric] = {
             "multi_size_faults.total",
             "faults",
             None,
-            help="faults that mapped a page larger than a base page and smaller than a huge one",
+            help="faults that mapped a folio larger than a base page and smaller than a huge page",
         ),
-        Metric(
-            "multi_size_kib.sum", "KiB", None, help="what those faults mapped, each by the size of its page"
-        ),
-        Metric("pmd_splits.total", "splits", None, help="huge mappings split"),
-        Metric("oom_kills.total", "kills", None, help="processes that the OOM killer ended"),
+        Metric("multi_size_kib.sum", "KiB", None, help="memory mapped by those faults"),
+        Metric("pmd_splits.total", "splits", None, help="split PMD mappings of huge pages"),
+        Metric("oom_kills.total", "kills", None, help="processes killed by the OOM killer"),
     )
 }
 
@@ -89,10 +87,10 @@ def derived_metrics(series: Series) -> dict[str, Metric]:
 def observations_from_counters(
     samples: Sequence[Sample], of_series: Sequence[CounterMetric] = ()
 ) -> list[Observation]:
-    """The derived metrics that these samples allow.
+    """The derived metrics that can be computed from these samples.
 
-    A counter the kernel lacks yields no metric, and neither does a peak where nobody looked between before and
-    after: those two readings hold none.
+    There is no metric for a counter that the kernel does not have, and no peak without readings while the workload
+    ran.
 
     Args:
         of_series: the metrics that the series describes; one with the name of a general metric replaces it.
@@ -157,7 +155,7 @@ def _edge(samples: Sequence[Sample], phase: str) -> dict[str, int]:
 
 
 def _multi_size_faults(samples: Sequence[Sample]) -> dict[int, int]:
-    """KiB of a page larger than a base page and smaller than a huge one -> faults that mapped one.
+    """Size in KiB of folios between base page and huge page -> number of faults that mapped one.
 
     The kernel counts the faults of each size in ``hugepages-<size>kB/stats/anon_fault_alloc``
     (Documentation/admin-guide/mm/transhuge.rst), huge pages included.
@@ -171,7 +169,7 @@ def _multi_size_faults(samples: Sequence[Sample]) -> dict[int, int]:
 
 
 def _used(samples: Sequence[Sample], total: str, left: str) -> list[int]:
-    """`total` - `left` in KiB at each reading of both, in the order of time."""
+    """`total` - `left` in KiB for each reading of both, in order of time."""
     totals, lefts = (
         {
             s.guest_s: s.value

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What all kinds of run share: create or reopen a run directory, prepare kernels, keep what was reached.
+"""Common code of all kinds of run: create or reopen a run directory, prepare kernels, store the results.
 
-A kind of run is a folder beside this module: ``request.py`` says what is asked for, ``run.py`` does it, ``report.py``
-shows what came of it. They do not know each other, except that a bisection measures and checks.
+Each kind of run is a package next to this module: ``request.py`` describes the request, ``run.py`` executes it, and
+``report.py`` shows the results. The packages do not import each other, except that a bisection measures and checks.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from orchestrator.kernel.series import Series, load_series
 from orchestrator.store.manifest import Manifest, RunKind, read_manifest
 from orchestrator.store.run import RunWriter, find_run
 
-#: The command that finishes a run of each kind.
+#: The command that resumes a run of each kind.
 RESUMES: Mapping[RunKind, str] = {
     RunKind.RUN: "orchestrate run --resume",
     RunKind.CHECK: "orchestrate check --resume",
@@ -40,26 +40,26 @@ RESUMES: Mapping[RunKind, str] = {
 _CALLED: Mapping[RunKind, str] = {
     RunKind.RUN: "a measuring run",
     RunKind.CHECK: "a check",
-    RunKind.TEST: "a test of correctness",
+    RunKind.TEST: "a correctness test",
     RunKind.BISECT: "a bisection",
     RunKind.VERIFY: "a verification of a series",
 }
 
-#: The kernel of each patchset; one that does not build is a value, for its cells end as build-failed.
+#: The kernel per patchset, or the build failure, with which its cells end.
 Kernels = Mapping[str, KernelBuild | BuildFailed]
 
 
 def resume_command(kind: RunKind, run: str) -> str:
-    """The command that finishes a run."""
+    """The command that resumes a run."""
     return f"{RESUMES[kind]} {run}"
 
 
 def reopen(results: Path, name: str, kind: RunKind) -> RunWriter:
-    """Open a run directory to finish it, and record the code that does.
+    """Reopen a run directory to resume the run, and record the version of the code that resumes it.
 
     Args:
-        name: as :func:`orchestrator.store.run.find_run` takes it.
-        kind: what the command finishes.
+        name: name of the run, see :func:`orchestrator.store.run.find_run`.
+        kind: the kind of run that the command resumes.
 
     Raises:
         UserError: no such run, one of another kind, or one that is being written to.
@@ -68,7 +68,7 @@ def reopen(results: Path, name: str, kind: RunKind) -> RunWriter:
     manifest = read_manifest(path)
     if manifest.kind is not kind:
         raise UserError(
-            f"{path.name} is {_CALLED[manifest.kind]}, not {_CALLED[kind]}; finish it with: "
+            f"{path.name} is {_CALLED[manifest.kind]}, not {_CALLED[kind]}; resume it with: "
             f"{resume_command(manifest.kind, path.name)}"
         )
     writer = RunWriter.reopen(path)
@@ -79,7 +79,7 @@ def reopen(results: Path, name: str, kind: RunKind) -> RunWriter:
 
 
 def series_of(manifest: Manifest, project: Path) -> tuple[Series, Path | None]:
-    """The series of a run, and its directory where it is not the project's.
+    """The series of a run, and its directory if it is not that of the project.
 
     Args:
         project: directory of the project's own series.
@@ -89,9 +89,9 @@ def series_of(manifest: Manifest, project: Path) -> tuple[Series, Path | None]:
 
 
 def check_same_series(writer: RunWriter, bench: Bench) -> None:
-    """A run is finished with the patches that it began with, or not at all.
+    """Check that the patches have not changed since the run began.
 
-    A series that has got an alternative patch for another base gives the same source: then the trees decide.
+    If the series has a new alternative patch for another base, the source is the same: so compare the trees.
 
     Raises:
         UserError: the patches have changed.
@@ -103,7 +103,7 @@ def check_same_series(writer: RunWriter, bench: Bench) -> None:
         if variant.tree is not None:
             check_same_source(writer, bench)
             same = bench.tree(variant.patchset).tree == variant.tree
-        else:  # nothing was built: the digest was that of the patch alone, before there was an alternative
+        else:  # nothing was built, and without alternatives the digest is that of the patch alone
             same = len(stages) == len(variant.stages) and all(
                 before.digest in (now.digest, file_digest(now.patch))
                 for before, now in zip(variant.stages, stages, strict=True)
@@ -115,7 +115,7 @@ def check_same_series(writer: RunWriter, bench: Bench) -> None:
 
 
 def check_same_source(writer: RunWriter, bench: Bench) -> None:
-    """A run is finished on the source that it began with, or not at all.
+    """Check that the kernel source has not changed since the run began.
 
     Raises:
         UserError: the source has changed.
@@ -131,10 +131,10 @@ def check_same_source(writer: RunWriter, bench: Bench) -> None:
 def prepare(
     writer: RunWriter, bench: Bench, patchsets: Iterable[str], images: Mapping[str, Sequence[str]]
 ) -> Kernels:
-    """Everything slow that the cells of a run share, and what ``run.json`` says of it.
+    """Prepare everything slow that the cells of a run share, and record it in ``run.json``.
 
     Args:
-        patchsets: whose kernels are needed.
+        patchsets: patchsets whose kernels are needed.
         images: workload -> layers of its guest image.
 
     Raises:
@@ -154,7 +154,7 @@ def prepare(
 
 
 def build(writer: RunWriter, bench: Bench, patchset: str) -> KernelBuild | BuildFailed:
-    """The kernel of a patchset, with its build log and what ``run.json`` says of it."""
+    """Build the kernel of a patchset; store its build log, and its record in ``run.json``."""
     kernel: KernelBuild | BuildFailed
     try:
         kernel = bench.kernel(patchset)
@@ -176,24 +176,26 @@ def attempt(events: Events, writer: RunWriter) -> Iterator[None]:
     """Keep a log of every event while the block fills a run directory.
 
     Raises:
-        UserError: as the block. A directory where nothing was measured is removed: the request was wrong.
-        InfrastructureError: as the block, with the directory's name.
+        UserError: raised by the block. The run directory is removed if it has no results.
+        InfrastructureError: raised by the block; the run directory is added to the message.
     """
     with _event_log(events, writer.path):
         try:
             yield
         except UserError:
-            # A patch that does not apply, an option that vanished.
+            # E.g. a patch that does not apply, or an option that is not in the final configuration.
             if not writer.outcomes():
                 shutil.rmtree(writer.path)
             raise
         except InfrastructureError as error:
-            raise InfrastructureError(f"{error} What was found is in {writer.path}.", error.log) from error
+            raise InfrastructureError(
+                f"{error} The results so far are in {writer.path}.", error.log
+            ) from error
 
 
 @contextmanager
 def _event_log(events: Events, run: Path) -> Iterator[None]:
-    """Write every event but progress to ``logs/events.jsonl`` of the run."""
+    """Write all events except progress to ``logs/events.jsonl`` of the run."""
     with (run / "logs" / "events.jsonl").open("a", encoding="utf-8") as log:
 
         def keep(event: Event) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""How long things take on this host: remembered from earlier times, else a stated guess."""
+"""Expected durations on this host: from earlier runs, else a guess that is reported as one."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from orchestrator.events import Event
 
 Basis = Literal["this run", "earlier runs on this host", "a guess"]
 
-#: How many durations of a kind are kept; the median of them is what is expected.
+#: Number of durations to keep per kind; their median is the expected duration.
 _KEPT: Final = 9
-#: Host seconds where nothing was measured yet, by the first word of the kind; a kernel's are of one CPU.
+#: Guesses in host seconds, by the first word of the kind; for kernels in CPU seconds.
 _GUESSES_S: Final[Mapping[str, float]] = {
     "source": 150.0,
     "image": 20.0,
@@ -39,11 +39,11 @@ _PER_CPU: Final = ("kernel-first", "kernel-next", "selftests")
 
 @dataclass(frozen=True)
 class Expected:
-    """How long something is expected to take.
+    """An expected duration.
 
     Args:
         seconds: host seconds.
-        basis: where that comes from.
+        basis: where the number comes from.
     """
 
     seconds: float
@@ -51,9 +51,9 @@ class Expected:
 
 
 class Durations:
-    """The durations of one cache on this host.
+    """The durations stored in a cache on this host.
 
-    A kind is a word and what the duration depends on, e.g. ``cell chunk icount 4x2G``.
+    A kind is a word, followed by what the duration depends on, e.g. ``cell chunk icount 4x2G``.
     """
 
     def __init__(self, cache: Cache) -> None:
@@ -62,7 +62,7 @@ class Durations:
         self._path: Path = cache.root / "durations" / f"{digest(host)}.json"
 
     def expected(self, kind: str) -> Expected:
-        """What to expect: the median of what was measured, else a guess."""
+        """The expected duration: the median of measured ones, else a guess."""
         measured = self._measured().get(kind)
         if measured:
             return Expected(statistics.median(measured), "earlier runs on this host")
@@ -71,7 +71,7 @@ class Durations:
         return Expected(_GUESSES_S[word] / cpus, "a guess")
 
     def remember(self, kind: str, seconds: float) -> None:
-        """Keep one duration; one that cannot be kept is not missed."""
+        """Store a duration; errors are ignored."""
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             with self._cache.lock("durations").acquire(timeout=2):
@@ -84,7 +84,7 @@ class Durations:
             return
 
     def heard(self, event: Event) -> None:
-        """Remember the duration of a step that ended well, where the step says of which kind it is."""
+        """Store the duration of a successful step, if the step has a kind."""
         if event.kind == "end" and event.like:
             self.remember(event.like, event.seconds)
 
@@ -97,7 +97,7 @@ class Durations:
 
 
 def in_words(seconds: float) -> str:
-    """A duration as a person says it.
+    """Format a duration for display.
 
     >>> in_words(41), in_words(660), in_words(7500)
     ('41 s', '11 min', '2 h 5 min')

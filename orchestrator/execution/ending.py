@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""How a guest ended: the one mapping from what was seen to an outcome with its evidence.
+"""How a guest ended: the only mapping from observations to an outcome with its evidence.
 
-Three things are seen: the exception that stopped the work, what the kernel reported on its console, and how QEMU ended.
-:meth:`orchestrator.execution.bench.Bench.boot` asks for all three, so its callers get an :class:`Ending` and never have
-to find out themselves why a connection broke. docs/architecture.md has the mapping as a table.
+There are three observations: the exception that stopped the work, the kernel's reports on the console, and how QEMU
+ended. :meth:`orchestrator.execution.bench.Bench.boot` combines them, so its callers get an :class:`Ending` and need not
+find out why a connection broke. docs/architecture.md has the mapping as a table.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from orchestrator.machine.oops import Finding
 from orchestrator.machine.qemu import MachineFailure
 from orchestrator.store.outcome import Outcome
 
-#: What only a guest does.
+#: Exceptions that always concern the guest.
 _OF_GUEST = (MachineFailure, GuestLost, CommandTimeout, CommandFailed, WorkloadFailed)
-#: The outcomes that the kernel reported itself.
+#: Outcomes from reports of the kernel.
 _REPORTED = (Outcome.KERNEL_PANIC, Outcome.KERNEL_BUG)
 
 
 @dataclass(frozen=True)
 class Ending:
-    """How a guest ended, or how it is while it runs.
+    """How a guest ended, or its state while it runs.
 
     Args:
-        outcome: exactly one.
-        evidence: for a person: one line that says what happened, then the kernel's, QEMU's or the workload's own
-            words. Empty where the outcome is ok.
-        findings: everything that the kernel reported.
+        outcome: the outcome.
+        evidence: one line that says what happened, followed by output of the kernel, QEMU or the workload; empty if
+            the outcome is ok.
+        findings: all reports of the kernel.
     """
 
     outcome: Outcome
@@ -42,7 +42,7 @@ class Ending:
 
     @property
     def is_ok(self) -> bool:
-        """Whether all went well."""
+        """Whether there was no problem."""
         return self.outcome is Outcome.OK
 
     @property
@@ -52,7 +52,7 @@ class Ending:
 
     @property
     def reports(self) -> tuple[str, ...]:
-        """Everything there is to show: the outcome with its evidence, then what else the kernel reported."""
+        """Everything to show: the outcome with its evidence, then all other reports of the kernel."""
         others = [each for each in self.findings if not self.evidence.startswith(f"{each.title}\n")]
         return (
             f"{self.outcome.value}: {self.evidence}",
@@ -67,16 +67,16 @@ class Ending:
 
     @property
     def exit_status(self) -> int:
-        """Of a command that ends because its guest did: 0, 1 for the host's failure, 3 for the guest's."""
+        """Exit status of a command that ends because its guest did: 0, 1 if the host failed, 3 if the guest failed."""
         return 0 if self.is_ok else 1 if self.is_lost else 3
 
 
-class GuestEnded(OrchestrateError):  # noqa: N818 - it is an end, and values name it so
+class GuestEnded(OrchestrateError):  # noqa: N818 - named like an outcome
     """A guest did not come up, or ended before its work was done.
 
     Args:
-        ending: how.
-        log: its console log.
+        ending: how it ended.
+        log: console log of the guest.
     """
 
     def __init__(self, ending: Ending, log: Path | None = None) -> None:
@@ -85,7 +85,7 @@ class GuestEnded(OrchestrateError):  # noqa: N818 - it is an end, and values nam
         self.exit_status = ending.exit_status
 
     def __reduce__(self) -> tuple[type[GuestEnded], tuple[object, ...]]:
-        """Both arguments, so that it survives the way from a worker process."""
+        """Both arguments, so that the exception can be pickled in a worker process."""
         return GuestEnded, (self.ending, self.log)
 
 
@@ -96,19 +96,19 @@ def ending_of(
     *,
     is_up: bool = True,
 ) -> Ending | None:
-    """Map what was seen of a guest to how it ended.
+    """Map the observations of a guest to how it ended.
 
-    The first that applies decides: the kernel's own report (a panic before any other), the machine's reason, the
+    The first that applies is used: a report of the kernel (a panic before all others), the failure of the machine, the
     exception.
 
     Args:
-        error: what stopped the work; None where nothing did.
-        findings: on the guest's console.
-        failure: the machine's own account: how QEMU ended, or why the guest did not come up; None while it runs.
-        is_up: whether the guest had come up when `error` was raised.
+        error: the exception that stopped the work; None if there was none.
+        findings: reports on the console of the guest.
+        failure: the failure of the machine: how QEMU ended, or why the guest did not come up; None while it runs.
+        is_up: whether the guest was up when `error` was raised.
 
     Returns:
-        None where `error` does not concern the guest: a wrong request, a fault of this program, Ctrl-C.
+        None if `error` does not concern the guest: a wrong request, a bug of this program, Ctrl-C.
     """
     if isinstance(error, MachineFailure):
         failure = failure or error
@@ -124,7 +124,7 @@ def ending_of(
         return Ending(Outcome.LOST, f"{failure.evidence}{before}")
     if worst is not None:
         evidence = f"{worst.title}\n{worst.text}"
-        # The kernel's words are the panic's own; any other end is worth a line.
+        # For a panic the report says everything; for any other end, add a line.
         reason = failure or error
         if reason is not None and not (failure is not None and failure.outcome in _REPORTED):
             evidence += f"\nthen: {_first_line(reason)}"
@@ -147,7 +147,7 @@ def _concerns_guest(error: BaseException | None, *, is_gone: bool, is_up: bool) 
         return True
     if isinstance(error, UserError):
         return is_gone
-    if isinstance(error, InfrastructureError):  # what we run in the guest failed, or the host did
+    if isinstance(error, InfrastructureError):  # a program in the guest failed, or the host
         return is_up or is_gone
     return False
 

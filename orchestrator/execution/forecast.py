@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""How much time and disk a run still needs."""
+"""Estimates of the remaining time and disk space of a run."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ _CELL_GIB: Final = 0.001
 
 @dataclass(frozen=True)
 class Forecast:
-    """What is still to be done.
+    """The remaining work of a run.
 
     Args:
-        prepare: everything before the first cell, by what it is.
-        cells: all cells together.
-        conclude: comparison, plots and report.
-        disk_gib: what will be written, in GiB.
+        prepare: durations of the steps before the first cell.
+        cells: duration of all cells.
+        conclude: duration of comparison, plots and report.
+        disk_gib: disk space to be used, in GiB.
     """
 
     prepare: Sequence[tuple[str, Expected]]
@@ -45,28 +45,28 @@ class Forecast:
 
     @property
     def seconds(self) -> float:
-        """Host seconds, all together."""
+        """Total host seconds."""
         return sum(each.seconds for _, each in self.prepare) + self.cells.seconds + self.conclude.seconds
 
     @property
     def basis(self) -> str:
-        """Where the figure comes from, in one clause."""
+        """Where the estimate comes from, as a clause."""
         parts = [*self.prepare, ("cells", self.cells)]
         guessed = [name for name, each in parts if each.basis == "a guess"]
         if not guessed:
             return "from earlier runs on this host"
         if len(guessed) == len(parts):
-            return "a guess: nothing like it was done on this host yet"
+            return "a guess: there is no similar run on this host yet"
         return f"from earlier runs on this host; a guess for {', '.join(dict.fromkeys(guessed))}"
 
 
 class Remaining:
-    """The parts of a command's work that have not ended yet, e.g. cells, and how long they will take.
+    """The remaining parts of a command's work, e.g. cells, and their expected duration.
 
     Args:
-        durations: of earlier runs.
-        kinds: one per part, see :class:`Durations`; parts of one kind take about the same time.
-        slots: parts that run side by side.
+        durations: durations of earlier runs.
+        kinds: one kind per part, see :class:`Durations`; parts of the same kind take about the same time.
+        slots: number of parts that run in parallel.
     """
 
     def __init__(self, durations: Durations, kinds: Iterable[str], slots: int = 1) -> None:
@@ -76,14 +76,14 @@ class Remaining:
         self._seen: dict[str, list[float]] = {}
 
     def add(self, kind: str) -> None:
-        """There is one more part."""
+        """Add a part."""
         self._left[kind] += 1
 
     def ended(self, kind: str, seconds: float | None) -> None:
-        """A part ended.
+        """Report that a part ended.
 
         Args:
-            seconds: it took; None where its duration says nothing about others, e.g. because it failed.
+            seconds: its duration; None if it is not typical, e.g. because the part failed.
         """
         self._left[kind] -= 1
         if seconds is not None:
@@ -92,7 +92,7 @@ class Remaining:
 
     @property
     def expected(self) -> Expected:
-        """What the parts that are left are expected to take."""
+        """The expected duration of the remaining parts."""
         each = {kind: self._of(kind) for kind, count in self._left.items() if count > 0}
         if not each:
             return Expected(0.0, "this run")
@@ -111,27 +111,27 @@ class Remaining:
 
 
 def kind_of_cell(cell: Cell, experiment: Experiment, accelerator: str, slots: int) -> str:
-    """What the duration of a cell depends on.
+    """The key for the duration of a cell.
 
     Args:
-        accelerator: its name.
-        slots: guests side by side.
+        accelerator: name of the accelerator.
+        slots: number of guests that run in parallel.
     """
     parameters = ",".join(f"{k}={v}" for k, v in sorted(experiment.workloads[cell.workload].items()))
     named = f"{cell.workload}:{parameters}" if parameters else cell.workload
-    # Guests that share the host's processors slow each other down.
+    # Guests that share the host's CPUs slow each other down.
     crowd = math.ceil(slots / (os.cpu_count() or 1))
     return f"cell {named} {accelerator} {experiment.topology.text} x{crowd}"
 
 
 def forecast(experiment: Experiment, bench: Bench, todo: Sequence[Cell], slots: int) -> Forecast:
-    """What `todo` needs, with what is in the cache now.
+    """The work for the cells `todo`, given the current state of the cache.
 
     Args:
-        slots: guests side by side.
+        slots: number of guests that run in parallel.
 
     Raises:
-        InfrastructureError: there is no QEMU, or no accelerator as asked for.
+        InfrastructureError: QEMU is missing, or the requested accelerator does not work.
     """
     durations = bench.durations
     prepare: list[tuple[str, Expected]] = []
@@ -157,7 +157,7 @@ def forecast(experiment: Experiment, bench: Bench, todo: Sequence[Cell], slots: 
 
 
 def free_gib(directory: Path) -> float:
-    """GiB that are free where `directory` is, or will be."""
+    """Free disk space in GiB at `directory`, which may not exist yet."""
     place = directory
     while not place.exists():
         place = place.parent

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Whether this host can run experiments: programs, headers, memory, disk, the KVM probe's answer."""
+"""Whether this host can run experiments: programs, headers, memory, disk, and the KVM probe."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from orchestrator.machine.accelerator import choose_accelerator
 from orchestrator.process import PACKAGES, run
 from orchestrator.project import Project
 
-#: Programs without which the main job cannot work, and those without which something lesser is missing.
+#: Mandatory programs, and programs for optional functions.
 REQUIRED = (
     "gcc", "ld", "make", "flex", "bison", "bc", "perl", "git", "tar", "xz",
     "setpriv", "ssh-keygen", "qemu-system-x86_64",
@@ -29,12 +29,12 @@ REQUIRED = (
 #: Where the kernel source and the parts of the guest image come from, on Debian and what descends from it.
 DEBIAN = ("apt-get", "apt-cache", "dpkg-query", "dpkg-deb")
 OPTIONAL = {
-    "ccache": "kernels build again from scratch where ccache would have kept the objects",
+    "ccache": "without it, more objects are recompiled",
     "gdb": "`orchestrate debug` needs it",
     "sparse": "`orchestrate series verify` needs it",
     "ssh": "`orchestrate shell` needs it",
 }
-#: Headers that the kernel's host tools (objtool, certs) are compiled with.
+#: Headers that the kernel's host tools (objtool, certs) need.
 HEADERS = {"gelf.h": "libelf-dev", "openssl/bio.h": "libssl-dev"}
 #: One unpacked source, its git repository and the objects of two configurations.
 _DISK_GIB = 10.0
@@ -43,12 +43,12 @@ _MEMORY_GIB = 5.0
 
 @dataclass(frozen=True)
 class HostFinding:
-    """One thing that was looked at.
+    """The result of one check.
 
     Args:
-        what: its name.
-        state: ``lacks`` means that a run could not work.
-        text: a sentence: what is there, or what to do.
+        what: name of the checked item.
+        state: ``lacks`` means that runs cannot work.
+        text: what was found, or what to do.
     """
 
     what: str
@@ -57,7 +57,7 @@ class HostFinding:
 
 
 def examine(project: Project, cache: Cache, events: Events) -> list[HostFinding]:
-    """Look at everything a run needs; nothing is changed but the cached answer of the KVM probe."""
+    """Check everything that a run needs. Only the result of the KVM probe is cached; nothing else changes."""
     found: list[HostFinding] = []
     apt = shutil.which("apt-get") is not None
     missing: list[str] = []
@@ -88,7 +88,7 @@ def examine(project: Project, cache: Cache, events: Events) -> list[HostFinding]
         look_for("static linking", "works" if linked.returncode == 0 else None, "libc6-dev", "lacks", "")
     if missing and apt:
         packages = " ".join(dict.fromkeys(missing))
-        found.append(HostFinding("to get them", "note", f"as root: apt-get install {packages}"))
+        found.append(HostFinding("to install them", "note", f"as root: apt-get install {packages}"))
     found += [_base(project, cache, events), _disk(cache)]
     memory = psutil.virtual_memory().available / 2**30
     found.append(
@@ -112,20 +112,20 @@ def examine(project: Project, cache: Cache, events: Events) -> list[HostFinding]
 def _debian(apt: bool) -> HostFinding:
     missing = [program for program in DEBIAN if shutil.which(program) is None]
     if not missing:
-        return HostFinding("Debian packages", "ok", "apt and dpkg are there")
+        return HostFinding("Debian packages", "ok", "apt and dpkg are available")
     if apt:
         return HostFinding("Debian packages", "lacks", f"{', '.join(missing)} missing; install apt and dpkg")
     return HostFinding(
         "Debian packages",
         "lacks",
-        "this host has no apt: name the kernel with --source (a git tree, a directory or a tarball), and `build` "
-        "and `series` work; the guest image is made of Debian packages, so what boots a guest (`run`, `test`, "
-        "`boot`) needs Debian or Ubuntu, in a container too",
+        "this host has no apt: with --source (a git tree, a directory or a tarball), `build` and `series` work; "
+        "the guest image is made from Debian packages, so commands that boot a guest (`run`, `test`, `boot`) "
+        "need Debian or Ubuntu, which may be in a container",
     )
 
 
 def _base(project: Project, cache: Cache, events: Events) -> HostFinding:
-    """The kernel source that a run would be based on; without one, --source still works."""
+    """The kernel source that a run would use; without one, --source still works."""
     base = base_of(Bench(project, cache, events))
     text = "; ".join([base.sentence, *base.remarks] if base.description else base.remarks)
     return HostFinding("kernel source", "note" if base.remarks else "ok", text)
@@ -146,5 +146,5 @@ def _disk(cache: Cache) -> HostFinding:
     return HostFinding(
         "disk",
         "lacks",
-        f"{free:.1f} GiB free at {place}, a run needs {_DISK_GIB:.0f}; set ORCHESTRATE_CACHE elsewhere",
+        f"{free:.1f} GiB free at {place}, a run needs {_DISK_GIB:.0f}; set ORCHESTRATE_CACHE to another disk",
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""One cell: boot a guest, run the workload in it between two readings of all counters, say how it ended."""
+"""One cell: boots a guest, runs the workload between two readings of all counters, and returns the result."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from orchestrator.store.outcome import Outcome
 
 @dataclass
 class CellResult:
-    """How a cell ended, and what it measured. It starts as lost: an end has to be seen.
+    """The result of a cell. The initial outcome is lost, until an end is observed.
 
     Args:
-        evidence: for a person: empty where the outcome is ok, else the console's or the workload's own words.
-        boot_s, run_s, total_s: host seconds of the boot, of the workload and of everything.
+        evidence: output of the console or the workload that shows what happened; empty if the outcome is ok.
+        boot_s, run_s, total_s: duration of the boot, the workload and the whole cell in host seconds.
     """
 
     cell: Cell
     outcome: Outcome = Outcome.LOST
-    evidence: str = "no end was recorded"
+    evidence: str = "the end was not recorded"
     boot_s: float = 0.0
     run_s: float = 0.0
     total_s: float = 0.0
@@ -45,13 +45,13 @@ class CellResult:
 def measure_cell(
     cell: Cell, experiment: Experiment, bench: Bench, kernel: KernelBuild, log_directory: Path
 ) -> CellResult:
-    """Run one cell to one of the outcomes; what a guest does wrong is a value, never an exception.
+    """Run one cell. Failures of the guest are results, never exceptions.
 
     Args:
-        log_directory: ``logs/<cell>/`` of the run.
+        log_directory: ``logs/<cell>/`` in the run directory.
 
     Raises:
-        InfrastructureError: no guest could be started, e.g. QEMU is not installed.
+        InfrastructureError: no guest could be started, e.g. because QEMU is not installed.
     """
     result = CellResult(cell)
     variant = experiment.variant(cell.variant)
@@ -111,7 +111,7 @@ def _measure(
 
 
 def write_evidence(result: CellResult, log_directory: Path) -> None:
-    """Leave the cell's end as a small file beside its logs, for a person who looks there."""
+    """Write the result of the cell to a small file next to its logs."""
     facts = {
         "cell": result.cell.id,
         "outcome": result.outcome.value,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Where cells are measured: on this host, or on a cluster."""
+"""The place where cells are measured: this host, or a cluster."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _SCHEME = "dask://"
 
 
 def scheduler_of(executor: str) -> str:
-    """``HOST:PORT`` of the scheduler that ``--executor dask://HOST:PORT`` names.
+    """``HOST:PORT`` of the scheduler in ``--executor dask://HOST:PORT``.
 
     Raises:
-        UserError: it is written otherwise.
+        UserError: the text has another form.
     """
     host = executor.removeprefix(_SCHEME)
     if host == executor or ":" not in host:
@@ -33,25 +33,25 @@ def scheduler_of(executor: str) -> str:
 
 
 class Place(Protocol):
-    """Something that can measure cells, several at a time."""
+    """A place that can measure several cells at a time."""
 
     slots: int
 
     def ship(self, bench: Bench, kernels: Mapping[str, KernelBuild]) -> None:
-        """Make ready: every kernel that will be booted, by patchset."""
+        """Prepare for measuring; `kernels` has all kernels that will be booted, by patchset."""
 
     def measure(self, cell: Cell, experiment: Experiment, log_directory: Path) -> CellResult:
-        """Measure one cell; blocks until it ended."""
+        """Measure one cell; blocks until it ends."""
 
     def abort(self) -> None:
-        """End every guest at once."""
+        """End all guests at once."""
 
 
 class ThisHost:
-    """Cells as guests of this process.
+    """Measures cells on this host.
 
     Args:
-        slots: guests side by side.
+        slots: number of guests that run in parallel.
     """
 
     def __init__(self, slots: int) -> None:
@@ -60,35 +60,35 @@ class ThisHost:
         self._kernels: Mapping[str, KernelBuild] = {}
 
     def ship(self, bench: Bench, kernels: Mapping[str, KernelBuild]) -> None:
-        """Keep what is here already."""
+        """Store the bench and the kernels, which are local already."""
         self._bench, self._kernels = bench, kernels
 
     def measure(self, cell: Cell, experiment: Experiment, log_directory: Path) -> CellResult:
-        """Measure one cell; blocks until it ended."""
-        assert self._bench is not None, "ship() comes first"
+        """Measure one cell; blocks until it ends."""
+        assert self._bench is not None, "ship() must be called first"
         kernel = self._kernels[experiment.variant(cell.variant).patchset]
         return measure_cell(cell, experiment, self._bench, kernel, log_directory)
 
     def abort(self) -> None:
-        """End every guest at once."""
+        """End all guests at once."""
         if self._bench is not None:
             self._bench.abort()
 
 
 def place_of(executor: str, guests: int | None, experiment: Experiment, bench: Bench) -> Place:
-    """Where ``--executor`` says that guests run.
+    """The place where guests run, according to ``--executor``.
 
     Args:
-        guests: side by side on this host; None for as many as it takes.
+        guests: number of parallel guests on this host; None for as many as suit the host.
 
     Raises:
-        UserError: it is neither ``local`` nor ``dask://HOST:PORT``, or this host has too little memory.
-        InfrastructureError: no scheduler answers there.
+        UserError: `executor` is neither ``local`` nor ``dask://HOST:PORT``, or this host has too little memory.
+        InfrastructureError: the scheduler does not respond.
     """
     if executor == LOCAL:
         return ThisHost(admit(guests, experiment.topology, bench.accelerator, len(experiment.cells)).guests)
-    scheduler_of(executor)  # a wrong address is said before a missing package
-    # Dask takes a second to import; only those who ask for it wait.
+    scheduler_of(executor)  # report a wrong address before a missing package
+    # Dask takes a second to import, so it is only imported when it is used.
     from orchestrator.execution.cluster import Cluster
 
     return Cluster(executor)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def processor_model() -> str:
-    """What ``/proc/cpuinfo`` calls this host's processor."""
+    """Model name of this host's processor in ``/proc/cpuinfo``."""
     for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
         if line.startswith("model name"):
             return line.partition(":")[2].strip()

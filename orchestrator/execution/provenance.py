@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Where a run comes from: what every run directory keeps, so that the run can be repeated and doubted."""
+"""Provenance of a run: what its directory records, so that the run can be repeated and verified."""
 
 from __future__ import annotations
 
@@ -65,14 +65,14 @@ def begin(
     workloads: Mapping[str, WorkloadRecord],
     cells: Sequence[PlannedCell],
 ) -> Manifest:
-    """What ``run.json`` says of any run before anything slow starts; nothing here builds or boots.
+    """The common content of ``run.json`` before any slow work; this neither builds nor boots.
 
     Args:
         command: words of the command line.
 
     Raises:
         UserError: there is no such source.
-        InfrastructureError: this host can get no version of the source's package.
+        InfrastructureError: no version of the source package is available on this host.
     """
     series = bench.series
     directory = bench.series_directory
@@ -112,7 +112,7 @@ def measuring_code() -> Code:
 
 @lru_cache
 def _checkout() -> str | None:
-    """``git describe --always --dirty`` of the checkout; None where there is none, or no git."""
+    """``git describe --always --dirty`` of the checkout; None without a checkout or git."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists() or shutil.which("git") is None:
         return None
@@ -123,7 +123,7 @@ def _checkout() -> str | None:
 
 
 def topology_record(topology: Topology) -> TopologyRecord:
-    """The emulated machine as ``run.json`` has it."""
+    """The record of the topology in ``run.json``."""
     return TopologyRecord(
         text=topology.text,
         nodes=tuple(NodeRecord(cpus=node.cpus, memory_mib=node.memory_mib) for node in topology.nodes),
@@ -138,7 +138,7 @@ def topology_of(record: TopologyRecord) -> Topology:
 
 
 def variant_record(variant: Variant, bench: Bench) -> VariantRecord:
-    """A variant as ``run.json`` has it before its kernel is built."""
+    """The record of a variant in ``run.json`` before its kernel is built."""
     return VariantRecord(
         name=variant.name,
         role=variant.role,
@@ -153,11 +153,11 @@ def variant_record(variant: Variant, bench: Bench) -> VariantRecord:
 
 
 def source_record(bench: Bench) -> SourceRecord:
-    """The kernel source as ``run.json`` has it before it is imported.
+    """The record of the kernel source in ``run.json`` before it is imported.
 
     Raises:
         UserError: there is no such source.
-        InfrastructureError: this host can get no version of the package.
+        InfrastructureError: no version of the package is available on this host.
     """
     package = bench.origin.package
     known = SourceRecord(
@@ -176,12 +176,12 @@ def source_record(bench: Bench) -> SourceRecord:
 
 @dataclass(frozen=True)
 class Base:
-    """The kernel source of a bench, for a person.
+    """The kernel source of a bench, for display.
 
     Args:
-        description: the source; None where there is none.
+        description: the source; None if there is none.
         imported: whether it is in the cache.
-        remarks: sentences on what is not as usual.
+        remarks: sentences on anything unusual.
     """
 
     description: str | None
@@ -197,7 +197,7 @@ class Base:
 
 
 def base_of(bench: Bench) -> Base:
-    """The kernel source of a bench; nothing is imported.
+    """The kernel source of a bench, without importing it.
 
     Raises:
         UserError: there is no such source.
@@ -210,19 +210,19 @@ def base_of(bench: Bench) -> Base:
 
 
 def requested_source(manifest: Manifest, series: Series) -> str | None:
-    """The ``--source`` with which a run is finished: on the base it began with."""
+    """The ``--source`` for resuming a run: the base that it began with."""
     source = manifest.source
     if source.package_version is not None:
         return f"{source.package}={source.package_version}"
     if source.requested != series.bases.package:
         return source.requested
-    # Older runs have the version in their description only.
+    # Older runs have the version only in the description.
     package, _, version = source.description.partition(" ")
     return f"{package}={version}" if package == source.requested and version else None
 
 
 def built(variant: VariantRecord, kernel: KernelBuild, bench: Bench) -> VariantRecord:
-    """What ``run.json`` says of a variant once its kernel is built."""
+    """The record of a variant in ``run.json`` after its kernel is built."""
     tree = bench.tree(variant.patchset)
     return replace(
         variant,
@@ -242,13 +242,13 @@ def built(variant: VariantRecord, kernel: KernelBuild, bench: Bench) -> VariantR
 
 
 def keep_build_log(directory: Path, patchset: str, kernel: KernelBuild | BuildFailed) -> None:
-    """Copy what make printed to ``logs/build-PATCHSET.log`` of a run: the cache may forget it."""
+    """Copy the output of make to ``logs/build-PATCHSET.log`` of a run, since the cache may be cleaned up."""
     if kernel.log is not None and kernel.log.is_file():
         shutil.copyfile(kernel.log, directory / "logs" / f"build-{patchset.replace(':', '-')}.log")
 
 
 def host_record() -> HostRecord:
-    """Processor, memory and kernel of this host; nothing that names it or its owner."""
+    """Processor, memory and kernel of this host; nothing that identifies the host or its owner."""
     import psutil
 
     return HostRecord(
@@ -261,7 +261,7 @@ def host_record() -> HostRecord:
 
 
 def calibration_record(cache: Cache) -> CalibrationRecord | None:
-    """The last calibration since this host was booted; None without one."""
+    """The last calibration since the host was booted; None if there is none."""
     last = last_calibration(cache)
     if last is None:
         return None
@@ -269,10 +269,10 @@ def calibration_record(cache: Cache) -> CalibrationRecord | None:
 
 
 def tool_versions() -> dict[str, str]:
-    """The first line that each tool prints of its version; a missing tool is left out."""
+    """The first line of each tool's version output; missing tools are omitted."""
     versions = {"python": platform.python_version()}
     for name, program in _VERSION_OF.items():
         if shutil.which(program):
-            with suppress(InfrastructureError):  # a tool that is there but does not start says nothing
+            with suppress(InfrastructureError):  # ignore a tool that is installed but does not start
                 versions[name] = version_of(program)
     return versions

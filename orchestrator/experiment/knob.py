@@ -74,21 +74,21 @@ BASELINE_KNOBS: Mapping[str, BaselineKnob] = {
         "khugepaged/max_ptes_none",
         511,
         "pages",
-        "Most empty PTEs in a range that khugepaged collapses.",
+        "Maximum number of empty PTEs in a range that khugepaged collapses.",
         maximum=511,
     ),
     "khugepaged/max_ptes_swap": _number(
         "khugepaged/max_ptes_swap",
         64,
         "pages",
-        "Most swapped-out pages in a range that khugepaged collapses.",
+        "Maximum number of swapped-out pages in a range that khugepaged collapses.",
         maximum=511,
     ),
     "khugepaged/max_ptes_shared": _number(
         "khugepaged/max_ptes_shared",
         256,
         "pages",
-        "Most shared pages in a range that khugepaged collapses.",
+        "Maximum number of shared pages in a range that khugepaged collapses.",
         maximum=511,
     ),
     "khugepaged/pages_to_scan": _number(
@@ -150,8 +150,8 @@ def check_value(key: str, value: str, series: Series) -> None:
         choices: Sequence[str] = ()
         minimum, maximum = knob.minimum, knob.maximum
     elif key in BASELINE_KNOBS:
-        stock = BASELINE_KNOBS[key]
-        choices, minimum, maximum = stock.choices, stock.minimum, stock.maximum
+        baseline = BASELINE_KNOBS[key]
+        choices, minimum, maximum = baseline.choices, baseline.minimum, baseline.maximum
     else:
         known = [*(each.name for each in series.knobs), *BASELINE_KNOBS]
         raise UserError(f"unknown knob {key!r}; {hint(key, known, 'the knobs are')}")

@@ -447,7 +447,8 @@ class Machine:
 
     def _await_connection(self) -> None:
         deadline = time.monotonic() + START_TIMEOUT_S
-        while not self._connected():
+        # The supervisor may not have come to note the process that connects.
+        while not self._connected() or self._process is None:
             if self._start_error is not None:
                 raise self._start_error
             self.watch()

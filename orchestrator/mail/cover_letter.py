@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The text of a cover letter: what the series is, its groups, what a run showed, what changed since last time."""
+"""The text of a cover letter: the series, its groups, results of a run, and changes since the last version."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from orchestrator.kernel.series import Series, Stage
 from orchestrator.kernel.source import SourceTree
 from orchestrator.store.run import Run
 
-#: Below the series' directory: a text for each group, in the words of its authors.
+#: Subdirectory of the series with one text per group.
 _TEXTS = "cover-letter"
 
 
@@ -26,12 +26,12 @@ def cover_text(
     run: Run | None = None,
     notes: Path | None = None,
 ) -> str:
-    """The text between the subject and the list of patches, at most 75 columns where it is ours to wrap.
+    """The text between the subject and the list of patches, wrapped at 75 columns except for `notes`.
 
     Args:
-        texts: the series' directory, ``kernel_patches``; ``cover-letter/GROUP.txt`` in it is the text of a group.
-        run: whose figures are shown.
-        notes: a file that says what changed since the last version; it is taken as it is.
+        texts: directory of the series, ``kernel_patches``; it has the texts of groups as ``cover-letter/GROUP.txt``.
+        run: run whose figures are shown.
+        notes: file with the changes since the last version, used as it is.
 
     Raises:
         UserError: a file cannot be read, or the run has none of these stages.
@@ -51,7 +51,7 @@ def _groups(stages: Sequence[Stage], groups: Sequence[str]) -> str:
     if len(groups) == 1:
         return _wrapped(f"All patches belong to one group, {groups[0]}.")
     lines = [
-        _wrapped("Each group builds on the ones before it, and the series may end after any of them:"),
+        _wrapped("Each group builds on the previous ones, and the series may end after any of them:"),
         "",
     ]
     for group in groups:
@@ -71,12 +71,12 @@ def _figures(run: Run, stages: Sequence[Stage]) -> str:
     if not measured or unknown:
         raise UserError(
             f"{run.path.name} measured {'stages ' + ', '.join(map(str, unknown)) if unknown else 'no stage'}, "
-            "which this export does not have; take a run of the patches that are exported."
+            "which this export does not have; choose a run of the exported patches."
         )
-    # A reader has to know where the figures are of other patches than these.
+    # Tell the reader if the figures are of other versions of the patches.
     older = [number for number, digest in sorted(measured.items()) if ours[number].digest != digest]
     text = changelog_text(run, compare(run)).rstrip("\n")
-    heading = f"What a run showed with patches 1-{max(measured)}"
+    heading = f"Results of a run with patches 1-{max(measured)}"
     heading += f", measured with an earlier version of {_patches(older)}:" if older else ":"
     return f"{_wrapped(heading)}\n\n{text}"
 

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Run directories: their schema, and what writes and reads them."""
+"""Run directories: their schema, writers and readers."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""``run.json`` as typed records: what was asked for, on which source and host, measured by which code.
+"""``run.json`` as typed records: the request, the kernel source and host, and the code that measured.
 
-This is the only module that knows the keys of the file. The records are plain dataclasses; reading checks every key
-and every type with pydantic. A file of schema 1 is brought into the form of schema 2 first.
+This is the only module that knows the keys of the file. The records are plain dataclasses; pydantic checks every key
+and type on reading. Files of schema 1 are converted to schema 2 first.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from orchestrator.store.version import SCHEMA_VERSION
 if TYPE_CHECKING:
     from pydantic import TypeAdapter
 
-#: The file's name in a run directory.
+#: Name of the file in a run directory.
 FILE: Final = "run.json"
 _CELL_ID = re.compile(r"[^/\0.][^/\0]*")
 _SHOWN_FAULTS = 3
@@ -42,7 +42,7 @@ _SERIES_BEFORE: Final[Mapping[str, Mapping[str, Any]]] = {
 
 
 class RunKind(StrEnum):
-    """Which command made a run."""
+    """The command that created a run."""
 
     RUN = "run"
     CHECK = "check"
@@ -64,8 +64,8 @@ class Code(Record):
     """The code that measured.
 
     Args:
-        version: of this package.
-        checkout: ``git describe --always --dirty`` of the checkout it runs from; None where it runs from none.
+        version: version of this package.
+        checkout: ``git describe --always --dirty`` of its checkout; None without a checkout.
     """
 
     version: str
@@ -88,8 +88,8 @@ class TopologyRecord(Record):
     """The emulated machine.
 
     Args:
-        text: as ``--topology`` takes it.
-        distances: of the ACPI SLIT, node by node.
+        text: topology in the syntax of ``--topology``.
+        distances: the ACPI SLIT, one row per node.
     """
 
     text: str
@@ -102,12 +102,12 @@ class AcceleratorRecord(Record):
     """How the guests' instructions were executed.
 
     Args:
-        name: as requested until it is chosen, e.g. ``auto``; then icount, tcg or kvm.
+        name: the requested name until it is chosen, e.g. ``auto``; then icount, tcg or kvm.
         clock: ``insns`` or ``ns``; None until it is chosen.
         reason: why it was chosen.
-        cpu: CPU model of the guest, as QEMU's ``-cpu`` takes it.
-        qemu: QEMU's version.
-        qemu_digest: SHA-256 of QEMU's binary.
+        cpu: CPU model of the guest, in the syntax of QEMU's ``-cpu``.
+        qemu: version of QEMU.
+        qemu_digest: SHA-256 of the QEMU binary.
     """
 
     name: str
@@ -120,15 +120,15 @@ class AcceleratorRecord(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class SourceRecord(Record):
-    """The unpatched kernel source.
+    """The kernel source without the series.
 
     Args:
-        requested: ``--source``, or the package that the series names.
-        description: for a person.
-        package, package_version: of a Debian source package.
-        version: of the kernel.
-        checked: whether the series is checked on this version; None where it is no package's.
-        commit: of the imported source; it depends on the files only.
+        requested: ``--source``, or the package in ``series.toml``.
+        description: description for display.
+        package, package_version: name and version of a Debian source package.
+        version: kernel version.
+        checked: whether the series is checked on this version; None if it is not from a package.
+        commit: commit of the imported source; it depends only on the files.
     """
 
     description: str
@@ -145,8 +145,8 @@ class SeriesRecord(Record):
     """The patch series.
 
     Args:
-        base: kernel version that it is for.
-        directory: of another series than the project's.
+        base: kernel version that it is made for.
+        directory: directory, if it is not the series of the project.
         neutral: knob -> value at which the series claims to change nothing.
         identities: equations between its counters; see :mod:`orchestrator.analysis.identity`.
         levels: counters of what processes hold.
@@ -163,7 +163,7 @@ class SeriesRecord(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class HostRecord(Record):
-    """The host, without anything that names it or its owner.
+    """The host, without anything that identifies it or its owner.
 
     Args:
         load: load averages of 1, 5 and 15 minutes when the run began.
@@ -181,9 +181,9 @@ class CalibrationRecord(Record):
     """The host's last calibration before the run.
 
     Args:
-        sentence: what it showed, for a person.
-        cpu: the processor that was calibrated.
-        measured: everything it measured, see :class:`orchestrator.analysis.calibration.Calibration`.
+        sentence: the result as a sentence.
+        cpu: the calibrated processor.
+        measured: all measurements, see :class:`orchestrator.analysis.calibration.Calibration`.
     """
 
     sentence: str
@@ -193,10 +193,10 @@ class CalibrationRecord(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class StageRecord(Record):
-    """A patch as it was applied.
+    """An applied patch.
 
     Args:
-        digest: SHA-256 of the patch that was used, which may be a variant for the run's base.
+        digest: digest of the patch with its alternatives.
     """
 
     number: int
@@ -217,9 +217,9 @@ class KernelRecord(Record):
     """A built kernel.
 
     Args:
-        digest: its key in the cache.
-        configuration: digest of its configuration.
-        warnings: of the compiler.
+        digest: key in the cache.
+        configuration: digest of the configuration.
+        warnings: compiler warnings.
     """
 
     release: str
@@ -232,14 +232,14 @@ class KernelRecord(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class VariantRecord(Record):
-    """A kernel plus its command line plus the knobs set in it.
+    """A kernel, its command line, and its knob settings.
 
     Args:
-        tree: git tree id of the patched source.
-        base: what the patches were applied to.
+        tree: git tree ID of the patched source.
+        base: source that the patches were applied to.
         patch_variants: stage number -> name of the alternative patch that was used.
-        merged: numbers of the stages that were merged three-way.
-        kernel: None until it is built.
+        merged: numbers of the stages that were applied with a three-way merge.
+        kernel: the built kernel; None until it is built.
     """
 
     name: str
@@ -257,11 +257,11 @@ class VariantRecord(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class WorkloadRecord(Record):
-    """What ran in the guest.
+    """A workload of the run.
 
     Args:
-        parameters: all of them, defaults included.
-        metrics: name -> what it is.
+        parameters: all parameters, including defaults.
+        metrics: name -> metric.
     """
 
     title: str
@@ -271,10 +271,10 @@ class WorkloadRecord(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedCell(Record):
-    """A cell that is to be run.
+    """A planned cell.
 
     Args:
-        cell: its id, ``<variant>.<workload>.<repetition>``: a directory name.
+        cell: ID of the cell, ``<variant>.<workload>.<repetition>``, which is a directory name.
     """
 
     cell: str
@@ -301,17 +301,17 @@ class BootRecord(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerRecord(Record):
-    """What a bisection came to.
+    """The result of a bisection.
 
     Args:
         stages: names of the variants that may be the first bad one.
         sure: probability.
-        condition: what that rests on.
+        condition: assumption that the probability holds for, a clause that begins with "if".
         seen: bad boots and all boots of bad stages.
         alarms: bad boots and all boots of good stages.
-        boots: how many there were.
+        boots: number of boots.
         reference: median of the metric before the first stage.
-        sentence: all of it, for a person.
+        sentence: the result as a sentence.
     """
 
     conclusion: str
@@ -329,13 +329,13 @@ class AnswerRecord(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class BisectionRecord(Record):
-    """What a bisection looks for, and what it found.
+    """The request and the result of a bisection.
 
     Args:
-        metric: condition of a bad boot; None where `until` is given.
+        metric: condition of a bad boot; None if `until` is given.
         until: outcome of a bad boot.
         matching: regular expression for the outcome's evidence.
-        confidence: required probability that the answer is right.
+        confidence: required probability that the result is right.
         rate: lowest reproduction rate to assume for a bad stage.
     """
 
@@ -351,11 +351,11 @@ class BisectionRecord(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class CheckRecord(Record):
-    """What a check is asked for, beside its variant.
+    """The request of a check, apart from its variant.
 
     Args:
-        traces: their names; ``logs/NAME.trace`` is the trace.
-        shrink: reduce what diverges.
+        traces: names of the traces; ``logs/NAME.trace`` is the trace.
+        shrink: reduce traces that diverge.
         every_stage: find the first stage that diverges.
     """
 
@@ -366,13 +366,13 @@ class CheckRecord(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class CorrectnessRecord(Record):
-    """What a test of correctness is asked for, beside its variants.
+    """The request of a correctness test, apart from its variants.
 
     Args:
         suites: names of the suites.
-        only: names of the tests; all of them where empty.
-        compare: run the suites on the baseline, too.
-        cmdline: further kernel parameters.
+        only: names of the tests; empty for all.
+        compare: also run the suites on the baseline.
+        cmdline: additional kernel parameters.
     """
 
     patchset: str
@@ -384,7 +384,7 @@ class CorrectnessRecord(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class VerificationRecord(Record):
-    """What a verification is asked for.
+    """The request of a verification.
 
     Args:
         stages: numbers of the stages.
@@ -397,29 +397,29 @@ class VerificationRecord(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest(Record):
-    """Everything that ``run.json`` says.
+    """The content of ``run.json``.
 
     Args:
-        kind: which command made the run.
+        kind: the command that created the run.
         command: words of the command line.
         name: part of the directory's name.
-        code: what began the run.
+        code: the code that started the run.
         flavour: kernel configuration.
         tools: name -> first line of its version.
         image: workload -> digest of its guest image.
-        margin: relative difference up to which a metric counts as unchanged.
-        repeat: planned fresh boots per variant and workload; of a run that goes on until it is decided, before the
-            first look.
-        max_repeat: most fresh boots of a run that goes on until it is decided; None of any other.
-        seed: of all random choices.
-        timeout_s: host seconds that one workload may take; None: what the workload says.
-        tradeoff: what a metric stands for -> ``workload/metric``.
-        cells: the plan, in its order.
-        run, created_utc, reproduce: the directory's first name, when it was made (ISO 8601), and the command as one
-            line for a shell; :meth:`RunWriter.create` fills them in.
-        ended_utc: when it was last finished; None while it is being written.
-        bisection, check, test, verification: what a run of that kind is asked for; None in others.
-        finished_by: further code that a resumed run was finished with.
+        margin: largest relative difference that counts as unchanged.
+        repeat: planned fresh boots per variant and workload; with ``--until-decided``, those before the first interim
+            analysis.
+        max_repeat: maximum number of fresh boots with ``--until-decided``; None for other runs.
+        seed: seed for all random choices.
+        timeout_s: limit of one workload in host seconds; None for the limit in the workload's manifest.
+        tradeoff: axis label -> ``workload/metric``.
+        cells: planned cells, in order.
+        run, created_utc, reproduce: original name of the directory, creation time (ISO 8601), and the command as one
+            shell line; set by :meth:`RunWriter.create`.
+        ended_utc: time when it was last finished; None while it is being written.
+        bisection, check, test, verification: the request of a run of that kind; None for other kinds.
+        finished_by: other code that resumed the run.
     """
 
     schema: int = SCHEMA_VERSION
@@ -456,16 +456,16 @@ class Manifest(Record):
     verification: VerificationRecord | None = None
 
     def variant(self, name: str) -> VariantRecord:
-        """The variant of that name."""
+        """The variant with this name."""
         return next(each for each in self.variants if each.name == name)
 
     def metric(self, workload: str, metric: str) -> Metric | None:
-        """What a metric of a workload is; None where the run does not declare it."""
+        """A metric of a workload; None if the run does not declare it."""
         described = self.workloads.get(workload)
         return described.metrics.get(metric) if described else None
 
     def to_json(self) -> str:
-        """As ``run.json``: in the order of the fields; workloads, metrics and knobs keep the order they are run in."""
+        """The content of ``run.json``, in the order of the fields; workloads, metrics and knobs keep their order."""
         return json.dumps(asdict(self), indent=2) + "\n"
 
 
@@ -473,7 +473,7 @@ def read_manifest(directory: Path) -> Manifest:
     """Read ``run.json`` of a run directory, of this schema or an earlier one.
 
     Raises:
-        UserError: there is none, it is damaged, or a newer version wrote it.
+        UserError: there is none, it is damaged, or a newer version has written it.
     """
     path = directory / FILE
     try:
@@ -503,20 +503,20 @@ def read_manifest(directory: Path) -> Manifest:
 
 
 def check_plan(manifest: Manifest, path: Path) -> None:
-    """Check that every planned cell has an id of its own that is a directory name.
+    """Check that every planned cell has a unique ID that is a directory name.
 
     Args:
-        path: of the file, for the sentence.
+        path: path of the file, for the error message.
 
     Raises:
-        UserError: one has not.
+        UserError: a cell does not.
     """
     names = [cell.cell for cell in manifest.cells]
     for name in names:
         if not _CELL_ID.fullmatch(name):
-            raise UserError(f"{path} plans a cell whose id is no directory name: {name!r}.")
+            raise UserError(f"{path} has a planned cell whose ID is not a directory name: {name!r}.")
     if len(set(names)) != len(names):
-        raise UserError(f"{path} plans the same cell twice.")
+        raise UserError(f"{path} has the same planned cell twice.")
 
 
 def _parsed(text: str, path: Path) -> Manifest:
@@ -534,27 +534,27 @@ def _parsed(text: str, path: Path) -> Manifest:
 
 @lru_cache
 def _reader() -> TypeAdapter[Manifest]:
-    # It takes a while to import, which commands that read no run should not wait for.
+    # Imported here, since the import is slow and not all commands read a run.
     from pydantic import TypeAdapter
 
     return TypeAdapter(Manifest)
 
 
 def _fault(kind: str, place: Sequence[int | str], message: str) -> str:
-    """What is wrong at one place of the file, as a clause."""
+    """A fault at one place of the file, as a clause."""
     where = ".".join(map(str, place))
     if kind == "missing":
         return f"{where} is missing"
     if kind == "unexpected_keyword_argument":
-        return f"{where} is not known"
+        return f"{where} is unknown"
     return f"{where}: {message[:1].lower()}{message[1:]}"
 
 
 def _from_schema_1(content: Mapping[str, Any]) -> dict[str, Any]:
-    """The content of a file of schema 1 in the form of schema 2.
+    """Convert the content of a file of schema 1 to schema 2.
 
-    Schema 1 said which command made a run only for some of them, and kept no account of the code that measured. Its
-    keys came and went with the code; those that are no longer known are dropped.
+    In schema 1, only some runs record the command that created them, and none the code that measured. Its keys changed
+    over time; keys that are no longer known are dropped.
     """
     known = {each.name for each in fields(Manifest)}
     old = dict(content)
@@ -581,7 +581,7 @@ def _from_schema_1(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _workload_of_schema_1(workload: Any) -> Any:
-    """A workload whose metrics do not repeat their names."""
+    """Convert a workload: in schema 1, metrics do not contain their names."""
     if not isinstance(workload, dict) or not isinstance(workload.get("metrics"), dict):
         return workload
     metrics = {

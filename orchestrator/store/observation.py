@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a cell measures: metrics, their values, and readings of the guest's counters."""
+"""Measurements of a cell: metrics, their values, and samples of the guest's counters."""
 
 from __future__ import annotations
 
@@ -68,9 +68,9 @@ class Sample:
         guest_s: time of the start of the reading, by the guest's CLOCK_MONOTONIC, in seconds.
         host_s: time of its arrival, by the host's clock, in seconds since the epoch.
         phase: before, during or after the workload.
-        source: the file that holds the counter: ``vmstat``, ``meminfo``, …
-        node: NUMA node; None where the counter is the whole machine's.
-        value: in the unit of the source.
+        source: the file with the counter: ``vmstat``, ``meminfo``, …
+        node: NUMA node; None for the whole machine.
+        value: value in the unit of the source.
     """
 
     guest_s: float

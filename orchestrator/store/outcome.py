@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""How a cell ended: always exactly one of these, each with its evidence."""
+"""The outcome of a cell: always exactly one of these, with its evidence."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from enum import StrEnum
 
 
 class Outcome(StrEnum):
-    """The end of a cell. A cell that has no end recorded is :attr:`LOST`, never :attr:`OK`."""
+    """The outcome of a cell. A cell without a recorded outcome is :attr:`LOST`, never :attr:`OK`."""
 
     OK = "ok"
     WORKLOAD_FAILED = "workload-failed"

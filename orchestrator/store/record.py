@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What the parts of ``run.json`` have in common."""
+"""The base class of all parts of ``run.json``."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ from typing import Any, ClassVar
 
 
 class Record:
-    """A part of ``run.json``: unknown keys are refused, and no value is converted to another type."""
+    """A part of ``run.json``: unknown keys are rejected, and values are not converted to other types."""
 
     __pydantic_config__: ClassVar[dict[str, Any]] = {"extra": "forbid", "strict": True}

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Run directories: what writes one, cell by cell, and what reads it back at any moment of its life.
+"""Run directories: a writer, cell by cell, and a reader, which can be used at any time.
 
-``run.json`` is there before anything slow starts and is replaced atomically. Each cell that ends is one
-directory below ``parts/``, renamed into place, so an interruption leaves whole cells only. The three tables
-beside ``run.json`` are made of the parts when the run ends, also when it ends early.
+``run.json`` is written before any slow work, and replaced atomically. Each finished cell is a directory in ``parts/``,
+renamed into place, so an interruption leaves complete cells only. The three tables next to ``run.json`` are created
+from the parts when the run ends, even if it ends early.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from orchestrator.store.manifest import FILE, Manifest, PlannedCell, Role, check
 from orchestrator.store.observation import Observation, Sample
 from orchestrator.store.outcome import Outcome
 
-# pandas and pyarrow take half a second to import, which commands that read no table should not wait for: what needs
-# them is in orchestrator.store.tables, and imported where it is used.
+# Importing pandas and pyarrow takes half a second, so code that needs them is in orchestrator.store.tables, which is
+# imported where it is used.
 if TYPE_CHECKING:
     import pandas as pd
 
 _PARTS = "parts"
 _LOGS = "logs"
 _LOCK = ".lock"
-_NO_END = "no end was recorded"
+_NO_END = "the end was not recorded"
 _TIMED_NAME = re.compile(r"\d{8}T\d{6}Z-")
 
 
@@ -48,10 +48,10 @@ class CellRow:
 
     Args:
         planned: the cell.
-        evidence: for a person; empty where the outcome is ok.
-        boot_s, run_s, total_s: host seconds of the boot, of the workload and of everything; None where it did
-            not come to that.
-        started_utc: ISO 8601.
+        evidence: output that shows what happened; empty if the outcome is ok.
+        boot_s, run_s, total_s: duration of the boot, the workload and the whole cell in host seconds; None if it did
+            not happen.
+        started_utc: start time, ISO 8601.
     """
 
     planned: PlannedCell
@@ -64,17 +64,17 @@ class CellRow:
 
     @property
     def cell(self) -> str:
-        """Id of the cell."""
+        """ID of the cell."""
         return self.planned.cell
 
     def to_dict(self) -> dict[str, Any]:
-        """One flat row, as :data:`schema.CELLS`."""
+        """One flat row, with the columns of :data:`schema.CELLS`."""
         own = {key: value for key, value in vars(self).items() if key != "planned"}
         return {**asdict(self.planned), "role": self.planned.role.value, **own, "outcome": self.outcome.value}
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> CellRow:
-        """The row that :meth:`to_dict` gave."""
+        """The inverse of :meth:`to_dict`."""
         names = {each.name for each in fields(PlannedCell)}
         planned = {**{name: row[name] for name in names}, "role": Role(row["role"])}
         own = {key: value for key, value in row.items() if key not in names}
@@ -82,9 +82,9 @@ class CellRow:
 
 
 class RunWriter:
-    """The one writer of a run directory; several threads may record through it.
+    """The only writer of a run directory; several threads may use it.
 
-    Made by :meth:`create` or :meth:`reopen`. It holds the directory's lock until :meth:`finish`.
+    It is created by :meth:`create` or :meth:`reopen`, and holds the lock of the directory until :meth:`finish`.
     """
 
     def __init__(self, path: Path, manifest: Manifest, lock: FileLock) -> None:
@@ -98,12 +98,12 @@ class RunWriter:
 
     @classmethod
     def create(cls, results: Path, name: str, manifest: Manifest) -> RunWriter:
-        """Make ``<results>/<UTC time>-<name>/`` with its ``run.json``.
+        """Create ``<results>/<UTC time>-<name>/`` with its ``run.json``.
 
         Args:
-            results: made where it does not exist.
-            name: characters that do not belong in a directory name become ``-``.
-            manifest: what ``run.json`` says; the directory's name, the time and the command as one line for a shell
+            results: parent directory, created if necessary.
+            name: part of the name; characters that are not allowed in directory names become ``-``.
+            manifest: content of ``run.json``; the name of the directory, the time and the command as one shell line
                 are added.
         """
         now = datetime.now(UTC)
@@ -124,26 +124,26 @@ class RunWriter:
 
     @classmethod
     def reopen(cls, path: Path) -> RunWriter:
-        """Open a run directory to finish it.
+        """Open a run directory to resume it.
 
         Raises:
-            UserError: not a run directory, of a newer schema, without its parts, or being written to.
+            UserError: it is not a run directory, has a newer schema, lacks its parts, or is in use by another writer.
         """
         manifest = read_manifest(path)
         if not (path / _PARTS).is_dir():
-            raise UserError(f"{path} has no {_PARTS}/ any more, so it cannot be finished; start a new run.")
+            raise UserError(f"{path} no longer has {_PARTS}/, so it cannot be resumed; start a new run.")
         lock = _locked(path)
-        for left in (path / _PARTS).glob(".*"):  # a cell whose writer died between two files
+        for left in (path / _PARTS).glob(".*"):  # an incomplete cell of a writer that died
             shutil.rmtree(left)
         return cls(path, manifest, lock)
 
     @property
     def manifest(self) -> Manifest:
-        """What ``run.json`` says now."""
+        """The current content of ``run.json``."""
         return self._manifest
 
     def update_manifest(self, **changes: Any) -> None:
-        """Replace fields of ``run.json``; a reader sees the old file or the new one."""
+        """Replace fields of ``run.json`` atomically."""
         if "cells" in changes:
             raise ValueError("the planned cells of a run do not change")
         with self._mutex:
@@ -151,7 +151,7 @@ class RunWriter:
             _replace(self.path / FILE, self._manifest.to_json())
 
     def plan(self, cell: PlannedCell) -> None:
-        """Add a cell to the plan, for a run that decides as it goes; one that is planned already stays as it is."""
+        """Add a cell to the plan, for a run without a fixed plan; does nothing if it is planned already."""
         with self._mutex:
             if cell.cell in self._planned:
                 return
@@ -164,8 +164,7 @@ class RunWriter:
     def cell_directory(self, cell: str) -> Path:
         """``logs/<cell>/``, empty for a new attempt.
 
-        What an earlier attempt, of a run that is being resumed, left there is kept as
-        ``logs/<cell>.attempt-N``.
+        Logs of an earlier attempt, if the run is resumed, are kept as ``logs/<cell>.attempt-N``.
         """
         self._planned_entry(cell)
         directory = self.path / _LOGS / cell
@@ -180,9 +179,9 @@ class RunWriter:
     def record(
         self, row: CellRow, observations: Iterable[Observation] = (), samples: Iterable[Sample] = ()
     ) -> None:
-        """Keep the end of one cell: all of it, or nothing.
+        """Store the result of a cell, completely or not at all.
 
-        An earlier end of the same cell is kept as ``parts/<cell>.attempt-N``.
+        An earlier result of the same cell is kept as ``parts/<cell>.attempt-N``.
 
         Raises:
             KeyError: the cell was not planned.
@@ -211,7 +210,7 @@ class RunWriter:
             raise
 
     def completed_cells(self) -> frozenset[str]:
-        """Ids of the cells that ended ok and need not be run again."""
+        """IDs of the cells that ended ok and need not run again."""
         return frozenset(row.cell for row in _ends(self.path, self._planned) if row.outcome is Outcome.OK)
 
     def has_ended(self, cell: str) -> bool:
@@ -219,16 +218,16 @@ class RunWriter:
         return (self.path / _PARTS / cell / "cell.json").is_file()
 
     def outcomes(self) -> dict[Outcome, int]:
-        """How many of the planned cells ended how; a cell without an end is not in it."""
+        """Number of cells per outcome, without cells that have not ended."""
         counts: dict[Outcome, int] = {}
         for row in _ends(self.path, self._planned):
             counts[row.outcome] = counts.get(row.outcome, 0) + 1
         return counts
 
     def finish(self) -> None:
-        """Make the three tables of what there is, and let go of the directory.
+        """Write the three tables from all results, and release the directory.
 
-        For a run that was interrupted too: a planned cell without an end is a row with the outcome ``lost``.
+        This is also done for an interrupted run: a planned cell without a result is a row with the outcome ``lost``.
         """
         from orchestrator.store import tables
 
@@ -245,7 +244,7 @@ class RunWriter:
         return self._planned[cell]
 
     def _attempt_of(self, cell: str) -> int:
-        """Number of the attempt that is being put aside, the same for its logs and for its end."""
+        """Number of the attempt to put aside, for both its logs and its result."""
         if cell not in self._attempt:
             taken = [
                 int(path.name.rpartition("-")[2])
@@ -258,11 +257,11 @@ class RunWriter:
 
 
 class Run:
-    """A run directory as it is now, finished or not.
+    """The current state of a run directory, whether or not the run has finished.
 
     Args:
         path: the directory.
-        manifest: the content of its ``run.json``.
+        manifest: content of its ``run.json``.
     """
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
@@ -271,21 +270,21 @@ class Run:
 
     @classmethod
     def open(cls, path: Path) -> Run:
-        """Read ``run.json``; tables are read when they are first asked for.
+        """Read ``run.json``; tables are read when first used.
 
         Raises:
-            UserError: not a run directory, or written by a newer version.
+            UserError: it is not a run directory, or written by a newer version.
         """
         return cls(path, read_manifest(path))
 
     @property
     def name(self) -> str:
-        """The directory's name."""
+        """Name of the directory."""
         return self.path.resolve().name
 
     @cached_property
     def cells(self) -> pd.DataFrame:
-        """One row a planned cell, in the order of the plan; columns as :data:`schema.CELLS`."""
+        """One row per planned cell, in the order of the plan; columns as in :data:`schema.CELLS`."""
         from orchestrator.store import tables
 
         whole = self._whole_cells()
@@ -295,7 +294,7 @@ class Run:
         return frame
 
     def outcomes(self) -> dict[str, int]:
-        """How many of the planned cells ended how, the most frequent first; quick, for a list of runs."""
+        """Number of planned cells per outcome, most frequent first. This is fast, for lists of runs."""
         whole = self._whole_cells()
         if whole is None:
             ends = [row["outcome"] for row in _cell_rows(self.path, self.manifest.cells)]
@@ -307,12 +306,12 @@ class Run:
 
     @cached_property
     def metrics(self) -> pd.DataFrame:
-        """One row an observation; columns as :data:`schema.METRICS`."""
+        """One row per observation; columns as in :data:`schema.METRICS`."""
         return self._table("metrics")
 
     @cached_property
     def samples(self) -> pd.DataFrame:
-        """Every sample; columns as :data:`schema.SAMPLES`. Large: prefer :meth:`samples_of`."""
+        """All samples; columns as in :data:`schema.SAMPLES`. This is large; prefer :meth:`samples_of`."""
         return self.samples_of()
 
     def samples_of(
@@ -322,18 +321,18 @@ class Run:
         phases: Collection[str] | None = None,
         counters: Collection[str] | None = None,
     ) -> pd.DataFrame:
-        """The samples of these cells, phases and counters; None stands for all of them."""
+        """The samples of these cells, phases and counters; None stands for all."""
         frame = self._table("samples", {"cell": cells, "phase": phases, "counter": counters})
-        # Arrow's nullable integer would arrive as float, and node 1 would be printed as 1.0.
+        # Arrow's nullable integers would become floats, and node 1 would be printed as 1.0.
         frame["node"] = frame["node"].astype("Int32")
         return frame
 
     def log_directory(self, cell: str) -> Path:
-        """``logs/<cell>/``; it need not exist."""
+        """``logs/<cell>/``, which may not exist."""
         return self.path / _LOGS / cell
 
     def workload_records(self, cell: str) -> Iterator[dict[str, Any]]:
-        """The JSON lines that the cell's workload printed; a line that it did not finish is passed over."""
+        """The JSON lines in the output of the cell's workload; an incomplete line is skipped."""
         try:
             text = (self.log_directory(cell) / "workload.jsonl").read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError:
@@ -347,7 +346,7 @@ class Run:
                 yield record
 
     def _whole_cells(self) -> Path | None:
-        """The consolidated table, where there are no parts (the truth) to read instead."""
+        """The consolidated table, if there are no parts, which take precedence."""
         whole = self.path / "cells.parquet"
         return whole if not (self.path / _PARTS).is_dir() and whole.is_file() else None
 
@@ -362,20 +361,19 @@ class Run:
 
 
 def run_directories(results: Path) -> list[Path]:
-    """Every run directory of `results`, by name."""
+    """All run directories in `results`, by name."""
     return sorted(path.parent for path in results.glob(f"*/{FILE}"))
 
 
 def find_run(results: Path, name: str | Path) -> Path:
-    """The run directory that `name` means.
+    """Find a run directory.
 
     Args:
-        results: where run directories are.
-        name: a path; a directory's name there, or the beginning or end of one where that is unique; or
-            ``latest``.
+        results: directory of the run directories.
+        name: a path, the name of a run directory, a unique prefix or suffix of one, or ``latest``.
 
     Raises:
-        UserError: nothing or more than one directory fits.
+        UserError: no directory or several match.
     """
     text = str(name)
     as_path = Path(text).expanduser()
@@ -385,7 +383,7 @@ def find_run(results: Path, name: str | Path) -> Path:
         raise UserError(f"{text} is not a run directory: it has no {FILE}.")
     names = [path.name for path in run_directories(results)]
     if not names:
-        raise UserError(f"there is no run in {results} yet; make one with: orchestrate run --patchset NAME.")
+        raise UserError(f"there is no run in {results} yet; start one with: orchestrate run --patchset NAME.")
     latest = ([each for each in names if _TIMED_NAME.match(each)] or names)[-1]
     if text == "latest":
         return results / latest
@@ -396,7 +394,7 @@ def find_run(results: Path, name: str | Path) -> Path:
         return results / fitting[0]
     if fitting:
         shown = ", ".join(fitting[-4:])
-        raise UserError(f"{text} could be {len(fitting)} runs ({shown}); write more of the name.")
+        raise UserError(f"{text} matches {len(fitting)} runs ({shown}); give more of the name.")
     raise UserError(
         f"no run in {results} is named {text}; `orchestrate results list` shows them, the last is {latest}."
     )
@@ -409,7 +407,7 @@ def _make_directory(results: Path, name: str) -> Path:
         try:
             path.mkdir()
         except FileExistsError:
-            continue  # another run began in the same second
+            continue  # another run started in the same second
         return path
     raise UserError(f"{results / name} and 999 more exist; choose another --name.")
 
@@ -419,7 +417,7 @@ def _locked(path: Path) -> FileLock:
     try:
         lock.acquire()
     except Timeout:
-        raise UserError(f"another process is writing to {path}; wait until it has ended.") from None
+        raise UserError(f"another process is writing to {path}; wait until it ends.") from None
     return lock
 
 
@@ -428,7 +426,7 @@ def _replace(path: Path, text: str) -> None:
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
             stream.write(text)
-        Path(temporary).chmod(0o644)  # mkstemp makes it private
+        Path(temporary).chmod(0o644)  # mkstemp creates it with mode 0600
         Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
@@ -436,7 +434,7 @@ def _replace(path: Path, text: str) -> None:
 
 
 def _ends(path: Path, planned: Iterable[str]) -> Iterator[CellRow]:
-    """The recorded ends, in the order of the plan."""
+    """The recorded results, in the order of the plan."""
     for cell in planned:
         try:
             text = (path / _PARTS / cell / "cell.json").read_text(encoding="utf-8")
@@ -446,7 +444,7 @@ def _ends(path: Path, planned: Iterable[str]) -> Iterator[CellRow]:
 
 
 def _cell_rows(path: Path, planned: Iterable[PlannedCell]) -> list[dict[str, Any]]:
-    """One row per planned cell, whether it has ended or not."""
+    """One row per planned cell, whether or not it has ended."""
     plan = list(planned)
     ends = {row.cell: row for row in _ends(path, [entry.cell for entry in plan])}
     return [

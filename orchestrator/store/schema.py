@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The columns of a run's three tables, with the unit of each in the metadata of its field.
+"""The columns of the three tables of a run, with units in the metadata of the fields.
 
-The files are Parquet. The unit of a metric differs from row to row and is therefore a column; the unit of a
-counter is its source's: pages for the ``nr_*`` of vmstat, events for the rest of vmstat, KiB for meminfo.
+The files are Parquet. Units of metrics differ per row, so they are a column. The unit of a counter depends on its
+source: pages for ``nr_*`` in vmstat, events for the rest of vmstat, KiB for meminfo.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def _schema(*fields: pa.Field) -> pa.Schema:
     return pa.schema(list(fields), metadata={_VERSION_KEY: str(SCHEMA_VERSION).encode()})
 
 
-#: One row a planned cell. A cell without an end has the outcome ``lost`` and no durations.
+#: One row per planned cell. A cell that has not ended has the outcome ``lost`` and no durations.
 CELLS: Final = _schema(
     _field("cell", pa.string()),
     _field("variant", pa.string()),
@@ -40,7 +40,7 @@ CELLS: Final = _schema(
     _field("started_utc", pa.string(), "ISO 8601, UTC", nullable=True),
 )
 
-#: One row an observation.
+#: One row per observation.
 METRICS: Final = _schema(
     _field("cell", pa.string()),
     _field("variant", pa.string()),
@@ -51,7 +51,7 @@ METRICS: Final = _schema(
     _field("value", pa.float64(), "see the column unit"),
 )
 
-#: One row a sample of a counter; ``node`` is null where the counter is the whole machine's.
+#: One row per sample of a counter; ``node`` is null for the whole machine.
 SAMPLES: Final = _schema(
     _field("cell", pa.string()),
     _field("guest_s", pa.float64(), "guest seconds since boot"),
@@ -60,15 +60,15 @@ SAMPLES: Final = _schema(
     _field("source", pa.string()),
     _field("node", pa.int32(), nullable=True),
     _field("counter", pa.string()),
-    _field("value", pa.int64(), "the source's own"),
+    _field("value", pa.int64(), "unit of the source"),
 )
 
-#: File name without its ending -> schema.
+#: File name without suffix -> schema.
 TABLES: Final = {"cells": CELLS, "metrics": METRICS, "samples": SAMPLES}
 
 
 def unit_of(schema: pa.Schema, column: str) -> str:
-    """The unit of a column, empty where it has none.
+    """The unit of a column; empty if it has none.
 
     >>> unit_of(CELLS, "boot_s")
     'host seconds'

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The three tables of a run directory as Parquet files; everything that needs pyarrow."""
+"""The three tables of a run directory as Parquet files; all code that needs pyarrow."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def write(table: pa.Table, path: Path) -> None:
-    """Write a table; a reader sees the old file or the new one."""
+    """Write a table atomically."""
     temporary = path.with_name(f".{path.name}.new")
     pq.write_table(table, temporary, compression="zstd")
     temporary.replace(path)
@@ -50,21 +50,21 @@ def metrics_table(row: CellRow, observations: Iterable[Observation]) -> pa.Table
 
 def samples_table(cell: str, samples: Iterable[Sample]) -> pa.Table:
     """The samples of one cell; columns as :data:`schema.SAMPLES`."""
-    # By column: a cell has some hundred thousand samples, and a dict for each would take seconds.
+    # By column: a cell has hundreds of thousands of samples, and one dict per sample would take seconds.
     kept = list(samples)
     columns: dict[str, list[Any]] = {"cell": [cell] * len(kept)}
     for name in SAMPLES.names[1:]:
         columns[name] = [getattr(each, name) for each in kept]
-    # The kernel prints a counter that fell below zero as an unsigned number.
+    # The kernel prints a counter below zero as an unsigned number.
     columns["value"] = [value - 2**64 if value >= 2**63 else value for value in columns["value"]]
     return pa.table(columns, schema=SAMPLES)
 
 
 def concatenate(files: Iterable[Path], name: str, final: Path) -> None:
-    """Write one table of many files, one after the other: the samples of a whole run need not fit in memory.
+    """Concatenate many files to one table, one file at a time, since the samples of a run may not fit in memory.
 
     Args:
-        name: of the table, a key of :data:`schema.TABLES`.
+        name: name of the table, a key of :data:`schema.TABLES`.
     """
     temporary = final.with_name(f".{final.name}.new")
     with pq.ParquetWriter(temporary, TABLES[name], compression="zstd") as writer:
@@ -76,13 +76,13 @@ def concatenate(files: Iterable[Path], name: str, final: Path) -> None:
 def read(
     files: Sequence[Path], name: str, selected: Mapping[str, Collection[str] | None] | None = None
 ) -> pd.DataFrame:
-    """Read one table that is in several files, in the order of the files.
+    """Read a table from several files, in the order of the files.
 
     Args:
-        name: of the table, a key of :data:`schema.TABLES`.
-        selected: column -> the values that its rows may have; None stands for all of them.
+        name: name of the table, a key of :data:`schema.TABLES`.
+        selected: column -> values to select; None stands for all.
     """
-    import pyarrow.dataset as ds  # here, for it imports pandas
+    import pyarrow.dataset as ds  # imported here, since it imports pandas
 
     schema = TABLES[name]
     if not files:
@@ -91,10 +91,10 @@ def read(
     condition: ds.Expression | None = None
     for column, wanted in (selected or {}).items():
         if wanted is not None:
-            # The type is named for the sake of an empty collection, which selects nothing.
+            # The explicit type is for an empty collection, which selects nothing.
             one = ds.field(column).isin(pa.array(sorted(wanted), pa.string()))
             condition = one if condition is None else condition & one
-    # A file list keeps the order of the plan, so what is computed from the rows is the same every time.
+    # A list of files keeps the order of the plan, so results computed from the rows are reproducible.
     dataset = ds.dataset([str(path) for path in files], schema=schema, format="parquet")
     found: pd.DataFrame = dataset.to_table(filter=condition).to_pandas()
     return found

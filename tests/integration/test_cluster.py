@@ -46,7 +46,7 @@ def test_an_address_where_nobody_answers_is_the_hosts_fault(
     environment = {**os.environ, "ORCHESTRATE_RESULTS": str(tmp_path / "results")}
     asked = [*command, "run", "-p", "core-only", "--executor", "dask://127.0.0.1:1"]
     done = subprocess.run(asked, env=environment, capture_output=True, text=True, check=False, timeout=200)
-    assert done.returncode == 1 and "no Dask scheduler answers" in done.stderr
+    assert done.returncode == 1 and "no Dask scheduler responds" in done.stderr
     assert "Traceback" not in done.stderr and not (tmp_path / "results").exists()
 
 

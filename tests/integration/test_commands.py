@@ -27,7 +27,7 @@ def test_exec_of_a_command_that_does_not_end_is_said_so(capsys: pytest.CaptureFi
     assert status_of(["exec", *SMALL, "--timeout", "2", "--", "sh", "-c", "echo begun; sleep 60"]) == 3
     out, err = capsys.readouterr()
     assert out == "begun\n"
-    assert "took more than 2 s and was killed. --timeout gives it longer" in err
+    assert "took more than 2 s and was killed. Use --timeout to give it more time" in err
 
 
 def test_a_report_of_the_kernel_is_not_hidden_by_a_good_end(capsys: pytest.CaptureFixture[str]) -> None:

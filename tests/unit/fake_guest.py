@@ -250,10 +250,11 @@ class World:
     def spawns(self, argv: Sequence[str], **options: Any) -> FakeQemu:
         self.boots += 1
         self.notes_read = 0
-        self._qemu = FakeQemu(self, argv, options["stderr"])
+        started = FakeQemu(self, argv, options["stderr"])
         if self.ends == "QEMU out of memory":
-            self._qemu.ends(1, NO_MEMORY)
-        return self._qemu
+            started.ends(1, NO_MEMORY)
+        self._qemu = started  # from now on another thread may connect
+        return started
 
     def qemu_connects(self) -> bool:
         return self._qemu is not None and self._qemu.returncode is None

@@ -17,7 +17,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
 
-from orchestrator.execution.check.differential import Answers, Comparison, compare, parse_answers
+from orchestrator.execution.check.differential import Answers, TraceComparison, compare, parse_answers
 from orchestrator.execution.check.reference import model_of
 from orchestrator.kernel.series import Series, load_series
 from orchestrator.machine.topology import Topology
@@ -69,7 +69,7 @@ def _series() -> Series:
     return load_series(ROOT / "kernel_patches")
 
 
-def compared(recording: Recording, kind: type[Model] = Model) -> Comparison:
+def compared(recording: Recording, kind: type[Model] = Model) -> TraceComparison:
     """Compare a recording with a model of its kernel, or with a mutant of that."""
     right = model_of(recording.patchset, _series(), Topology.parse("2x512M/1"))(recording.trace)
     assert isinstance(right, Model)
@@ -107,17 +107,17 @@ class _Without:
         return SimpleNamespace(as_dict=lambda: {key: view[key] for key in view if key not in self._lacks})
 
 
-_caught: dict[type[Model], tuple[Recording, Comparison] | None] = {}
+_caught: dict[type[Model], tuple[Recording, TraceComparison] | None] = {}
 
 
-def caught(kind: type[Model]) -> tuple[Recording, Comparison] | None:
+def caught(kind: type[Model]) -> tuple[Recording, TraceComparison] | None:
     """The first recording that a mutant does not agree with, and how."""
     if kind not in _caught:
         _caught[kind] = _first_difference(kind)
     return _caught[kind]
 
 
-def _first_difference(kind: type[Model]) -> tuple[Recording, Comparison] | None:
+def _first_difference(kind: type[Model]) -> tuple[Recording, TraceComparison] | None:
     for recording in sorted(recordings(), key=lambda each: PATCHSETS.index(each.patchset), reverse=True):
         comparison = compared(recording, kind)
         if comparison.divergence is not None:

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 
 from orchestrator.execution.bisect.bisection import (
     UNCLEAR_BOOTS,
-    Answer,
     Bisection,
     Conclusion,
     Mark,
+    NextBoot,
     Noise,
     Rates,
-    Step,
+    SearchState,
     flaky,
     noisy,
     repeatable,
@@ -34,10 +34,10 @@ class Searched:
     """A bisection that was driven to its end."""
 
     bisection: Bisection
-    steps: list[tuple[Step, Mark]] = field(default_factory=list)
+    steps: list[tuple[NextBoot, Mark]] = field(default_factory=list)
 
     @property
-    def answer(self) -> Answer:
+    def answer(self) -> SearchState:
         return self.bisection.answer()
 
     def booted(self, stage: int) -> int:
@@ -68,7 +68,7 @@ def guests(first_bad: int | None, rng: random.Random, good: float, bad: float) -
     return boot
 
 
-def is_right(answer: Answer, first_bad: int | None) -> bool:
+def is_right(answer: SearchState, first_bad: int | None) -> bool:
     if first_bad is None:
         return answer.conclusion is Conclusion.NONE
     if first_bad == 0:

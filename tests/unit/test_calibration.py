@@ -102,7 +102,9 @@ def test_the_table_says_what_the_processor_says(tmp_path: Path) -> None:
     )
     run = replace(small, changes={"calibration": record}).write(tmp_path, "calibrated")
     assert CALIBRATION.sentence in " ".join(to_text(compare(run)).split())
-    assert "not calibrated on the run's host" in to_text(compare(small.write(tmp_path, "not")), width=200)
+    assert "the host of the run was not calibrated" in to_text(
+        compare(small.write(tmp_path, "not")), width=200
+    )
     changes = {"calibration": replace(record, cpu="Another CPU")}
     other = replace(small, changes=changes).write(tmp_path, "other")
     caution, refusal = compare_runs(run, other).cautions

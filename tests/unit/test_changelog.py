@@ -120,13 +120,13 @@ def test_a_run_without_values(tmp_path: Path) -> None:
     cells = [entry.cell for entry in SYNTHETIC.manifest().cells]
     run = replace(SYNTHETIC, failures=dict.fromkeys(cells, (Outcome.TIMEOUT, "too slow"))).write(tmp_path)
     text = " ".join(changelog_text(run, compare(run)).split())
-    assert "there is nothing to show" in text
+    assert "No cell with a primary metric ended ok." in text
     assert "40 of 40 cells failed: 40 timeout." in text
 
 
 def test_one_stage_only(run: Run, compared: Comparison) -> None:
     assert "core-only@256" in changelog_text(run, compared, stages=[9])
-    with pytest.raises(UserError, match="--stage 5: no variant of this run ends at it; there are 9"):
+    with pytest.raises(UserError, match="--stage 5: no variant of this run ends at it; choose one of 9"):
         changelog_text(run, compared, stages=[5])
 
 
@@ -180,7 +180,7 @@ def test_bars_are_as_long_as_the_medians(run: Run, text: str) -> None:
 def test_cost_against_density_is_drawn_with_the_break_even(tmp_path: Path) -> None:
     run = replace(SYNTHETIC, ranges=True).write(tmp_path)
     text = changelog_text(run, compare(run))
-    lines = text.partition("Cost of touching a region of 2 MiB")[2].splitlines()
+    lines = text.partition("Cost of touching a 2 MiB range")[2].splitlines()
     drawn = {words[0]: line for line in lines if (words := line.split()) and words[0] in ("1", "64", "512")}
     # a is the baseline and b core-only@1, on the same spot; c is core-only@256.
     assert drawn["1"].index("c") < drawn["64"].index("c") < drawn["64"].index("*") < drawn["512"].index("c")
@@ -195,4 +195,4 @@ def test_instructions_have_the_processor_beside_them(tmp_path: Path) -> None:
     run = replace(SYNTHETIC, changes=changes).write(tmp_path)
     assert f"Instructions and time: {said}." in " ".join(changelog_text(run, compare(run)).split())
     other = replace(SYNTHETIC, repeat=1).write(tmp_path)
-    assert "calibrate` does it" in " ".join(changelog_text(other, compare(other)).split())
+    assert "run `orchestrate calibrate` there" in " ".join(changelog_text(other, compare(other)).split())

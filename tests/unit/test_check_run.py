@@ -18,7 +18,13 @@ from orchestrator.cli.progress import PlainProgress
 from orchestrator.errors import UserError
 from orchestrator.events import Events
 from orchestrator.execution.check import run as check_run
-from orchestrator.execution.check.differential import Answers, Checked, Comparison, Difference, Divergence
+from orchestrator.execution.check.differential import (
+    Answers,
+    Checked,
+    Difference,
+    Divergence,
+    TraceComparison,
+)
 from orchestrator.execution.check.reference import memory_nodes, model_of, pinned
 from orchestrator.execution.check.report import as_text
 from orchestrator.execution.check.request import CheckRequest
@@ -81,7 +87,7 @@ def test_the_summary_says_how_much_of_what_was_compared_can_change() -> None:
     assert summary.moved_share == 0.6
     assert as_text("full", summary).splitlines() == [
         "full: 2 traces, 40 operations compared (10 per second)",
-        "200 fields compared, 60% of them of kinds that change in these traces",
+        "200 fields compared, 60% of them of kinds that change in the prediction",
         "never changed (2 kinds): torn, vmstat.thp_swpout",
         "41 fields not compared, as the model does not have them: vmstat.thp_file_alloc",
         "no divergence",
@@ -97,7 +103,7 @@ def test_each_trace_is_one_line_with_what_remains(
     def check_traces(_guest: object, traces: Sequence[Trace], _model: object, on_checked: Any) -> None:
         for number, trace in enumerate(traces):
             found = divergence if number == 1 else None
-            comparison = Comparison(found, 2, Counter(), Counter())
+            comparison = TraceComparison(found, 2, Counter(), Counter())
             on_checked(Checked(trace, Answers(), comparison, 20.0))
 
     monkeypatch.setattr(check_run, "check_traces", check_traces)

@@ -50,18 +50,18 @@ def own_results(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         (["run", "nosuch.toml"], "nosuch.toml"),
         (
             ["run", "--resume", "latest", "--repeat", "5"],
-            "finishes a run as it was begun; leave out --repeat",
+            "continues a run with its own settings; omit --repeat",
         ),
-        (["run", "--resume", "latest", "--dry-run"], "leave out --dry-run"),
-        (["run", STAGES, "--resume", "latest"], "leave out experiment"),
-        (["bisect", "--resume", "latest", "-m", "x > 1"], "leave out --metric"),
+        (["run", "--resume", "latest", "--dry-run"], "omit --dry-run"),
+        (["run", STAGES, "--resume", "latest"], "omit experiment"),
+        (["bisect", "--resume", "latest", "-m", "x > 1"], "omit --metric"),
         (
             ["bisect", "-p", "full", "-u", "diverges", "--timeout", "5"],
-            "a trace has its own knobs and no bound; leave out --timeout",
+            "takes knobs from the trace and has no timeout; omit --timeout",
         ),
         (
             ["run", STAGES, "--set", "promotion_threshold=1"],
-            "the experiment file names its variants; leave out --set",
+            "the experiment file defines the variants; omit --set",
         ),
         (["run", STAGES, "-w", "chunk"], "stages has no workload chunk"),
         (["run", STAGES, "--topology", "32x64G"], "memory"),
@@ -194,8 +194,8 @@ def test_a_table_that_is_current_is_shown_as_it_was_written(
     ("arguments", "sentence"),
     [
         (["run", "core-only"], "to run a patchset of the series, write: orchestrate run -p core-only"),
-        (["run", "-p", "core-only", "--jobs", "many"], "a number of guests from 1 on, or auto"),
-        (["run", "-p", "core-only", "--jobs", "0"], "a number of guests from 1 on, or auto"),
+        (["run", "-p", "core-only", "--jobs", "many"], "a number of guests (at least 1), or auto"),
+        (["run", "-p", "core-only", "--jobs", "0"], "a number of guests (at least 1), or auto"),
         (["run", "-p", "core-only", "--jobs", "9999"], "run at most"),
     ],
 )

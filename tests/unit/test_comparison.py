@@ -119,7 +119,7 @@ class TestVerdicts:
         row = row_of(comparison, "core-only@256", "fault_latency", "fault_insns.p50")
         assert row.verdict is Verdict.INCONCLUSIVE
         assert "no larger than margin and noise floor" in row.reason
-        assert any("distrust this metric" in note for note in comparison.notes)
+        assert any("this metric is not reliable" in note for note in comparison.notes)
         assert not comparison.found_something
 
     def test_three_repetitions_show_everything_and_claim_nothing(self, tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ class TestVerdicts:
         assert row.p == pytest.approx(2 / 27)
         assert row.interval is not None and row.interval.confidence == 0.75
         assert "too few repetitions (3 against 3)" in row.reason
-        assert "5 repetitions would do" in row.reason
+        assert "5 repetitions are needed" in row.reason
         assert comparison.testable[0] == 0
         assert "covers the true change in only 75% of runs" in " ".join(to_text(comparison).split())
         assert not comparison.found_something
@@ -138,7 +138,7 @@ class TestVerdicts:
         comparison = compare(Synthetic(repeat=1, histograms=False).write(tmp_path))
         row = row_of(comparison, "core-only@256", "chunk", "survivors.total")
         assert (row.difference, row.interval, row.p, row.verdict) == (92.0, None, None, Verdict.NO_TEST)
-        assert "nothing is claimed" in row.reason
+        assert "without a claim" in row.reason
         assert "too few repetitions" in conclusion(comparison, "core-only@256")
 
     def test_a_value_that_is_not_finite_is_left_out_and_said(self, tmp_path: Path) -> None:
@@ -167,8 +167,8 @@ class TestBaseline:
         variants = {"baseline": "baseline", "core-only@256": "patched"}
         comparison = compare(replace(QUIET, variants=variants).write(tmp_path))
         assert comparison.control == ()
-        assert any("noise floor is not known" in note for note in comparison.notes)
-        assert "noise floor is not known" in to_text(comparison)
+        assert any("noise floor is unknown" in note for note in comparison.notes)
+        assert "noise floor is unknown" in to_text(comparison)
 
 
 class TestFailures:
@@ -185,7 +185,7 @@ class TestFailures:
         text = to_text(comparison)
         assert "core-only@256 4 of 5 [2]" in text
         assert "[2] core-only@256.chunk.2: kernel-bug: BUG: Bad page state in process chunk" in text
-        assert "[1] baseline.chunk.1: lost: no end was recorded" in text
+        assert "[1] baseline.chunk.1: lost: the end was not recorded" in text
         assert "38 of 40 ok" in text
         assert "1 of 10 cells failed" in conclusion(comparison, "core-only@256")
 
@@ -233,7 +233,7 @@ class TestFindings:
         ]
         assert comparison.found_something
         sentence = conclusion(comparison, "core-only@256")
-        assert re.search(r"regressed beside them: fault_latency fault_insns\.p99 \+[45]\.\d\d%", sentence)
+        assert re.search(r"other regressions: fault_latency fault_insns\.p99 \+[45]\.\d\d%", sentence)
 
     def test_a_secondary_metric_without_a_direction_is_no_finding(self, tmp_path: Path) -> None:
         effects = {"core-only@256": {"chunk": {"huge_faults.total": "5000"}}}
@@ -342,7 +342,7 @@ class TestCounters:
         assert {finding.kind for finding in comparison.findings} == {"counters"}
         assert {finding.where for finding in comparison.findings} == {"core-only@1.chunk.1"}
         assert any(sentence in finding.text for finding in comparison.findings)
-        assert "held in 19 of 20 patched cells" in to_text(comparison)
+        assert "consistent in 19 of 20 patched cells" in to_text(comparison)
 
     def test_all_four_kinds_of_pages_count(self, tmp_path: Path) -> None:
         counters = {"thp_res_alloc": 2, "thp_res_mapped": 300, "thp_res_released": 600, "thp_res_filled": 124}
@@ -354,7 +354,7 @@ class TestCounters:
             tmp_path
         )
         assert check_counters(run).cells == 0
-        assert "reservation identities" not in to_text(compare(run))
+        assert "consistent in" not in to_text(compare(run))
 
 
 class TestTwoRuns:

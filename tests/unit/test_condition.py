@@ -225,7 +225,7 @@ def test_runs_by_two_clocks_are_shown_and_not_judged_unless_asked(
     # The figures are there.
     assert any(row.relative is not None and row.relative > 6 for row in refused.rows)
     variant = refused.compared[-1].name
-    assert "no verdict, for the" in conclusion(refused, variant)
+    assert "no verdict, since the" in conclusion(refused, variant)
     assert "too few repetitions" not in to_text(refused)
     judged = compare_runs(one, other, anyway=True)
     assert {Verdict.IMPROVED, Verdict.REGRESSED} <= {row.verdict for row in judged.rows}

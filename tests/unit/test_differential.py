@@ -274,7 +274,7 @@ def test_a_process_that_dies_diverges_at_its_step() -> None:
         ('{"step": 0}', 'it begins with {"step": 0}'),
         (ANSWERS + ANSWERS, "trace 0 follows trace 0"),
         (ANSWERS + '{"step": 3}', 'it printed {"step": 3} after the end of a trace'),
-        ('{"trace": 0}\n{"stp": 1}', 'it printed {"stp": 1}, which is no answer'),
+        ('{"trace": 0}\n{"stp": 1}', 'it printed {"stp": 1}, which is not a result'),
         (ANSWERS + END + ANSWERS, "it printed more after its end"),
         ("", "it stopped without reporting its end"),
     ],

@@ -135,7 +135,7 @@ TABLE: dict[str, dict[str, Expected | Impossible]] = {
     "exec": {
         "well": Expected("", 0, "printed\n"),
         **_COMMON,
-        "workload timeout": Expected("", 3, "took more than 600 s and was killed. --timeout gives it longer"),
+        "workload timeout": Expected("", 3, "took more than 600 s and was killed. Use --timeout to give it more time"),
         "workload failed": Expected("", 1, "printed\n"),  # its own status
         "output ends early": Expected("", 0, "pri"),  # a program may print what it likes
     },
@@ -151,7 +151,7 @@ TABLE: dict[str, dict[str, Expected | Impossible]] = {
         "well": Expected("", 0, ""),
         **_COMMON,
         "workload failed": Expected("", 7, ""),  # the shell's own status
-        "SSH lost while the kernel lives": Expected("lost", 1, "the guest runs on"),
+        "SSH lost while the kernel lives": Expected("lost", 1, "but the guest still runs"),
         "workload timeout": _NO_LIMIT,
         "output ends early": _NO_LIMIT,
     },

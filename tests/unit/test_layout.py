@@ -20,7 +20,7 @@ from orchestrator.cli.terminal import Terminal
 from orchestrator.execution.correctness.report import as_text
 from orchestrator.execution.correctness.suite import SUITES, Found
 from orchestrator.execution.correctness.summary import CorrectnessSummary, SuiteResult, Trouble
-from orchestrator.execution.verify.answer import CHECKS, Answer, StageReport, State
+from orchestrator.execution.verify.answer import CHECKS, CheckResult, StageReport, State
 from orchestrator.execution.verify.report import table
 from orchestrator.execution.verify.run import VerificationSummary
 from orchestrator.guest.ktap import Status, TestResult
@@ -165,7 +165,7 @@ def test_tables_of_guests_stages_and_findings_fit(width: int) -> None:
         "sync-promotion.stress.1", "a test that has a name of several words fails, as on the baseline"
     )
     tested = as_text(CorrectnessSummary(suites, [trouble], [trouble]), width)
-    answers = {check: Answer(State.FAILED, "why") for check in CHECKS}
+    answers = {check: CheckResult(State.FAILED, "why") for check in CHECKS}
     stages = load_series(ROOT / "kernel_patches").stages
     reports = [StageReport(stage, dict(answers)) for stage in stages]
     verified = table(VerificationSummary(reports).to_json(), width)

@@ -80,5 +80,5 @@ def test_the_text_has_every_name_and_fits(what: str, capsys: pytest.CaptureFixtu
 def test_one_of_them(capsys: pytest.CaptureFixture[str]) -> None:
     assert [entry["name"] for entry in listed(capsys, "workloads", "touch")] == ["touch"]
     assert status_of(["list", "knobs", "enabeld"]) == 2
-    assert "there is no such name; did you mean enabled?" in capsys.readouterr().err
+    assert "unknown name; did you mean enabled?" in capsys.readouterr().err
     assert status_of(["list", "everything"]) == 2

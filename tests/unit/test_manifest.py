@@ -207,19 +207,19 @@ def _without(key: str) -> Damage:
 DAMAGES: list[tuple[Damage, str]] = [
     (_without("cells"), "cells is missing"),
     (_without("accelerator"), "accelerator is missing"),
-    (lambda content: content["topology"].update(sockets=2), "topology.sockets is not known"),
+    (lambda content: content["topology"].update(sockets=2), "topology.sockets is unknown"),
     (lambda content: content["variants"][0].pop("patchset"), "variants.0.patchset is missing"),
     (lambda content: content["variants"][0].update(role="friend"), "variants.0.role"),
     (lambda content: content.update(repeat="5"), "repeat: input should be a valid integer"),
     (lambda content: content.update(kind="holiday"), "kind"),
     (lambda content: content.update(cells="none"), "cells"),
     (lambda content: content["cells"][0].pop("seed"), "cells.0.seed is missing"),
-    (lambda content: content["cells"].append(content["cells"][0]), "plans the same cell twice"),
+    (lambda content: content["cells"].append(content["cells"][0]), "has the same planned cell twice"),
     (lambda content: content["workloads"]["chunk"].update(metrics=[]), "workloads.chunk.metrics"),
 ]
 #: Keys of schema 1 came and went with the code, so one that is not known says nothing of the file.
 OF_SCHEMA_2: list[tuple[Damage, str]] = [
-    (lambda content: content.update(extra=1), "extra is not known"),
+    (lambda content: content.update(extra=1), "extra is unknown"),
     (_without("kind"), "kind is missing"),
     (_without("code"), "code is missing"),
 ]
@@ -309,5 +309,5 @@ def test_one_module_knows_the_keys_of_run_json() -> None:
 def test_a_plan_with_a_bad_cell_is_refused(tmp_path: Path) -> None:
     wrong = replace(MANIFEST, cells=(planned("../elsewhere"),))
     (tmp_path / FILE).write_text(wrong.to_json())
-    with pytest.raises(UserError, match="no directory name"):
+    with pytest.raises(UserError, match="not a directory name"):
         read_manifest(tmp_path)

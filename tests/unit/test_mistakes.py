@@ -56,16 +56,16 @@ GUEST = ["-p", "core-only", "--topology", "2x512M"]
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["test", "--only", "foo"], "--only foo: there is no such test in these suites; there are "),
+        (["test", "--only", "foo"], "--only foo: these suites have no such test; there are "),
         (["test", "--only", "vmstat_nmaes"], "did you mean vmstat_names?"),
-        (["test", "--only", "cow", "--suite", "stress"], "--only cow: there is no such test"),
-        (["test", "--only", "cow", "--only", "foo"], "--only foo: there is no such test"),
-        (["test", "--suite", "stres"], "--suite stres: there is no such suite; did you mean stress?"),
+        (["test", "--only", "cow", "--suite", "stress"], "--only cow: these suites have no such test"),
+        (["test", "--only", "cow", "--only", "foo"], "--only foo: these suites have no such test"),
+        (["test", "--suite", "stres"], "--suite stres: unknown suite; did you mean stress?"),
         (["test", "-p", "fulll"], "did you mean full?"),
         (["test", "--topology", "two"], "two"),
         (
             ["series", "verify", "--only", "sprase"],
-            "--only sprase: there is no such check; did you mean sparse?",
+            "--only sprase: unknown check; did you mean sparse?",
         ),
         (["series", "verify", "--stage", "99"], "--stage 99: there is no such stage"),
         (["series", "verify", "--topology", "two"], "two"),

@@ -123,7 +123,7 @@ def test_a_variant_at_the_neutral_value_has_to_show_equivalence(tmp_path: Path) 
         (EQUATION, "colour_alloc > 1", "is not an equation such as"),
         (EQUATION, "colour_alloc == open(1)", "may only have counters, whole numbers"),
         (EQUATION, "colour_alloc ==", "is not an equation"),
-        (EQUATION, "1 == 1", "names no counter"),
+        (EQUATION, "1 == 1", "has no counter"),
         (
             'levels = ["nr_coloured"]',
             'levels = ["nr_coloring"]',

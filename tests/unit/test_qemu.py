@@ -14,10 +14,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import fake_qemu
 import pytest
 
+from orchestrator import process
 from orchestrator.errors import InfrastructureError
 from orchestrator.events import Event, Events
 from orchestrator.machine.accelerator import QEMU, Accelerator
@@ -264,3 +266,17 @@ def test_machines_side_by_side(make: Make) -> None:
         one.boot(20)
         other.boot(20)
         assert one.pid != other.pid and one.sockets.directory != other.sockets.directory
+
+
+def test_a_qemu_that_connects_before_its_starter_goes_on(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    spawn = process.spawn
+
+    def slow(*arguments: Any, **options: Any) -> Any:
+        started = spawn(*arguments, **options)
+        time.sleep(1.0)  # a busy host: QEMU has connected long since
+        return started
+
+    monkeypatch.setattr(process, "spawn", slow)
+    with make() as machine:
+        machine.boot(20)
+        assert machine.alive

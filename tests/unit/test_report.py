@@ -113,7 +113,7 @@ def test_has_verdicts_findings_and_the_command(text: str) -> None:
         "- regressed",
         "+ improved",
         "= equivalent",
-        "counters add up in 19 of 19 patched cells",
+        "counters are consistent in 19 of 19 patched cells",
         "guest instructions",
         "failed-cell",
     ):

@@ -113,7 +113,7 @@ def test_a_run_is_finished_by_the_command_of_its_kind(world: World, act: Act) ->
     said = act("run", "--resume", "latest")
     assert said.status == 2
     assert (
-        f"is a check, not a measuring run; finish it with: orchestrate check --resume {only_run(world).name}"
+        f"is a check, not a measuring run; resume it with: orchestrate check --resume {only_run(world).name}"
         in (" ".join(said.err.split()))
     )
 

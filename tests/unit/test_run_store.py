@@ -74,7 +74,7 @@ def test_what_was_recorded_is_read_back_from_an_unfinished_run(tmp_path: Path) -
     writer.record(end_of(writer, "core-only@256.chunk.1"), OBSERVED, SAMPLED)
     run = Run.open(writer.path)
     assert list(run.cells["outcome"]) == ["lost", "ok", "lost", "lost"]
-    assert run.cells["evidence"][0] == "no end was recorded"
+    assert run.cells["evidence"][0] == "the end was not recorded"
     assert run.metrics.to_dict("records") == [
         {
             "cell": "core-only@256.chunk.1",
@@ -132,7 +132,7 @@ def test_a_finished_run_is_read_without_its_parts(tmp_path: Path) -> None:
     without = Run.open(writer.path)
     for left, right in zip(before, (without.cells, without.metrics, without.samples), strict=True):
         assert left.equals(right)
-    with pytest.raises(UserError, match="cannot be finished"):
+    with pytest.raises(UserError, match="cannot be resumed"):
         RunWriter.reopen(writer.path)
 
 
@@ -264,7 +264,7 @@ def test_something_else_than_a_run_directory_is_a_user_error(tmp_path: Path) -> 
 @pytest.mark.parametrize("cell", ["../escape", "a/b", ".hidden", ""])
 def test_a_cell_id_that_is_no_directory_name_is_refused(tmp_path: Path, cell: str) -> None:
     wrong = replace(plan(), cells=(replace(planned("baseline"), cell=cell),))
-    with pytest.raises(UserError, match="no directory name"):
+    with pytest.raises(UserError, match="not a directory name"):
         RunWriter.create(tmp_path, "x", wrong)
     assert list(tmp_path.iterdir()) == []
 
@@ -296,7 +296,7 @@ class TestFindRun:
 
     @pytest.mark.parametrize(
         ("asked", "sentence"),
-        [("2025", "could be 2 runs"), ("nothing", "is named nothing"), ("", "no run in|not a run directory")],
+        [("2025", "matches 2 runs"), ("nothing", "is named nothing"), ("", "no run in|not a run directory")],
     )
     def test_what_cannot_be_found(self, results: Path, asked: str, sentence: str) -> None:
         with pytest.raises(UserError, match=sentence):

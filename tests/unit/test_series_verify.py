@@ -408,16 +408,16 @@ def test_a_kernel_that_does_not_build_is_not_booted(laboratory: Laboratory) -> N
 @pytest.mark.parametrize(
     ("number", "change", "fault"),
     [
-        (1, {"files": [f"{_DIRECTORY}/enabled", _KNOB]}, f"knob {_KNOB} is there before its stage 2"),
+        (1, {"files": [f"{_DIRECTORY}/enabled", _KNOB]}, f"knob {_KNOB} exists before its stage 2"),
         (
             1,
             {"counters": ["nr_free_pages", "nr_thp_reserved", "x"]},
             "counter x is there, but series.toml has no",
         ),
-        (1, {"counters": ["nr_thp_reserved"]}, "counter nr_free_pages of the unpatched kernel is gone"),
+        (1, {"counters": ["nr_thp_reserved"]}, "counter nr_free_pages of the baseline is missing"),
         (2, {"files": [f"{_DIRECTORY}/enabled"]}, f"knob {_KNOB} of stage 2 is missing"),
-        (2, {"knobs": {"promotion_threshold": KnobFacts("256")}}, "is 256 after boot; series.toml says 1"),
-        (3, {"knobs": {"promotion_threshold": KnobFacts("1")}}, "is 1 after boot; series.toml says 256"),
+        (2, {"knobs": {"promotion_threshold": KnobFacts("256")}}, "is 256 after boot, but 1 in series.toml"),
+        (3, {"knobs": {"promotion_threshold": KnobFacts("1")}}, "is 1 after boot, but 256 in series.toml"),
         (
             3,
             {"knobs": {"promotion_threshold": KnobFacts("256", ("promotion_threshold takes 513",))}},
@@ -516,7 +516,7 @@ def test_the_command_prints_a_table_and_its_progress(
     head, *rows = said.out.splitlines()
     assert head.split() == ["stage", *CHECKS]
     assert rows[0].split() == ["1", "counters", "ok", "ok", *"-----", "ok", "-", "-"]
-    assert rows[-2] == "9 ok, 0 failed, 21 not made."
+    assert rows[-2] == "9 ok, 0 failed, 21 not run."
     assert rows[-1] == f"run      {only_run(shell)}"
     lines = [line for line in said.err.splitlines() if line.startswith("[")]
     assert [line.partition("]")[0] for line in lines] == [f"[{number}/9" for number in range(1, 10)]
@@ -567,8 +567,8 @@ def test_an_interrupted_command_keeps_and_prints_what_it_has(
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--stage", "99"], "--stage 99: there is no such stage; there are 1 (counters)"),
-        (["--only", "luck"], "--only luck: there is no such check; there are applies"),
+        (["--stage", "99"], "--stage 99: unknown stage; the stages are 1 (counters)"),
+        (["--only", "luck"], "--only luck: unknown check; there are applies"),
         (["--topology", "four"], "four"),
         (["--config", "fast"], "measure"),
     ],

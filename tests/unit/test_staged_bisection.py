@@ -23,7 +23,7 @@ from orchestrator.execution.bisect.question import parse_metric, parse_until
 from orchestrator.execution.bisect.request import StagedSearch, stage_variants
 from orchestrator.execution.bisect.run import LOG, StagedBisection
 from orchestrator.execution.bisect.stage_trial import WorkloadTrial
-from orchestrator.execution.bisect.verdict import Verdict, sentence, titled
+from orchestrator.execution.bisect.verdict import BisectionResult, sentence, titled
 from orchestrator.execution.measured_cell import CellResult
 from orchestrator.experiment.cell import Cell
 from orchestrator.experiment.experiment import Experiment
@@ -131,7 +131,7 @@ class Searcher:
     booted: list[int] = field(default_factory=list)
     writer: RunWriter | None = None
 
-    def __call__(self, *, fails_after: int | None = None) -> Verdict:
+    def __call__(self, *, fails_after: int | None = None) -> BisectionResult:
         def measure(cell: Cell, kernel: KernelBuild, log_directory: Path) -> CellResult:
             if fails_after is not None and len(self.booted) >= fails_after:
                 raise InfrastructureError("the disk is full.")
@@ -245,7 +245,7 @@ def test_what_the_baseline_does_itself_is_said_so(tmp_path: Path) -> None:
     verdict = searcher(tmp_path, crashes_from(0), rate=1)()
     assert verdict.answer.conclusion is Conclusion.ALREADY
     assert sentence(verdict).startswith(
-        "baseline, which the stages are applied to, shows 'kernel-bug' itself"
+        "baseline, which the stages are applied to, already shows 'kernel-bug'"
     )
 
 

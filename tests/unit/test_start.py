@@ -133,7 +133,7 @@ def test_help_groups_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     assert status_of(["--help"]) == 0
     said = capsys.readouterr().out
     titles = [line for line in said.splitlines() if line.endswith(":") and not line.startswith(" ")]
-    assert titles == ["Options:", "Run:", "Look at runs:", "The series:", "One guest:", "The host:"]
+    assert titles == ["Options:", "Run:", "Inspect runs:", "The series:", "One guest:", "The host:"]
 
 
 def test_every_listed_command_is_there_and_says_the_same_name() -> None:

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a run shows, in the formats that continuous integration reads."""
+"""Exports of a run in formats for continuous integration."""

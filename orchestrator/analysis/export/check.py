@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A run as a list of checks, which is how test formats see the world.
+"""A run as a list of checks, for test formats.
 
 Three things are checked: each cell ended ok; no metric regressed beyond margin and noise floor; the counters of the
 series are consistent.
@@ -22,8 +22,8 @@ from orchestrator.store.run import Run
 class CheckStatus(StrEnum):
     """How a check ended.
 
-    ``error`` is no verdict on the kernel: the host, the harness or the workload itself failed. ``skipped`` is none
-    either: there was nothing to check it by.
+    ``error`` means that the host, the tool or the workload failed, and ``skipped`` that there was nothing to check;
+    both say nothing about the kernel.
     """
 
     PASSED = "passed"
@@ -32,7 +32,7 @@ class CheckStatus(StrEnum):
     ERROR = "error"
 
 
-#: What a cell's end says of the kernel. A workload may fail for the kernel's sake: that is for a person to find.
+#: Outcome of a cell -> status of the check. A failed workload may be caused by the kernel, which needs investigation.
 _STATUS = {
     Outcome.OK: CheckStatus.PASSED,
     Outcome.WORKLOAD_FAILED: CheckStatus.FAILED,
@@ -52,11 +52,11 @@ class Check:
     Args:
         suite: the workload, or ``counters``.
         name: unique within its suite.
-        variant: what was checked; empty where it is all of the run.
-        kind: the cell's outcome, or the metric's verdict.
-        text: the evidence, or what the comparison says; several lines.
-        seconds: host seconds it took; None where that means nothing.
-        started: ISO 8601; None where unknown.
+        variant: the variant that was checked; empty for the whole run.
+        kind: outcome of the cell, or verdict on the metric.
+        text: the evidence, or the text of the comparison; several lines.
+        seconds: duration in host seconds; None if not applicable.
+        started: start time, ISO 8601; None if unknown.
     """
 
     suite: str
@@ -75,10 +75,10 @@ class Check:
 
 
 def checks_of(run: Run, comparison: Comparison) -> list[Check]:
-    """Everything that `run` checked, cells first.
+    """All checks of `run`, cells first.
 
     Args:
-        comparison: that of `run`.
+        comparison: comparison of `run`.
     """
     return [*_cells(run), *_metrics(comparison), _counters(comparison)]
 
@@ -131,7 +131,7 @@ def _counters(comparison: Comparison) -> Check:
         variant="",
         status=status,
         kind=kind,
-        text="\n".join(broken) or f"identities held in {comparison.counters_checked} cells",
+        text="\n".join(broken) or f"consistent in {comparison.counters_checked} cells",
     )
 
 

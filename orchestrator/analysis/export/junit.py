@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""JUnit XML, which most continuous integration services show."""
+"""JUnit XML, which most continuous integration services can display."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import junitparser
 
 from orchestrator.analysis.export.check import Check, CheckStatus
 
-# What XML 1.0 cannot say (section 2.2), and a kernel's console can.
+# Characters that are invalid in XML 1.0 (section 2.2), but possible on a console.
 _NO_CHARACTER = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _RESULTS: Final = {
     CheckStatus.FAILED: junitparser.Failure,
@@ -21,10 +21,10 @@ _RESULTS: Final = {
 
 
 def to_junit(run: str, checks: Sequence[Check]) -> str:
-    """`checks` as one XML document: a test suite a workload, a test case a check.
+    """`checks` as one XML document: one test suite per workload, one test case per check.
 
     Args:
-        run: the run's name, that of the document.
+        run: name of the run, used as the name of the document.
     """
     document = junitparser.JUnitXml(run)
     suites: dict[str, junitparser.TestSuite] = {}

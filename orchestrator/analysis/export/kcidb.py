@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A report as KCIDB takes it, the database of the kernel's continuous integration (schema: package kcidb-io)."""
+"""A report for KCIDB, the database of the kernel's continuous integration (schema: package kcidb-io)."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from orchestrator.store.manifest import VariantRecord
 from orchestrator.store.outcome import Outcome
 from orchestrator.store.run import Run
 
-#: The version written; a receiver upgrades older ones by itself.
+#: Version of the schema; receivers upgrade older versions.
 VERSION: Final = {"major": 5, "minor": 3}
-#: KCIDB's word for who reports, until a reporter gives its own.
+#: Default origin (the reporting system in KCIDB).
 ORIGIN: Final = "orchestrate"
-_EXCERPT: Final = 16384  # longest log_excerpt that the database keeps, in characters
+_EXCERPT: Final = 16384  # maximum length of log_excerpt in the database, in characters
 
 
 def to_kcidb(run: Run, comparison: Comparison, checks: Sequence[Check], origin: str = ORIGIN) -> str:
-    """`run` as JSON of version 5.3: a checkout a source tree, a build a variant's kernel, a test a check.
+    """`run` as JSON of version 5.3: one checkout per source tree, one build per kernel, one test per check.
 
     Args:
-        origin: who reports, ``[a-z0-9_]+``.
+        origin: the reporting system, ``[a-z0-9_]+``.
     """
     report = {
         "version": VERSION,
@@ -108,11 +108,11 @@ def _tests(
     builds = [variant.name for variant in run.manifest.variants]
     for number, check in enumerate(checks, 1):
         if check.kind == Outcome.BUILD_FAILED:
-            continue  # told by the build
+            continue  # reported by the build
         median, unit = medians.get(check.name, (None, ""))
         yield _known(
             id=f"{origin}:{run.name}/{number}",
-            # What concerns all of the run is told of the variant that the run is about, its last one.
+            # Checks of the whole run are reported for its last variant.
             build_id=f"{origin}:{run.name}/{check.variant or builds[-1]}",
             origin=origin,
             environment=environment,
@@ -128,5 +128,5 @@ def _tests(
 
 
 def _known(**properties: Any) -> dict[str, Any]:
-    """`properties` without those that nobody knows: the schema has no null."""
+    """`properties` without unknown ones, since the schema has no null."""
     return {key: value for key, value in properties.items() if value is not None}

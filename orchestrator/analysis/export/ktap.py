@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""KTAP, version 1: the kernel's own format of test results (Documentation/dev-tools/ktap.rst)."""
+"""KTAP, version 1: the kernel's format for test results (Documentation/dev-tools/ktap.rst)."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Final
 
 from orchestrator.analysis.export.check import Check, CheckStatus
 
-#: "ok" to a reader of KTAP, which says of a skipped test so behind its name.
+#: Statuses that are "ok" in KTAP; a skipped test has a directive after its name.
 _GOOD: Final = (CheckStatus.PASSED, CheckStatus.SKIPPED)
 
 
 def to_ktap(run: str, checks: Sequence[Check]) -> str:
-    """`checks` as KTAP: a test a workload, its checks as subtests, evidence as diagnostic lines.
+    """`checks` as KTAP: one test per workload with its checks as subtests, and evidence as diagnostic lines.
 
     Args:
-        run: the run's name, said in the first diagnostic line.
+        run: name of the run, for the first diagnostic line.
     """
     suites: dict[str, list[Check]] = {}
     for check in checks:
@@ -43,6 +43,6 @@ def _subtests(suite: str, checks: Sequence[Check]) -> Iterator[str]:
 
 
 def _result(passed: bool, number: int, name: str, why: str = "") -> str:
-    # A "#" in a description would begin a directive.
+    # A "#" in a description would start a directive.
     described = " ".join(name.replace("#", "_").split())
     return f"{'ok' if passed else 'not ok'} {number} {described}{f' # {why}' if why else ''}"

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """Plots of a run, as PNG and SVG, readable at a width of 1000 pixels.
 
-A run without the data of a plot lacks that plot, and says why in ``absent.txt``. The same run gives the same
-bytes. One module per plot.
+If a run lacks the data for a plot, ``absent.txt`` has the reason. The same run gives the same bytes. One module per
+plot.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ def plot_run(run: Run, out_dir: Path) -> list[Path]:
     """Draw every plot that `run` has the data for.
 
     Args:
-        out_dir: made where it does not exist; plots that are not there any more are removed from it.
+        out_dir: output directory, created if necessary; old plots that are no longer drawn are removed.
 
     Returns:
-        The files, PNG and SVG of each plot beside each other.
+        The files, PNG and SVG for each plot.
     """
     out_dir.mkdir(parents=True, exist_ok=True)
     paths: list[Path] = []
@@ -59,7 +59,7 @@ def plot_run(run: Run, out_dir: Path) -> list[Path]:
 
 
 def plots_of(run: Run) -> list[Plot]:
-    """Every plot of `run`, drawn or with the reason why it is not."""
+    """All plots of `run`, drawn or with the reason why not."""
     looks = looks_of(run)
     with style():
         return [

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Every boot's change against the baseline's boot of its repetition, beside what boots of one kernel differ by."""
+"""The change of each boot relative to the baseline's boot of the same repetition, and the noise floor."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ def boots(run: Run, looks: Mapping[str, Look]) -> Plot:
     figure = titled_figure(
         run,
         title,
-        "one point per fresh boot, change against the baseline of the same repetition; grey band: what the A/A control "
-        "shows; at the right: coefficient of variation of the boots themselves",
+        "one point per fresh boot, change relative to the baseline of the same repetition; grey band: A/A control; "
+        "at the right: coefficient of variation of the boots",
         1.3 + rows * (1.0 + 0.34 * len(shown)),
     )
     space_panels(figure)
@@ -61,7 +61,7 @@ def boots(run: Run, looks: Mapping[str, Look]) -> Plot:
 
 
 def _changes(run: Run, workload: str, metric: str) -> pd.DataFrame | None:
-    """Repetition x variant: change in per cent; None where the baseline is not positive, so that there is none."""
+    """Repetition x variant: change in per cent; None if the baseline is not positive."""
     metrics = run.metrics
     own = metrics[
         (metrics["workload"] == workload)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A calibration: base pages against a huge page by density of use, on a processor and in instructions."""
+"""Plot of a calibration: base pages relative to a huge page by density, on a processor and in instructions."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _RATIOS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20)
 
 
 def draw_calibration(calibration: Calibration, path: Path) -> list[Path]:
-    """Draw what base pages cost over what a huge page costs, by pages touched of a region's 512.
+    """Draw the cost of base pages relative to a huge page, by the number of touched pages of a range.
 
     Args:
-        path: of the files, without their ending.
+        path: path of the files, without suffix.
 
     Returns:
         The files: PNG and SVG.
@@ -75,5 +75,5 @@ def _axes(axis: Axes, ratios: Sequence[float]) -> None:
         each.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_ylim(min(ratios) / 1.3, max(1.0, *ratios) * math.sqrt(2))
     axis.tick_params(labelsize=14)
-    axis.set_xlabel("pages touched of a region's 512", fontsize=14)
+    axis.set_xlabel("touched pages per range, of 512", fontsize=14)
     axis.set_ylabel("cost, huge page = 1", fontsize=14)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""By how much counters of events grew while a workload ran."""
+"""Growth of event counters while a workload ran."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from orchestrator.analysis.plots.style import (
 )
 from orchestrator.store.run import Run
 
-#: Counters of events in /proc/vmstat that the plot looks at, beside every thp_*.
+#: Event counters in /proc/vmstat to plot, in addition to all thp_*.
 _EVENTS: Final = (
     "pgfault", "pgmajfault", "pgalloc_normal", "pgalloc_dma32", "pgfree", "compact_stall",
     "compact_success", "compact_fail", "allocstall_normal", "allocstall_movable", "pgscan_kswapd", "pgscan_direct",
     "pgsteal_kswapd", "pgsteal_direct", "pswpout", "pswpin", "oom_kill", "drop_pagecache",
 )  # fmt: skip
 _MOST_COUNTERS: Final = 26
-#: Where a counter that did not grow is drawn: left of the logarithmic axis, which has no 0.
+#: Position of a counter that did not grow: left of the logarithmic axis, which has no 0.
 _NONE: Final = 0.4
 
 
@@ -71,8 +71,8 @@ def _counter_figure(run: Run, title: str, growth: pd.Series, looks: Mapping[str,
         return None
     variants = [variant for variant in looks if variant in set(growth.index.get_level_values("variant"))]
     left_out = len(order) - len(counters)
-    note = "while the workload ran, median of the boots; hollow, at the left: 0" + (
-        f" · {left_out} lesser ones not shown" if left_out else ""
+    note = "while the workload ran, median of the boots; hollow at the left: 0" + (
+        f" · {left_out} smaller ones not shown" if left_out else ""
     )
     lane = 0.17
     row_height = lane * len(variants) + 0.16
@@ -103,8 +103,8 @@ def _counter_figure(run: Run, title: str, growth: pd.Series, looks: Mapping[str,
     axis.set_yticks(range(len(counters)), counters, fontsize=10)
     axis.set_ylim(len(counters) - 0.5, -0.5)
     axis.grid(axis="y", visible=False)
-    axis.set_xlabel("growth in /proc/vmstat, events (logarithmic; 0 beside the axis)")
-    # Not those of the first counter: a variant may lack it.
+    axis.set_xlabel("growth in /proc/vmstat, events (logarithmic; 0 left of the axis)")
+    # Not from the first counter, which a variant may not have.
     handles = [
         axis.plot([], [], looks[variant].marker, color=looks[variant].colour, linestyle="-")[0]
         for variant in variants
@@ -114,5 +114,5 @@ def _counter_figure(run: Run, title: str, growth: pd.Series, looks: Mapping[str,
 
 
 def _counter_order(counter: str) -> tuple[int, str]:
-    """The series' own counters first, then those of THP, then the others."""
+    """Counters of the series first, then those of THP, then the others."""
     return (0 if counter.startswith("thp_res_") else 1 if counter.startswith("thp_") else 2, counter)

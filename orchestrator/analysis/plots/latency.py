@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Distributions of what workloads timed, on a logarithmic axis."""
+"""Distributions of measured times, on a logarithmic axis."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _Buckets = dict[tuple[float, float], int]
 
 
 def fault_latency(run: Run, looks: Mapping[str, Look]) -> Iterator[Plot]:
-    """One plot a workload that left histograms: their cumulative distributions."""
+    """One plot per workload with histograms: their cumulative distributions."""
     name, title = "fault-latency", "Fault latency"
     found: dict[str, dict[str, dict[str, _Buckets]]] = {}
     units: dict[tuple[str, str], str] = {}
@@ -74,7 +74,7 @@ def _latency_figure(
                 continue
             edges, share = _cumulative(buckets)
             faults[variant] = sum(buckets.values())
-            # Wide and pale below the others, for a variant that costs the same hides it otherwise.
+            # Wide and pale in the background, since a variant with the same cost would hide it.
             broad = {"linewidth": 5.0, "alpha": 0.35} if look.colour == BASELINE else {"linewidth": 1.7}
             axis.plot(edges, share, look.line, color=look.colour, label=variant, **cast("Any", broad))
         for level, text in ((0.5, "p50"), (0.99, "p99")):
@@ -90,9 +90,9 @@ def _latency_figure(
         named = textwrap.fill((facts and facts.help) or histogram, 48)
         axis.set_title(f"{named}\n{_numbers(faults)}", fontsize=10)
         unit = units[workload, histogram]
-        axis.set_xlabel({"insns": "guest instructions", "ns": "nanoseconds"}.get(unit, unit))
+        axis.set_xlabel({"insns": "guest instructions", "ns": "guest nanoseconds"}.get(unit, unit))
         axis.tick_params(labelbottom=True)
-    # A single interrupted fault would squeeze all others: what is rarer than one of 1000 is left out.
+    # A single interrupted fault would compress the axis: omit the rarest 0.1 %.
     ranges = [
         _range(buckets) for by_variant in histograms.values() for buckets in by_variant.values() if buckets
     ]
@@ -106,7 +106,7 @@ def _latency_figure(
 
 
 def _numbers(faults: Mapping[str, int]) -> str:
-    """How many faults the curves stand for: one number where it is the same for all, else that of each variant."""
+    """The number of faults in the curves: one number if it is the same for all variants, else one per variant."""
     if len(set(faults.values())) < 2:
         return f"{counted(next(iter(faults.values()), 0))} faults per variant"
     return textwrap.fill(
@@ -115,7 +115,7 @@ def _numbers(faults: Mapping[str, int]) -> str:
 
 
 def _range(buckets: _Buckets) -> tuple[float, float]:
-    """Where all but one of a thousand are, at either end."""
+    """The interval without the smallest and the largest 0.1 %."""
     edges, share = _cumulative({edges: count for edges, count in buckets.items() if count})
     low = edges[max(0, int(np.searchsorted(share, 0.001, side="right")) - 1)]
     high = edges[min(len(edges) - 1, int(np.searchsorted(share, 0.999)))]
@@ -123,7 +123,7 @@ def _range(buckets: _Buckets) -> tuple[float, float]:
 
 
 def _readable_log_ticks(axis: Axes) -> None:
-    """Labels at 1, 2, 5 of each decade, where decades alone would leave one or two."""
+    """Labels at 1, 2 and 5 of each decade, if decades alone would give only one or two labels."""
     low, high = axis.get_xlim()
     steps = [step * 10.0**power for power in range(-3, 13) for step in (1, 2, 5)]
     inside = [step for step in steps if low <= step <= high]
@@ -141,7 +141,7 @@ def _histograms(run: Run, cell: str) -> Iterator[dict[str, Any]]:
 
 
 def _cumulative(buckets: _Buckets) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """The distribution at the edges of the buckets: within one, values are taken to be spread evenly."""
+    """The distribution at the edges of the buckets; within a bucket, values are assumed to be uniform."""
     ordered = sorted(buckets)
     total = sum(buckets.values())
     edges, share, below = [ordered[0][0]], [0.0], 0
@@ -152,5 +152,5 @@ def _cumulative(buckets: _Buckets) -> tuple[npt.NDArray[np.float64], npt.NDArray
         below += buckets[low, high]
         edges.append(high)
         share.append(below / total)
-    # A logarithmic axis has no place for zero.
+    # A logarithmic axis has no zero.
     return np.maximum(np.array(edges), 0.5), np.array(share)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Memory over time, the machine and each node."""
+"""Memory over time, for the machine and each node."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from orchestrator.store.run import Run
 _RESERVED: Final = "nr_thp_reserved"
 _MEMORY: Final = ("MemFree", "MemAvailable", _RESERVED)
 _COLUMNS: Final = 4
-#: Events of a workload that come more often are its progress, and no turning points.
+#: Events of a workload that occur more often than this are progress, and are not marked.
 _RARE: Final = 3
 _BEGINNING: Final = 0.05
 _NS_PER_S: Final = 1e9
@@ -50,7 +50,7 @@ def memory_over_time(run: Run, looks: Mapping[str, Look]) -> Iterator[Plot]:
     chosen = ok[ok["repetition"] == repetition]
     samples = run.samples_of(cells=chosen["cell"].tolist(), counters=_MEMORY)
     if (samples["phase"] == "during").any():
-        # An idle guest's clock leaps under icount, so before and after may lie minutes away.
+        # With icount the clock of an idle guest jumps, so the readings before and after may be minutes away.
         samples = samples[samples["phase"] == "during"]
     if samples.empty:
         yield Plot(
@@ -84,7 +84,7 @@ def _memory_figure(
     figure = titled_figure(run, title, f"repetition {repetition}", 2.2 + 1.9 + 1.25 * len(nodes))
     ratios = [1.6] + [1.0] * len(nodes)
     spans = [float(np.ptp(samples.loc[samples["cell"] == cell, "guest_s"])) for _, cell in cells]
-    # The same time axis shows that one takes longer; not where that would squeeze another to nothing.
+    # Share the time axis, to show which one takes longer, unless that would compress another too much.
     shared: Literal["all", "col"] = "all" if max(spans) <= 8 * min(spans) else "col"
     axes = figure.subplots(rows, len(cells), sharex=shared, sharey="row", squeeze=False, height_ratios=ratios)
     lines = (
@@ -103,7 +103,7 @@ def _memory_figure(
                 if series is not None:
                     mib = series["value"] / (_PAGES_PER_MIB if counter.startswith("nr_") else 1024)
                     if counter == _RESERVED:
-                        # An area, so that it is told from free memory without colour.
+                        # An area, so that it can be distinguished from free memory without colour.
                         axis.fill_between(
                             series["guest_s"] - began,
                             mib,
@@ -121,7 +121,7 @@ def _memory_figure(
             for number, (at, label) in enumerate(events):
                 axis.axvline(at - began, color="#666666", linewidth=0.9, linestyle=(0, (4, 2)))
                 if row == 0:
-                    # On the side where there is room up to the edge of the panel.
+                    # On the side with more room.
                     late = at - began > 0.6 * (max(spans) if shared == "all" else spans[column])
                     axis.annotate(
                         label, (at - began, 0.98 - 0.1 * number), xycoords=("data", "axes fraction"),
@@ -147,7 +147,7 @@ def _memory_figure(
 
 
 def _events(run: Run, cell: str, samples: pd.DataFrame) -> list[tuple[float, str]]:
-    """What happened, in guest seconds: the workload's rare events, and the first reservation given up."""
+    """Events to mark, in guest seconds: rare events of the workload, and the first reservation given up."""
     first, last = float(samples["guest_s"].min()), float(samples["guest_s"].max())
     records = [
         record for record in run.workload_records(cell) if "event" in record and "monotonic_ns" in record
@@ -163,13 +163,13 @@ def _events(run: Run, cell: str, samples: pd.DataFrame) -> list[tuple[float, str
     grown = dumps[dumps["value"] > (dumps["value"].iloc[0] if len(dumps) else 0)]
     if len(grown):
         events.append((float(grown["guest_s"].iloc[0]), "first reservation given up"))
-    # What a workload says when it begins marks nothing but the beginning.
+    # Ignore events at the start of the workload.
     begun = first + _BEGINNING * (last - first)
     return [(at, label) for at, label in events if begun < at <= last]
 
 
 def _series(samples: pd.DataFrame, counter: str, node: int | None) -> pd.DataFrame | None:
-    """The readings of one counter in the order of time, from one source where several print it."""
+    """The readings of one counter in order of time, from one source if several have it."""
     of_counter = samples[samples["counter"] == counter]
     own = _one_source(of_counter[of_counter["node"].isna() if node is None else of_counter["node"] == node])
     if node is None:
@@ -178,13 +178,13 @@ def _series(samples: pd.DataFrame, counter: str, node: int | None) -> pd.DataFra
             .groupby("guest_s", as_index=False)["value"]
             .sum()
         )
-        if len(by_node) > len(own):  # the sampler read the nodes' files more often than the machine's
+        if len(by_node) > len(own):  # the sampler read the files of the nodes more often
             return pd.DataFrame(by_node)
     return None if own.empty else own.sort_values("guest_s", kind="stable")
 
 
 def _one_source(samples: pd.DataFrame) -> pd.DataFrame:
-    """Those of one file: vmstat and zoneinfo print the same counter of a node."""
+    """The samples of one file: vmstat and zoneinfo have the same counters per node."""
     if samples.empty:
         return samples
     source = min(samples["source"], key=lambda each: ("vmstat" not in each, "meminfo" not in each, each))

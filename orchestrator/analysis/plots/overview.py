@@ -35,7 +35,7 @@ _FIT: Final = ("chunk", "survivors.total")
 
 
 def overview(run: Run, looks: Mapping[str, Look]) -> Plot:
-    """Three panels: cost of a region by density, processes that fit, share of ranges that are huge over time."""
+    """Three panels: cost of a range by density, processes that fit, share of huge ranges over time."""
     title = "Fault latency, memory, promotions"
     control = {variant.name for variant in run.manifest.variants if variant.role is Role.CONTROL}
     shown = [name for name in looks if name not in control]
@@ -52,9 +52,7 @@ def overview(run: Run, looks: Mapping[str, Look]) -> Plot:
         lacks = " and ".join(what for what, found in missing.items() if not found)
         return Plot(NAME, title, reason=f"no cell that ended ok has {lacks}")
     if len(shown) > _MOST_VARIANTS:
-        return Plot(
-            NAME, title, reason=f"{len(shown)} variants are too many for it; at most {_MOST_VARIANTS} fit"
-        )
+        return Plot(NAME, title, reason=f"{len(shown)} variants are too many; at most {_MOST_VARIANTS} fit")
     boots = max(density.costs.shape[0] for density in costs.values())
     figure = titled_figure(run, title, f"medians of {boots} fresh boots", 7.6, _WIDTH_IN)
     space_panels(figure)
@@ -87,9 +85,9 @@ def _density_panel(
     axis.set_xticks(pages, [str(each) if each != 96 else "" for each in pages])
     axis.xaxis.set_minor_locator(NullLocator())
     axis.yaxis.set_major_formatter(short_numbers())
-    axis.set_title("Latency: touching a region of 2 MiB")
-    axis.set_xlabel(f"pages of {PAGES_PER_REGION} that are touched")
-    axis.set_ylabel(f"{unit} per region")
+    axis.set_title("Latency: touching a 2 MiB range")
+    axis.set_xlabel(f"touched pages, of {PAGES_PER_REGION}")
+    axis.set_ylabel(f"{unit} per range")
     reference = f"huge pages ({baseline})" if _is_flat(costs.get(baseline)) else baseline
     floor = axis.get_ylim()[0]
     evens = {
@@ -105,7 +103,7 @@ def _density_panel(
         axis.plot(
             [even, even], [floor, cost], color=looks[variant].colour, linewidth=1.2, linestyle=(0, (2, 2))
         )
-        # One under another, left of the line: costs rise to the right, so there is room.
+        # Below each other, left of the line: costs increase to the right, so there is room.
         axis.annotate(
             f"break-even with\n{reference}:\n{even:.0f} pages",
             (even, floor),
@@ -119,7 +117,7 @@ def _density_panel(
 
 
 def _is_flat(density: Density | None) -> bool:
-    """Whether a region costs the same however many of its pages are touched, as a huge page does."""
+    """Whether the cost of a range does not depend on the number of touched pages, as with a huge page."""
     return density is not None and float(density.medians.max()) < 2 * float(density.medians.min())
 
 
@@ -161,6 +159,6 @@ def _share_panel(axis: Axes, curves: Mapping[str, Curve], looks: Mapping[str, Lo
     axis.set_xlim(0, end)
     axis.set_ylim(0, 104)
     axis.xaxis.set_major_formatter(short_numbers())
-    axis.set_title("Promotions: share of ranges that are huge, dense use")
+    axis.set_title("Promotions: share of huge ranges, dense use")
     axis.set_xlabel(f"cost so far, touches and khugepaged, {unit}")
     axis.set_ylabel("huge, %")

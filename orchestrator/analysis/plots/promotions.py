@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Which share of the ranges was huge over time, and how they became so."""
+"""The share of huge ranges over time, and how they became huge."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from orchestrator.analysis.promotion import WAYS, Curve, promotion_curves
 from orchestrator.store.run import Run
 
 _COLUMNS: Final = 2
-#: Told apart without colour: plain, hatched, dotted.
+#: Patterns, to distinguish areas without colour: plain, hatched, dotted.
 _FILLS: Final[Mapping[str, Mapping[str, Any]]] = {
     "at_fault": {"facecolor": "#8c8c8c", "hatch": ""},
     "in_place": {"facecolor": "#9ecae9", "hatch": "////"},
@@ -32,7 +32,7 @@ _FILLS: Final[Mapping[str, Mapping[str, Any]]] = {
 
 def promotions(run: Run, looks: Mapping[str, Look]) -> Iterator[Plot]:
     """One plot per workload that follows its ranges: an area per way in which they became huge, a panel per variant."""
-    name, title = "promotions", "Ranges that are huge, over time"
+    name, title = "promotions", "Huge ranges over time"
     found = promotion_curves(run)
     if not found:
         yield Plot(
@@ -45,7 +45,7 @@ def promotions(run: Run, looks: Mapping[str, Look]) -> Iterator[Plot]:
         figure = titled_figure(
             run,
             f"{title}: {title_of(run, workload)}",
-            "every page of each range is touched, then khugepaged is waited for; mean of the boots, line: their range",
+            "every page of each range is touched, then the workload waits for khugepaged; mean and range of the boots",
             1.6 + 2.3 * rows,
         )
         space_panels(figure)
@@ -82,7 +82,7 @@ def promotions(run: Run, looks: Mapping[str, Look]) -> Iterator[Plot]:
 
 
 def extended(curve: Curve, end: float) -> Curve:
-    """The curve up to `end`: nothing more becomes huge."""
+    """The curve extended to `end`: no more ranges become huge."""
     if curve.cost[-1] >= end:
         return curve
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Where the pages of reservations went."""
+"""What happened to the pages of reservations."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _PARTS: Final = (
     ("thp_res_mapped", "mapped", "#0072B2"),
     ("nr_thp_reserved", "still reserved", "#E69F00"),
     ("thp_res_released", "released", "#CC79A7"),
-    ("thp_res_filled", "filled at promotion", "#009E73"),
+    ("thp_res_filled", "filled by promotion", "#009E73"),
 )
 
 
 def reserved_pages(run: Run) -> Plot:
-    """A waterfall: what was allocated is mapped, still reserved, released, or filled at a promotion."""
-    name, title = "reserved-pages", "Where the pages of reservations went"
+    """A waterfall: allocated pages are mapped, still reserved, released, or filled by a promotion."""
+    name, title = "reserved-pages", "What happened to the pages of reservations"
     ok = ok_cells(run)
     ok = ok[ok["role"] != "control"]
     names = ["thp_res_alloc", *(counter for counter, _, _ in _PARTS)]
@@ -45,7 +45,7 @@ def reserved_pages(run: Run) -> Plot:
     first = last.groupby(["workload", "variant"], sort=False).head(1)
     first = first[first["thp_res_alloc"] > 0]
     if first.empty:
-        return Plot(name, title, reason="no reservation was made in this run")
+        return Plot(name, title, reason="there was no reservation in this run")
     figure = titled_figure(run, title, "first repetition", 1.6 + 1.75 * len(first))
     axes = figure.subplots(len(first), 1, squeeze=False)
     order = list(run.manifest.workloads)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The simulated chunk test by threshold, with what was measured beside it."""
+"""Plot of the simulated chunk test by threshold, with measured values."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 
-from orchestrator.analysis.chunk_measured import Point
+from orchestrator.analysis.chunk_measured import MeasuredPoint
 from orchestrator.analysis.plots.style import PATCHED, settle, space_panels, style, write_figure
 from orchestrator.model.chunk_test import ChunkTestResult
 
@@ -21,24 +21,24 @@ def draw_simulation(
     thresholds: Sequence[int],
     none: Sequence[ChunkTestResult],
     every: Sequence[ChunkTestResult],
-    points: Sequence[Point],
+    points: Sequence[MeasuredPoint],
     under: str,
     path: Path,
 ) -> list[Path]:
     """Draw survivors and promotions by threshold.
 
     Args:
-        none, every: outcomes by threshold where no range at the threshold is promoted in time, and where all are.
-        points: what was measured.
-        under: the line under the title: the machine.
-        path: of the files, without their ending.
+        none, every: results by threshold if no range at the threshold is promoted in time, and if all are.
+        points: measured values.
+        under: subtitle: the machine.
+        path: path of the files, without suffix.
 
     Returns:
         The files: PNG and SVG.
     """
     with style():
         figure = Figure(figsize=_SIZE_IN, layout="constrained")
-        figure.suptitle("The chunk test by arithmetic\n", x=0.012, ha="left", fontsize=14, fontweight="bold")
+        figure.suptitle("The chunk test, calculated\n", x=0.012, ha="left", fontsize=14, fontweight="bold")
         figure.text(0.012, 1 - 0.38 / _SIZE_IN[1], under, ha="left", va="top", fontsize=10, color="#444444")
         space_panels(figure)
         left, right = figure.subplots(1, 2)
@@ -47,7 +47,7 @@ def draw_simulation(
         left.fill_between(thresholds, low, high, color=PATCHED[0], alpha=0.12, linewidth=0)
         left.plot(thresholds, high, "-o", color=PATCHED[0], markersize=4, label="none promoted in time")
         left.plot(thresholds, low, "--o", color=PATCHED[1], markersize=4, label="all promoted in time")
-        _panel(right, thresholds, "ranges at the threshold, of the survivors")
+        _panel(right, thresholds, "ranges of the survivors at the threshold")
         right.plot(thresholds, [each.promotions for each in none], "-o", color=PATCHED[0], markersize=4)
         right.plot(thresholds, [each.promotions for each in every], "--o", color=PATCHED[1], markersize=4)
         if points:

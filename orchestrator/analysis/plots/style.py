@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What all plots share: looks, titles, legends.
+"""Common code of all plots: looks, titles, legends.
 
-Colours are Okabe and Ito's (https://jfly.uni-koeln.de/color/), told apart by marker and line as well.
+Colours are those of Okabe and Ito (https://jfly.uni-koeln.de/color/); markers and line styles differ as well.
 """
 
 from __future__ import annotations
@@ -66,10 +66,10 @@ class Plot:
     """One plot.
 
     Args:
-        name: of its files, without the ending.
-        title: also the text for a reader who cannot see it.
-        figure: None where there is nothing to draw.
-        reason: why there is none.
+        name: name of its files, without suffix.
+        title: title, and alternative text.
+        figure: the figure; None if there is nothing to draw.
+        reason: why there is no figure.
     """
 
     name: str
@@ -79,14 +79,14 @@ class Plot:
 
 
 def style() -> AbstractContextManager[None]:
-    """Within it matplotlib draws as this project does."""
+    """A context in which matplotlib uses the style of this project."""
     # The stubs want a literal of all of matplotlib's parameters.
     return mpl.rc_context(cast("Any", _STYLE))
 
 
 def settle(figure: Figure) -> None:
-    """Lay out once and keep that, rounded: the solver's last bits differ from one time to the next, and the
-    names inside an SVG are hashes of coordinates."""
+    """Compute the layout once, and round it: the solver's last bits vary, and names inside an SVG are hashes of
+    coordinates."""
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
     for axis in figure.axes:
@@ -97,7 +97,7 @@ def settle(figure: Figure) -> None:
 
 
 def looks_of(run: Run) -> dict[str, Look]:
-    """The look of each variant, in their order."""
+    """The look of each variant, in order."""
     looks: dict[str, Look] = {}
     patched = 0
     for index, variant in enumerate(run.manifest.variants):
@@ -115,13 +115,13 @@ def looks_of(run: Run) -> dict[str, Look]:
 
 
 def ok_cells(run: Run) -> pd.DataFrame:
-    """The rows of ``cells.parquet`` that count."""
+    """The rows of ``cells.parquet`` that ended ok."""
     cells = run.cells
     return cells[cells["outcome"] == "ok"]
 
 
 def _where(run: Run) -> str:
-    """The line under every title: what the figures were measured on."""
+    """The subtitle: the conditions of the measurement."""
     topology = run.manifest.topology.text
     accelerator = run.manifest.accelerator
     kernel = run.manifest.source.version
@@ -135,10 +135,10 @@ def _where(run: Run) -> str:
 
 
 def titled_figure(run: Run, title: str, note: str, height_in: float, width_in: float = _WIDTH_IN) -> Figure:
-    """An empty figure with its title, and under it what was measured on and `note`.
+    """An empty figure with title, conditions and `note`.
 
     Args:
-        height_in: without what title and note take when they need more than a line each.
+        height_in: height in inches, without additional lines of title and note.
     """
     heading = textwrap.wrap(title, int(width_in * 8.2))
     under = textwrap.wrap(
@@ -168,14 +168,14 @@ def titled_figure(run: Run, title: str, note: str, height_in: float, width_in: f
 
 
 def space_panels(figure: Figure) -> None:
-    """Room between panels, so that the title of one does not run into the next."""
+    """Space between panels, so that titles do not overlap."""
     engine = figure.get_layout_engine()
     if isinstance(engine, ConstrainedLayoutEngine):
         engine.set(wspace=0.05, w_pad=0.08, h_pad=0.06)
 
 
 def legend_below(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:
-    """A legend below everything, of as many columns as its longest entry leaves room for."""
+    """A legend at the bottom, with as many columns as fit."""
     names = [folded(label, 30) for label in labels]
     longest = max((len(line) for name in names for line in name.splitlines()), default=1)
     columns = max(1, min(len(names), 4, 110 // (longest + 7)))
@@ -183,7 +183,7 @@ def legend_below(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) 
 
 
 def title_of(run: Run, workload: str) -> str:
-    """A workload's title, in words."""
+    """The title of a workload."""
     return run.manifest.workloads[workload].title or workload
 
 
@@ -200,7 +200,7 @@ def values_of(run: Run, workload: str, metric: str, variant: str) -> npt.NDArray
 
 
 def short_number(value: float, _: object = None) -> str:
-    """A number on an axis: k, M and G above a thousand, as it is below. What is counted has no thousandths.
+    """A number for an axis: with k, M or G above a thousand, else unchanged.
 
     >>> short_number(1500), short_number(0.5), short_number(2e6), short_number(0)
     ('1.5k', '0.5', '2M', '0')
@@ -213,20 +213,20 @@ def short_number(value: float, _: object = None) -> str:
 
 
 def short_numbers() -> FuncFormatter:
-    """A formatter of :func:`short_number`, for one axis."""
+    """A formatter with :func:`short_number`, for one axis."""
     return FuncFormatter(short_number)
 
 
 def counted(number: int) -> str:
-    """A number with its thousands set apart."""
+    """A number with thousands separators."""
     return f"{number:,}".replace(",", " ")
 
 
 def write_figure(figure: Figure, path: Path, title: str | None = None) -> None:
-    """Write a figure as PNG or SVG, by the ending of `path`; the same figure gives the same bytes.
+    """Write a figure as PNG or SVG, by the suffix of `path`; the same figure gives the same bytes.
 
     Args:
-        title: for the file's metadata.
+        title: title for the metadata of the file.
     """
     form = path.suffix.removeprefix(".")
     metadata = {"Software": None} if form == "png" else {"Date": None, "Creator": "orchestrate"}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Children that fit into memory, one bar per variant."""
+"""Children that fit in memory, one bar per variant."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from orchestrator.store.run import Run
 
 
 def survivors(run: Run, looks: Mapping[str, Look]) -> Plot:
-    """Bars: the median of a variant, with every repetition as a point."""
-    name, title = "survivors", "Children that fit into memory"
+    """Bars with the median of each variant, and points for all repetitions."""
+    name, title = "survivors", "Children that fit in memory"
     metrics = run.metrics
     metrics = metrics[
         metrics["metric"].str.startswith("survivors") & metrics["cell"].isin(ok_cells(run)["cell"])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Small multiples of a sweep: every primary metric against the values of one knob, the baseline as a line."""
+"""Plots of a sweep: one panel per primary metric by the values of a knob, with the baseline as a line."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from orchestrator.store.manifest import Role
 from orchestrator.store.observation import Metric
 from orchestrator.store.run import Run
 
-#: Fewer values make no curve.
+#: Fewest values for a curve.
 _LEAST_VALUES = 3
 #: From this ratio of the largest to the smallest value on, the axis is logarithmic.
 _LOG_FROM = 8
@@ -45,7 +45,7 @@ class _Sweep:
 
 
 def sweeps(run: Run) -> Iterator[Plot]:
-    """One plot a knob of which a patchset was measured at three values or more."""
+    """One plot per knob with at least three measured values of a patchset."""
     for sweep in _sweeps_of(run):
         drawn = _figure(run, sweep)
         if drawn is not None:
@@ -114,15 +114,15 @@ def _panel(axis: Axes, run: Run, sweep: _Sweep, workload: str, metric: str, fact
     axis.plot(places, middles, "o-", color=PATCHED[0], markersize=5)
     for variant in run.manifest.variants:
         if variant.role is Role.BASELINE:
-            stock = values_of(run, workload, metric, variant.name)
-            if stock.size:
-                low, high = _bounds(stock)
+            baseline_values = values_of(run, workload, metric, variant.name)
+            if baseline_values.size:
+                low, high = _bounds(baseline_values)
                 axis.axhspan(low, high, color=BASELINE, alpha=0.12, linewidth=0)
-                axis.axhline(float(np.median(stock)), color=BASELINE, linestyle="--", linewidth=1.2)
+                axis.axhline(float(np.median(baseline_values)), color=BASELINE, linestyle="--", linewidth=1.2)
     if max(places) >= _LOG_FROM * max(min(places), 1):
         axis.set_xscale("log", base=2)
         labelled = places[:1]
-        for place in places[1:]:  # where two are close, the first is labelled
+        for place in places[1:]:  # if two are close, only the first is labelled
             if place >= labelled[-1] * 2**_LEAST_OCTAVES:
                 labelled.append(place)
         axis.set_xticks(places, [f"{place:g}" if place in labelled else "" for place in places])
@@ -139,7 +139,7 @@ def _panel(axis: Axes, run: Run, sweep: _Sweep, workload: str, metric: str, fact
 
 
 def _coverage(run: Run, sweep: _Sweep, panels: Sequence[tuple[str, str, Metric]]) -> str:
-    """What the band is, with the coverage that its intervals reach with so many boots."""
+    """The meaning of the band, with the coverage of the intervals for this number of boots."""
     sizes = [
         values_of(run, workload, metric, name).size
         for workload, metric, _ in panels
@@ -153,7 +153,7 @@ def _coverage(run: Run, sweep: _Sweep, panels: Sequence[tuple[str, str, Metric]]
 
 
 def _bounds(values: npt.NDArray[np.float64]) -> tuple[float, float]:
-    """The interval of the median; of fewer values than it takes, their range."""
+    """The interval of the median; if there are too few values, their range."""
     interval = median_interval(values)
     if interval is None:
         return float(values.min()), float(values.max())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What variants trade for what: two metrics as axes, a third as colour, one point per variant, and the Pareto front."""
+"""Plot of a trade-off: two metrics as axes, a third as colour, one point per variant, and the Pareto front."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from orchestrator.analysis.notation import folded
 from orchestrator.analysis.plots.style import Plot, short_numbers, space_panels, titled_figure
 from orchestrator.analysis.statistics import REPETITIONS_FOR_INTERVAL
-from orchestrator.analysis.tradeoff import Axis, Point, tradeoff_of
+from orchestrator.analysis.tradeoff import Axis, TradeoffPoint, tradeoff_of
 from orchestrator.store.run import Run
 
 #: From this ratio of the largest to the smallest on, an axis is logarithmic.
 _LOG_FROM = 20.0
-#: Pixels between two points that can share a label.
+#: Distance in pixels up to which two points share a label.
 _NEAR: Final = 22.0
 
 
 def tradeoff(run: Run) -> Iterator[Plot]:
-    """The picture of an experiment that has a table ``[tradeoff]`` with three metrics; none where it has not."""
-    name, title = "tradeoff", "What is paid for what"
+    """The plot of an experiment with a table ``[tradeoff]`` of three metrics; none for other experiments."""
+    name, title = "tradeoff", "Trade-off"
     if not run.manifest.tradeoff:
         return
     found = tradeoff_of(run)
@@ -92,7 +92,7 @@ def tradeoff(run: Run) -> Iterator[Plot]:
     yield Plot(name, title, figure)
 
 
-def _values(points: Sequence[Point], axis: int) -> list[float]:
+def _values(points: Sequence[TradeoffPoint], axis: int) -> list[float]:
     return [value for point in points for value in (point.low[axis], point.high[axis])]
 
 
@@ -101,11 +101,11 @@ def _label(axis: Axis) -> str:
     return textwrap.fill(f"{axis.name}: {axis.workload} {axis.metric} ({axis.unit}; {arrow})", 52)
 
 
-def _rule_of_rings(points: Sequence[Point], rings: bool) -> str:
+def _rule_of_rings(points: Sequence[TradeoffPoint], rings: bool) -> str:
     if not rings:
         fewest = min(point.boots for point in points)
         return (
-            f"With {fewest} boots per variant no Pareto front is drawn: it takes {REPETITIONS_FOR_INTERVAL}. "
+            f"With {fewest} boots per variant no Pareto front is drawn: it needs {REPETITIONS_FOR_INTERVAL}. "
             "Bars: the range of the boots."
         )
     return (
@@ -114,12 +114,12 @@ def _rule_of_rings(points: Sequence[Point], rings: bool) -> str:
     )
 
 
-def _number_points(axis: Axes, points: Sequence[Point], most: float) -> None:
-    """A number on each point; points in the same place share a label, so that no name lies over another."""
+def _number_points(axis: Axes, points: Sequence[TradeoffPoint], most: float) -> None:
+    """Number the points; points at the same place share a label, so that labels do not overlap."""
     figure = axis.figure
     assert isinstance(figure, Figure)
     figure.draw_without_rendering()
-    together: list[tuple[float, float, list[int], Point]] = []
+    together: list[tuple[float, float, list[int], TradeoffPoint]] = []
     for number, point in enumerate(points, 1):
         x, y = axis.transData.transform(point.middle[:2])
         near = next(
@@ -149,8 +149,8 @@ def _number_points(axis: Axes, points: Sequence[Point], most: float) -> None:
         )
 
 
-def _list_points(figure: Figure, axis: Axes, points: Sequence[Point], rings: bool) -> None:
-    """The numbers' variants, in a column beside the axes."""
+def _list_points(figure: Figure, axis: Axes, points: Sequence[TradeoffPoint], rings: bool) -> None:
+    """The variants of the numbers, in a column next to the axes."""
     for number, point in enumerate(points, 1):
         axis.plot(
             [],

@@ -1,21 +1,21 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The search for the first stage of a series that shows something, where a boot may err. No input, no output.
+"""The search for the first bad stage of a series, if a boot may mislead. Arithmetic only: it reads and writes nothing.
 
-Stages are numbered from 1 in the order they are applied; 0 is what they are applied to. The hypotheses are
-"stage f is the first that shows it", one for each f, and "none does". A boot of a good stage shows it with a
+Stages are numbered from 1 in the order they are applied; 0 is the baseline they are applied to. The hypotheses are
+"stage f is the first bad one", one for each f, and "none is". A boot of a good stage shows the fault with a
 small probability, one of a bad stage with a large one; neither is known, so a :class:`Noise` lists pairs of them.
 
-The rule to stop (Wald's sequential test with a mixture in the denominator): with ``L(f, r)`` the likelihood of all
+The stopping rule (Wald's sequential test with a mixture in the denominator): with ``L(f, r)`` the likelihood of all
 boots under hypothesis f and rates r, and ``M`` its mean over the priors of both, an answer is given when for
 *every* r the prior mean of ``L(f, r)`` over all other f is at most ``(1 - confidence) M``. Summed over everything that
 can be observed, ``M`` is 1: so whichever of the rates is the true one, at most ``1 - confidence`` of all bisections end
 with a wrong answer, however the stages to boot were chosen and however often the evidence was looked at.
 
-What that holds for is the answer's condition. "No stage shows it" can only be said of a rate: it holds for bad stages
-that show it at least as often as was asked for, and so it is phrased. "Stage f is the first" holds down to
-:data:`LEAST_RATE`: once a boot has shown it, rates below the one that was asked for are reckoned with too, and the
-search goes on until they no longer lead elsewhere. An answer whose own boots are next to impossible under all rates
-is withdrawn.
+The answer states the condition under which this holds. "No stage shows it" depends on a reproduction rate: it holds if
+a bad stage shows the fault at least as often as requested, and the answer says so. "Stage f is the first" holds down to
+:data:`LEAST_RATE`: once a boot has shown the fault, rates below the requested one are considered too, and the search
+continues until they no longer point to another stage. An answer is withdrawn if its own boots are nearly impossible
+under all rates.
 """
 
 from __future__ import annotations
@@ -31,23 +31,23 @@ import numpy.typing as npt
 
 Values = npt.NDArray[np.float64]
 
-#: What is believed of the outcome before the first boot; the rest is shared by the stages.
+#: Prior probabilities of these two conclusions; the rest is divided among the stages.
 _PRIOR_NONE: Final = 0.2
 _PRIOR_START: Final = 0.05
 #: Boots in a row without a verdict after which a stage is skipped.
 UNCLEAR_BOOTS: Final = 3
-#: The least share of a bad stage's boots for which a first bad stage is named with confidence.
+#: Lowest reproduction rate for which the confidence in a first bad stage holds.
 LEAST_RATE: Final = 0.05
-#: How often a boot of a good stage may show what is looked for in an emulated guest, e.g. a lockup of a busy host.
+#: Assumed rates at which boots of a good stage show the fault by accident, e.g. a lockup because the host is busy.
 _FALSE_ALARMS: Final = (0.001, 0.02)
 
 
 class Mark(StrEnum):
-    """What one boot of a stage says."""
+    """The judgement of one boot."""
 
     GOOD = "good"
     BAD = "bad"
-    UNCLEAR = "unclear"  # it came to no verdict
+    UNCLEAR = "unclear"  # neither good nor bad
 
 
 @dataclass(frozen=True)
@@ -55,9 +55,9 @@ class Rates:
     """A pair of rates that may be the true one.
 
     Args:
-        good, bad: share of the boots of a good and of a bad stage that show what is looked for.
+        good, bad: share of boots of a good and of a bad stage that show the fault.
         weight: prior probability of the pair.
-        rarer: the bad rate is below what was asked for, so that "no stage shows it" is said without it.
+        rarer: the bad rate is below the requested one, so it is ignored for "no stage shows it".
     """
 
     good: float
@@ -68,15 +68,15 @@ class Rates:
 
 @dataclass(frozen=True)
 class Noise:
-    """How boots may err.
+    """How often boots may mislead.
 
     Args:
         name: for the report.
-        condition: what the confidence of a first bad stage holds for, a clause that begins with "if".
-        condition_of_none: the same of "no stage shows it".
-        rates: the pairs that are reckoned with; weights sum to 1.
-        otherwise: used instead once two boots of one stage contradict each other, which these rates hold for
-            next to impossible; None where they allow for it.
+        condition: condition for the confidence in a first bad stage, a clause that begins with "if".
+        condition_of_none: the same for "no stage shows it".
+        rates: pairs of rates to consider; the weights sum to 1.
+        otherwise: used instead after two boots of one stage contradict each other, if that is nearly impossible under
+            these rates; None if they allow for it.
     """
 
     name: str
@@ -87,14 +87,14 @@ class Noise:
 
 
 def flaky(lowest: float) -> Noise:
-    """An outcome that a bad stage shows in a share of its boots.
+    """Noise of an outcome that a bad stage shows only in a share of its boots.
 
     Args:
-        lowest: the least share for which "no stage shows it" has to hold. A first bad stage is named with confidence
-            down to :data:`LEAST_RATE`.
+        lowest: lowest share for which "no stage shows it" must hold. The confidence in a first bad stage holds down to
+            :data:`LEAST_RATE`.
     """
     steps = list(map(float, np.linspace(lowest, 0.999, 5))) if lowest < 0.999 else [0.999]
-    # The lowest rate is the dearest to exclude; much of the weight there keeps its price at one boot or two.
+    # The lowest rate needs the most boots to exclude; a large weight limits this to one or two extra boots.
     weights = [0.3] + [0.45 / (len(steps) - 1)] * (len(steps) - 1) if len(steps) > 1 else [0.75]
     least = min(LEAST_RATE, lowest)
     number = int(np.ceil(np.log(lowest / least) / np.log(1.7))) if lowest > least else 0
@@ -116,7 +116,7 @@ def flaky(lowest: float) -> Noise:
 
 
 def noisy() -> Noise:
-    """A metric of a noisy clock: more than half of a bad stage's boots are past the limit, fewer of a good one's."""
+    """Noise of a metric with a noisy clock: most boots of a bad stage are past the limit, and few of a good one."""
     pairs = list(itertools.product((0.001, 0.1, 0.2, 0.3), (0.7, 0.8, 0.9, 0.999)))
     condition = "if at least 70% of a bad stage's boots are past the limit and at most 30% of a good one's"
     return Noise(
@@ -125,36 +125,35 @@ def noisy() -> Noise:
 
 
 def repeatable() -> Noise:
-    """A metric that repeats from boot to boot, as instructions do under icount; a boot in 20 may still err."""
+    """Noise of a metric that repeats, like instructions under icount; one boot in 20 may still mislead."""
     condition = "if at most one boot in 20 is on the wrong side of the limit"
     rates = (Rates(0.001, 0.999, 0.9), Rates(0.05, 0.95, 0.1))
     return Noise("repeatable", rates, condition, condition, noisy())
 
 
 class Conclusion(StrEnum):
-    """What a bisection came to."""
+    """The conclusion of a bisection."""
 
-    FOUND = "found"  # a stage, or several where those between them cannot be tested
+    FOUND = "found"  # a stage, or several if the stages between them cannot be tested
     NONE = "none"  # no stage shows it
-    ALREADY = "already"  # what the stages are applied to shows it
+    ALREADY = "already"  # the baseline shows it
     UNDECIDED = "undecided"
 
 
 @dataclass(frozen=True)
-class Answer:
-    """Where a bisection stands.
+class SearchState:
+    """The state of a search.
 
     Args:
         conclusion: UNDECIDED until it is sure enough and has been verified.
-        candidates: of the stages that the evidence points to, first to last; more than one where skipped
-            stages keep them apart from each other.
-        sure: whichever rates are the true ones, at least this probability, under the condition of the noise.
-        verified: first bad stage and parent were booted once more, and said the same again.
-        seen: of the boots that should show it if the answer is right, how many did, and how many there were.
-        alarms: the same of the boots that should not.
-        contradicted: one of the two is next to impossible under all rates that are reckoned with, so that nothing
-            is claimed.
-        condition: what `sure` holds for, a clause that begins with "if".
+        candidates: the stages that the evidence points to, in order; several if skipped stages make them
+            indistinguishable.
+        sure: lower limit of the probability that the answer is right, under `condition`.
+        verified: the first bad stage and its parent were booted once more, with the same result.
+        seen: among the boots that should show the fault if the answer is right: how many did, and how many there were.
+        alarms: the same for the boots that should not show it.
+        contradicted: `seen` or `alarms` is nearly impossible under all considered rates, so there is no conclusion.
+        condition: condition for `sure`, a clause that begins with "if".
     """
 
     conclusion: Conclusion
@@ -168,11 +167,11 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Step:
-    """What to boot next.
+class NextBoot:
+    """The next boot.
 
     Args:
-        verifies: whether it is to confirm an answer rather than to find one.
+        verifies: whether it confirms an answer rather than searches for one.
     """
 
     stage: int
@@ -180,13 +179,13 @@ class Step:
 
 
 class Bisection:
-    """A search under way; made again from the same boots, it is in the same state.
+    """A search for the first bad stage; replaying the same boots results in the same state.
 
     Args:
-        stages: how many there are.
-        noise: how boots may err.
+        stages: number of stages.
+        noise: how often boots may mislead.
         confidence: probability that the answer is right, above 0.5 and below 1.
-        start_is_good: stage 0 cannot show it, e.g. because a metric is compared with that of stage 0.
+        start_is_good: stage 0 cannot be bad, e.g. because the limit of a metric is relative to stage 0.
     """
 
     def __init__(
@@ -211,7 +210,7 @@ class Bisection:
 
     @property
     def noise(self) -> Noise:
-        """How boots err, as far as is known by now."""
+        """The current assumption on how often boots mislead."""
         contradicted = bool(((self._good > 0) & (self._bad > 0)).any())
         return self._noise.otherwise if contradicted and self._noise.otherwise else self._noise
 
@@ -221,11 +220,11 @@ class Bisection:
         return frozenset(self._skipped)
 
     def counts(self, stage: int) -> tuple[int, int]:
-        """Boots of a stage that were good, and that were bad."""
+        """Numbers of good and of bad boots of a stage."""
         return int(self._good[stage]), int(self._bad[stage])
 
     def posterior(self) -> Mapping[int | None, float]:
-        """Probability of each stage to be the first bad one, and of None to be so."""
+        """Probability of each stage to be the first bad one; None: that there is none."""
         mass = np.exp(self._joint()).sum(axis=0)
         keys: list[int | None] = [*range(self.stages + 1), None]
         return dict(zip(keys, map(float, mass), strict=True))
@@ -243,25 +242,25 @@ class Bisection:
         (self._bad if mark is Mark.BAD else self._good)[stage] += 1
         before = self._claim
         self._update()
-        # A boot that the claim was made of does not verify it, and a first bad stage has to show it again.
+        # Verification needs boots that the claim is not based on, and the first bad stage must show the fault again.
         if self._claim == before and (stage != self._shown_by(before) or mark is Mark.BAD):
             self._unverified.discard(stage)
 
     def skip(self, stage: int) -> None:
-        """Leave a stage out: it does not build, or its boots come to no verdict."""
+        """Skip a stage: it does not build, or its boots are unclear."""
         self._skipped.add(stage)
         self._update()
 
     def equate(self, earlier: int, later: int) -> None:
-        """Two stages have the same binary, so neither `later` nor a stage between them is the first bad one."""
+        """Two stages have identical kernels, so neither `later` nor a stage between them is the first bad one."""
         self._prior[earlier + 1 : later + 1] = 0.0
         self._prior /= self._prior.sum()
         self._update()
 
     # What follows
 
-    def answer(self) -> Answer:
-        """Where it stands."""
+    def answer(self) -> SearchState:
+        """The state of the search."""
         claim = self._claim or self._likeliest()
         sure = self._sure(claim)
         verified = bool(self._claim) and not self._unverified
@@ -276,10 +275,10 @@ class Bisection:
             conclusion = Conclusion.NONE
         candidates = tuple(f for f in claim if f != none)
         condition = self.noise.condition_of_none if none in claim else self.noise.condition
-        return Answer(conclusion, candidates, sure, verified, seen, alarms, contradicted, condition)
+        return SearchState(conclusion, candidates, sure, verified, seen, alarms, contradicted, condition)
 
     def _shares(self, claim: tuple[int, ...]) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Boots that showed it and all boots, of the stages that are bad and of those that are good under `claim`."""
+        """Per group (bad and good stages under `claim`): boots that showed the fault, and all boots."""
         stages = np.arange(self.stages + 1)
         parts = []
         for chosen in (stages >= claim[-1], stages < claim[0]):
@@ -288,7 +287,7 @@ class Bisection:
         return parts[0], parts[1]
 
     def _contradicted(self, seen: tuple[int, int], alarms: tuple[int, int]) -> bool:
-        from scipy import stats  # here, for it takes longer to import than a command without figures to run
+        from scipy import stats  # imported here, because it takes long
 
         least = min(rates.bad for rates in self.noise.rates)
         most = max(rates.good for rates in self.noise.rates)
@@ -296,33 +295,33 @@ class Bisection:
         too_many = stats.binom.sf(alarms[0] - 1, alarms[1], most) if alarms[1] else 1.0
         return bool(min(too_few, too_many) < 1 - self.confidence)
 
-    def next_step(self, cost: Callable[[int], float] = lambda _: 1.0) -> Step | None:
-        """The stage whose boot tells most for what it costs; None where there is an answer, or nothing left to boot.
+    def next_step(self, cost: Callable[[int], float] = lambda _: 1.0) -> NextBoot | None:
+        """The stage whose boot is worth most for its cost; None if there is an answer, or nothing left to boot.
 
         Args:
-            cost: of one boot of a stage, in any unit; more where it has to be built first.
+            cost: returns the cost of one boot of a stage, in any unit; higher if the kernel must be built first.
         """
         if self._claim:
-            # The first bad stage first: if it does not show it again, the parent need not be booted yet.
+            # The first bad stage goes first: if it does not show the fault again, the parent need not be booted yet.
             waiting = sorted(self._unverified, reverse=True)
-            return Step(waiting[0], True) if waiting else None
+            return NextBoot(waiting[0], True) if waiting else None
         testable = self._testable()
         if not testable or len({self._shown_by((int(f),)) for f in np.flatnonzero(self._prior)}) == 1:
             return None
         gains = self._information()
-        # Stages of equal binaries tell the same but for rounding; the later is the parent of what follows.
+        # Stages with identical kernels are worth the same except for rounding; choose the later, the next one's parent.
         worth = {stage: float(f"{gains[stage] / cost(stage):.9g}") for stage in testable}
-        return Step(max(testable, key=lambda stage: (worth[stage], stage)), False)
+        return NextBoot(max(testable, key=lambda stage: (worth[stage], stage)), False)
 
     def _testable(self) -> list[int]:
         return [stage for stage in range(self.stages + 1) if stage not in self._skipped]
 
     def _shown_by(self, claim: tuple[int, ...]) -> int | None:
-        """The first stage that would show it if `claim` were right; None where no stage that can be booted would."""
+        """The first stage that would be bad if `claim` were right; None if no stage that can be booted would be."""
         return next((stage for stage in self._testable() if claim and stage >= claim[0]), None)
 
     def _likeliest(self) -> tuple[int, ...]:
-        """The group of hypotheses that is likeliest: those that every boot of a stage not skipped agrees on."""
+        """The most likely group of hypotheses; a group has those that only skipped stages could tell apart."""
         mass = np.exp(self._joint()).sum(axis=0)
         return tuple(max(self._groups(), key=lambda group: float(mass[group].sum())))
 
@@ -350,7 +349,7 @@ class Bisection:
         self._unverified.update([stage for stage in testable if stage < claim[0]][-1:])
 
     def _log_likelihood(self) -> Values:
-        """Of all boots, by rates (rows) and first bad stage (columns; the last is none)."""
+        """Log likelihood of all boots, by rates (rows) and first bad stage (columns; the last is none)."""
         good = np.array([[rates.good] for rates in self.noise.rates])
         bad = np.array([[rates.bad] for rates in self.noise.rates])
         as_good = self._good * np.log1p(-good) + self._bad * np.log(good)
@@ -370,7 +369,7 @@ class Bisection:
         return float(max(0.0, 1.0 - self._errors(self._joint(), claim).max()))
 
     def _errors(self, joint: Values, claim: Collection[int]) -> Values:
-        """What all answers but `claim` weigh, by rates; 0 for those that `claim` is said without."""
+        """Weight of all answers except `claim`, by rates; 0 for rates that are ignored for `claim`."""
         others = [f for f in range(self.stages + 2) if f not in claim]
         weights = np.array([rates.weight for rates in self.noise.rates])
         errors = np.exp(joint[:, others]).sum(axis=1) / weights
@@ -379,11 +378,11 @@ class Bisection:
         return np.asarray(errors, dtype=np.float64)
 
     def _information(self) -> Values:
-        """What a boot of each stage is expected to bring.
+        """The expected gain from a boot of each stage.
 
-        The sum of two: bits about which stage is the first bad one, which find a candidate, and by how much it lowers
-        the share of wrong answers that the likeliest one may still have, which settles it. Under the rate that holds
-        the search up no boot may tell where it begins, but one of a bad stage tells that the rate is another.
+        It is the sum of two terms: the information on the first bad stage in bits, which finds a candidate, and the
+        reduction of the candidate's probability to be wrong, which confirms it. Under the rate that delays the search,
+        no boot may tell the first bad stage, but a boot of a bad stage can show that the rate is different.
         """
         joint = self._joint()
         mass = np.exp(joint)
@@ -418,6 +417,6 @@ class Bisection:
 
 
 def _entropy(probability: Values) -> Values:
-    """Of a yes or no, in bits."""
+    """Entropy of a yes-or-no event, in bits."""
     p = np.clip(probability, 1e-300, 1 - 1e-16)
     return np.asarray(-(p * np.log2(p) + (1 - p) * np.log2(1 - p)), dtype=np.float64)

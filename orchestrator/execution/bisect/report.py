@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a bisection shows a reader: a row per stage, and the sentence that says how sure the answer is."""
+"""The report of a bisection: one row per stage, and the result with its probability as a sentence."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from pathlib import Path
 
 from orchestrator.analysis.layout import WIDTH, listing, text_of, wrapped
 from orchestrator.execution.bisect.bisection import Conclusion
-from orchestrator.execution.bisect.verdict import Verdict, sentence, titled
+from orchestrator.execution.bisect.verdict import BisectionResult, sentence, titled
 from orchestrator.store.manifest import Manifest
 
 #: File in the run directory.
 TEXT = "bisection.txt"
 
 
-def exit_status(verdict: Verdict) -> int:
-    """3 where a stage is to blame, or what they are applied to; 0 where none is; 1 where nothing is decided."""
+def exit_status(verdict: BisectionResult) -> int:
+    """Exit status: 3 if a stage or the baseline is bad, 0 if none is, 1 if undecided."""
     return {
         Conclusion.FOUND: 3,
         Conclusion.ALREADY: 3,
@@ -25,10 +25,10 @@ def exit_status(verdict: Verdict) -> int:
     }[verdict.answer.conclusion]
 
 
-def as_json(verdict: Verdict, manifest: Manifest, path: Path) -> dict[str, object]:
+def as_json(verdict: BisectionResult, manifest: Manifest, path: Path) -> dict[str, object]:
     """For ``--json``."""
     assert manifest.bisection is not None
-    # One of metric and until is asked for; the other is left out.
+    # Only one of `metric` and `until` is set; omit the other.
     asked = {
         key: value
         for key, value in asdict(manifest.bisection).items()
@@ -51,8 +51,8 @@ def as_json(verdict: Verdict, manifest: Manifest, path: Path) -> dict[str, objec
     }
 
 
-def as_text(verdict: Verdict, width: int = WIDTH) -> str:
-    """A row per stage, and the sentence.
+def as_text(verdict: BisectionResult, width: int = WIDTH) -> str:
+    """One row per stage, and the result as a sentence.
 
     Args:
         width: columns.
@@ -65,12 +65,12 @@ def as_text(verdict: Verdict, width: int = WIDTH) -> str:
         seen = _seen(verdict, position)
         label = titled(search, position)
         rows.append((f"{'→' if first else ' '} {label}", str(good or ""), str(bad or ""), seen))
-    titles = ("  stage", "good", "bad", "what was seen")
+    titles = ("  stage", "good", "bad", "observed")
     table = text_of(listing(rows, width, titles, right=(1, 2)))
     return "\n".join([table, "", *wrapped(sentence(verdict), width)])
 
 
-def _seen(verdict: Verdict, stage: int) -> str:
+def _seen(verdict: BisectionResult, stage: int) -> str:
     if stage in verdict.unbuilt:
         return f"does not build: {verdict.unbuilt[stage].splitlines()[0]}"
     if stage in verdict.equal:

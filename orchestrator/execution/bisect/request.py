@@ -145,17 +145,17 @@ def stage_variants(
 
 @dataclass(frozen=True)
 class BisectionRequest:
-    """A bisection as the command line asks for it.
+    """The request for a bisection on the command line.
 
     Args:
         patchset: search stages up to and including this one.
-        against: what they are applied to.
+        against: patchset that the search starts from.
         workload: ``NAME`` or ``NAME:KEY=VALUE,...``; None for traces.
-        metric, until, matching: what a bad boot shows, see :mod:`orchestrator.execution.bisect.question`.
+        metric, until, matching: condition of a bad boot, see :mod:`orchestrator.execution.bisect.question`.
         settings: ``KEY=VALUE``, one value per knob.
-        topology: as ``--topology`` takes it; None for the default.
+        topology: value of ``--topology``; None for the default.
         traces: for ``--until diverges``.
-        timeout_s: host seconds that the workload may take; None: what its manifest says.
+        timeout_s: timeout of the workload in host seconds; None for the one in its manifest.
     """
 
     patchset: str
@@ -183,10 +183,10 @@ class BisectionRequest:
         return self.until == DIVERGES
 
     def search(self, bench: Bench) -> tuple[StagedSearch, dict[str, Trace]]:
-        """What is to be searched, and the traces that are replayed, if any.
+        """The search, and the traces to replay, if any.
 
         Raises:
-            UserError: something in it is wrong; the sentence names it.
+            UserError: the request is invalid; the message names the fault.
         """
         series = bench.series
         chosen: Mapping[str, Mapping[str, str]]
@@ -194,17 +194,17 @@ class BisectionRequest:
         if self.diverges:
             if self.workload not in (None, CHECK):
                 raise UserError(
-                    f"--until diverges runs traces, not the workload {self.workload}; leave it out."
+                    f"--until diverges runs traces, not the workload {self.workload}; omit --workload."
                 )
             topology = Topology.parse(self.topology or defaults.CHECK_TOPOLOGY)
             chosen = {CHECK: {}}
-            # The same trace as that of `orchestrate check` with this seed, which depends on the nodes.
+            # The same trace as that of `orchestrate check` with this seed; it depends on the number of nodes.
             traces = self.traces.traces(self.patchset, series, topology)
         else:
             if self.workload is None:
-                raise UserError("name the stages and what shows it: --patchset full --workload touch.")
+                raise UserError("give the stages and the workload, e.g. --patchset full --workload touch.")
             if self.traces.files:
-                raise UserError("--trace is for --until diverges; a workload has no traces.")
+                raise UserError("--trace needs --until diverges.")
             topology = Topology.parse(self.topology or defaults.BISECT_TOPOLOGY)
             chosen = parse_workload_arguments([self.workload], bench.workloads)
         variants, stages = stage_variants(
@@ -225,7 +225,7 @@ class BisectionRequest:
 
 
 def manifest_of(search: StagedSearch, bench: Bench, command: Sequence[str]) -> Manifest:
-    """What ``run.json`` says before anything slow starts; its cells are planned as they are due."""
+    """The content of ``run.json`` before any slow work; the cells are planned during the search."""
     traces = search.workload == CHECK
     experiment = replace(search.experiment, workloads={}) if traces else search.experiment
     begun = measured_manifest(experiment, bench, command)
@@ -255,28 +255,26 @@ def search_of_manifest(manifest: Manifest, bench: Bench) -> StagedSearch:
 def question_of(
     metric: str | None, until: str | None, matching: str | None, metrics: Sequence[Metric]
 ) -> Question:
-    """What to look for.
+    """The condition of a bad boot.
 
     Args:
-        metrics: those that a cell may have.
+        metrics: metrics that a cell may have.
 
     Raises:
-        UserError: neither a metric nor an outcome is named, or both.
+        UserError: neither a metric nor an outcome is given, or both are.
     """
     if (metric is None) == (until is None):
-        raise UserError(
-            "say what to look for: either --metric 'fault_insns.p50 > +2%' or --until kernel-bug."
-        )
+        raise UserError("give a condition: either --metric 'fault_insns.p50 > +2%' or --until kernel-bug.")
     if until is not None:
         return parse_until(until, matching)
     if matching is not None:
-        raise UserError("--matching looks into the evidence of an outcome; give it with --until.")
+        raise UserError("--matching applies to the evidence of an outcome; it needs --until.")
     assert metric is not None
     return parse_metric(metric, metrics)
 
 
 def metrics_of(bench: Bench, workload: str) -> Sequence[Metric]:
-    """Those that a cell may have; traces have none."""
+    """The metrics that a cell may have; traces have none."""
     if workload == CHECK:
         return ()
     return [

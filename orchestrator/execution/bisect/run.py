@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A bisection over the stages of a series: builds and boots what the search asks for, and keeps all of it.
+"""A bisection over the stages of a series: builds and boots what the search requests, and stores all results.
 
-Every boot is a cell of an ordinary run directory. The order of the boots is kept in ``run.json``, so that a search that
-was interrupted is made again from what is there, and goes on.
+Every boot is a cell of an ordinary run directory. The order of the boots is stored in ``run.json``, so that an
+interrupted search can be replayed and continued.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from orchestrator.execution.bisect.question import DivergenceQuestion, MetricQue
 from orchestrator.execution.bisect.request import StagedSearch
 from orchestrator.execution.bisect.stage_trial import StageTrial, WorkloadTrial
 from orchestrator.execution.bisect.trace_trial import TraceTrial
-from orchestrator.execution.bisect.verdict import Boot, Verdict, sentence, titled, variant_name
+from orchestrator.execution.bisect.verdict import BisectionResult, Boot, sentence, titled, variant_name
 from orchestrator.execution.countdown import line_of
 from orchestrator.execution.driver import build, check_same_source
 from orchestrator.execution.measure.request import planned_cell, row_of
@@ -33,14 +33,16 @@ from orchestrator.store.observation import Observation
 from orchestrator.store.outcome import Outcome
 from orchestrator.store.run import Run, RunWriter
 
-#: Boots of what the series is applied to that a relative limit is taken from.
+#: Number of boots of the baseline to compute a relative limit from.
 REFERENCE_BOOTS = 3
-#: What a boot costs where the kernel has to be built first, in boots.
+#: Cost of a boot if the kernel has to be built first, in boots.
 _BUILD_COST = 4.0
 LOG = "bisection.log"
 
 
-def execute(search: StagedSearch, bench: Bench, writer: RunWriter, traces: Mapping[str, Trace]) -> Verdict:
+def execute(
+    search: StagedSearch, bench: Bench, writer: RunWriter, traces: Mapping[str, Trace]
+) -> BisectionResult:
     """Search until there is an answer, or as many boots as are allowed.
 
     Args:
@@ -99,15 +101,15 @@ class StagedBisection:
         )
         self._kernels: dict[int, KernelBuild] = {}
         self._costs: dict[int, float] = {}
-        self.verdict = Verdict(search, self._bisection.answer())
+        self.verdict = BisectionResult(search, self._bisection.answer())
 
-    def run(self) -> Verdict:
-        """Search until there is an answer, or as many boots as are allowed.
+    def run(self) -> BisectionResult:
+        """Search until there is a result, or up to the limit of boots.
 
         Raises:
             UserError: a stage does not apply.
-            InfrastructureError: the host failed. What was booted until then is kept.
-            KeyboardInterrupt: as it came; guests are ended, what was booted is kept.
+            InfrastructureError: the host failed; boots so far are kept.
+            KeyboardInterrupt: passed on; guests are ended and boots so far are kept.
         """
         try:
             self._write_log()
@@ -119,7 +121,7 @@ class StagedBisection:
                     if step is None:
                         break
                     kernel = self._kernel(step.stage)
-                    # A kernel that does not build, or is another stage's, may change what to boot next.
+                    # A kernel that does not build, or is identical to another, may change what to boot next.
                     if kernel is None or self._bisection.next_step(self._cost) != step:
                         continue
                     self._boot(step.stage, kernel, "verify" if step.verifies else "search", shown)
@@ -148,7 +150,7 @@ class StagedBisection:
         return self.search.experiment.variants[stage].patchset
 
     def _kernel(self, stage: int) -> KernelBuild | None:
-        """The kernel of a stage; None where it does not build, which the search is told."""
+        """The kernel of a stage; None if it does not build, which is passed on to the search."""
         if stage in self._kernels:
             return self._kernels[stage]
         kernel = build(self._writer, self._bench, self._patchset(stage))
@@ -170,7 +172,7 @@ class StagedBisection:
     # Boots
 
     def _take_reference(self, shown: Step) -> None:
-        """Boot what the series is applied to, for limits that are relative to it."""
+        """Boot the baseline, to compute a relative limit."""
         if not self._relative:
             return
         while len(self._reference_values()) < REFERENCE_BOOTS:
@@ -191,7 +193,7 @@ class StagedBisection:
     def _set_reference(self) -> None:
         values = self._reference_values()
         if len(values) < REFERENCE_BOOTS:
-            # Without it every stage would look good.
+            # Without a reference every stage would be good.
             question = self.search.question
             assert isinstance(question, MetricQuestion)
             raise InfrastructureError(
@@ -218,7 +220,7 @@ class StagedBisection:
         boots = (*record.boots, BootRecord(stage=stage, cell=cell.id, why=why))
         self._writer.update_manifest(bisection=replace(record, boots=boots))
         self._learn(Boot(stage, cell.id, why, trial.judgement))
-        # How many boots it takes depends on what they show; only the most is known.
+        # The number of boots depends on their results; only the maximum is known.
         done = len(self.verdict.boots)
         line = line_of(name, trial.judgement.mark, trial.result.total_s, trial.judgement.text)
         shown.item(done, None, "boots", f"{line}, at most {max(self.search.max_boots - done, 0)} more")
@@ -238,7 +240,7 @@ class StagedBisection:
         )
 
     def _replay(self) -> None:
-        """Learn again what earlier attempts of this run have booted."""
+        """Replay the boots of earlier attempts of this run."""
         earlier = self._record.boots
         if not earlier:
             return
@@ -253,7 +255,7 @@ class StagedBisection:
             if why != "reference" and self._relative and self.verdict.reference is None:
                 self._set_reference()
             if why != "reference":
-                self._kernel(stage)  # from the cache; the search learns of equal kernels when it did then
+                self._kernel(stage)  # from the cache; detects identical kernels at the same point as then
             end = ends[cell]
             result = CellResult(
                 self._next_cell(stage),
@@ -264,7 +266,7 @@ class StagedBisection:
             judgement = self._trial.judge(result)
             self._learn(Boot(stage, cell, why, judgement))
 
-    # What is left for a reader
+    # Log
 
     def _named(self, stage: int) -> str:
         variant = self.search.experiment.variants[stage]
@@ -276,7 +278,7 @@ class StagedBisection:
     @property
     def _record(self) -> BisectionRecord:
         record = self._writer.manifest.bisection
-        assert record is not None, "this run is a bisection's"
+        assert record is not None, "this run is a bisection"
         return record
 
     def _write_log(self) -> None:

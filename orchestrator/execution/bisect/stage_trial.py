@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""One boot of one stage, and what it says: the narrow place where a bisection meets what it looks for."""
+"""One boot of one stage and its judgement: the interface between a bisection and what it searches for."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from orchestrator.experiment.cell import Cell
 from orchestrator.kernel.build import KernelBuild
 from orchestrator.store.outcome import Outcome
 
-#: Measures one cell of a kernel with the workload of the search; blocks until it ended.
+#: Measures one cell of a kernel with the workload of the search; blocks until it ends.
 Measure = Callable[[Cell, KernelBuild, Path], CellResult]
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A boot and what it says.
+    """A boot and its judgement.
 
     Args:
-        result: how the cell ended, and what it measured: what the run directory keeps.
-        judgement: what that means for the question.
+        result: result of the cell, as stored in the run directory.
+        judgement: whether the boot is good, bad or unclear.
     """
 
     result: CellResult
@@ -33,17 +33,17 @@ class Trial:
 
 
 class StageTrial(Protocol):
-    """Boots a stage once and says whether it is good or bad.
+    """Boots a stage once and judges it.
 
-    Whatever can do this can be bisected: it is given a cell (which names variant, repetition and seed), the kernel
-    of its stage, and an empty directory for its logs. It never raises for what a guest does wrong.
+    Anything with this interface can be bisected. It is passed a cell (with variant, repetition and seed), the kernel of
+    its stage, and an empty directory for logs. Failures of the guest never raise an exception.
     """
 
     def __call__(self, cell: Cell, kernel: KernelBuild, log_directory: Path) -> Trial:
-        """Try one stage once."""
+        """Boot a stage once."""
 
     def judge(self, result: CellResult) -> BootJudgement:
-        """What a cell that was booted before says."""
+        """Judge a cell that was booted before."""
 
 
 @dataclass
@@ -51,9 +51,9 @@ class WorkloadTrial:
     """Runs the workload, and judges by outcome or metric.
 
     Args:
-        measure: boots and measures.
-        reference: median of the metric in what the series is applied to, once it is known; judges need it where
-            the question is relative.
+        measure: function that boots and measures.
+        reference: median of the metric on the kernel that the search starts from, once it is known; needed for a
+            relative limit.
     """
 
     measure: Measure
@@ -61,13 +61,13 @@ class WorkloadTrial:
     reference: float | None = None
 
     def __call__(self, cell: Cell, kernel: KernelBuild, log_directory: Path) -> Trial:
-        """Try one stage once."""
+        """Boot a stage once."""
         result = self.measure(cell, kernel, log_directory)
         return Trial(result, self.judge(result))
 
     def judge(self, result: CellResult) -> BootJudgement:
-        """What a cell says of the question."""
-        assert not isinstance(self.question, DivergenceQuestion), "it has a trial of its own"
+        """Judge a cell."""
+        assert not isinstance(self.question, DivergenceQuestion), "a divergence has its own trial"
         if not isinstance(self.question, MetricQuestion):
             return self.question.judge(result.outcome, result.evidence)
         values = {each.metric: each.value for each in result.observations}

@@ -28,10 +28,10 @@ METRIC = "divergences.total"
 
 @dataclass(frozen=True)
 class TraceTrial:
-    """Runs traces in a guest of a stage. Each stage has its own model.
+    """Runs traces in a guest of a stage, and compares them with the model of that stage.
 
     Args:
-        traces: by name.
+        traces: traces by name.
     """
 
     experiment: Experiment
@@ -39,7 +39,7 @@ class TraceTrial:
     traces: Mapping[str, Trace]
 
     def __call__(self, cell: Cell, kernel: KernelBuild, log_directory: Path) -> Trial:
-        """Try one stage once, up to the first trace that diverges."""
+        """Boot a stage once, and run traces up to the first that diverges."""
         series, topology = self.bench.series, self.experiment.topology
         variant = self.experiment.variant(cell.variant)
         traits = traits_of(self.bench.tree(variant.patchset))
@@ -63,7 +63,7 @@ class TraceTrial:
         return Trial(result, self.judge(result))
 
     def judge(self, result: CellResult) -> BootJudgement:
-        """The judgement of a cell; unclear if its traces were not compared, e.g. because the guest was lost."""
+        """Judge a cell; it is unclear if its traces were not compared, e.g. because the guest was lost."""
         first = result.evidence.partition("\n")[0]
         diverges = next((each.value for each in result.observations if each.metric == METRIC), None)
         if diverges is None:

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a bisection came to, boot by boot, and the sentence that says how sure that is."""
+"""The result of a bisection: all boots, and the conclusion with its probability as a sentence."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from orchestrator.execution.bisect.bisection import Answer, Conclusion, Mark
+from orchestrator.execution.bisect.bisection import Conclusion, Mark, SearchState
 from orchestrator.execution.bisect.question import BootJudgement
 from orchestrator.execution.bisect.request import StagedSearch
 
@@ -15,7 +15,7 @@ class Boot:
     """One boot of the search.
 
     Args:
-        stage: position, 0 for what the series is applied to.
+        stage: position; 0 for the baseline.
         why: ``reference``, ``search`` or ``verify``.
     """
 
@@ -26,18 +26,18 @@ class Boot:
 
 
 @dataclass
-class Verdict:
-    """What the search came to, and how.
+class BisectionResult:
+    """The result of the search.
 
     Args:
-        answer: of the search.
-        boots: in their order.
+        answer: result of the search.
+        boots: all boots, in order.
         unbuilt: position -> why its kernel does not build.
-        equal: position -> an earlier one with the very same kernel.
+        equal: position -> an earlier position with an identical kernel.
     """
 
     search: StagedSearch
-    answer: Answer
+    answer: SearchState
     boots: list[Boot] = field(default_factory=list)
     unbuilt: dict[int, str] = field(default_factory=dict)
     equal: dict[int, int] = field(default_factory=dict)
@@ -45,7 +45,7 @@ class Verdict:
     reference: float | None = None
 
     def counts(self, stage: int) -> tuple[int, int]:
-        """Boots of a stage that were good, and that were bad; those for reference are neither."""
+        """Numbers of good and bad boots of a stage, without reference boots."""
         marks = [
             boot.judgement.mark for boot in self.boots if boot.stage == stage and boot.why != "reference"
         ]
@@ -58,13 +58,13 @@ def variant_name(search: StagedSearch, stage: int) -> str:
 
 
 def titled(search: StagedSearch, stage: int) -> str:
-    """A position as a person names it: the variant, and the name of the stage."""
+    """A position for display: the variant, and the name of the stage."""
     name = variant_name(search, stage)
     return f"{name} {search.stages[stage - 1].name}" if stage else name
 
 
-def sentence(verdict: Verdict) -> str:
-    """What the search came to, as one sentence that says how sure it is."""
+def sentence(verdict: BisectionResult) -> str:
+    """The result of the search and its probability, as one sentence."""
     search, answer = verdict.search, verdict.answer
     count = len(verdict.boots)
     boots = f"{count} boot{'s' if count != 1 else ''}"
@@ -81,20 +81,20 @@ def sentence(verdict: Verdict) -> str:
         return f"no stage up to {last} shows '{asked}'; {sure}; seen in {_share(answer.alarms)}."
     if answer.conclusion is Conclusion.ALREADY:
         return (
-            f"{first}, which the stages are applied to, shows '{asked}' itself; {sure}; "
+            f"{first}, which the stages are applied to, already shows '{asked}'; {sure}; "
             f"seen in {_share(answer.seen)}."
         )
     likely = ", ".join(variant_name(search, stage) for stage in answer.candidates) or "none of them"
     if answer.contradicted and answer.verified:
         return (
-            f"undecided after {boots}: most likely {likely}, but the boots contradict what was reckoned with "
-            f"({answer.condition}): {observed}; give a lower --rate, or another limit."
+            f"undecided after {boots}: most likely {likely}, but the boots contradict the assumptions "
+            f"({answer.condition}): {observed}; choose a lower --rate, or another limit."
         )
     return f"undecided after {boots}: most likely {likely}, {sure}; allow more with --max-boots, or --resume."
 
 
 def _share(share: tuple[int, int], of: str = "") -> str:
-    """How many boots showed it, of how many."""
+    """The number of boots that showed it, and the total."""
     bad, all_of_them = share
     kind = f" of {of} stages" if of else ""
     per_cent = f" ({bad / all_of_them:.0%})" if all_of_them else ""
@@ -102,5 +102,5 @@ def _share(share: tuple[int, int], of: str = "") -> str:
 
 
 def _floored(share: float) -> float:
-    """Down to a thousandth: 0.9999 is not certainty."""
+    """Round down to a thousandth: 0.9999 is not certainty."""
     return min(int(share * 1000) / 1000, 0.999)

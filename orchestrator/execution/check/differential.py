@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The same trace in a real kernel and in the reference model, compared answer by answer.
+"""Compares a trace in a real kernel with the reference model, step by step.
 
-The guest's ``trace-exec`` does one operation at a time on one processor and reports after each what became of the
-memory; the model says what it expects of the same operation. Everything that the model expects has to be in the
-answer: a counter, process, block or field that is missing is a divergence, and so is a value of the wrong type. A
-counter that only the guest has is counted as not compared, by name.
+The guest's ``trace-exec`` executes one operation at a time on one CPU, and prints the state of memory after each. The
+model predicts this state. Everything that the model predicts must be in the output: a missing counter, process, block
+or field is a divergence, and so is a value of the wrong type. Counters that only the guest has are not compared, but
+counted by name.
 """
 
 from __future__ import annotations
@@ -43,64 +43,64 @@ from orchestrator.model.trace import (
 )
 from orchestrator.store.outcome import Outcome
 
-#: One processor a node, and two nodes, so that there is something to bind to.
+#: One CPU per node, and two nodes, so that memory can be bound to a node.
 DEFAULT_TOPOLOGY = CHECK_TOPOLOGY
 PROGRAM = "trace-exec"
-#: Host seconds for an operation: TCG on a loaded host takes some ten milliseconds.
+#: Timeout per operation in host seconds; TCG on a loaded host takes about ten milliseconds.
 _TIMEOUT_S = 120.0
 _TIMEOUT_A_STEP_S = 0.5
-#: Operations that are handed to the guest at once: progress is shown, and a panic loses, that many.
+#: Number of operations per batch: progress is shown per batch, and a panic loses at most one batch.
 _BATCH_STEPS = 4000
-#: Each so many steps `trace-exec` looks at every block of every process (CHECK_STEPS there), and after the last one.
+#: `trace-exec` examines all blocks of all processes after this many steps (CHECK_STEPS there).
 CHECK_STEPS = 50
-#: Outcomes of a guest that say nothing of what its kernel would have answered.
+#: Outcomes of a guest that do not tell whether its kernel agrees with the model.
 _INCOMPARABLE = frozenset({Outcome.LOST, Outcome.WORKLOAD_FAILED})
-#: Stands for what an answer lacks.
+#: The observed value of something that is missing in the output.
 MISSING = "missing"
 _NUMBERS = re.compile(r"\bp?\d+\b\.?")
 
 
 class Expectation(Protocol):
-    """What a model expects of one operation."""
+    """The prediction of a model for one operation."""
 
     @property
     def errno(self) -> str | Literal[0]:
-        """Name of the error or signal; 0 where the operation succeeds."""
+        """Name of the error or signal; 0 if the operation succeeds."""
 
     @property
     def vmstat(self) -> Mapping[str, int]:
-        """Counter -> its change since the trace began; those that the kernel has."""
+        """Counter -> its change since the start of the trace, for counters that the kernel has."""
 
 
 class BlockView(Protocol):
-    """What a model expects to be seen of a block."""
+    """The predicted state of a block."""
 
     def as_dict(self) -> Mapping[str, Any]:
-        """The figures that ``trace-exec`` prints."""
+        """The fields that ``trace-exec`` prints."""
 
 
 class ReferenceModel(Protocol):
-    """What is compared with: :class:`orchestrator.model.memory.Model`, or a test's own."""
+    """The model to compare with: :class:`orchestrator.model.memory.Model`, or a fake in tests."""
 
     @property
     def settings(self) -> Mapping[str, str]:
-        """Every knob's value now."""
+        """Current values of all knobs."""
 
     @property
     def alive(self) -> Sequence[str]:
-        """Names of the processes there are."""
+        """Names of the existing processes."""
 
     def step(self, operation: Operation) -> Expectation:
-        """Do one operation, and say what a kernel should answer."""
+        """Apply one operation, and return the prediction."""
 
     def block(self, name: str, block: int) -> BlockView:
-        """How a block of a process is now."""
+        """The current state of a block of a process."""
 
     def rss(self, name: str) -> int:
-        """Anonymous pages of a process's arena now."""
+        """Current number of anonymous pages in the arena of a process."""
 
 
-#: Makes the model of a kernel for one trace.
+#: Creates the model of a kernel for a trace.
 ModelFor = Callable[[Trace], ReferenceModel]
 
 
@@ -114,7 +114,7 @@ class Difference:
 
     @property
     def kind(self) -> str:
-        """The field without the process and the block: what stays the same while a trace shrinks."""
+        """The field without process and block: it stays the same while a trace is shrunk."""
         return _NUMBERS.sub("", self.field)
 
 
@@ -123,9 +123,9 @@ class Divergence:
     """The first step after which kernel and model differ.
 
     Args:
-        step: from 0; the number of operations if the difference is at the end of all processes.
-        operation: its line.
-        differences: at least one, the most telling first.
+        step: number of the step, from 0; the number of operations if the difference is after the end of all processes.
+        operation: line of the operation.
+        differences: at least one difference, the most significant first.
     """
 
     step: int
@@ -134,7 +134,7 @@ class Divergence:
 
     @property
     def first(self) -> Difference:
-        """The field to name."""
+        """The most significant difference."""
         return self.differences[0]
 
     def __str__(self) -> str:
@@ -155,31 +155,31 @@ class Divergence:
 
 @dataclass
 class Answers:
-    """What a guest answered to one trace.
+    """The output of a guest for one trace.
 
     Args:
-        steps: one per finished step, as printed.
-        over: the counters once all processes are gone; None if the trace did not get there.
-        reason: why not, as a sentence.
-        lines: of this trace, as the guest printed them.
+        steps: one object per finished step, as printed.
+        over: the counters after all processes have exited; None if the trace did not finish.
+        reason: why it did not finish.
+        lines: output lines of this trace.
     """
 
     begin: Mapping[str, Any] = field(default_factory=dict)
     steps: list[Mapping[str, Any]] = field(default_factory=list)
     over: Mapping[str, Any] | None = None
-    reason: str = "the guest did not come to it"
+    reason: str = "the guest did not run it"
     lines: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
-class Comparison:
+class TraceComparison:
     """The result of comparing one trace.
 
     Args:
         compared: number of comparisons per kind of field.
-        uncompared: fields that the guest reported and the model has not, by kind; never the other way round.
-        moved: the kinds of fields whose expected value was not its first one at some step. Of the others the
-            comparison says only that nothing happened that should not.
+        uncompared: fields that only the guest has, by kind.
+        moved: kinds of fields whose predicted value differs from the first one at some step. For all others the
+            comparison only shows that they did not change.
     """
 
     divergence: Divergence | None
@@ -190,11 +190,11 @@ class Comparison:
 
 
 def parse_answers(text: str) -> tuple[list[Answers], str | None]:
-    """What ``trace-exec`` printed, trace by trace.
+    """Parse the output of ``trace-exec``, trace by trace.
 
     Returns:
-        The traces that were begun, and what is wrong as a whole; None where it ended well. The last line may be
-        cut off, as it is when a guest dies.
+        The traces that were started, and a fault of the output as a whole, or None. The last line may be truncated, as
+        it is if the guest dies.
     """
     traces: list[Answers] = []
     lines = text.splitlines()
@@ -230,23 +230,23 @@ def parse_answers(text: str) -> tuple[list[Answers], str | None]:
         elif "step" in record:
             last.steps.append(record)
         else:
-            return traces, f"it printed {line[:80]}, which is no answer"
+            return traces, f"it printed {line[:80]}, which is not a result"
     return traces, "it stopped without reporting its end"
 
 
-def compare(trace: Trace, answers: Answers, model: ReferenceModel) -> Comparison:
-    """Compare the answers of a guest with those of a fresh model, up to the first difference."""
+def compare(trace: Trace, answers: Answers, model: ReferenceModel) -> TraceComparison:
+    """Compare the output of a guest with the predictions of a new model, up to the first difference."""
     return _Comparing(trace, answers, model).run()
 
 
 def expected_views(trace: Trace, step: int, alive: Sequence[str]) -> tuple[Mapping[str, Sequence[int]], bool]:
-    """What ``trace-exec`` has to report after a step.
+    """What ``trace-exec`` must report after a step.
 
     Args:
         alive: the processes after that step.
 
     Returns:
-        The blocks by process, and whether the anonymous memory of each process is reported, too.
+        The blocks by process, and whether the anonymous memory of each process is reported as well.
     """
     operation = trace.operations[step]
     everything = range(trace.blocks)
@@ -268,7 +268,7 @@ def _blocks_of(start: int, count: int) -> set[int]:
 
 
 def _same(expected: object, observed: object) -> bool:
-    """Whether they are equal and of one type: JSON's `false` is no 0, and 1.0 is no number of pages."""
+    """Whether both are equal and of the same type: in JSON, `false` is not 0, and 1.0 is not a number of pages."""
     if isinstance(expected, list):
         return (
             isinstance(observed, list)
@@ -285,7 +285,7 @@ def _empty_hash() -> str:
     return f"{value:016x}"
 
 
-#: In the order of what says most: wrong contents outrank how they are mapped.
+#: Fields in order of significance: wrong contents are more significant than how pages are mapped.
 _EMPTY: Mapping[str, Any] = {
     "hash": _empty_hash(),
     "huge": False,
@@ -297,7 +297,7 @@ _EMPTY: Mapping[str, Any] = {
 
 
 class _Comparing:
-    """One trace being compared."""
+    """The comparison of one trace."""
 
     def __init__(self, trace: Trace, answers: Answers, model: ReferenceModel) -> None:
         self._trace = trace
@@ -308,8 +308,8 @@ class _Comparing:
         self._moved: set[str] = set()
         self._vmstat: dict[str, object] = {}
 
-    def run(self) -> Comparison:
-        """Step by step, up to the first difference."""
+    def run(self) -> TraceComparison:
+        """Compare step by step, up to the first difference."""
         answers, model = self._answers, self._model
         differences = list(self._update_counters(answers.begin))
         last: Expectation | None = None
@@ -335,18 +335,18 @@ class _Comparing:
             differences += self._counters(last.vmstat)
         return self._ended(end, differences)
 
-    def _ended(self, step: int, differences: Sequence[Difference]) -> Comparison:
+    def _ended(self, step: int, differences: Sequence[Difference]) -> TraceComparison:
         operations = self._trace.operations
         divergence = None
         if differences:
             line = format_operation(operations[step]) if step < len(operations) else "end of all processes"
             divergence = Divergence(step, line, tuple(differences))
-        return Comparison(divergence, step, self._compared, self._uncompared, frozenset(self._moved))
+        return TraceComparison(divergence, step, self._compared, self._uncompared, frozenset(self._moved))
 
     def _check(
         self, kind: str, field: str, first: object, expected: object, observed: object
     ) -> Iterator[Difference]:
-        """Compare one field; `first` is its value when a trace begins."""
+        """Compare one field; `first` is its value at the start of a trace."""
         self._compared[kind] += 1
         if expected != first:
             self._moved.add(kind)
@@ -354,11 +354,11 @@ class _Comparing:
             yield Difference(field, expected, observed)
 
     def _step(self, number: int, answer: Mapping[str, Any], expectation: Expectation) -> Iterator[Difference]:
-        """Everything in which one answer differs; what is wrong with contents first."""
+        """All differences in one step; those of contents first."""
         if not _same(number, answer["step"]):
             yield Difference("step", number, answer["step"])
         yield from self._check("errno", "errno", 0, expectation.errno, answer.get("errno", MISSING))
-        # Not printed if there are none; then the hashes say that no page was.
+        # Not printed if there are none; the hashes then show that there are no such pages.
         yield from self._check("torn", "torn", [], [], answer.get("torn", []))
         views, with_rss = expected_views(self._trace, number, self._model.alive)
         processes = answer.get("processes", MISSING)
@@ -408,7 +408,7 @@ class _Comparing:
             yield from self._check("rss", f"{process}.rss", 0, expected, told.get("rss", MISSING))
 
     def _update_counters(self, answer: Mapping[str, Any]) -> Iterator[Difference]:
-        """Take over the counters that an answer reports: those that have changed."""
+        """Update the counters from a step, which reports those that have changed."""
         told = answer.get("vmstat", MISSING)
         if isinstance(told, dict):
             self._vmstat |= told
@@ -430,11 +430,11 @@ def _rank(name: str) -> int:
 
 
 class TraceGuest:
-    """Guests of one kernel that traces are run in: one boot for many, a fresh one after one is lost.
+    """Guests of one kernel for running traces: one boot for many traces, and a new one if a guest is lost.
 
     Args:
-        log_directory: gets ``boot-N/`` with what the machine leaves, and ``answers-N.jsonl``.
-        booted: a guest that is up already; then none is booted, and its loss is an error.
+        log_directory: directory for ``boot-N/`` with the logs of the machine, and ``answers-N.jsonl``.
+        booted: a running guest to use; then no other is booted, and its loss is an error.
     """
 
     def __init__(
@@ -469,17 +469,17 @@ class TraceGuest:
 
     @property
     def boots(self) -> int:
-        """How many guests it took until now."""
+        """Number of guests booted so far."""
         return self._boots
 
     def run(self, traces: Sequence[Trace]) -> list[tuple[Answers | None, Ending]]:
-        """Run traces one after another, each from nothing.
+        """Run traces one after another, each in new processes.
 
         Returns:
-            For each its answers (None if no guest came up to run it) and how the guest was when it ended. After a
-            report of the kernel the next trace gets a fresh boot; where several traces were run together, each is
-            run again alone, to see which of them the report belongs to. If the guest is lost, so is the trace that
-            was under way, and those behind it get a fresh boot.
+            Per trace, its output (None if no guest came up to run it), and the state of the guest at its end. After a
+            report of the kernel the next trace gets a new boot; if several traces ran together, each is run again
+            alone, to find the one that causes the report. If the guest is lost, so is the current trace, and later
+            ones get a new boot.
         """
         results: list[tuple[Answers | None, Ending]] = []
         while rest := traces[len(results) :]:
@@ -519,7 +519,7 @@ class TraceGuest:
             stopped = WorkloadFailed(f"{PROGRAM} in the guest: {wrong}")
         ending = booted.ending(stopped, since=self._findings_seen)
         self._findings_seen += len(ending.findings)
-        if ending.is_ok and len(answers) != len(traces):  # although it says that it came to its end
+        if ending.is_ok and len(answers) != len(traces):  # although it reported success
             raise InfrastructureError(
                 f"{PROGRAM} in the guest answered {len(answers)} traces of {len(traces)}."
             )
@@ -530,17 +530,17 @@ class TraceGuest:
         return answers, ending
 
     def up(self) -> Booted:
-        """The guest that the next traces will run in; booted if there is none.
+        """The guest for the next traces; booted if there is none.
 
         Raises:
-            GuestEnded: it did not come up, now or at an earlier attempt.
-            InfrastructureError: it was given, and is lost.
+            GuestEnded: it did not come up, now or in an earlier attempt.
+            InfrastructureError: the guest that was passed in is lost.
         """
         if self._refused is not None:
             raise self._refused
         if self._booted is None:
             if self._given is not None:
-                raise InfrastructureError("the guest that traces were to be run in is lost.")
+                raise InfrastructureError("the guest for running traces is lost.")
             logs = self._logs / f"boot-{self._boots}"
             logs.mkdir(parents=True, exist_ok=True)
             self._boots += 1
@@ -565,24 +565,24 @@ class Checked:
     """A trace that was run and compared.
 
     Args:
-        seconds: host seconds; of traces that were run together, each has its share by operations.
-        ending: how the guest was when the trace ended.
+        seconds: host seconds; time of traces that ran together is divided by the number of operations.
+        ending: the state of the guest at the end of the trace.
     """
 
     trace: Trace
     answers: Answers
-    comparison: Comparison
+    comparison: TraceComparison
     seconds: float = 0.0
     ending: Ending = Ending(Outcome.OK)  # noqa: RUF009 - it is frozen
 
     @property
     def divergence(self) -> Divergence | None:
-        """The first difference; None where there is none."""
+        """The first difference; None if there is none."""
         return self.comparison.divergence
 
     @property
     def incomparable(self) -> Ending | None:
-        """Why the trace was not compared to its end; None where it was, or diverges before."""
+        """Why the trace was not compared to its end; None if it was, or diverges before."""
         return None if self.ending.is_ok or self.divergence else self.ending
 
 
@@ -592,12 +592,12 @@ def check_traces(
     model_for: ModelFor,
     on_checked: Callable[[Checked], None] = lambda checked: None,
 ) -> list[Checked]:
-    """Run traces in a guest, and compare each with a fresh model.
+    """Run traces in a guest, and compare each with a new model.
 
     Args:
-        on_checked: called for each as soon as it is known.
+        on_checked: called for each trace as soon as its result is known.
 
-    A guest that does not come up, or is lost, is a value: see :attr:`Checked.ending`.
+    A guest that does not come up, or is lost, is a result: see :attr:`Checked.ending`.
     """
     results: list[Checked] = []
     for batch in batches(traces):
@@ -608,7 +608,7 @@ def check_traces(
         for trace, (answers, ending) in zip(batch, ran, strict=True):
             began = time.monotonic()
             if answers is None:
-                results.append(Checked(trace, Answers(), Comparison(None, 0, {}, {}), 0.0, ending))
+                results.append(Checked(trace, Answers(), TraceComparison(None, 0, {}, {}), 0.0, ending))
                 on_checked(results[-1])
                 continue
             comparison = compare(trace, answers, model_for(trace))
@@ -616,7 +616,7 @@ def check_traces(
                 told = Difference("console", "nothing", ending.findings[0].title)
                 comparison = _stopped(trace, answers, told, comparison)
             elif ending.outcome in _INCOMPARABLE:
-                # Where the answers stop the model expects another, which is not the kernel's fault.
+                # The output ends early, so the next step is missing; this is not the kernel's fault.
                 if _differs_before(comparison, answers):
                     ending = Ending(Outcome.OK)
                 else:
@@ -631,16 +631,18 @@ def check_traces(
     return results
 
 
-def _differs_before(comparison: Comparison, answers: Answers) -> bool:
-    """Whether a step that was answered differs: that the answers stop is another matter."""
+def _differs_before(comparison: TraceComparison, answers: Answers) -> bool:
+    """Whether a step in the output differs, as opposed to output that ends early."""
     return comparison.divergence is not None and comparison.divergence.step < len(answers.steps)
 
 
-def _stopped(trace: Trace, answers: Answers, told: Difference, comparison: Comparison) -> Comparison:
-    """A kernel that complains or hangs diverges, whatever its memory looks like: no model expects that."""
+def _stopped(
+    trace: Trace, answers: Answers, told: Difference, comparison: TraceComparison
+) -> TraceComparison:
+    """A kernel that reports a bug or hangs diverges in any case, since no model predicts that."""
     step = len(answers.steps)
     operation = format_operation(trace.operations[step]) if step < len(trace.operations) else "some step"
-    return Comparison(
+    return TraceComparison(
         Divergence(step, operation, (told,)),
         comparison.steps,
         comparison.compared,
@@ -650,7 +652,7 @@ def _stopped(trace: Trace, answers: Answers, told: Difference, comparison: Compa
 
 
 def batches(traces: Sequence[Trace], steps: int = _BATCH_STEPS) -> Iterable[Sequence[Trace]]:
-    """`traces` in order, as few groups as have at most `steps` operations each, or one trace."""
+    """Group `traces` in order, so that each group has at most `steps` operations, or only one trace."""
     batch: list[Trace] = []
     for trace in traces:
         if batch and sum(len(each.operations) for each in (*batch, trace)) > steps:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The reference model of a patchset's kernel in a guest, as a check and a bisection ask for it."""
+"""The reference model of a patchset's kernel in a guest, for checks and bisections."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from orchestrator.model.trace import Trace
 
 
 def known_stages(stages: Sequence[Stage]) -> list[str]:
-    """Names of the stages that the model has; any other stage is expected to change nothing that is compared."""
+    """Names of the stages that the model knows; all other stages should not change anything that is compared."""
     return [stage.name for stage in stages if stage.name in STAGES]
 
 
@@ -26,12 +26,12 @@ def memory_nodes(topology: Topology) -> int:
 
 
 def model_of(patchset: str, series: Series, topology: Topology, traits: Set[str] = frozenset()) -> ModelFor:
-    """Makes models of a patchset's kernel in guests of this topology.
+    """A function that creates models of a patchset's kernel in guests with this topology.
 
-    A knob that the kernel does not have yet is left out of the settings at the head of a trace, as the guest does.
+    Knobs that the kernel does not have are removed from the initial settings of a trace, as in the guest.
 
     Args:
-        traits: of the kernel's source, see :func:`orchestrator.kernel.trait.traits_of`.
+        traits: traits of the kernel source, see :func:`orchestrator.kernel.trait.traits_of`.
     """
     stages = series.select(patchset)
     nodes = memory_nodes(topology)
@@ -47,8 +47,8 @@ def model_of(patchset: str, series: Series, topology: Topology, traits: Set[str]
 
 
 def pinned(trace: Trace, model_for: ModelFor) -> Trace:
-    """The same trace with every knob set to what this model's kernel starts from.
+    """The same trace with all knobs set to the defaults of this model's kernel.
 
-    So a default that differs on another stage's kernel is not mistaken for the divergence.
+    This prevents another default in the kernel of another stage from being mistaken for the divergence.
     """
     return replace(trace, settings=model_for(trace).settings)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a check shows a reader: how much was compared, then what differs."""
+"""The report of a check: the amount of comparisons, then the divergences."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from orchestrator.execution.check.summary import CheckSummary
 
 #: File in the run directory.
 TEXT = "check.txt"
-#: Lines of the kernel's report that are printed.
+#: Number of lines of a kernel report to print.
 _SHOWN_LINES = 20
 
 
 def _wrapped(label: str, names: Sequence[str]) -> list[str]:
-    """A list of names after its label, on as many lines as it takes."""
+    """A label and a list of names, wrapped."""
     return textwrap.wrap(label + ", ".join(names), 110, subsequent_indent="    ", break_on_hyphens=False)
 
 
 def as_text(patchset: str, summary: CheckSummary) -> str:
-    """How much was compared, then what differs."""
+    """The amount of comparisons, then the divergences."""
     compared, uncompared = sum(summary.compared.values()), sum(summary.uncompared.values())
     speed = summary.steps / summary.run_s if summary.run_s else 0
     lines = [
         f"{patchset}: {summary.traces} traces, {summary.steps} operations compared ({speed:.0f} per second)",
-        f"{compared} fields compared, {summary.moved_share:.0%} of them of kinds that change in these traces",
+        f"{compared} fields compared, {summary.moved_share:.0%} of them of kinds that change in the prediction",
     ]
     constant = sorted(set(summary.compared) - summary.moved)
     if constant:
@@ -58,7 +58,7 @@ def as_text(patchset: str, summary: CheckSummary) -> str:
 
 
 def _shown(report: str) -> list[str]:
-    """The first lines of what the kernel or QEMU said; the run directory has all of them."""
+    """The first lines of a report of the kernel or QEMU; the run directory has the complete report."""
     said = report.splitlines()
     more = [f"    and {len(said) - _SHOWN_LINES} more lines"] if len(said) > _SHOWN_LINES else []
     return [*(f"    {line}" for line in said[:_SHOWN_LINES]), *more]

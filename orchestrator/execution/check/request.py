@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a check is asked for: a patchset, and the traces to replay."""
+"""The request of ``orchestrate check``: a patchset, and the traces to replay."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from orchestrator.spelling import hint
 from orchestrator.store.manifest import CheckRecord, Manifest, PlannedCell, Role, RunKind, WorkloadRecord
 from orchestrator.store.observation import Metric
 
-#: The workload's name in the tables of this kind of run.
+#: Name of the workload in tables of this kind of run.
 WORKLOAD = "check"
 METRICS = (
     Metric("steps.total", "operations", None, help="Operations up to the first divergence, or all."),
-    Metric("compared_fields.total", "fields", None, help="Answers that were compared."),
+    Metric("compared_fields.total", "fields", None, help="Number of compared values."),
     Metric(
         "uncompared_fields.total",
         "fields",
         None,
-        help="Counters that the kernel reported and the model does not have.",
+        help="Counters that the kernel has and the model does not.",
     ),
 )
 _SEEDS: Final = re.compile(r"(\d{1,18})(?:\.\.(\d{1,18}))?")
@@ -40,11 +40,11 @@ _MOST_SEEDS: Final = 100_000
 
 @dataclass(frozen=True)
 class CheckRequest:
-    """A check as it is asked for.
+    """The request for a check.
 
     Args:
-        traces: by name, which is part of a cell's: the seed, or the file's name.
-        shrink: make a short trace of what diverges.
+        traces: traces by name, which is part of the cell's name: the seed, or the name of the file.
+        shrink: shrink traces that diverge.
         every_stage: find the first stage of the patchset whose kernel diverges.
     """
 
@@ -56,11 +56,11 @@ class CheckRequest:
     every_stage: bool = False
 
     def record(self) -> CheckRecord:
-        """The part of ``run.json`` that the check needs to be finished."""
+        """The part of ``run.json`` that is needed to resume the check."""
         return CheckRecord(traces=tuple(self.traces), shrink=self.shrink, every_stage=self.every_stage)
 
     def manifest(self, bench: Bench, command: Sequence[str]) -> Manifest:
-        """What ``run.json`` says before anything slow starts."""
+        """The content of ``run.json`` before any slow work."""
         role = _role(self.patchset)
         variant = Variant(self.patchset, role, self.patchset, cmdline=self.cmdline)
         begun = begin(
@@ -84,7 +84,7 @@ class CheckRequest:
         """The cell of a trace.
 
         Args:
-            number: from 1.
+            number: number of the trace, from 1.
         """
         return PlannedCell(
             cell=f"{self.patchset}.{WORKLOAD}.{number}",
@@ -97,14 +97,14 @@ class CheckRequest:
 
     @classmethod
     def of_run(cls, path: Path, manifest: Manifest) -> CheckRequest:
-        """The check that a run directory was made for.
+        """The check request of a run directory.
 
         Raises:
-            UserError: it is no check's, or a trace is missing.
+            UserError: the run is not a check, or a trace is missing.
         """
         asked = manifest.check
         if asked is None:
-            raise UserError(f"{path.name} was made before checks could be finished; start a new one.")
+            raise UserError(f"{path.name} is from a version that could not resume checks; start a new one.")
         (variant,) = manifest.variants
         return cls(
             variant.patchset,
@@ -118,12 +118,12 @@ class CheckRequest:
 
 @dataclass(frozen=True)
 class TraceChoice:
-    """The traces that the command line asks for.
+    """The traces requested on the command line.
 
     Args:
-        files: trace files; without any, random traces are made.
+        files: trace files; if empty, random traces are generated.
         seed, seeds: ``--seed`` and ``--seeds FIRST..LAST``.
-        operations: per random trace.
+        operations: number of operations per random trace.
         profile: mix of random operations.
     """
 
@@ -139,7 +139,7 @@ class TraceChoice:
                 f"--profile {self.profile}: unknown profile; {hint(self.profile, generator.PROFILES)}"
             )
         if self.files and (self.seed is not None or self.seeds is not None):
-            raise UserError("give --trace or seeds, not both; a trace file is what its seed made.")
+            raise UserError("give either --trace or seeds, not both.")
 
     def loaded(self) -> dict[str, Trace]:
         """The traces of the files, by name.
@@ -149,11 +149,13 @@ class TraceChoice:
         """
         found = {path.stem: load_trace(path) for path in self.files}
         if len(found) < len(self.files):
-            raise UserError("two of the --trace files have the same name; their results would, too.")
+            raise UserError(
+                "two of the --trace files have the same name; rename one, as results are stored by name."
+            )
         return found
 
     def traces(self, patchset: str, series: Series, topology: Topology) -> dict[str, Trace]:
-        """The traces for a patchset's kernel; random ones depend on its stages and on the guest's nodes."""
+        """The traces for a patchset's kernel; random traces depend on its stages and on the nodes of the guest."""
         names = known_stages(series.select(patchset))
         nodes = memory_nodes(topology)
         return self.loaded() or {
@@ -163,23 +165,21 @@ class TraceChoice:
 
 
 def patchset_of(traces: Mapping[str, Trace]) -> str:
-    """The patchset that the trace files name, if they all name the same.
+    """The patchset named in the trace files.
 
     Raises:
-        UserError: they name none, or several.
+        UserError: they name none, or different ones.
     """
     named = {trace.patchset for trace in traces.values() if trace.patchset}
     if len(named) == 1:
         return named.pop()
     if named:
-        raise UserError(
-            f"the traces are for {' and '.join(sorted(named))}; say which one to check: --patchset."
-        )
-    raise UserError("name what to check: --patchset core-only, or --patchset baseline.")
+        raise UserError(f"the traces are for {' and '.join(sorted(named))}; choose one with --patchset.")
+    raise UserError("give the patchset to check, e.g. --patchset core-only or --patchset baseline.")
 
 
 def keep_traces(path: Path, traces: Mapping[str, Trace]) -> None:
-    """Write the traces of a run to its logs, so that the run can be finished."""
+    """Write the traces of a run to its logs, so that the run can be resumed."""
     for name, trace in traces.items():
         _trace_file(path, name).write_text(format_trace(trace), encoding="utf-8")
 
@@ -201,7 +201,7 @@ def load_trace(path: Path) -> Trace:
     """Read a trace file.
 
     Raises:
-        UserError: it cannot be read, or says something wrong; the sentence names the line.
+        UserError: the file cannot be read, or is invalid; the message names the line.
     """
     try:
         return parse(path.read_text(encoding="utf-8"), str(path))
@@ -212,10 +212,10 @@ def load_trace(path: Path) -> Trace:
 
 
 def parse_seeds(seed: int | None, seeds: str | None) -> range:
-    """The seeds that ``--seed N`` or ``--seeds FIRST..LAST`` ask for; 1 where neither was given.
+    """The seeds of ``--seed N`` or ``--seeds FIRST..LAST``; 1 if neither is given.
 
     Raises:
-        UserError: both, or no such range.
+        UserError: both are given, or the interval is invalid.
 
     >>> parse_seeds(None, "3..5")
     range(3, 6)
@@ -230,7 +230,7 @@ def parse_seeds(seed: int | None, seeds: str | None) -> range:
     first = int(match[1])
     last = int(match[2] or first)
     if not first <= last < first + _MOST_SEEDS:
-        raise UserError(f"--seeds {seeds}: that is no range of 1 to {_MOST_SEEDS} seeds.")
+        raise UserError(f"--seeds {seeds}: choose 1 to {_MOST_SEEDS} seeds, in ascending order.")
     return range(first, last + 1)
 
 

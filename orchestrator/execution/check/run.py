@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A check under way: compare traces with a kernel, shrink each divergence, keep it all in a run directory."""
+"""Execution of a check: compares traces with a kernel, shrinks each divergence, and stores everything in a run."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from orchestrator.events import Step
 from orchestrator.execution.bench import Bench
 from orchestrator.execution.check.differential import (
     Checked,
-    Comparison,
     Divergence,
     ModelFor,
+    TraceComparison,
     TraceGuest,
     check_traces,
 )
@@ -36,15 +36,15 @@ from orchestrator.store.observation import Observation
 from orchestrator.store.outcome import Outcome
 from orchestrator.store.run import CellRow, RunWriter
 
-#: In a trace's log directory: how much of it was compared.
+#: File in the log directory of a trace: how much of it was compared.
 _COMPARISON = "comparison.json"
 
 
 def execute(check: CheckRequest, bench: Bench, writer: RunWriter) -> CheckSummary:
-    """Run every trace, shrink what diverges, and keep it all.
+    """Run all traces, shrink those that diverge, and store the results.
 
     Raises:
-        InfrastructureError: the host failed; what was found until then is kept.
+        InfrastructureError: the host failed; results so far are kept.
     """
     summary = CheckSummary()
     try:
@@ -60,7 +60,7 @@ def execute(check: CheckRequest, bench: Bench, writer: RunWriter) -> CheckSummar
             for name, checked in diverged:
                 divergence = checked.divergence
                 assert divergence is not None
-                # Shrink one trace per kind of divergence: the others most likely have the same cause.
+                # Shrink one trace per kind of divergence: others probably have the same cause.
                 kind = (divergence.first.kind, type_of(divergence.operation))
                 found = _keep(check, name, checked, writer)
                 summary.found.append(found)
@@ -93,8 +93,8 @@ def _run(
     traces = [check.traces[name] for name in todo.values()]
     where = f"{bench.accelerator.name} {check.topology.text}"
     kinds = [f"trace {len(trace.operations)} {where}" for trace in traces]
-    with suppress(GuestEnded):  # that is then how every trace ends
-        guest.up()  # a boot is no part of the first trace
+    with suppress(GuestEnded):  # each trace then reports this
+        guest.up()  # do not count the boot as part of the first trace
     began, earlier_s = time.monotonic(), summary.run_s
     with bench.events.step("check", check.patchset) as step:
         countdown = Countdown(step, bench.durations, kinds, "traces")
@@ -152,7 +152,7 @@ def _record(check: CheckRequest, number: int, checked: Checked, writer: RunWrite
 
 
 def _restored(check: CheckRequest, writer: RunWriter, summary: CheckSummary) -> set[int]:
-    """Count what an earlier attempt compared and found equal; the numbers of those traces."""
+    """Count the traces that agreed with the model in an earlier attempt; return their numbers."""
     completed = writer.completed_cells()
     done = set()
     for number, trace in enumerate(check.traces.values(), 1):
@@ -163,7 +163,7 @@ def _restored(check: CheckRequest, writer: RunWriter, summary: CheckSummary) -> 
         if kept.is_file():
             facts = json.loads(kept.read_text(encoding="utf-8"))
             summary.count(
-                Comparison(
+                TraceComparison(
                     None, facts["steps"], facts["compared"], facts["uncompared"], frozenset(facts["moved"])
                 )
             )
@@ -173,7 +173,7 @@ def _restored(check: CheckRequest, writer: RunWriter, summary: CheckSummary) -> 
 
 
 def _keep(check: CheckRequest, name: str, checked: Checked, writer: RunWriter) -> FoundDivergence:
-    """Write the trace up to where it diverges, and the guest's answers, before anything is made of it."""
+    """Write the trace up to its divergence, and the guest's output, before shrinking."""
     divergence = checked.divergence
     assert divergence is not None
     trace = replace(checked.trace, operations=checked.trace.operations[: divergence.step + 1])
@@ -216,23 +216,25 @@ def _shrink(
     def adopt(trace: Trace) -> None:
         found.minimal, found.divergence, found.shrunk = trace, latest[trace.operations], True
         _write(check, found)
-        step.progress(len(whole.operations) - len(trace.operations), len(whole.operations), "operations gone")
+        step.progress(
+            len(whole.operations) - len(trace.operations), len(whole.operations), "operations removed"
+        )
 
-    # A trace that diverges only after others have run is kept as it is.
+    # A trace that diverges only after other traces cannot be shrunk.
     try:
         diverges_alone = first_failing([found.minimal]) is not None
         if diverges_alone:
             found.divergence = latest[found.minimal.operations]
             shrink(found.minimal, first_failing, adopt)
     except GuestEnded as error:
-        step.note(f"not reduced further, the guest was lost: {error.ending.title}")
+        step.note(f"not shrunk further, because the guest was lost: {error.ending.title}")
         return
     if diverges_alone:
         step.note(f"{len(found.minimal.operations)} operations: {found.divergence}")
     else:
         found.minimal = whole
         _write(check, found)
-        step.note("it does not diverge when it is run again alone; the whole trace is kept")
+        step.note("it does not diverge when run alone; keeping the whole trace")
 
 
 def _find_stages(check: CheckRequest, bench: Bench, summary: CheckSummary, logs: Path) -> None:
@@ -263,6 +265,6 @@ def _find_stages(check: CheckRequest, bench: Bench, summary: CheckSummary, logs:
 
 
 def type_of(operation: str) -> str:
-    """The verb of an operation's line: ``write`` of ``p0.t1 write 0:5 3 42``."""
+    """The verb in the line of an operation: ``write`` in ``p0.t1 write 0:5 3 42``."""
     words = operation.split()
     return words[1] if len(words) > 1 else words[0]

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Make a trace shorter that still shows a divergence.
+"""Shrinks a trace that shows a divergence.
 
-Delta debugging (Zeller and Hildebrandt, Simplifying and isolating failure-inducing input, IEEE TSE 28(2), 2002)
-over the operations, then over their arguments. Candidates are tried in batches: a running guest tries dozens in the
-time that it takes to boot one.
+Delta debugging (Zeller and Hildebrandt, Simplifying and isolating failure-inducing input, IEEE TSE 28(2), 2002) of the
+operations, then of their arguments. Candidates are tried in batches: a running guest tries dozens of them in the time
+of one boot.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from orchestrator.model.trace import (
     Trace,
 )
 
-#: Index of the first of some traces that still shows the divergence; None if none does.
+#: Returns the index of the first trace that still shows the divergence; None if none does.
 FirstFailing = Callable[[Sequence[Trace]], int | None]
-#: Operations per batch: enough that the round trip to the guest does not matter, few enough that little is wasted.
+#: Operations per batch: enough to hide the round trip to the guest, but few enough to waste little work.
 _BATCH_STEPS = 2000
 
 
 def shrink(trace: Trace, first_failing: FirstFailing, on_progress: Callable[[Trace], None]) -> Trace:
     """The shortest trace found that still shows the divergence of `trace`.
 
-    No single operation can be left out of it, and no single range be reduced to one page.
+    No single operation of the result can be removed, and none reduced to one page.
 
     Args:
-        trace: diverges at its last operation.
-        first_failing: runs traces in fresh processes.
+        trace: a trace that diverges at its last operation.
+        first_failing: runs traces in new processes.
         on_progress: called with each shorter trace.
     """
 
     def adopt(candidates: Iterator[Trace]) -> Trace | None:
-        """The first candidate that still shows it, tried in batches."""
+        """The first candidate that still shows the divergence; they are tried in batches."""
         while batch := _batch(candidates):
             found = first_failing(batch)
             if found is not None:
@@ -77,7 +77,7 @@ def _drop_operations(trace: Trace, adopt: Adopt) -> Trace:
         size = max(len(trace.operations) // pieces, 1)
         found = adopt(_without_pieces(trace, size))
         if found is not None:
-            # Go on with pieces of the same size: the next one may not be needed either.
+            # Continue with pieces of the same size: the next one may not be needed either.
             trace = found
             pieces = max(min(pieces - 1, len(trace.operations)), 2)
         elif size == 1:
@@ -126,7 +126,7 @@ def _simpler_operations(operation: Operation) -> Iterator[Operation]:
 
 
 def valid(operations: Sequence[Operation]) -> tuple[Operation, ...]:
-    """`operations` without those of processes that do not exist."""
+    """`operations` without those of nonexistent processes."""
     alive = used = frozenset({"p0"})
     kept: list[Operation] = []
     for operation in operations:

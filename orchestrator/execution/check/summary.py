@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a check found: how much was compared, and the divergences with their short traces."""
+"""The result of a check: the amount of comparisons, and the divergences with their shrunk traces."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from orchestrator.execution.check.differential import Comparison, Divergence
+from orchestrator.execution.check.differential import Divergence, TraceComparison
 from orchestrator.execution.ending import Ending
 from orchestrator.model.trace import Trace
 
 
 @dataclass
 class FoundDivergence:
-    """A divergence, and the short trace that was made of it.
+    """A divergence and its shrunk trace.
 
     Args:
-        minimal: the shortest trace found; the whole one where it was not shrunk.
-        file: where that lies, for ``--trace``.
-        report: the kernel's own words, if it reported anything.
-        stages: with ``every_stage`` what each stage's kernel does with it; None where it agrees.
+        minimal: the shortest trace found; the whole trace if it was not shrunk.
+        file: file of that trace, for ``--trace``.
+        report: the report of the kernel, if there is one.
+        stages: with ``every_stage``, the divergence per stage; None for stages that agree with the model.
     """
 
     name: str
@@ -33,7 +33,7 @@ class FoundDivergence:
 
     @property
     def first_stage(self) -> str | None:
-        """The first of the stages that all diverge up to the last one; None if the last one does not."""
+        """The first of the stages that diverge without exception up to the last one; None if the last one agrees."""
         first = None
         for stage, divergence in reversed(self.stages.items()):
             if divergence is None:
@@ -44,12 +44,12 @@ class FoundDivergence:
 
 @dataclass
 class CheckSummary:
-    """How a check went.
+    """The result of a check.
 
     Args:
         compared, uncompared: number of comparisons per kind of field.
-        moved: the kinds of fields that were expected to have another value than their first one at some step.
-        run_s: host seconds from the first trace on, shrinking left out.
+        moved: kinds of fields whose predicted value differs from their first value at some step.
+        run_s: host seconds from the first trace on, without shrinking.
         found: the traces that diverge.
         incomparable: name -> why that trace was not compared to its end.
     """
@@ -63,8 +63,8 @@ class CheckSummary:
     found: list[FoundDivergence] = field(default_factory=list)
     incomparable: dict[str, Ending] = field(default_factory=dict)
 
-    def count(self, comparison: Comparison) -> None:
-        """Add what was compared of one trace."""
+    def count(self, comparison: TraceComparison) -> None:
+        """Add the comparison of one trace."""
         self.traces += 1
         self.steps += comparison.steps
         self.compared.update(comparison.compared)
@@ -79,7 +79,7 @@ class CheckSummary:
 
     @property
     def moved_share(self) -> float:
-        """Share of the comparisons that were of a field which moved; 0 where nothing was compared."""
+        """Share of comparisons whose kind of field changes; 0 if nothing was compared."""
         total = sum(self.compared.values())
         return sum(self.compared[kind] for kind in self.moved) / total if total else 0.0
 

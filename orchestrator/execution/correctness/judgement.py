@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a test of correctness fails for: suites on a patched kernel beside those on the baseline."""
+"""Judgement of a correctness test: suites on a patched kernel, compared with those on the baseline."""
 
 from __future__ import annotations
 
@@ -16,15 +16,14 @@ from orchestrator.store.outcome import Outcome
 def judge(
     results: Sequence[SuiteResult], different: Mapping[str, str] | None = None, only: Sequence[str] = ()
 ) -> tuple[list[Trouble], list[Trouble]]:
-    """What a test of correctness fails for, and what is only worth knowing.
+    """Problems that fail a correctness test, and notes.
 
-    A test of our own fails by itself. The kernel's own tests, and stress-ng's, are compared with what the baseline
-    passes each time that it is asked. A report of the kernel or a leak that the baseline has in the same suite is not
-    the series' doing.
+    Tests of this project fail by themselves. Kernel selftests and stress-ng only fail if the baseline passes them in
+    all its boots. Reports of the kernel and leaks that the baseline has in the same suite are not problems.
 
     Args:
-        different: of :class:`SelftestPlan`; what is meant to end otherwise, where the suite is not strict.
-        only: the tests that were asked for by name; one that no suite has is as bad as one that fails.
+        different: see :class:`SelftestPlan`: tests that should have another result, if the suite is not strict.
+        only: names of the requested tests; a test that is in no suite counts as a failure.
     """
     baseline = {
         result.suite.name: result
@@ -39,9 +38,9 @@ def judge(
         if result.outcome is Outcome.LOST and result not in patched
     ]
     there = {test.name for result in patched for test in result.found.results}
-    troubles = [Trouble("every suite", f"there is no test {name}") for name in only if name not in there]
+    troubles = [Trouble("every suite", f"unknown test {name}") for name in only if name not in there]
     if any(result.outcome is Outcome.LOST for result in patched):
-        troubles = []  # it may be among those that were not run
+        troubles = []  # the test may be among those that did not run
     troubles += lost_yardsticks
     for result in patched:
         yardstick = baseline.get(result.suite.yardstick or result.suite.name)
@@ -52,8 +51,8 @@ def judge(
             what = f"ended as {result.outcome.value}"
             troubles.append(Trouble(result.cell, what, result.evidence, is_lost))
         elif not result.found.complete:
-            # Even where the baseline ends by the same report: what was not run is not known to be as good.
-            troubles.append(Trouble(result.cell, "ended before all of its tests were run", result.evidence))
+            # Even if the baseline ends with the same report: the remaining tests did not run.
+            troubles.append(Trouble(result.cell, "ended before all of its tests had run", result.evidence))
         troubles += [Trouble(result.cell, fault) for fault in result.found.faults]
         meant = {} if result.suite.strict else different or {}
         for trouble, is_note in _of_tests(result, yardstick, meant, _failing_at_times(result, results)):
@@ -83,7 +82,7 @@ def _yardstick(result: SuiteResult) -> str:
 
 
 def suspects(results: Sequence[SuiteResult], different: Mapping[str, str]) -> dict[str, set[str]]:
-    """By yardstick the programs that fail with the series and have not failed on the baseline; not our own."""
+    """Per baseline suite, the programs that fail with the series and passed on the baseline; without our own tests."""
     found: dict[str, set[str]] = {}
     before = {r.suite.name: r for r in results if r.patchset == BASELINE and r.repetition == 1}
     for result in results:
@@ -106,7 +105,7 @@ def _of_tests(
     different: Mapping[str, str],
     at_times: Set[str] = frozenset(),
 ) -> list[tuple[Trouble, bool]]:
-    """Troubles with tests; with each whether it is no regression."""
+    """Problems with tests, each with whether it is not a regression."""
     own = result.suite.kind is Kind.RESERVATIONS
     said: list[tuple[Trouble, bool]] = []
 
@@ -117,27 +116,27 @@ def _of_tests(
         passed_before = not own and before is not None and before.status is Status.PASSED
         if test is None:
             assert before is not None
-            # What a lost guest did not come to says nothing.
+            # Ignore tests that did not run because the guest was lost.
             if passed_before and result.outcome is not Outcome.LOST:
-                what, why = f"{before.name} has no result, and passes on the baseline", meant(before.name)
+                what, why = f"{before.name} has no result, but passes on the baseline", meant(before.name)
                 said.append((Trouble(result.cell, f"{what}: {why}" if why else what), bool(why)))
         elif test.status is Status.FAILED and meant(test.name):
-            what = f"{test.name} fails, as it has to: {meant(test.name)}"
+            what = f"{test.name} fails, as expected: {meant(test.name)}"
             said.append((Trouble(result.cell, what, test.text), True))
         elif test.status is Status.FAILED:
             known = not own and before is not None and before.status is Status.FAILED
-            # Without a yardstick there is nothing that could have been so before.
+            # Without a baseline, it is unknown whether the test failed before.
             how = (
-                ", on the baseline as well"
+                ", also on the baseline"
                 if known
-                else ", on the baseline at times"
+                else ", sometimes also on the baseline"
                 if test.name in at_times
                 else ""
             )
             said.append((Trouble(result.cell, f"{test.name} fails{how}", test.text), bool(how)))
         elif test.status is Status.SKIPPED and passed_before:
             assert before is not None
-            what = f"{before.name} is skipped, and passes on the baseline"
+            what = f"{before.name} is skipped, but passes on the baseline"
             said.append((Trouble(result.cell, what, test.text), not result.suite.strict))
     return said
 
@@ -145,10 +144,10 @@ def _of_tests(
 def _paired(
     results: Sequence[TestResult], before: Sequence[TestResult]
 ) -> Iterator[tuple[TestResult | None, TestResult | None]]:
-    """Each test with what it was on the baseline; None where it is missing.
+    """Pair each test with its result on the baseline; None if one of the two is missing.
 
-    A selftest that is skipped says its number and not its name, and the names of the others are not unique. So where
-    a program has as many results as on the baseline, they are paired by their order.
+    Skipped selftests print only their number, and names of selftests are not unique. So if a program has as many
+    results as on the baseline, they are paired by order.
     """
     mine, theirs = _by_program(results), _by_program(before)
     for program in dict.fromkeys([*mine, *theirs]):
@@ -176,7 +175,7 @@ def _signatures(result: SuiteResult) -> set[tuple[str, ...]]:
 
 def _of_leaks(result: SuiteResult) -> list[tuple[tuple[str, ...], Trouble]]:
     def where(leak: Leak) -> str:
-        return " < ".join(leak.signature[:6]) or "without a trace"
+        return " < ".join(leak.signature[:6]) or "no backtrace"
 
     return [
         (leak.signature, Trouble(result.cell, f"leak of {leak.count} objects: {where(leak)}", leak.text))

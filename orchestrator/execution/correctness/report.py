@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a test of correctness shows a reader: a row per guest, then what is wrong, then what is worth knowing."""
+"""The report of a correctness test: one row per guest, then problems, then notes."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from orchestrator.store.outcome import Outcome
 #: Files in the run directory.
 SUMMARY = "correctness.json"
 TEXT = "correctness.txt"
-#: Lines of a test's or the kernel's own words that are printed; all of them are in the run directory.
+#: Number of lines of a test or kernel report to print; the run directory has all of them.
 _SHOWN_LINES = 6
 
 
 def as_text(summary: CorrectnessSummary, width: int = WIDTH) -> str:
-    """As :func:`text_of_summary`."""
+    """See :func:`text_of_summary`."""
     return text_of_summary(summary.to_json(), width)
 
 
 def text_of_summary(summary: Mapping[str, Any], width: int) -> str:
-    """A row per guest, then what is wrong, then what is worth knowing.
+    """One row per guest, then problems, then notes.
 
     Args:
-        summary: what ``correctness.json`` holds.
-        width: columns of the table and of each title; what a test or the kernel printed stays as it is.
+        summary: content of ``correctness.json``.
+        width: columns of the table and of titles; output of tests and of the kernel is not wrapped.
     """
     titles = ("kernel", "suite", "passed", "failed", "skipped", "reports", "leaks", "s", "outcome")
     rows = []
@@ -40,13 +40,13 @@ def text_of_summary(summary: Mapping[str, Any], width: int) -> str:
         outcome = "" if suite["outcome"] == Outcome.OK else suite["outcome"]
         rows.append([suite["patchset"], suite["suite"], *map(str, counts), run_s, outcome])
     lines = [text_of(listing(rows, width, titles, right=range(2, 8)))]
-    for title, troubles in (("wrong", summary["troubles"]), ("worth knowing", summary["notes"])):
+    for title, troubles in (("problems", summary["troubles"]), ("notes", summary["notes"])):
         if troubles:
             lines += ["", f"{title}:"]
             for trouble in troubles:
                 lines += _lines_of(trouble, width)
     if not summary["troubles"]:
-        none = "no regression, and no report of the kernel that the baseline does not have"
+        none = "no regression, and no kernel report that the baseline does not have"
         lines += ["", *wrapped(none, width)]
     return "\n".join(lines)
 

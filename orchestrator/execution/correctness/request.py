@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a test of correctness is asked for: a patchset, suites, and whether the baseline runs them, too."""
+"""The request of ``orchestrate test``: a patchset, suites, and whether the baseline runs them as well."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from orchestrator.store.manifest import (
 )
 from orchestrator.store.observation import Metric
 
-#: For every guest; what a kernel's configuration does not have ignores its word. A quarter of memory is movable, so
-#: that it can be taken offline.
+#: Kernel parameters of all guests; configurations without a feature ignore its parameter. A quarter of the memory is
+#: movable, so that it can be taken offline.
 CMDLINE: Final = ("movablecore=25%", "cma=64M", "page_poison=1")
 METRICS: Final = {
     metric.name: metric
@@ -38,7 +38,7 @@ METRICS: Final = {
             "kernel_reports.total",
             "reports",
             "lower",
-            help="Different reports of the kernel: oops, WARNING, KASAN, lockdep.",
+            help="Distinct reports of the kernel: oops, WARNING, KASAN, lockdep.",
         ),
         Metric("leaks.total", "objects", "lower", help="Objects that kmemleak reported."),
     )
@@ -47,11 +47,11 @@ METRICS: Final = {
 
 @dataclass(frozen=True)
 class CorrectnessRequest:
-    """A test of correctness as it is asked for.
+    """The request for a correctness test.
 
     Args:
-        only: names of tests; all where empty.
-        compare: run the suites' yardsticks on the baseline.
+        only: names of tests; empty for all.
+        compare: also run the suites on the baseline.
     """
 
     patchset: str
@@ -62,7 +62,7 @@ class CorrectnessRequest:
     compare: bool = True
 
     def cells(self) -> list[tuple[str, Suite]]:
-        """Patchset and suite of each guest, the baseline's first: what they show is known to be no regression."""
+        """Patchset and suite of each guest, the baseline first, so that its failures are known."""
         cells = []
         if self.compare and self.patchset != BASELINE:
             yardsticks = {
@@ -72,13 +72,13 @@ class CorrectnessRequest:
                 suite for suite in self.suites if suite.yardstick and suite.yardstick not in yardsticks
             ]
             for suite in missing:
-                # The baseline has no threshold: with another one it is the same suite.
+                # The baseline has no threshold, so suites that differ only in the threshold are the same.
                 yardsticks.setdefault(suite.yardstick, _without_threshold(suite))
             cells += [(BASELINE, suite) for suite in yardsticks.values()]
         return [*cells, *((self.patchset, suite) for suite in self.suites)]
 
     def manifest(self, bench: Bench, command: Sequence[str]) -> Manifest:
-        """What ``run.json`` says before anything slow starts."""
+        """The content of ``run.json`` before any slow work."""
         cells = self.cells()
         cmdline = (*CMDLINE, *self.cmdline)
         begun = begin(
@@ -105,14 +105,14 @@ class CorrectnessRequest:
 
     @classmethod
     def of_run(cls, path: Path, manifest: Manifest) -> CorrectnessRequest:
-        """The test that a run directory was made for.
+        """The test request of a run directory.
 
         Raises:
-            UserError: it is none, or it names a suite that there is no more.
+            UserError: the run is not a correctness test, or one of its suites no longer exists.
         """
         asked = manifest.test
         if asked is None:
-            raise UserError(f"{path.name} was made before tests could be finished; start a new one.")
+            raise UserError(f"{path.name} is from a version that could not resume tests; start a new one.")
         return cls(
             asked.patchset,
             choose(asked.suites),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A test of correctness under way: suites on a patched kernel and on its baseline, kept in a run directory."""
+"""Execution of a correctness test: suites on a patched kernel and on the baseline, stored in a run directory."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ from orchestrator.store.run import CellRow, RunWriter
 
 #: Extra baseline boots for tests that fail only with the series, to tell flaky tests from regressions.
 _MORE_YARDSTICKS: Final = 6
-#: In a suite's log directory: what it found.
+#: File in the log directory of a suite: its results.
 _RESULT: Final = "suite.json"
 
 
 def execute(test: CorrectnessRequest, bench: Bench, writer: RunWriter) -> CorrectnessSummary:
-    """Run every suite in a guest of its own; what a kernel does wrong is a value, never an exception.
+    """Run each suite in a separate guest. Failures of the kernel are results, never exceptions.
 
     Raises:
-        UserError: a patch does not apply, an option vanished, the guest refuses a setting.
-        InfrastructureError: the host failed; what was found until then is kept.
+        UserError: a patch does not apply, a requested option is missing, or the guest rejects a setting.
+        InfrastructureError: the host failed; results so far are kept.
     """
     summary = CorrectnessSummary()
     plan = bench.selftest_plan
@@ -72,8 +72,8 @@ def execute(test: CorrectnessRequest, bench: Bench, writer: RunWriter) -> Correc
                     _run(result, test, kernel, bench, plan, writer.cell_directory(result.cell))
                 _keep(result, writer)
                 _tell(result, test, bench, countdown)
-            if isinstance(stock := kernels.get(BASELINE), KernelBuild):
-                _ask_again(summary, test, stock, bench, plan, writer, countdown)
+            if isinstance(baseline := kernels.get(BASELINE), KernelBuild):
+                _ask_again(summary, test, baseline, bench, plan, writer, countdown)
         return summary
     finally:
         summary.troubles, summary.notes = judge(summary.results, plan.different, test.only)
@@ -128,13 +128,13 @@ def _run(
 
 
 def _kind(suite: Suite, test: CorrectnessRequest, bench: Bench) -> str:
-    """What the duration of a suite depends on."""
+    """The key for the duration of a suite."""
     only = f" only {','.join(test.only)}" if test.only else ""
     return f"suite {suite.name} {bench.flavour} {bench.accelerator.name} {test.topology.text}{only}"
 
 
 def _tell(result: SuiteResult, test: CorrectnessRequest, bench: Bench, countdown: Countdown) -> None:
-    """Say how a suite ended."""
+    """Report how a suite ended."""
     found = result.found
     counts = (
         f"{found.count(Status.PASSED)} passed, {found.count(Status.FAILED)} failed, "
@@ -157,7 +157,7 @@ def _ask_again(
     writer: RunWriter,
     countdown: Countdown,
 ) -> None:
-    """Run what fails with the series on the baseline again, until it has failed there too or often enough not."""
+    """Repeat tests that fail with the series on the baseline, until they fail there too or have passed often enough."""
     for repetition in range(2, 2 + _MORE_YARDSTICKS):
         tests = []
         for name, programs in suspects(summary.results, plan.different).items():
@@ -180,12 +180,12 @@ def _ask_again(
 
 
 def _is_no_leak(finding: Finding) -> bool:
-    """kmemleak's own line on the console says only that there are some: which, is compared one by one."""
+    """Whether a finding is not kmemleak's summary on the console; leaks are compared individually instead."""
     return not finding.title.startswith("kmemleak: suspected")
 
 
 def _restored(patchset: str, suite: Suite, repetition: int, writer: RunWriter) -> SuiteResult | None:
-    """What an earlier attempt found, if the suite ran to its end then."""
+    """The result of an earlier attempt, if the suite ran to its end."""
     cell = planned_cell(patchset, suite, repetition).cell
     kept = writer.path / "logs" / cell / _RESULT
     if not kept.is_file() or not writer.has_ended(cell):

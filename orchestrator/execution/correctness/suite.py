@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Suites of tests that a kernel has to pass in a guest: what they run, and what they found in one guest."""
+"""Suites of correctness tests: what they run, and their results in one guest."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ RESERVATIONS: Final = "/usr/lib/tests/reservations"
 _KSELFTESTS: Final = "/tmp/selftests"
 _SKIP: Final = 4  # kselftest.h: KSFT_SKIP
 _KMEMLEAK: Final = "/sys/kernel/debug/kmemleak"
-#: kmemleak reports an object when it is this old (mm/kmemleak.c, jiffies_min_age), and by a second scan for sure.
+#: kmemleak reports objects of at least this age (mm/kmemleak.c, jiffies_min_age), at the latest in a second scan.
 _LEAK_AGE_S: Final = 6
 _LRU_GEN: Final = "/sys/kernel/mm/lru_gen/enabled"
 _THRESHOLD: Final = "/sys/kernel/mm/transparent_hugepage/promotion_threshold"
 _SWAP_SCRIPT: Final = (
     "echo 512M >/sys/block/zram0/disksize && mkswap /dev/zram0 >/dev/null && swapon /dev/zram0"
 )
-#: Host seconds of a whole program of tests, where every instruction is emulated and checked.
+#: Timeout of a whole test program in host seconds, with emulation and a debug kernel.
 _SUITE_TIMEOUT_S: Final = 5400.0
 _ANSWER_S: Final = 120.0
 #: stress-ng(1), "EXIT STATUS": not enough resources, not implemented.
 _STRESS_SKIPS: Final = {3: "not enough resources", 4: "not implemented on this kernel"}
 _STRESS_S: Final = 4
-#: A table of our own tests in C, and a row of it: see vm_images/guest/tests/tests.h.
+#: A table of this project's tests in C, and a row of it; see vm_images/guest/tests/tests.h.
 _TEST_TABLE: Final = re.compile(r"^const struct test \w+\[\] = \{\n(.*?)^\};", re.MULTILINE | re.DOTALL)
 _TEST_ROW: Final = re.compile(r'\{ "(?P<name>\w+)", \w+,\s+"[^"]*",\s+(?P<flags>[\w |]+),')
 
 
 class Kind(StrEnum):
-    """Who wrote the tests of a suite."""
+    """The origin of the tests of a suite."""
 
     RESERVATIONS = "reservations"
     SELFTESTS = "selftests"
@@ -54,12 +54,12 @@ class Suite:
     """Tests that share a guest.
 
     Args:
-        lru_gen: whether the multi-generational LRU is on.
-        swap: whether there is swap, on zram.
-        threshold: promotion_threshold for the whole suite; None for the kernel's default, or the tests' own choice.
-        yardstick: the suite that the baseline runs for comparison; itself where empty.
-        arguments: of the suite's program.
-        strict: a test that the baseline passes must not even be skipped.
+        lru_gen: whether the multi-gen LRU is enabled.
+        swap: whether there is swap on zram.
+        threshold: promotion_threshold for the whole suite; None for the default of the kernel or the tests.
+        yardstick: the suite that runs on the baseline for comparison; empty for the same suite.
+        arguments: arguments of the suite's program.
+        strict: a test that passes on the baseline must not be skipped either.
     """
 
     name: str
@@ -74,7 +74,7 @@ class Suite:
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """Of the guest's image."""
+        """Layers of the guest image."""
         return {
             Kind.RESERVATIONS: ("correctness",),
             Kind.SELFTESTS: ("selftests",),
@@ -83,8 +83,8 @@ class Suite:
 
     @property
     def cmdline(self) -> tuple[str, ...]:
-        """Words of the kernel's command line."""
-        # Only what a test asks for is reserved or huge; stress-ng does not ask.
+        """Kernel parameters."""
+        # Huge pages and reservations only where a test requests them with madvise(); stress-ng does not.
         enabled = "always" if self.kind is Kind.STRESS else "madvise"
         return (f"transparent_hugepage={enabled}",)
 
@@ -95,7 +95,7 @@ SUITES: Final[Mapping[str, Suite]] = {
         Suite(
             "reservations",
             Kind.RESERVATIONS,
-            "tests of our own, mistake by mistake",
+            "tests of this project",
             arguments=("--prefill",),
         ),
         Suite("reservations-swap", Kind.RESERVATIONS, "with swap", swap=True, arguments=("--matrix",)),
@@ -117,12 +117,12 @@ SUITES: Final[Mapping[str, Suite]] = {
         Suite(
             "selftests-1",
             Kind.SELFTESTS,
-            "the kernel's own selftests/mm, threshold 1",
+            "the kernel's selftests/mm, threshold 1",
             threshold=1,
             yardstick="selftests",
             strict=True,
         ),
-        Suite("selftests", Kind.SELFTESTS, "the kernel's own selftests/mm, default threshold"),
+        Suite("selftests", Kind.SELFTESTS, "the kernel's selftests/mm, default threshold"),
         Suite("stress", Kind.STRESS, "stress-ng"),
         Suite(
             "stress-classic-swap",
@@ -134,7 +134,7 @@ SUITES: Final[Mapping[str, Suite]] = {
     )
 }
 
-#: Name -> arguments of stress-ng, each for some seconds and with --verify.
+#: Name -> arguments of stress-ng; each runs for some seconds, with --verify.
 STRESSORS: Final[Mapping[str, tuple[str, ...]]] = {
     "vm": ("--vm", "2", "--vm-bytes", "96M", "--vm-method", "all"),
     "vm-populate": ("--vm", "2", "--vm-bytes", "64M", "--vm-populate"),
@@ -165,11 +165,11 @@ STRESSORS: Final[Mapping[str, tuple[str, ...]]] = {
 
 @dataclass(frozen=True)
 class Leak:
-    """Memory that kmemleak finds nobody refers to.
+    """A leak reported by kmemleak.
 
     Args:
-        signature: the functions that allocated it, innermost first; equal for equal leaks.
-        count: how many objects.
+        signature: the functions that allocated the memory, innermost first; equal for equal leaks.
+        count: number of objects.
     """
 
     signature: tuple[str, ...]
@@ -179,12 +179,12 @@ class Leak:
 
 @dataclass
 class Found:
-    """What a suite found in one guest so far; it grows while the suite runs, so that a guest may die.
+    """The results of a suite in one guest so far; updated while it runs, so that they survive the guest.
 
     Args:
-        results: a test's result each.
-        faults: programs that did not do what they said they would, e.g. ended early.
-        complete: the suite came to its end, whatever its tests said.
+        results: one result per test.
+        faults: faults of programs, e.g. that one ended early.
+        complete: the suite has finished, whatever the results of its tests.
     """
 
     results: list[TestResult] = field(default_factory=list)
@@ -193,7 +193,7 @@ class Found:
     complete: bool = True
 
     def count(self, status: Status) -> int:
-        """How many tests ended so."""
+        """Number of tests with this status."""
         return sum(result.status is status for result in self.results)
 
 
@@ -202,9 +202,9 @@ class SuiteRun:
     """One suite in one guest.
 
     Args:
-        stages: names of those that the kernel has.
-        only: names of tests; all where empty.
-        selftests: built, and the list of them, for a suite that runs them.
+        stages: names of the stages of the kernel.
+        only: names of tests; empty for all.
+        selftests: the built selftests and their list, for a suite that runs them.
     """
 
     suite: Suite
@@ -218,16 +218,16 @@ class SuiteRun:
 
     @property
     def guest(self) -> Guest:
-        """Where it runs."""
+        """The guest of the suite."""
         return self.booted.guest
 
     def run(self) -> None:
-        """Run it to its end, and look for leaks.
+        """Run the suite, and check for leaks.
 
         Raises:
-            GuestLost, CommandTimeout: the guest went away, or its program did not end; what was found until then is
-                in :attr:`found`.
-            UserError: the guest refuses a setting of the suite.
+            GuestLost, CommandTimeout: the guest was lost, or a program did not end; results so far are in
+                :attr:`found`.
+            UserError: the guest rejects a setting of the suite.
         """
         self.found.complete = False
         self._settings()
@@ -284,7 +284,7 @@ class SuiteRun:
             if test.argv[0] not in built.built:
                 self.found.results.append(TestResult(test.name, Status.FAILED, "it was not built"))
                 continue
-            # What a program leaves in memory is not the next one's.
+            # Do not let page cache of one program affect the next.
             self.guest.run(["sh", "-c", "echo 3 >/proc/sys/vm/drop_caches"], timeout_s=_ANSWER_S)
             lines: list[str] = []
             fault = ""
@@ -315,13 +315,13 @@ class SuiteRun:
     def _stream(
         self, argv: Sequence[str], name: str, lines: list[str], timeout_s: float, *, is_all: bool = False
     ) -> str:
-        """Run a program; its output goes to `lines` as it comes. Returns how it failed, empty where it did not.
+        """Run a program and append its output to `lines`. Returns how it failed; empty if it did not.
 
         Args:
-            is_all: the suite is this program, so that one which does not end is the suite's end.
+            is_all: the suite consists of this program, so a timeout ends the suite.
 
         Raises:
-            CommandTimeout: it did not end, and `is_all`.
+            CommandTimeout: the program did not end, with `is_all`.
         """
 
         def on_line(line: str) -> None:
@@ -347,25 +347,25 @@ class SuiteRun:
 
 
 def choose(names: Sequence[str]) -> tuple[Suite, ...]:
-    """The suites of these names; all where none is named.
+    """The suites with these names; all if there are no names.
 
     Raises:
-        UserError: there is no such suite.
+        UserError: unknown suite.
     """
     for name in names:
         if name not in SUITES:
-            raise UserError(f"--suite {name}: there is no such suite; {hint(name, SUITES)}")
+            raise UserError(f"--suite {name}: unknown suite; {hint(name, SUITES)}")
     return tuple(suite for name, suite in SUITES.items() if not names or name in names)
 
 
 def reservation_tests(directory: Path) -> dict[str, bool]:
-    """Our own tests, as the tables in their sources name them.
+    """The tests of this project, read from the tables in their sources.
 
     Args:
-        directory: ``vm_images/guest/tests``.
+        directory: directory ``vm_images/guest/tests``.
 
     Returns:
-        Name -> whether ``--matrix`` runs it; what the program says to ``--list``, without a program.
+        Name -> whether ``--matrix`` runs it, like the program's ``--list``, but without compiling the program.
     """
     return {
         match["name"]: "MATRIX" in match["flags"].split(" | ")
@@ -378,15 +378,15 @@ def reservation_tests(directory: Path) -> dict[str, bool]:
 def having(
     suites: Sequence[Suite], only: Sequence[str], selftests: Sequence[str], ours: Mapping[str, bool]
 ) -> tuple[Suite, ...]:
-    """Those of the suites that have one of these tests; all where none is named.
+    """The suites that have one of these tests; all suites if there are no names.
 
     Args:
         only: names of tests.
-        selftests: names of the kernel's own.
-        ours: as :func:`reservation_tests` returns them.
+        selftests: names of the kernel's selftests.
+        ours: the result of :func:`reservation_tests`.
 
     Raises:
-        UserError: none of the suites has one of the tests.
+        UserError: a test is in none of the suites.
     """
 
     def has(suite: Suite) -> set[str]:
@@ -399,15 +399,15 @@ def having(
     known = sorted(set().union(*map(has, suites)))
     for name in only:
         if name not in known:
-            raise UserError(f"--only {name}: there is no such test in these suites; {hint(name, known)}")
+            raise UserError(f"--only {name}: these suites have no such test; {hint(name, known)}")
     return tuple(suite for suite in suites if not only or has(suite) & set(only))
 
 
 def results_of_selftest(test: Selftest, lines: Sequence[str], fault: str) -> list[TestResult]:
-    """The results of a selftest's own tests, and one for the program as a whole, named as it.
+    """The results of the tests in a selftest program, and one result for the whole program, with its name.
 
     Args:
-        fault: how the program failed; empty where it did not.
+        fault: how the program failed; empty if it did not.
     """
     parsed, incomplete = (parse_khugepaged(lines), "") if test.argv[0] == "khugepaged" else parse_ktap(lines)
     results = [TestResult(f"{test.name}: {each.name}", each.status, each.text) for each in parsed]
@@ -422,25 +422,25 @@ def results_of_selftest(test: Selftest, lines: Sequence[str], fault: str) -> lis
 
 
 def result_of_stressor(name: str, lines: Sequence[str], fault: str) -> TestResult:
-    """One stressor's result: stress-ng(1) says with its exit status whether everything verified."""
+    """The result of a stressor, from the exit status of stress-ng(1)."""
     said = "\n".join(line for line in lines if "fail" in line or "error" in line or "unknown" in line)
     status = int(fault.rpartition(" ")[2]) if fault.startswith("exit status ") else None
     if status in _STRESS_SKIPS:
         return TestResult(name, Status.SKIPPED, _STRESS_SKIPS[status])
     if status == 1 and "unrecognized option" in "\n".join(lines):
-        return TestResult(name, Status.SKIPPED, "this stress-ng does not know it")
+        return TestResult(name, Status.SKIPPED, "this version of stress-ng does not have it")
     if fault:
         return TestResult(name, Status.FAILED, "\n".join(filter(None, (fault, said))))
     return TestResult(name, Status.PASSED, said)
 
 
 def scan_for_leaks(guest: Guest, wait: Callable[[float], None] = time.sleep) -> tuple[list[Leak], str]:
-    """Ask kmemleak, where the kernel has it; nothing where it has not.
+    """Scan for leaks with kmemleak, if the kernel has it.
 
-    Two scans some seconds apart: an object is reported once it is old enough (mm/kmemleak.c).
+    There are two scans some seconds apart, because objects are only reported at a certain age (mm/kmemleak.c).
 
     Returns:
-        The leaks, and why there may be others: empty, or that kmemleak has switched itself off.
+        The leaks, and why others may be missing: empty, or that kmemleak has disabled itself.
     """
     if guest.run(["test", "-w", _KMEMLEAK], timeout_s=_ANSWER_S).status != 0:
         return [], ""
@@ -448,13 +448,13 @@ def scan_for_leaks(guest: Guest, wait: Callable[[float], None] = time.sleep) -> 
         wait(_LEAK_AGE_S)
         scan = guest.run(["sh", "-c", f"echo scan >{_KMEMLEAK}"], timeout_s=600.0)
         if scan.status != 0:
-            # It does that when it runs out of memory for what it remembers; the console has its words.
-            return [], f"kmemleak is switched off, so that nothing is known of leaks ({scan.stderr.strip()})"
+            # This happens if it runs out of memory for its metadata; the console has its message.
+            return [], f"kmemleak is disabled, so leaks cannot be detected ({scan.stderr.strip()})"
     return parse_leaks(guest.read_text(_KMEMLEAK)), ""
 
 
 def parse_leaks(text: str) -> list[Leak]:
-    """The objects in ``/sys/kernel/debug/kmemleak``, equal ones counted.
+    """The objects in ``/sys/kernel/debug/kmemleak``, with equal ones counted.
 
     >>> parse_leaks("unreferenced object 0xff (size 32):\\n  backtrace:\\n    [<00>] kmalloc+0x1/0x2\\n")[0].signature
     ('kmalloc',)

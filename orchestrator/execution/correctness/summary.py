@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a test of correctness found: a result per suite and guest, and what is wrong."""
+"""The result of a correctness test: a result per suite and guest, and the problems."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from orchestrator.store.outcome import Outcome
 
 @dataclass
 class SuiteResult:
-    """How one suite ended in one guest.
+    """The result of one suite in one guest.
 
     Args:
-        evidence: why it has no better outcome; empty where it is ok.
-        findings: what the kernel reported, without leaks.
-        boot_s, run_s: host seconds.
+        evidence: reason of the outcome; empty if it is ok.
+        findings: reports of the kernel, without leaks.
+        boot_s, run_s: duration of boot and suite in host seconds.
         repetition: more than 1 for an extra boot of the baseline.
     """
 
@@ -30,7 +30,7 @@ class SuiteResult:
     suite: Suite
     found: Found = field(default_factory=Found)
     outcome: Outcome = Outcome.LOST
-    evidence: str = "no end was recorded"
+    evidence: str = "the end was not recorded"
     findings: Sequence[Finding] = ()
     boot_s: float | None = None
     run_s: float | None = None
@@ -40,7 +40,7 @@ class SuiteResult:
 
     @property
     def cell(self) -> str:
-        """Its name in the run."""
+        """Name of the cell in the run."""
         return planned_cell(self.patchset, self.suite, self.repetition).cell
 
     def to_json(self) -> dict[str, Any]:
@@ -68,7 +68,7 @@ class SuiteResult:
 
     @classmethod
     def of_json(cls, suite: Suite, facts: Mapping[str, Any]) -> SuiteResult:
-        """The result of a suite that was kept."""
+        """Read a stored result of a suite."""
         found = Found(
             [TestResult(each["name"], Status(each["status"]), each["text"]) for each in facts["tests"]],
             list(facts["faults"]),
@@ -101,13 +101,13 @@ class SuiteResult:
 
 @dataclass(frozen=True)
 class Trouble:
-    """Something for which a test of correctness fails.
+    """A problem that fails a correctness test.
 
     Args:
-        where: a cell.
-        what: one line.
-        text: the words of the test or the kernel.
-        is_lost: whether the host or the tool is to blame, not the kernel.
+        where: name of the cell.
+        what: one line of description.
+        text: output of the test or report of the kernel.
+        is_lost: whether the host or the tool caused it, not the kernel.
     """
 
     where: str
@@ -118,12 +118,12 @@ class Trouble:
 
 @dataclass
 class CorrectnessSummary:
-    """How a test of correctness went.
+    """The result of a correctness test.
 
     Args:
-        results: of the guests that were run, in their order.
-        troubles: what it fails for.
-        notes: what differs from the baseline and is no regression.
+        results: results of all guests, in order.
+        troubles: problems that fail the test.
+        notes: differences from the baseline that are not regressions.
     """
 
     results: list[SuiteResult] = field(default_factory=list)

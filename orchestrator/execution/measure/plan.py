@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a measuring run would do and take, without building or booting anything."""
+"""The plan of a measuring run with its cost, without building or booting anything."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from orchestrator.experiment.experiment import Experiment
 
 @dataclass(frozen=True)
 class Needs:
-    """What a run would take, for a person and for a machine."""
+    """What a run would need, as text and as JSON."""
 
     lines: Sequence[str]
     facts: Mapping[str, object]
@@ -26,12 +26,12 @@ class Needs:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run would do.
+    """The plan of a run.
 
     Args:
         base: the kernel source.
         cached: patchset -> whether its kernel is in the cache.
-        image_cached: whether the guest images are.
+        image_cached: whether the guest images are in the cache.
     """
 
     experiment: Experiment
@@ -67,7 +67,7 @@ class Plan:
 
     @property
     def lines(self) -> list[str]:
-        """For a person."""
+        """The plan as text."""
         asked = self.experiment
         lines = [
             f"{len(asked.cells)} cells on {asked.topology.text}, accelerator {asked.accelerator}:",
@@ -87,10 +87,10 @@ class Plan:
 
 
 def plan_of(experiment: Experiment, bench: Bench, executor: str, guests: int | None) -> Plan:
-    """What a run would do; at most patches are applied to find out what is cached.
+    """The plan of a run. This may apply patches to find out what is cached, but builds nothing.
 
     Args:
-        guests: side by side on this host; None for as many as it takes.
+        guests: number of parallel guests on this host; None for as many as suit the host.
     """
     cached = {
         patchset: bench.has_kernel(patchset) for patchset in {each.patchset for each in experiment.variants}
@@ -109,7 +109,7 @@ def plan_of(experiment: Experiment, bench: Bench, executor: str, guests: int | N
 def _needs(asked: Experiment, bench: Bench, executor: str, guests: int | None) -> Needs:
     try:
         accelerator = bench.accelerator
-    except InfrastructureError as error:  # a plan is of use without QEMU too
+    except InfrastructureError as error:  # a plan is useful even without QEMU
         return Needs([f"accelerator  none: {error}"], {"accelerator": None, "reason": str(error)})
     here = executor == LOCAL
     admission = (
@@ -122,7 +122,7 @@ def _needs(asked: Experiment, bench: Bench, executor: str, guests: int | None) -
     parts = [*needed.prepare, (f"{len(asked.cells)} cells", needed.cells), ("conclusion", needed.conclude)]
     lines = [
         f"accelerator  {accelerator.reason}",
-        f"guests       {admission.guests} side by side: {admission.reason}",
+        f"guests       {admission.guests} in parallel: {admission.reason}",
         f"time         about {in_words(needed.seconds)}, {needed.basis}:",
         *(f"               {name}: {in_words(each.seconds)}" for name, each in parts),
         f"disk         about {needed.disk_gib:.1f} GiB, estimated; {free:.0f} GiB are free at {bench.cache.root}",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a measuring run leaves for a reader: comparison, plots, changelog text and report, beside the observations."""
+"""The outputs of a measuring run: comparison, plots, changelog text and report, written to the run directory."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PAGE = "report.html"
 
 @dataclass(frozen=True)
 class Conclusion:
-    """What was written.
+    """The outputs that were written.
 
     Args:
         plots: files of both formats.
@@ -36,15 +36,15 @@ class Conclusion:
 
     @property
     def found_something(self) -> bool:
-        """Whether there is more to report than cells that failed: contradicting counters, or a regression."""
+        """Whether there is a problem besides failed cells: inconsistent counters, or a regression."""
         return any(finding.kind != "failed-cell" for finding in self.comparison.findings)
 
 
 def conclude(path: Path, events: Events, durations: Durations) -> Conclusion:
-    """Compare, plot and report what a run directory holds.
+    """Compare, plot and report the results in a run directory.
 
     Args:
-        durations: told how long it took.
+        durations: stores the duration of this step.
     """
     began = time.monotonic()
     with events.step("compare"):

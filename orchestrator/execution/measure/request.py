@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a measuring run is asked for: from the command line, an experiment file, or the run that is finished."""
+"""The request of ``orchestrate run``: from the command line, an experiment file, or a run to be resumed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from orchestrator.store.manifest import Manifest, PlannedCell, RunKind, Workload
 from orchestrator.store.observation import CLOCK, CLOCKS, Metric
 from orchestrator.store.run import CellRow
 
-#: What replaces what an experiment file says, where it is given: field here -> field of :class:`Experiment`.
+#: Fields that override those of an experiment file if they are given: field here -> field of :class:`Experiment`.
 _REPLACES: Final = {
     "name": "name",
     "topology": "topology",
@@ -41,22 +41,22 @@ _REPLACES: Final = {
 
 @dataclass(frozen=True)
 class MeasureRequest:
-    """A measuring run as the command line asks for it.
+    """The request for a measuring run on the command line.
 
     Args:
         file: experiment file.
-        patchsets: to compare with `against`, without a file.
+        patchsets: patchsets to compare with `against`; only without a file.
         workloads: ``NAME`` or ``NAME:KEY=VALUE,...``; with a file, names of its workloads. Empty for all.
-        variants: names of the file's variants; empty for all.
-        topology: as ``--topology`` takes it.
+        variants: names of variants of the file; empty for all.
+        topology: value of ``--topology``.
         settings: ``KEY=VALUE,...``.
         repeat: fresh boots per variant and workload.
-        seed: for all random choices.
+        seed: seed for all random choices.
         margin: relative difference up to which a metric counts as unchanged.
-        timeout_s: host seconds that one workload may take; None: what its manifest says.
-        until_decided: boot on, in looks planned ahead, until each primary metric is decided.
-        max_repeat: most fresh boots per variant and workload then; None for the default.
-        given: names of the fields that the command line names; they replace what the file says.
+        timeout_s: timeout per workload in host seconds; None for the one in its manifest.
+        until_decided: add boots until each primary metric is decided; the number of looks at the data is fixed.
+        max_repeat: with `until_decided`, most fresh boots per variant and workload; None for the default.
+        given: names of the fields that were given on the command line; they override the file.
     """
 
     file: Path | None
@@ -81,23 +81,21 @@ class MeasureRequest:
     def experiment(
         self, series: Series, workloads: Mapping[str, Workload], default: Sequence[str]
     ) -> Experiment:
-        """The experiment that it stands for.
+        """The requested experiment.
 
         Args:
-            default: workloads where none is named.
+            default: workloads to use if none is given.
 
         Raises:
-            UserError: something in it is wrong; the sentence names it.
+            UserError: the request is invalid; the message names the fault.
         """
         looks = self._looks()
         if self.file is not None:
             return replace(self._from_file(self.file, series, workloads), **looks)
         if not self.patchsets:
-            raise UserError("name what to run: --patchset core-only, or an experiment file.")
+            raise UserError("give a patchset, e.g. --patchset core-only, or an experiment file.")
         if self.variants:
-            raise UserError(
-                "--variant chooses from an experiment file; --patchset names its variants itself."
-            )
+            raise UserError("--variant selects variants of an experiment file; omit it with --patchset.")
         asked = Experiment(
             name=self.name or "+".join(self.patchsets),
             variants=variants_of(
@@ -115,7 +113,7 @@ class MeasureRequest:
         return replace(asked, **looks)
 
     def _looks(self) -> dict[str, Any]:
-        """What ``--until-decided`` makes of an experiment's repetitions; nothing where it is not given.
+        """The fields of an experiment that ``--until-decided`` sets; empty without the option.
 
         Raises:
             UserError: the options contradict each other.
@@ -131,13 +129,13 @@ class MeasureRequest:
             raise UserError(
                 f"--max-repeat {most}: choose {defaults.REPEAT} to 1000; with fewer boots equivalence cannot be shown."
             )
-        # It takes a second to import, which a run of a fixed number need not wait for.
+        # Imported here, because it takes a second and most runs do not need it.
         from orchestrator.analysis.looks import looks
 
         return {"repeat": looks(most)[0].repetitions, "max_repeat": most}
 
     def _from_file(self, path: Path, series: Series, workloads: Mapping[str, Workload]) -> Experiment:
-        """What the file asks for, or a part of it; what the command line names replaces what the file says."""
+        """The experiment of the file, or a part of it; options that were given override the file."""
         if not path.suffix and not path.exists():
             raise UserError(
                 f"there is no file {path}; to run a patchset of the series, write: orchestrate run -p {path}"
@@ -152,7 +150,7 @@ class MeasureRequest:
 
 
 def manifest_of(experiment: Experiment, bench: Bench, command: Sequence[str]) -> Manifest:
-    """What ``run.json`` says before anything slow starts; nothing here builds or boots."""
+    """The content of ``run.json`` before any slow work; this neither builds nor boots."""
     begun = begin(
         RunKind.RUN,
         experiment.name,
@@ -178,11 +176,11 @@ def manifest_of(experiment: Experiment, bench: Bench, command: Sequence[str]) ->
 
 
 def workload_record(workload: Workload, parameters: Mapping[str, str], series: Series) -> WorkloadRecord:
-    """A workload as ``run.json`` has it.
+    """The record of a workload in ``run.json``.
 
     Args:
-        parameters: those that differ from the defaults.
-        series: describes metrics of its own.
+        parameters: parameters that differ from the defaults.
+        series: the series, which may define metrics.
     """
     declared = _metrics_of(workload, series)
     metrics = [
@@ -196,7 +194,7 @@ def workload_record(workload: Workload, parameters: Mapping[str, str], series: S
 
 
 def planned_cell(cell: Cell, experiment: Experiment) -> PlannedCell:
-    """A cell as ``run.json`` has it."""
+    """The record of a planned cell in ``run.json``."""
     return PlannedCell(
         cell=cell.id,
         variant=cell.variant,
@@ -208,13 +206,13 @@ def planned_cell(cell: Cell, experiment: Experiment) -> PlannedCell:
 
 
 def _metrics_of(workload: Workload, series: Series) -> Iterable[Metric]:
-    """The workload's own metrics, then those that all have; it may say itself what one of these means to it."""
+    """Metrics of the workload, then those of all workloads; a workload may override the latter."""
     own = workload.metrics
     return {**own, **derived_metrics(series), **SAMPLER_METRICS, **own}.values()
 
 
 def row_of(result: CellResult, experiment: Experiment) -> CellRow:
-    """The end of a cell as it is stored."""
+    """The record of a finished cell."""
     return CellRow(
         planned_cell(result.cell, experiment),
         outcome=result.outcome,
@@ -235,7 +233,7 @@ def experiment_of_manifest(manifest: Manifest) -> Experiment:
     experiment = described_experiment(manifest)
     planned = [cell.cell for cell in manifest.cells]
     first = [cell.id for cell in experiment.cells]
-    # What was added after a look is some of what may be.
+    # Boots that a look has added are part of the maximum.
     possible = {cell.id for cell in experiment.possible_cells}
     if planned[: len(first)] != first or not possible.issuperset(planned):
         raise UserError(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A measuring run: prepare what an experiment needs, measure its cells, keep whatever was reached."""
+"""Execution of a measuring run: prepares what an experiment needs, measures its cells, and stores all results."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from orchestrator.store.manifest import Role
 from orchestrator.store.outcome import Outcome
 from orchestrator.store.run import Run, RunWriter
 
-#: Cells in a row that are lost before their guest is up: then it is the host that is broken, not a kernel.
+#: Number of consecutive cells lost before their guest is up, after which the host is considered broken.
 _GIVE_UP_AFTER = 4
 _NOT_UP = (Outcome.BOOT_FAILED, Outcome.LOST)
 
 
 @dataclass(frozen=True)
 class RunSummary:
-    """How many of the planned cells ended how.
+    """The number of cells per outcome.
 
     Args:
-        outcomes: outcome -> number of cells, over all of the run (earlier attempts of a resumed one included).
+        outcomes: outcome -> number of cells, over the whole run, including earlier attempts of a resumed run.
     """
 
     outcomes: Mapping[Outcome, int]
@@ -46,14 +46,14 @@ class RunSummary:
 
 
 def execute(experiment: Experiment, bench: Bench, writer: RunWriter, place: Place) -> RunSummary:
-    """Measure every cell of `experiment` that `writer` has no good end of yet.
+    """Measure every cell of `experiment` that has not ended ok in this run yet.
 
     Args:
         place: where the guests run.
 
     Raises:
-        InfrastructureError: the host failed. What was measured until then is kept.
-        KeyboardInterrupt: as it came; guests are ended, what was measured is kept.
+        InfrastructureError: the host failed; results so far are kept.
+        KeyboardInterrupt: passed on; guests are ended and results so far are kept.
     """
     stopping = threading.Event()
     try:
@@ -70,7 +70,7 @@ def execute(experiment: Experiment, bench: Bench, writer: RunWriter, place: Plac
             )
             _measure_all(todo, experiment, bench, writer, kernels, place, stopping)
             if sum(writer.outcomes().values()) < len(writer.manifest.cells):
-                break  # the host gave up; a resumed run goes on
+                break  # the host failed; a resumed run continues
             todo = []
     except BaseException:
         stopping.set()
@@ -91,16 +91,16 @@ def _unfinished(experiment: Experiment, writer: RunWriter) -> list[Cell]:
 
 
 def plan_after_look(experiment: Experiment, writer: RunWriter, events: Events) -> list[Cell]:
-    """Look at what was measured, and plan the boots that the metrics which are not decided need.
+    """Look at the results so far, and plan more boots for metrics that are not decided.
 
-    Baseline and control are booted on in a workload as long as a variant is.
+    A workload gets more boots of baseline and control as long as one of its variants does.
 
     Returns:
-        The cells that were added to the plan; none where everything is decided, or no look is left.
+        The cells added to the plan; none if everything is decided, or no look is left.
     """
     if experiment.max_repeat is None:
         return []
-    # They take a second to import, which a run of a fixed number need not wait for.
+    # Imported here, because they take a second and most runs do not need them.
     from orchestrator.analysis.comparison import compare
     from orchestrator.analysis.looks import looks
     from orchestrator.analysis.undecided import undecided
@@ -113,7 +113,7 @@ def plan_after_look(experiment: Experiment, writer: RunWriter, events: Events) -
         return []
     with events.step(f"look at {reached} boots") as step:
         open_pairs = undecided(compare(Run.open(writer.path)))
-        # Who stopped at an earlier look stays where it is.
+        # Variants that stopped at an earlier look get no more boots.
         booted = {
             (cell.variant, cell.workload) for cell in writer.manifest.cells if cell.repetition == reached
         }
@@ -157,7 +157,7 @@ def _measure_all(
             with bench.events.step(f"cell {cell.id}", part=True):
                 result = place.measure(cell, experiment, directory)
         if stopping.is_set() and result.outcome is not Outcome.OK:
-            return None  # we ended it ourselves; a resumed run measures it
+            return None  # we ended it; a resumed run measures it again
         write_evidence(result, directory)
         writer.record(row_of(result, experiment), result.observations, result.samples)
         return result
@@ -170,7 +170,7 @@ def _measure_all(
         countdown = Countdown(step, bench.durations, list(kinds.values()), "cells", place.slots)
         try:
             while pending:
-                # A bounded wait, for Ctrl-C is only noticed between waits.
+                # Wait with a timeout, as Ctrl-C is only noticed between waits.
                 ended, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
                 for future in ended:
                     result = future.result()
@@ -180,7 +180,7 @@ def _measure_all(
                     unbooted = unbooted + 1 if result and result.outcome in _NOT_UP else 0
                 if unbooted >= _GIVE_UP_AFTER and len(todo) > 2 * _GIVE_UP_AFTER:
                     step.note(
-                        f"{unbooted} guests in a row did not come up or were lost; the other cells are left out"
+                        f"{unbooted} guests in a row did not come up or were lost; the remaining cells are skipped"
                     )
                     break
         finally:
@@ -192,7 +192,7 @@ def _measure_all(
 
 
 def _told(result: CellResult) -> str:
-    """How a cell ended, in a line: workload, variant, repetition, outcome, host seconds, the reason."""
+    """One line on how a cell ended: workload, variant, repetition, outcome, host seconds, reason."""
     cell = result.cell
     name = f"{cell.workload} {cell.variant} #{cell.repetition}"
     return line_of(name, result.outcome, result.total_s, result.evidence)

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Runs that check each stage of a series by itself."""
+"""Runs that check each stage of a series separately."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""The checks of a stage, and what each came to."""
+"""The checks of a stage, and their results."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from orchestrator.kernel.series import Stage
 from orchestrator.store.outcome import Outcome
 
-#: Check -> the option that it builds without.
+#: Check -> the option that is off.
 WITHOUT: Mapping[str, str] = {
     "THP=n": "CONFIG_TRANSPARENT_HUGEPAGE",
     "NUMA=n": "CONFIG_NUMA",
@@ -20,27 +20,27 @@ WITHOUT: Mapping[str, str] = {
 APPLIES, STYLE, BUILD, SPARSE, BOOTS, SMOKE, NAMES = (
     "applies", "checkpatch", "build", "sparse", "boots", "smoke", "names",
 )  # fmt: skip
-#: In the order in which they are made; a person sees the quick ones' answers first.
+#: In order of execution: fast checks first.
 CHECKS: Sequence[str] = (APPLIES, STYLE, BUILD, *WITHOUT, SPARSE, BOOTS, SMOKE, NAMES)
 GUEST_CHECKS = (BOOTS, SMOKE, NAMES)
 
 
 class State(StrEnum):
-    """What became of a check."""
+    """The state of a check."""
 
     OK = "ok"
     FAILED = "FAILED"
-    #: Not asked for, or not possible because an earlier check of the stage failed.
+    #: Not requested, or not possible because an earlier check of the stage failed.
     NOT_MADE = "-"
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What one check of one stage came to.
+class CheckResult:
+    """The result of one check of one stage.
 
     Args:
-        detail: where it failed: the compiler's error, checkpatch's lines, what the guest said.
-        log: a file with more, where there is one.
+        detail: the failure: messages of the compiler, checkpatch or the guest.
+        log: a file with more details, if there is one.
     """
 
     state: State
@@ -48,16 +48,16 @@ class Answer:
     log: Path | None = None
 
 
-NOT_MADE = Answer(State.NOT_MADE)
-_OK = Answer(State.OK)
+NOT_MADE = CheckResult(State.NOT_MADE)
+_OK = CheckResult(State.OK)
 
 
 @dataclass
 class StageReport:
-    """What all checks of a stage came to."""
+    """The results of all checks of a stage."""
 
     stage: Stage
-    answers: dict[str, Answer] = field(default_factory=lambda: dict.fromkeys(CHECKS, NOT_MADE))
+    answers: dict[str, CheckResult] = field(default_factory=lambda: dict.fromkeys(CHECKS, NOT_MADE))
 
     @property
     def failed(self) -> bool:
@@ -81,10 +81,10 @@ class StageReport:
         }
 
 
-def outcome_of(check: str, answer: Answer) -> Outcome:
-    """The outcome of a check that failed, as a cell has it.
+def outcome_of(check: str, answer: CheckResult) -> Outcome:
+    """The outcome of a failed check, for its cell.
 
-    What a guest did is named in the answer's first word.
+    For checks in a guest, it is the first word of the result.
     """
     named = answer.detail.partition(":")[0]
     if check in GUEST_CHECKS and named in {outcome.value for outcome in Outcome}:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a guest of a kernel has: whether it boots, its counters and knobs, whether memory works in it."""
+"""Inventory of a guest: whether it boots, its counters and knobs, and a smoke test of memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from orchestrator.kernel.build import KernelBuild
 from orchestrator.kernel.series import Knob
 from orchestrator.machine.topology import Topology
 
-#: Uses memory in a known way, checks its content before and after a fork, and takes seconds.
+#: The smoke test: writes memory, checks its contents before and after a fork, and takes seconds.
 SMOKE = "touch"
 _SEED = 1
 _VMSTAT = "/proc/vmstat"
@@ -25,11 +25,11 @@ _VMSTAT = "/proc/vmstat"
 
 @dataclass(frozen=True)
 class KnobFacts:
-    """What a knob does.
+    """The behaviour of a knob.
 
     Args:
-        value: what it reads after boot.
-        faults: what it does that its description does not say, each a sentence.
+        value: its value after boot.
+        faults: deviations from its description, as sentences.
     """
 
     value: str
@@ -41,15 +41,14 @@ class Inventory:
     """What a guest has.
 
     Args:
-        boot: why it did not come up; empty where it did.
-        smoke: what went wrong with the smoke workload, each a sentence; empty where all went well. None where it did
-            not come to that.
+        boot: why it did not come up; empty if it did.
+        smoke: faults of the smoke workload, as sentences; empty if it passed, None if it did not run.
         counters: names in /proc/vmstat.
-        files: in the directories of knobs, with their path.
-        knobs: name -> what it does, of those that are there.
+        files: paths of the files in the directories of knobs.
+        knobs: name -> behaviour, for knobs that exist.
     """
 
-    boot: str = "it was not booted"
+    boot: str = "not booted"
     smoke: list[str] | None = None
     counters: list[str] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
@@ -77,16 +76,16 @@ class Inventory:
 def take_inventory(
     bench: Bench, kernel: KernelBuild, topology: Topology, knobs: Sequence[Knob], log_directory: Path
 ) -> Inventory:
-    """Boot a kernel, look at what it has, and run the smoke workload.
+    """Boot a kernel, record its counters and knobs, and run the smoke workload.
 
-    The workload runs with the knobs as they are after boot, and with each in the middle of its range: at the default
-    of most stages reservations are off.
+    The workload runs with all knobs at their defaults, and with each knob in the middle of its range, since with the
+    default of most stages reservations are off.
 
     Args:
-        knobs: those that any stage has; which of them are there is seen.
+        knobs: knobs of all stages; some may not exist in this kernel.
 
     Raises:
-        InfrastructureError: the host failed, or the guest was lost through no fault of its kernel.
+        InfrastructureError: the host failed, or the guest was lost for reasons other than its kernel.
     """
     inventory = Inventory()
     log_directory.mkdir(parents=True, exist_ok=True)
@@ -102,7 +101,7 @@ def take_inventory(
         ending = error.ending
     if ending.is_lost:
         raise InfrastructureError(
-            f"the guest was lost, which says nothing about its kernel: {ending.evidence}",
+            f"the guest was lost, for reasons other than its kernel: {ending.evidence}",
             log_directory / "console.log",
         )
     if inventory.boot:
@@ -125,7 +124,7 @@ def _look(inventory: Inventory, guest: Guest, knobs: Sequence[Knob]) -> None:
 
 
 def _try(guest: Guest, knob: Knob) -> list[str]:
-    """Write what it has to take and what it has to refuse."""
+    """Write values that it must accept and values that it must reject."""
     faults = []
     for value, is_valid in (
         (knob.minimum - 1, False),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a verification shows a reader: a row per stage, a column per check, and below it what failed and why."""
+"""The report of a verification: one row per stage, one column per check, and below the table the failures."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ TEXT = "verification.txt"
 
 
 def table(summary: Mapping[str, Any], width: int = WIDTH) -> str:
-    """A row per stage, a column per check, and below it what failed and why.
+    """One row per stage, one column per check, and below the table the failures with reasons.
 
     Args:
-        summary: what ``verification.json`` holds.
-        width: columns of the table; what a check printed stays as it is.
+        summary: content of ``verification.json``.
+        width: columns of the table; output of checks is not wrapped.
     """
     stages = summary["stages"]
     rows = [
@@ -35,5 +35,5 @@ def table(summary: Mapping[str, Any], width: int = WIDTH) -> str:
                 lines += [f"    {line}" for line in answer["detail"].splitlines()]
                 lines += [f"    log: {answer['log']}"] if answer["log"] else []
     ok, failed, left = (states.count(state) for state in (State.OK, State.FAILED, State.NOT_MADE))
-    lines += ["", f"{ok} ok, {failed} failed, {left} not made."]
+    lines += ["", f"{ok} ok, {failed} failed, {left} not run."]
     return "\n".join(lines)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""What a verification is asked for: stages of a series, and the checks to make of each."""
+"""The request of ``orchestrate series verify``: stages of a series, and the checks to run on each."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from orchestrator.store.manifest import (
     WorkloadRecord,
 )
 
-#: Check -> what it looks at.
+#: Check -> what it checks.
 _TITLES: Final = {
     "applies": "The patch applies",
     "checkpatch": "checkpatch.pl finds nothing",
@@ -42,12 +42,12 @@ _TITLES: Final = {
 
 @dataclass(frozen=True)
 class VerificationRequest:
-    """A verification as it is asked for.
+    """The request for a verification.
 
     Args:
         stages: numbers of the stages, in order.
-        checks: names of the checks, in their order.
-        topology: of the guests.
+        checks: names of the checks, in the order of :data:`CHECKS`.
+        topology: topology of the guests.
     """
 
     stages: tuple[int, ...]
@@ -61,20 +61,20 @@ class VerificationRequest:
         """The request of a command line.
 
         Args:
-            stages: numbers or names; none for all.
-            checks: names; none for all.
+            stages: numbers or names of stages; empty for all.
+            checks: names of checks; empty for all.
 
         Raises:
-            UserError: there is no such stage or check.
+            UserError: unknown stage or check.
         """
         for check in checks:
             if check not in CHECKS:
-                raise UserError(f"--only {check}: there is no such check; {hint(check, CHECKS)}")
+                raise UserError(f"--only {check}: unknown check; {hint(check, CHECKS)}")
         known = {name for stage in series.stages for name in (str(stage.number), stage.name)}
         for name in stages:
             if name not in known:
                 there = ", ".join(f"{stage.number} ({stage.name})" for stage in series.stages)
-                raise UserError(f"--stage {name}: there is no such stage; there are {there}.")
+                raise UserError(f"--stage {name}: unknown stage; the stages are {there}.")
         chosen = [
             stage.number
             for stage in series.stages
@@ -85,10 +85,10 @@ class VerificationRequest:
 
     @classmethod
     def of_run(cls, path: Path, manifest: Manifest) -> VerificationRequest:
-        """The verification that a run directory was made for.
+        """The verification request of a run directory.
 
         Raises:
-            UserError: it is none.
+            UserError: the run is not a verification.
         """
         asked = manifest.verification
         if asked is None:
@@ -96,7 +96,7 @@ class VerificationRequest:
         return cls(asked.stages, asked.checks, topology_of(manifest.topology))
 
     def stages_of(self, series: Series) -> Sequence[Stage]:
-        """The stages that are asked for."""
+        """The requested stages."""
         return [stage for stage in series.stages if stage.number in self.stages]
 
     def cell(self, stage: Stage, check: str) -> PlannedCell:
@@ -112,7 +112,7 @@ class VerificationRequest:
         )
 
     def manifest(self, bench: Bench, command: Sequence[str]) -> Manifest:
-        """What ``run.json`` says before anything slow starts."""
+        """The content of ``run.json`` before any slow work."""
         stages = self.stages_of(bench.series)
         variants = [
             Variant(BASELINE, Role.BASELINE, BASELINE),

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Every stage of a series, checked in order: what a maintainer may rely on when only some of them are merged.
+"""Checks every stage of a series in order, so that a maintainer can merge only some of them.
 
-The answer of each check is kept in the cache by the content of what it looks at, so that a verification of a series
-that was changed does again only what the change concerns.
+The result of each check is cached by its inputs, so after a change to the series only the affected checks are repeated.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from orchestrator.execution.verify.answer import (
     SPARSE,
     STYLE,
     WITHOUT,
-    Answer,
+    CheckResult,
     StageReport,
     State,
     outcome_of,
@@ -54,25 +53,25 @@ from orchestrator.machine.topology import Topology
 from orchestrator.store.outcome import Outcome
 from orchestrator.store.run import CellRow, RunWriter
 
-_OK = Answer(State.OK)
+_OK = CheckResult(State.OK)
 #: File in the run directory.
 SUMMARY = "verification.json"
-#: The checks that one boot of a guest answers.
+#: The checks that are done in one boot of a guest.
 _GUEST = "guest"
 _DETAIL_LINES = 12
-#: Host seconds; a quicker answer is from the cache, and says nothing about how long the check takes.
+#: A check that takes fewer host seconds was cached, and its duration is not typical.
 _FROM_CACHE_S = 0.5
 
-#: Boots a kernel and says what its guest has; the logs go to the directory.
+#: Boots a kernel and returns the inventory of its guest; logs are written to the directory.
 InventoryOf = Callable[[KernelBuild, Path], Inventory]
 
 
 @dataclass
 class VerificationSummary:
-    """What a verification came to.
+    """The result of a verification.
 
     Args:
-        reports: of the stages that were looked at, in their order.
+        reports: reports of the checked stages, in order.
     """
 
     reports: list[StageReport] = field(default_factory=list)
@@ -90,14 +89,14 @@ class VerificationSummary:
 def execute(
     request: VerificationRequest, bench: Bench, writer: RunWriter, inventory_of: InventoryOf | None = None
 ) -> VerificationSummary:
-    """Make every check that `writer` has no good end of yet, and keep each answer as a cell.
+    """Run every check that has not ended ok in this run yet, and store each result as a cell.
 
     Args:
-        inventory_of: boots a kernel; the bench's own way unless a test has another.
+        inventory_of: function that boots a kernel; tests replace it.
 
     Raises:
-        InfrastructureError: the host failed. What was answered before is kept.
-        UserError: the source or the configuration is not as it should be.
+        InfrastructureError: the host failed; results so far are kept.
+        UserError: the source or the configuration is invalid.
     """
     summary = VerificationSummary()
     done = writer.completed_cells()
@@ -128,7 +127,7 @@ def execute(
 
 
 def read_summary(path: Path) -> dict[str, Any]:
-    """What :func:`execute` left in a run directory, for a reader."""
+    """The results that :func:`execute` has written to a run directory."""
     if not (path / SUMMARY).is_file():
         return VerificationSummary().to_json()
     facts: dict[str, Any] = json.loads((path / SUMMARY).read_text(encoding="utf-8"))
@@ -143,7 +142,7 @@ def _keep(
     writer: RunWriter,
     done: frozenset[str],
 ) -> None:
-    """The answers about a stage as cells, with their logs, and its kernel."""
+    """Store the results of a stage as cells, with their logs, and record its kernel."""
     cause = next((each for each in report.answers.values() if each.state is State.FAILED), None)
     for check in request.checks:
         planned = request.cell(report.stage, check)
@@ -155,7 +154,7 @@ def _keep(
             outcome, evidence = outcome_of(check, answer), answer.detail
         elif answer.state is State.NOT_MADE:
             reason = cause.detail if cause else "an earlier check failed"
-            outcome, evidence = Outcome.BUILD_FAILED, f"not made: {reason}"
+            outcome, evidence = Outcome.BUILD_FAILED, f"not run: {reason}"
         if answer.log is not None and answer.log.is_file():
             shutil.copyfile(answer.log, writer.cell_directory(planned.cell) / answer.log.name)
         writer.record(CellRow(planned, outcome=outcome, evidence=evidence))
@@ -170,14 +169,14 @@ def _keep(
 
 
 class SeriesVerification:
-    """A verification under way.
+    """A verification of a series.
 
     Args:
         bench: series, source, configuration and cache.
-        checks: those to make; a part of :data:`CHECKS`.
-        topology: of the guests.
-        inventory_of: boots a kernel; the bench's own way unless a test has another.
-        known: answers of an earlier attempt, by stage number and check, that are not to be sought again.
+        checks: checks to run, from :data:`CHECKS`.
+        topology: topology of the guests.
+        inventory_of: function that boots a kernel; tests replace it.
+        known: results of an earlier attempt to reuse, by stage number and check.
     """
 
     def __init__(
@@ -186,7 +185,7 @@ class SeriesVerification:
         checks: Sequence[str] = CHECKS,
         topology: Topology | None = None,
         inventory_of: InventoryOf | None = None,
-        known: Mapping[tuple[int, str], Answer] | None = None,
+        known: Mapping[tuple[int, str], CheckResult] | None = None,
     ) -> None:
         self._known = known or {}
         self._bench = bench
@@ -199,18 +198,18 @@ class SeriesVerification:
 
     @property
     def series(self) -> Series:
-        """What is verified."""
+        """The series to verify."""
         return self._bench.series
 
     def verify(self, stages: Sequence[Stage]) -> Iterator[StageReport]:
-        """Make the checks of some stages, one after another.
+        """Run the checks of some stages, one after another.
 
         Raises:
-            InfrastructureError: the host failed. What was answered before is kept.
-            UserError: the source or the configuration is not as it should be.
+            InfrastructureError: the host failed; results so far are kept.
+            UserError: the source or the configuration is invalid.
         """
         with self._bench.events.step("verify") as step:
-            _ = self._baseline  # an import is no part of the first check
+            _ = self._baseline  # do not count the import as part of the first check
             kinds = [self._kind(check) for check in self._parts()] * len(stages)
             condition = "if nothing is in the cache"
             countdown = Countdown(step, self._bench.durations, kinds, "checks", condition=condition)
@@ -218,22 +217,22 @@ class SeriesVerification:
                 yield self._verify(stage, countdown)
 
     def _parts(self) -> Sequence[str]:
-        """What is made per stage: the checks of a guest are one part."""
+        """The parts of a stage's verification; the checks in a guest are one part."""
         alone = [check for check in CHECKS if check not in GUEST_CHECKS]
         asked = [check for check in alone if check in self._checks or check == APPLIES]
         return [*asked, _GUEST] if set(GUEST_CHECKS) & set(self._checks) else asked
 
     def _kind(self, part: str) -> str:
-        """What the duration of a part depends on."""
+        """The key for the duration of a part."""
         where = f" {self._bench.accelerator.name} {self._topology}" if part == _GUEST else ""
         return f"check {part} {self._bench.flavour}{where}"
 
     def kernel_of(self, stage: Stage | None) -> KernelBuild | None:
-        """The kernel of a stage, or the unpatched one, if it was built on the way."""
+        """The kernel of a stage, or of the baseline, if it has been built."""
         return self._by_number.get(stage.number if stage is not None else 0)
 
-    def _known_of(self, stage: Stage, part: str) -> dict[str, Answer] | None:
-        """The answers of a part, if all of them are known already."""
+    def _known_of(self, stage: Stage, part: str) -> dict[str, CheckResult] | None:
+        """The results of a part, if all of them are known already."""
         checks = [check for check in GUEST_CHECKS if check in self._checks] if part == _GUEST else [part]
         if all((stage.number, check) in self._known for check in checks):
             return {check: self._known[stage.number, check] for check in checks}
@@ -252,7 +251,7 @@ class SeriesVerification:
         name = f"stage {stage.number} ({stage.name})"
         began = time.monotonic()
 
-        def answered(part: str, answers: Mapping[str, Answer]) -> None:
+        def answered(part: str, answers: Mapping[str, CheckResult]) -> None:
             nonlocal began
             now = time.monotonic()
             seconds, began = now - began, now
@@ -265,17 +264,17 @@ class SeriesVerification:
         try:
             tree = self._tree(stage.number)
         except UserError as error:
-            # The same sentence about an earlier stage would be no answer about this one.
+            # Distinguish a fault of this stage from one of an earlier stage.
             own = str(error).startswith(f"stage {stage.number} ")
             detail = str(error) if own else f"an earlier one does not: {error}"
             for part in due:
                 if part != APPLIES:
                     countdown.left_out(self._kind(part))
-            answered(APPLIES, {APPLIES: Answer(State.FAILED, detail)})
+            answered(APPLIES, {APPLIES: CheckResult(State.FAILED, detail)})
             return report
         if APPLIES in due:
             answered(APPLIES, {APPLIES: _OK})
-        makers: dict[str, Callable[[], Answer]] = {
+        makers: dict[str, Callable[[], CheckResult]] = {
             STYLE: lambda: self._style(stage, tree),
             BUILD: lambda: self._build(tree),
             **{check: self._maker_without(tree, check) for check in WITHOUT},
@@ -288,7 +287,7 @@ class SeriesVerification:
                 if part in makers:
                     answered(part, {part: makers[part]()})
                     continue
-                # What keeps the guest's checks from being made is an answer too, asked for or not.
+                # Report why the checks in a guest cannot run, even if that check was not requested.
                 answers = (
                     {BUILD: self._build(tree)} if self._does_not_build(tree) else self._guest(stage, tree)
                 )
@@ -326,7 +325,7 @@ class SeriesVerification:
         return self._kernels[tree.commit]
 
     def _kernel_before(self, tree: PatchedTree) -> KernelBuild:
-        """The kernel of the last stage before the last one of `tree` that builds at all."""
+        """The kernel of the last stage that compiles, without the last stage of `tree`."""
         for number in range(len(tree.stages) - 1, 0, -1):
             before = self._tree(number)
             if not self._does_not_build(before):
@@ -342,12 +341,12 @@ class SeriesVerification:
 
     # checkpatch
 
-    def _style(self, stage: Stage, tree: PatchedTree) -> Answer:
+    def _style(self, stage: Stage, tree: PatchedTree) -> CheckResult:
         cache = self._bench.cache
         key = {"tree": tree.tree, "patch": stage.digest}
 
         def make(directory: Path) -> None:
-            # The work tree of the sparse check serves: checkpatch looks at files around the patch.
+            # Use the work tree of the sparse check: checkpatch reads other files of the tree.
             apart = checking(self._bench.configuration())
             with self._bench.events.step("checkpatch") as step, Workshop(apart, cache, step) as workshop:
                 workshop.lay_out(tree)
@@ -360,30 +359,32 @@ class SeriesVerification:
         facts = json.loads((directory / "checkpatch.json").read_text(encoding="utf-8"))
         if facts["clean"]:
             return _OK
-        return Answer(State.FAILED, _shortened("\n".join(facts["findings"])), directory / "checkpatch.log")
+        return CheckResult(
+            State.FAILED, _shortened("\n".join(facts["findings"])), directory / "checkpatch.log"
+        )
 
     # Compilers
 
-    def _build(self, tree: PatchedTree) -> Answer:
+    def _build(self, tree: PatchedTree) -> CheckResult:
         try:
             kernel = self._kernel(tree)
         except BuildFailed as error:
-            return Answer(State.FAILED, _shortened(str(error)), error.log)
+            return CheckResult(State.FAILED, _shortened(str(error)), error.log)
         mine = _of_files(kernel.warnings, last_change(tree))
         if mine:
             mine = added(self._kernel_before(tree).warnings, mine)
-        return Answer(State.FAILED, _shortened("\n".join(mine)), kernel.log) if mine else _OK
+        return CheckResult(State.FAILED, _shortened("\n".join(mine)), kernel.log) if mine else _OK
 
-    def _maker_without(self, tree: PatchedTree, check: str) -> Callable[[], Answer]:
+    def _maker_without(self, tree: PatchedTree, check: str) -> Callable[[], CheckResult]:
         return lambda: self._build_without(tree, WITHOUT[check])
 
-    def _build_without(self, tree: PatchedTree, option: str) -> Answer:
+    def _build_without(self, tree: PatchedTree, option: str) -> CheckResult:
         bench = self._bench
         baseline = self._kernel(self._baseline)
         common = (bench.configuration(), option)
         done = compile_without(tree, *common, baseline, bench.cache, bench.events, bench.build_jobs)
         if done.error or done.undefined:
-            return Answer(State.FAILED, _shortened(done.error or "\n".join(done.undefined)), done.log)
+            return CheckResult(State.FAILED, _shortened(done.error or "\n".join(done.undefined)), done.log)
         change = last_change(tree)
         mine = _of_files([line for said in done.warnings.values() for line in said], change)
         if mine:
@@ -400,68 +401,71 @@ class SeriesVerification:
                     bench.build_jobs,
                 )
 
-            # The last stage before this one that compiles at all.
+            # Compare with the last earlier stage that compiles.
             earlier = map(compiled_at, range(len(tree.stages) - 1, -1, -1))
             before = next((found for found in earlier if not found.error), None)
             known = before.warnings if before else {}
             mine = added([line for said in known.values() for line in said], mine)
-        return Answer(State.FAILED, _shortened("\n".join(mine)), done.log) if mine else _OK
+        return CheckResult(State.FAILED, _shortened("\n".join(mine)), done.log) if mine else _OK
 
-    def _sparse(self, stage: Stage, tree: PatchedTree) -> Answer:
+    def _sparse(self, stage: Stage, tree: PatchedTree) -> CheckResult:
         bench = self._bench
         mine = self._sparse_sources(tree)
-        # What the next stage will compare itself with is looked at while this tree is laid out.
+        # Also check the files that the next stage needs for comparison, while this tree is checked out.
         later = self._tree_or_none(stage.number + 1)
         there = set(mine) | (set(self._sparse_sources(later)) if later else set())
         common = (bench.configuration(), bench.cache, bench.events, bench.build_jobs)
         before: Mapping[str, Sequence[str]] = {}
         for number in range(stage.number - 1, -1, -1):
-            with suppress(
-                DoesNotCompileError
-            ):  # it is for that stage to answer; the one before it has to serve
+            with suppress(DoesNotCompileError):  # that stage reports it; compare with the stage before it
                 before = findings_in(self._tree(number), mine, *common)
                 break
         try:
             after = findings_in(tree, sorted(there), *common)
         except DoesNotCompileError as error:
-            return Answer(State.FAILED, _shortened(f"it does not compile: {error}"))
+            return CheckResult(State.FAILED, _shortened(f"it does not compile: {error}"))
         found = new_findings(before, {source: after.get(source, ()) for source in mine})
-        return Answer(State.FAILED, _shortened("\n".join(found))) if found else _OK
+        return CheckResult(State.FAILED, _shortened("\n".join(found))) if found else _OK
 
     def _tree_or_none(self, number: int) -> PatchedTree | None:
         if number > len(self.series.stages):
             return None
         try:
             return self._tree(number)
-        except UserError:  # it does not apply, which is said when it is its turn
+        except UserError:  # it does not apply, which is reported in its turn
             return None
 
     @staticmethod
     def _sparse_sources(tree: PatchedTree) -> tuple[str, ...]:
-        """The C files a stage touches; of one that touches headers only, those of the series."""
+        """The C files that a stage touches; if it only touches headers, those of the series so far."""
         change = last_change(tree)
         return change.sources or (touched_sources(tree) if change.headers else ())
 
     # Guests
 
-    def _guest(self, stage: Stage, tree: PatchedTree) -> dict[str, Answer]:
-        stock, stock_logs = self._inventory(self._baseline)
+    def _guest(self, stage: Stage, tree: PatchedTree) -> dict[str, CheckResult]:
+        baseline, baseline_logs = self._inventory(self._baseline)
         found, logs = self._inventory(tree)
         if found.boot:
-            return {BOOTS: Answer(State.FAILED, _shortened(found.boot), logs / "console.log")}
+            return {BOOTS: CheckResult(State.FAILED, _shortened(found.boot), logs / "console.log")}
         smoke = found.smoke or []
         answers = {
             BOOTS: _OK,
-            SMOKE: Answer(State.FAILED, _shortened("\n".join(smoke)), logs / "console.log") if smoke else _OK,
+            SMOKE: CheckResult(State.FAILED, _shortened("\n".join(smoke)), logs / "console.log")
+            if smoke
+            else _OK,
         }
-        if stock.boot:  # the names that it had cannot be told from those of the series
-            sentence = f"the unpatched kernel does not boot: {stock.boot}"
-            return {**answers, NAMES: Answer(State.FAILED, _shortened(sentence), stock_logs / "console.log")}
-        faults = wrong_names(self.series, stage, stock, found)
-        return {**answers, NAMES: Answer(State.FAILED, _shortened("\n".join(faults))) if faults else _OK}
+        if baseline.boot:  # its names cannot be distinguished from those of the series
+            sentence = f"the baseline does not boot: {baseline.boot}"
+            return {
+                **answers,
+                NAMES: CheckResult(State.FAILED, _shortened(sentence), baseline_logs / "console.log"),
+            }
+        faults = wrong_names(self.series, stage, baseline, found)
+        return {**answers, NAMES: CheckResult(State.FAILED, _shortened("\n".join(faults))) if faults else _OK}
 
     def _inventory(self, tree: PatchedTree) -> tuple[Inventory, Path]:
-        """What the guest of a tree has. Only what went well is kept: a guest may fail for reasons of the host's."""
+        """The inventory of the guest of a tree. Only successes are cached, as the host may cause failures."""
         bench = self._bench
         kernel = self._kernel(tree)
         key: dict[str, object] = {
@@ -490,12 +494,12 @@ class SeriesVerification:
         return take_inventory(self._bench, kernel, self._topology, self.series.knobs, logs)
 
 
-def wrong_names(series: Series, stage: Stage, stock: Inventory, found: Inventory) -> list[str]:
-    """What of a guest's counters and knobs is not as ``series.toml`` says, each a sentence.
+def wrong_names(series: Series, stage: Stage, baseline: Inventory, found: Inventory) -> list[str]:
+    """Differences between a guest's counters and knobs and ``series.toml``, as sentences.
 
     Args:
-        stock: of the unpatched kernel.
-        found: of the kernel with the stages up to `stage`.
+        baseline: inventory of the baseline.
+        found: inventory of the kernel with all stages up to `stage`.
     """
     applied = series.stages[: stage.number]
     paths = {knob.name: knob.path for knob in series.knobs}
@@ -504,13 +508,13 @@ def wrong_names(series: Series, stage: Stage, stock: Inventory, found: Inventory
         (
             "counter",
             {name: each.number for each in series.stages for name in each.counters},
-            stock.counters,
+            baseline.counters,
             found.counters,
         ),
         (
             "knob",
             {paths[name]: each.number for each in series.stages for name in each.knobs},
-            stock.files,
+            baseline.files,
             found.files,
         ),
     ):
@@ -518,25 +522,25 @@ def wrong_names(series: Series, stage: Stage, stock: Inventory, found: Inventory
         new = set(after) - set(before)
         faults += [f"{what} {name} of stage {since[name]} is missing" for name in sorted(due - new)]
         faults += [
-            f"{what} {name} is there before its stage {since[name]}"
+            f"{what} {name} exists before its stage {since[name]}"
             if name in since
-            else f"{what} {name} is there, but series.toml has no such {what}"
+            else f"{what} {name} exists, but is not in series.toml"
             for name in sorted(new - due)
         ]
         gone = sorted(set(before) - set(after))
-        faults += [f"{what} {name} of the unpatched kernel is gone" for name in gone]
+        faults += [f"{what} {name} of the baseline is missing" for name in gone]
     for knob in series.knobs:
         facts = found.knobs.get(knob.name)
         if facts is not None and knob.stage <= stage.number:
             default = series.default_of(knob, applied)
             if facts.value != str(default):
-                faults.append(f"{knob.name} is {facts.value} after boot; series.toml says {default}")
+                faults.append(f"{knob.name} is {facts.value} after boot, but {default} in series.toml")
             faults += facts.faults
     return faults
 
 
 def _of_files(warnings: Sequence[str], change: StageChange) -> list[str]:
-    """The warnings in files that a stage touches; objtool's name the object."""
+    """The warnings in files that a stage touches; warnings of objtool name the object."""
     names = {*change.files, *(f"{path.removesuffix('.c')}.o" for path in change.sources)}
     return [line for line in warnings if line.partition(":")[0] in names]
 
@@ -544,4 +548,4 @@ def _of_files(warnings: Sequence[str], change: StageChange) -> list[str]:
 def _shortened(text: str) -> str:
     lines = text.strip().splitlines()
     more = len(lines) - _DETAIL_LINES
-    return "\n".join([*lines[:_DETAIL_LINES], f"... and {more} lines more"] if more > 0 else lines)
+    return "\n".join([*lines[:_DETAIL_LINES], f"... and {more} more lines"] if more > 0 else lines)

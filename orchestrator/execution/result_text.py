@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""A finished run as its command printed it, whatever its kind."""
+"""The output of a finished run of any kind, as its command printed it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from orchestrator.analysis.layout import fitted
 from orchestrator.store.manifest import RunKind
 from orchestrator.store.run import Run
 
-#: Texts that a run of each kind leaves, the first that is there is shown; a measuring run is shown by its comparison.
+#: Result files per kind of run, of which the first that exists is shown; for a measuring run it is the comparison.
 _TEXTS = {
     RunKind.RUN: (),
     RunKind.CHECK: ("check.txt",),
@@ -20,14 +20,14 @@ _TEXTS = {
 }
 
 
-def shown(run: Run, width: int) -> str | None:
-    """What the command that made a run printed.
+def result_text(run: Run, width: int) -> str | None:
+    """The output of the command that made a run.
 
     Args:
         width: columns.
 
     Returns:
-        None where that is a comparison, or where the run did not come to it.
+        The output; None if it is a comparison, or the run has none yet.
     """
     table = _table(run, width)
     if table is not None:
@@ -39,7 +39,7 @@ def shown(run: Run, width: int) -> str | None:
 
 
 def _table(run: Run, width: int) -> str | None:
-    """A table that is laid out for the width: of a kind that keeps what the table is made of."""
+    """A table formatted for `width`, for kinds of run that store the data of their table."""
     if run.manifest.kind is RunKind.TEST:
         from orchestrator.execution.correctness.report import SUMMARY, text_of_summary
 

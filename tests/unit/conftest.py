@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 #: They simulate or search at length: seconds of CPU time each. A name covers all its parameters.
@@ -29,11 +31,17 @@ THOROUGH = frozenset(
 FAST = frozenset(
     f"test_{name}.py"
     for name in (
-        "accelerator", "admission", "build_log", "cache", "check_run", "config", "console", "counters", "derived",
-        "differential", "elf", "events", "experiment", "host", "image", "ktap", "layout", "mistakes", "model", "oops",
-        "run_store", "schema", "series", "shrinking", "topology", "trace", "trait", "workload",
+        "accelerator", "admission", "build_log", "cache", "check_run", "console", "counters", "derived", "differential",
+        "document", "elf", "events", "experiment", "ktap", "mistakes", "model", "oops", "run_store", "schema", "series",
+        "shrinking", "topology", "trace", "trait", "workload",
     )
 )  # fmt: skip
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """With ``-m fast`` the others are not even imported, which would take longer than the tests."""
+    is_other = collection_path.name.startswith("test_") and collection_path.name not in FAST
+    return True if config.getoption("markexpr") == "fast" and collection_path.is_file() and is_other else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -143,7 +143,9 @@ def test_the_digests_cover_the_variants(releases: Releases) -> None:
 def test_a_variant_without_its_patch_is_refused(releases: Releases) -> None:
     releases.add_variant(1, "6.12.118", "\treturn (address);", "\treturn address + 1;")
     (releases.patches / "6.12" / "6.12.118" / "0001.patch").unlink()
-    with pytest.raises(UserError, match=r"stage 1: variants: variant 6\.12\.118: the patch .* does not exist"):
+    with pytest.raises(
+        UserError, match=r"stage 1: variants: variant 6\.12\.118: the patch .* does not exist"
+    ):
         load_series(releases.patches)
 
 

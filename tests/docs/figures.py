@@ -38,6 +38,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import pandas as pd
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from orchestrator.analysis.changelog import changelog_text
 from orchestrator.analysis.comparison import Comparison, Row, compare
@@ -272,7 +274,8 @@ def missing_files(root: Path) -> Iterator[str]:
 def keep(run: Path, directory: Path, plots: Sequence[str] = ()) -> None:
     """Store a run: what a comparison needs, what its plots are drawn from, and the plots as PNG.
 
-    Samples of counters, the report and logs of cells that ended ok are left out: they are most of a run.
+    Samples of counters are kept from before and after a workload: `simulate` and the counter identities need them. Those
+    in between, the report and logs of cells that ended ok are left out: they are most of a run.
     """
     temporary = directory.with_name(f".{directory.name}")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -280,6 +283,11 @@ def keep(run: Path, directory: Path, plots: Sequence[str] = ()) -> None:
     for name in _KEPT:
         if (run / name).is_file():
             shutil.copy2(run / name, temporary / name)
+    samples = run / "samples.parquet"
+    if samples.is_file():
+        at_ends = pc.field("phase").isin(["before", "after"])
+        table = pq.read_table(samples, filters=at_ends)
+        pq.write_table(table, temporary / samples.name, compression="zstd")
     for file in sorted((run / "plots").glob("*.png")):
         if not plots or file.stem in plots:
             (temporary / "plots").mkdir(exist_ok=True)

@@ -223,13 +223,13 @@ def test_a_host_without_huge_pages_says_so_in_one_sentence(
 
 def test_other_hosts_that_cannot_be_calibrated(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     Native(monkeypatch, huge_kib=0)
-    with pytest.raises(InfrastructureError, match="this host gave 0 of 8192 KiB by huge pages"):
+    with pytest.raises(InfrastructureError, match="this host mapped only 0 of 8192 KiB with huge pages"):
         calibrate(bench)
     Native(monkeypatch, end='{"end": "error", "reason": "cannot map 16 regions"}')
     with pytest.raises(InfrastructureError, match="fault_latency on this host: cannot map 16 regions"):
         calibrate(bench)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=7 << 20))
-    with pytest.raises(InfrastructureError, match="has 7 MiB of memory left"):
+    with pytest.raises(InfrastructureError, match="has 7 MiB of memory available"):
         calibrate(bench)
     monkeypatch.setattr(platform, "machine", lambda: "aarch64")
     with pytest.raises(InfrastructureError, match="this host is aarch64"):

@@ -322,7 +322,7 @@ def test_a_kmemleak_that_is_switched_off_is_not_one_that_finds_nothing() -> None
     leaks, fault = scan_for_leaks(cast(Guest, Leaking(off=False)), lambda _: None)
     assert [leak.signature for leak in leaks] == [("kmalloc",)] and fault == ""
     leaks, fault = scan_for_leaks(cast(Guest, Leaking(off=True)), lambda _: None)
-    assert leaks == [] and fault.startswith("kmemleak is switched off") and "not permitted" in fault
+    assert leaks == [] and fault.startswith("kmemleak is disabled") and "not permitted" in fault
 
 
 def test_a_baseline_alone_is_judged_by_itself() -> None:
@@ -411,7 +411,7 @@ def test_the_table_says_what_is_wrong_and_where() -> None:
     summary.troubles, summary.notes = judge(summary.results)
     text = as_text(summary)
     assert "full    stress       1       1        0        0      0" in text
-    assert "wrong:\n  full.stress.1: fork fails\n      about fork" in text
+    assert "problems:\n  full.stress.1: fork fails\n      about fork" in text
     summary = CorrectnessSummary([result("full", "stress", {"vm": P})])
     assert as_text(summary).endswith("no regression, and no kernel report that the baseline does not have")
 

@@ -36,7 +36,7 @@ NUMBER = re.compile(r"[+-]?\d[\d.,]*%?")
 WORD = st.text("abcxyz0189.%+-", min_size=1, max_size=20)
 
 
-@pytest.fixture(scope="module", params=["reference-core-only", "reference-tradeoff"])
+@pytest.fixture(scope="module", params=["reference-core-only", "reference-stages"])
 def stored(request: pytest.FixtureRequest) -> Comparison:
     """A run that was measured; the second has 18 variants."""
     return compare(Run.open(ROOT / "results" / request.param))

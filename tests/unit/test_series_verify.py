@@ -412,7 +412,7 @@ def test_a_kernel_that_does_not_build_is_not_booted(laboratory: Laboratory) -> N
         (
             1,
             {"counters": ["nr_free_pages", "nr_thp_reserved", "x"]},
-            "counter x is there, but series.toml has no",
+            "counter x exists, but is not in series.toml",
         ),
         (1, {"counters": ["nr_thp_reserved"]}, "counter nr_free_pages of the baseline is missing"),
         (2, {"files": [f"{_DIRECTORY}/enabled"]}, f"knob {_KNOB} of stage 2 is missing"),

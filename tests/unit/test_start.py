@@ -152,10 +152,10 @@ def test_every_listed_command_is_there_and_says_the_same_name() -> None:
         (["series", "lst"], "did you mean list?", ""),
         (
             ["exec", "-p", "baseline", "ls", "-la"],
-            "behind --, e.g. orchestrate exec -p baseline -- ls -la",
+            "after --, e.g. orchestrate exec -p baseline -- ls -la",
             "Possible",
         ),
-        (["exec", "ls", "--color"], "behind --", "Possible"),
+        (["exec", "ls", "--color"], "after --", "Possible"),
     ],
 )
 def test_a_hint_is_given_where_it_is_near(

@@ -274,8 +274,8 @@ def missing_files(root: Path) -> Iterator[str]:
 def keep(run: Path, directory: Path, plots: Sequence[str] = ()) -> None:
     """Store a run: what a comparison needs, what its plots are drawn from, and the plots as PNG.
 
-    Samples of counters are kept from before and after a workload: `simulate` and the counter identities need them.
-    Those in between, the report and logs of cells that ended ok are left out: they are most of a run.
+    Samples of counters from before and after a workload are kept, for `simulate` and the counter identities. Those in
+    between, the report and logs of cells that ended ok are left out: they are most of a run.
     """
     temporary = directory.with_name(f".{directory.name}")
     shutil.rmtree(temporary, ignore_errors=True)

@@ -15,6 +15,7 @@ from synthetic_run import Synthetic
 
 from orchestrator.errors import UserError
 from orchestrator.kernel.series import Series
+from orchestrator.store.run import Run
 
 PATCH = """Subject: [PATCH] mm: x
 
@@ -44,13 +45,14 @@ def stored(root: Path) -> Stored:
     return Stored(root)
 
 
-def test_a_kept_run_can_be_compared_and_has_no_samples(root: Path, stored: Stored) -> None:
+def test_a_kept_run_can_be_compared_and_has_the_samples_of_both_ends(root: Path, stored: Stored) -> None:
     directory = root / "results" / "reference-x"
     _, comparison = stored.compared("x")
     assert comparison.rows
     names = {path.name for path in directory.rglob("*") if path.is_file()}
     assert {"run.json", "metrics.parquet", "boots.png", "workload.jsonl"} <= names
-    assert not {"samples.parquet", "boots.svg", "report.html"} & names
+    assert not {"boots.svg", "report.html"} & names
+    assert set(Run.open(directory).samples["phase"]) == {"before", "after"}
 
 
 @pytest.mark.parametrize(

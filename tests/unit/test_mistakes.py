@@ -67,7 +67,7 @@ GUEST = ["-p", "core-only", "--topology", "2x512M"]
             ["series", "verify", "--only", "sprase"],
             "--only sprase: unknown check; did you mean sparse?",
         ),
-        (["series", "verify", "--stage", "99"], "--stage 99: unknown stage"),
+        (["series", "verify", "--stage", "99"], "--stage 99: unknown stage; the stages are 1 (structs)"),
         (["series", "verify", "--topology", "two"], "two"),
         (["check", "-p", "core-onyl"], "did you mean core-only?"),
         (["check", "-p", "core-only", "--profile", "mixd"], "did you mean mixed?"),

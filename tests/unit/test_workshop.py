@@ -168,9 +168,8 @@ def test_two_builds_of_a_flavour_take_turns(bench: Workbench) -> None:
     bench.build()
     lock = bench.cache.lock(bench.workshop.name)
     with lock:
-        other = threading.Thread(
-            target=kernel_artefact, args=(tree, bench.configuration, bench.cache, Events(bench.seen.append))
-        )
+        kernel = kernel_artefact(tree, bench.configuration, bench.cache, Events(bench.seen.append))
+        other = threading.Thread(target=kernel.obtain)
         other.start()
         deadline = time.monotonic() + 20
         while not any("waiting" in note for note in bench.notes()) and time.monotonic() < deadline:

@@ -19,6 +19,7 @@ THOROUGH = frozenset(
         "test_the_file_without_a_change_agrees_with_every_recorded_trace",
         "test_the_invariants_hold_along_any_trace",
         "test_the_invariants_hold_along_long_traces",
+        "test_the_same_run_gives_the_same_bytes",
         "test_the_stated_confidence_holds",
         "test_the_stated_confidence_holds_below_the_rate_that_was_asked_for",
         "test_traces_are_dense_in_interesting_states",
@@ -27,6 +28,8 @@ THOROUGH = frozenset(
         "test_what_survives_is_judged_in_the_documentation",
     )
 )
+#: The same for whole files: their tests compile kernel trees.
+THOROUGH_FILES = frozenset(("test_series_verify.py",))
 #: Files of which every test takes milliseconds.
 FAST = frozenset(
     f"test_{name}.py"
@@ -46,7 +49,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if getattr(item, "originalname", item.name) in THOROUGH:
+        if getattr(item, "originalname", item.name) in THOROUGH or item.path.name in THOROUGH_FILES:
             item.add_marker(pytest.mark.thorough)
         elif item.path.name in FAST:
             item.add_marker(pytest.mark.fast)

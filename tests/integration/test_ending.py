@@ -128,4 +128,4 @@ def test_a_real_guest_that_ends_is_reported_as_what_it_was(
     runs = [Run.open(path.parent) for path in tmp_path.glob("*/run.json")]
     for run in runs:
         assert set(run.cells["outcome"]) == {outcome}
-    assert len(runs) == (command in ("run", "check", "bisect", "bisect diverges", "test"))
+    assert len(runs) == (command in ("run", "check", "bisect", "bisect diverges", "test", "verify"))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from orchestrator.errors import UserError
 from orchestrator.experiment.knob import check_value, combinations, series_knob
-from orchestrator.kernel.series import Series
+from orchestrator.kernel.series import BASELINE, Series
 from orchestrator.store.manifest import Role
 
 
@@ -79,6 +79,11 @@ def variants_of(
     if all(variant.role is Role.BASELINE for variant in variants) and patchsets:
         raise UserError(f"{against} would be compared with itself; choose another --patchset or --against.")
     return with_control(variants)
+
+
+def role_of(patchset: str) -> Role:
+    """The role of a variant of a run in which the baseline of the series is the only one."""
+    return Role.BASELINE if patchset == BASELINE else Role.PATCHED
 
 
 def with_control(variants: Sequence[Variant]) -> tuple[Variant, ...]:

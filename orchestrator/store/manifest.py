@@ -459,6 +459,10 @@ class Manifest(Record):
         """The variant with this name."""
         return next(each for each in self.variants if each.name == name)
 
+    def name_of(self, role: Role) -> str | None:
+        """The name of the first variant with this role; None if there is none."""
+        return next((each.name for each in self.variants if each.role is role), None)
+
     def metric(self, workload: str, metric: str) -> Metric | None:
         """A metric of a workload; None if the run does not declare it."""
         described = self.workloads.get(workload)

@@ -69,7 +69,7 @@ def _changes(run: Run, workload: str, metric: str) -> pd.DataFrame | None:
         & metrics["cell"].isin(ok_cells(run)["cell"])
     ]
     table = own.pivot_table(index="repetition", columns="variant", values="value", aggfunc="median")
-    baseline = next((v.name for v in run.manifest.variants if v.role is Role.BASELINE), None)
+    baseline = run.manifest.name_of(Role.BASELINE)
     if baseline not in table or not (table[baseline].dropna() > 0).all():
         return None
     changes: pd.DataFrame = table.div(table[baseline], axis=0).sub(1).mul(100).drop(columns=baseline)
@@ -82,7 +82,7 @@ def _changes(run: Run, workload: str, metric: str) -> pd.DataFrame | None:
 
 def _floor(run: Run, table: pd.DataFrame, baseline: str) -> float | None:
     """In per cent; None without a control."""
-    control = next((v.name for v in run.manifest.variants if v.role is Role.CONTROL), None)
+    control = run.manifest.name_of(Role.CONTROL)
     if control not in table:
         return None
     pair = table[[baseline, control]].dropna()

@@ -11,11 +11,11 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from orchestrator.analysis.density import PAGES_PER_REGION, Density, break_even, densities
-from orchestrator.analysis.notation import CLOCKS
 from orchestrator.analysis.plots.promotions import extended
 from orchestrator.analysis.plots.style import (
     Look,
     Plot,
+    clock_of,
     legend_below,
     short_number,
     short_numbers,
@@ -37,8 +37,8 @@ _FIT: Final = ("chunk", "survivors.total")
 def overview(run: Run, looks: Mapping[str, Look]) -> Plot:
     """Three panels: cost of a range by density, processes that fit, share of huge ranges over time."""
     title = "Fault latency, memory, promotions"
-    control = {variant.name for variant in run.manifest.variants if variant.role is Role.CONTROL}
-    shown = [name for name in looks if name not in control]
+    control = run.manifest.name_of(Role.CONTROL)
+    shown = [name for name in looks if name != control]
     costs = {name: each for name, each in densities(run).items() if name in shown}
     curves = next(iter(promotion_curves(run).values()), {})
     curves = {name: each for name, each in curves.items() if name in shown}
@@ -59,9 +59,8 @@ def overview(run: Run, looks: Mapping[str, Look]) -> Plot:
     axes = figure.subplot_mosaic(
         [["density", "density", "fit"], ["share", "share", "share"]], height_ratios=[1.25, 1]
     )
-    clock = run.manifest.accelerator.clock or "insns"
-    unit = CLOCKS.get(clock, clock)
-    baseline = next((v.name for v in run.manifest.variants if v.role is Role.BASELINE), None)
+    unit = clock_of(run)
+    baseline = run.manifest.name_of(Role.BASELINE)
     handles = _density_panel(axes["density"], costs, looks, str(baseline), unit)
     _fit_panel(axes["fit"], fit, looks)
     _share_panel(axes["share"], curves, looks, unit)

@@ -8,10 +8,11 @@ from typing import Any, Final
 
 import numpy as np
 
-from orchestrator.analysis.notation import CLOCKS, folded
+from orchestrator.analysis.notation import folded
 from orchestrator.analysis.plots.style import (
     Look,
     Plot,
+    clock_of,
     legend_below,
     short_numbers,
     space_panels,
@@ -38,7 +39,6 @@ def promotions(run: Run, looks: Mapping[str, Look]) -> Iterator[Plot]:
         yield Plot(
             name, title, reason="no workload that ended ok has events huge_ranges in its workload.jsonl"
         )
-    clock = run.manifest.accelerator.clock or "insns"
     for workload, curves in found.items():
         shown = [variant for variant in looks if variant in curves]
         rows = -(-len(shown) // _COLUMNS)
@@ -76,7 +76,7 @@ def promotions(run: Run, looks: Mapping[str, Look]) -> Iterator[Plot]:
         for axis in axes[:, 0]:
             axis.set_ylabel("huge ranges, %")
         for axis in axes[-1]:
-            axis.set_xlabel(f"cost of touches and khugepaged, {CLOCKS.get(clock, clock)}")
+            axis.set_xlabel(f"cost of touches and khugepaged, {clock_of(run)}")
         legend_below(figure, list(handles.values()), list(handles))
         yield Plot(f"{name}-{workload}" if len(found) > 1 else name, title, figure)
 

@@ -120,6 +120,12 @@ def ok_cells(run: Run) -> pd.DataFrame:
     return cells[cells["outcome"] == "ok"]
 
 
+def clock_of(run: Run) -> str:
+    """What the run's clock counts, in words."""
+    clock = run.manifest.accelerator.clock
+    return CLOCKS.get(clock, str(clock))
+
+
 def _where(run: Run) -> str:
     """The subtitle: the conditions of the measurement."""
     topology = run.manifest.topology.text

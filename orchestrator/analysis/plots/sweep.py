@@ -112,13 +112,12 @@ def _panel(axis: Axes, run: Run, sweep: _Sweep, workload: str, metric: str, fact
         linewidth=0,
     )
     axis.plot(places, middles, "o-", color=PATCHED[0], markersize=5)
-    for variant in run.manifest.variants:
-        if variant.role is Role.BASELINE:
-            baseline_values = values_of(run, workload, metric, variant.name)
-            if baseline_values.size:
-                low, high = _bounds(baseline_values)
-                axis.axhspan(low, high, color=BASELINE, alpha=0.12, linewidth=0)
-                axis.axhline(float(np.median(baseline_values)), color=BASELINE, linestyle="--", linewidth=1.2)
+    baseline = run.manifest.name_of(Role.BASELINE)
+    baseline_values = values_of(run, workload, metric, baseline) if baseline else np.empty(0)
+    if baseline_values.size:
+        low, high = _bounds(baseline_values)
+        axis.axhspan(low, high, color=BASELINE, alpha=0.12, linewidth=0)
+        axis.axhline(float(np.median(baseline_values)), color=BASELINE, linestyle="--", linewidth=1.2)
     if max(places) >= _LOG_FROM * max(min(places), 1):
         axis.set_xscale("log", base=2)
         labelled = places[:1]

@@ -19,14 +19,13 @@ from orchestrator.execution.bisect.question import (
 )
 from orchestrator.execution.check.request import WORKLOAD as CHECK
 from orchestrator.execution.check.request import TraceChoice
-from orchestrator.execution.derived import derived_metrics
 from orchestrator.execution.measure.request import described_experiment
 from orchestrator.execution.measure.request import manifest_of as measured_manifest
+from orchestrator.execution.measure.request import metrics_of as measured_metrics
 from orchestrator.experiment.cell import Cell, cells_of
 from orchestrator.experiment.experiment import Experiment
 from orchestrator.experiment.knob import parse_settings, series_knob
 from orchestrator.experiment.variant import Variant
-from orchestrator.guest.sampler import SAMPLER_METRICS
 from orchestrator.guest.workload import parse_workload_arguments
 from orchestrator.kernel.series import Series, Stage
 from orchestrator.machine.topology import Topology
@@ -277,8 +276,4 @@ def metrics_of(bench: Bench, workload: str) -> Sequence[Metric]:
     """The metrics that a cell may have; traces have none."""
     if workload == CHECK:
         return ()
-    return [
-        *bench.workloads[workload].metrics.values(),
-        *derived_metrics(bench.series).values(),
-        *SAMPLER_METRICS.values(),
-    ]
+    return tuple(measured_metrics(bench.workloads[workload], bench.series))

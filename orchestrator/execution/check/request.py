@@ -13,13 +13,13 @@ from orchestrator.errors import UserError
 from orchestrator.execution.bench import Bench
 from orchestrator.execution.check.reference import known_stages, memory_nodes
 from orchestrator.execution.provenance import begin, topology_of, variant_record
-from orchestrator.experiment.variant import Variant
-from orchestrator.kernel.series import BASELINE, Series
+from orchestrator.experiment.variant import Variant, role_of
+from orchestrator.kernel.series import Series
 from orchestrator.machine.topology import Topology
 from orchestrator.model import generator
 from orchestrator.model.trace import Trace, TraceError, format_trace, parse
 from orchestrator.spelling import hint
-from orchestrator.store.manifest import CheckRecord, Manifest, PlannedCell, Role, RunKind, WorkloadRecord
+from orchestrator.store.manifest import CheckRecord, Manifest, PlannedCell, RunKind, WorkloadRecord
 from orchestrator.store.observation import Metric
 
 #: Name of the workload in tables of this kind of run.
@@ -61,7 +61,7 @@ class CheckRequest:
 
     def manifest(self, bench: Bench, command: Sequence[str]) -> Manifest:
         """The content of ``run.json`` before any slow work."""
-        role = _role(self.patchset)
+        role = role_of(self.patchset)
         variant = Variant(self.patchset, role, self.patchset, cmdline=self.cmdline)
         begun = begin(
             RunKind.CHECK,
@@ -89,7 +89,7 @@ class CheckRequest:
         return PlannedCell(
             cell=f"{self.patchset}.{WORKLOAD}.{number}",
             variant=self.patchset,
-            role=_role(self.patchset),
+            role=role_of(self.patchset),
             workload=WORKLOAD,
             repetition=number,
             seed=trace.seed or 0,
@@ -232,7 +232,3 @@ def parse_seeds(seed: int | None, seeds: str | None) -> range:
     if not first <= last < first + _MOST_SEEDS:
         raise UserError(f"--seeds {seeds}: choose 1 to {_MOST_SEEDS} seeds, in ascending order.")
     return range(first, last + 1)
-
-
-def _role(patchset: str) -> Role:
-    return Role.BASELINE if patchset == BASELINE else Role.PATCHED

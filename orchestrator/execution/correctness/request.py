@@ -12,14 +12,13 @@ from orchestrator.errors import UserError
 from orchestrator.execution.bench import Bench
 from orchestrator.execution.correctness.suite import Suite, choose
 from orchestrator.execution.provenance import begin, topology_of, variant_record
-from orchestrator.experiment.variant import Variant
+from orchestrator.experiment.variant import Variant, role_of
 from orchestrator.kernel.series import BASELINE
 from orchestrator.machine.topology import Topology
 from orchestrator.store.manifest import (
     CorrectnessRecord,
     Manifest,
     PlannedCell,
-    Role,
     RunKind,
     WorkloadRecord,
 )
@@ -88,7 +87,7 @@ class CorrectnessRequest:
             self.topology,
             command,
             variants=[
-                variant_record(Variant(patchset, _role(patchset), patchset, cmdline=cmdline), bench)
+                variant_record(Variant(patchset, role_of(patchset), patchset, cmdline=cmdline), bench)
                 for patchset in dict.fromkeys(patchset for patchset, _ in cells)
             ],
             workloads={suite.name: WorkloadRecord(title=suite.title, metrics=METRICS) for _, suite in cells},
@@ -132,7 +131,7 @@ def planned_cell(patchset: str, suite: Suite, repetition: int = 1) -> PlannedCel
     return PlannedCell(
         cell=f"{patchset}.{suite.name}.{repetition}",
         variant=patchset,
-        role=_role(patchset),
+        role=role_of(patchset),
         workload=suite.name,
         repetition=repetition,
         seed=0,
@@ -143,7 +142,3 @@ def _without_threshold(suite: Suite) -> Suite:
     return Suite(
         suite.yardstick, suite.kind, suite.title, suite.lru_gen, suite.swap, None, "", suite.arguments
     )
-
-
-def _role(patchset: str) -> Role:
-    return Role.BASELINE if patchset == BASELINE else Role.PATCHED

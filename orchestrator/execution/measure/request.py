@@ -182,7 +182,7 @@ def workload_record(workload: Workload, parameters: Mapping[str, str], series: S
         parameters: parameters that differ from the defaults.
         series: the series, which may define metrics.
     """
-    declared = _metrics_of(workload, series)
+    declared = metrics_of(workload, series)
     metrics = [
         metric.by(clock) for metric in declared for clock in (CLOCKS if CLOCK in metric.name else ("",))
     ]
@@ -205,7 +205,7 @@ def planned_cell(cell: Cell, experiment: Experiment) -> PlannedCell:
     )
 
 
-def _metrics_of(workload: Workload, series: Series) -> Iterable[Metric]:
+def metrics_of(workload: Workload, series: Series) -> Iterable[Metric]:
     """Metrics of the workload, then those of all workloads; a workload may override the latter."""
     own = workload.metrics
     return {**own, **derived_metrics(series), **SAMPLER_METRICS, **own}.values()

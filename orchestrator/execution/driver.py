@@ -22,7 +22,6 @@ from orchestrator.execution.provenance import (
     built,
     keep_build_log,
     measuring_code,
-    source_record,
 )
 from orchestrator.kernel.build import BuildFailed, KernelBuild
 from orchestrator.kernel.series import Series, load_series
@@ -128,6 +127,18 @@ def check_same_source(writer: RunWriter, bench: Bench) -> None:
         )
 
 
+def record_source(writer: RunWriter, bench: Bench) -> None:
+    """Import the kernel source if necessary, and record its version and commit in ``run.json``.
+
+    Raises:
+        UserError: the source has changed since the run began.
+    """
+    check_same_source(writer, bench)
+    source = bench.source_tree
+    began = writer.manifest.source
+    writer.update_manifest(source=replace(began, version=source.version, commit=source.commit))
+
+
 def prepare(
     writer: RunWriter, bench: Bench, patchsets: Iterable[str], images: Mapping[str, Sequence[str]]
 ) -> Kernels:
@@ -141,14 +152,10 @@ def prepare(
         UserError: the source has changed since the run began, or a patch does not apply.
         InfrastructureError: the host failed.
     """
-    check_same_source(writer, bench)
+    record_source(writer, bench)
     writer.update_manifest(accelerator=bench.accelerator.record)
     kernels = {patchset: build(writer, bench, patchset) for patchset in dict.fromkeys(patchsets)}
-    source = bench.source_tree
-    writer.update_manifest(
-        source=replace(source_record(bench), version=source.version, commit=source.commit),
-        image={name: bench.image_with(layers).digest for name, layers in images.items()},
-    )
+    writer.update_manifest(image={name: bench.image_with(layers).digest for name, layers in images.items()})
     (writer.path / "logs" / "kernel.config").write_text(bench.configuration().text, encoding="utf-8")
     return kernels
 

@@ -22,7 +22,7 @@ from orchestrator.execution.bisect.stage_trial import StageTrial, WorkloadTrial
 from orchestrator.execution.bisect.trace_trial import TraceTrial
 from orchestrator.execution.bisect.verdict import BisectionResult, Boot, sentence, titled, variant_name
 from orchestrator.execution.countdown import line_of
-from orchestrator.execution.driver import build, check_same_source
+from orchestrator.execution.driver import build, record_source
 from orchestrator.execution.measure.request import planned_cell, row_of
 from orchestrator.execution.measured_cell import CellResult, measure_cell, write_evidence
 from orchestrator.experiment.cell import Cell
@@ -61,13 +61,8 @@ def execute(
         trial = TraceTrial(search.experiment, bench, traces)
     else:
         trial = WorkloadTrial(measure, search.question)
-    check_same_source(writer, bench)
-    source = bench.source_tree
-    began = writer.manifest.source
-    writer.update_manifest(
-        accelerator=bench.accelerator.record,
-        source=replace(began, version=source.version, commit=source.commit),
-    )
+    record_source(writer, bench)
+    writer.update_manifest(accelerator=bench.accelerator.record)
     return StagedBisection(search, bench, writer, trial).run()
 
 

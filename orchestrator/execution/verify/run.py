@@ -11,7 +11,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from orchestrator.cache import digest
 from orchestrator.errors import UserError
 from orchestrator.execution.bench import Bench
 from orchestrator.execution.countdown import Countdown, line_of
-from orchestrator.execution.driver import check_same_source
+from orchestrator.execution.driver import record_source
 from orchestrator.execution.provenance import built
 from orchestrator.execution.verify.answer import (
     APPLIES,
@@ -109,11 +109,7 @@ def execute(
     }
     verification = SeriesVerification(bench, request.checks, request.topology, inventory_of, known)
     try:
-        check_same_source(writer, bench)
-        source = bench.source_tree
-        writer.update_manifest(
-            source=replace(writer.manifest.source, version=source.version, commit=source.commit)
-        )
+        record_source(writer, bench)
         if set(GUEST_CHECKS) & set(request.checks):
             writer.update_manifest(accelerator=bench.accelerator.record)
         for report in verification.verify(stages):

@@ -142,6 +142,17 @@ def fitted(text: str, width: int) -> str:
     return "\n".join(lines)
 
 
+def first_lines(text: str, most: int, indent: str) -> list[str]:
+    """The first lines of a text, indented, and how many more there are.
+
+    >>> first_lines("a\\nb\\nc", 2, "  ")
+    ['  a', '  b', '  and 1 more lines']
+    """
+    lines = text.splitlines()
+    more = [f"{indent}and {len(lines) - most} more lines"] if len(lines) > most else []
+    return [*(indent + line for line in lines[:most]), *more]
+
+
 def text_of(blocks: Sequence[Sequence[str]]) -> str:
     """The lines of a :func:`listing` as one text."""
     return "\n".join(line for block in blocks for line in block)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -207,11 +208,13 @@ def _search(
 
     with terminal.attempt(events, writer):
         verdict = execute(search, bench, writer, traces)
-    (writer.path / report.TEXT).write_text(report.as_text(verdict) + "\n", encoding="utf-8")
-    if as_json:
-        terminal.print_json(report.as_json(verdict, writer.manifest, writer.path))
-    else:
-        terminal.print(report.as_text(verdict, terminal.width))
-        terminal.print(f"log      {writer.path / LOG}")
-        terminal.print(f"run      {writer.path}")
+    terminal.conclude(
+        writer.path,
+        report.TEXT,
+        partial(report.as_text, verdict),
+        report.as_json(verdict, writer.manifest),
+        as_json,
+        f"log      {writer.path / LOG}",
+        f"run      {writer.path}",
+    )
     return report.exit_status(verdict)

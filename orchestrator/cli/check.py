@@ -4,13 +4,14 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from orchestrator import defaults
-from orchestrator.analysis.layout import WIDTH, fitted
+from orchestrator.analysis.layout import fitted
 from orchestrator.cli import completion, option
 from orchestrator.cli.terminal import Terminal, terminal_of
 
@@ -109,10 +110,6 @@ def _check(
     with terminal.attempt(events, writer):
         summary = execute(asked, bench, writer)
     text = as_text(asked.patchset, summary)
-    (writer.path / TEXT).write_text(fitted(text, WIDTH) + "\n", encoding="utf-8")
-    if as_json:
-        terminal.print_json({"run": str(writer.path), "patchset": asked.patchset, **summary.to_json()})
-    else:
-        terminal.print(fitted(text, terminal.width))
-        terminal.print(str(writer.path))
+    facts = {"patchset": asked.patchset, **summary.to_json()}
+    terminal.conclude(writer.path, TEXT, partial(fitted, text), facts, as_json, str(writer.path))
     return summary.exit_status

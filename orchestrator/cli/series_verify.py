@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -82,10 +83,5 @@ def _verify(
             terminal.print(table(kept, terminal.width))
         raise
     facts = summary.to_json()
-    (writer.path / TEXT).write_text(table(facts) + "\n", encoding="utf-8")
-    if as_json:
-        terminal.print_json({"run": str(writer.path), **facts})
-    else:
-        terminal.print(table(facts, terminal.width))
-        terminal.print(f"run      {writer.path}")
+    terminal.conclude(writer.path, TEXT, partial(table, facts), facts, as_json, f"run      {writer.path}")
     return summary.exit_status

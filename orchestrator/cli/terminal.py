@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -144,6 +144,29 @@ class Terminal:
             command = driver.resume_command(writer.manifest.kind, writer.path.name)
             typer.echo(f"interrupted; resume it with: {command}", err=True)
             raise
+
+    def conclude(
+        self,
+        run: Path,
+        file: str,
+        render: Callable[[int], str],
+        facts: Mapping[str, object],
+        as_json: bool,
+        *places: str,
+    ) -> None:
+        """Store the text of a finished run in its directory, and print it.
+
+        Args:
+            file: name of the text file.
+            render: makes the text for a width in columns.
+            facts: printed instead with ``--json``, with the run directory.
+            places: further lines, which say where the results are.
+        """
+        (run / file).write_text(render(WIDTH) + "\n", encoding="utf-8")
+        if as_json:
+            self.print_json({"run": str(run), **facts})
+        else:
+            self.print("\n".join((render(self.width), *places)))
 
     @staticmethod
     def print(text: str) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -107,10 +108,7 @@ def _test(
 
     with terminal.attempt(events, writer):
         summary = execute(asked, bench, writer)
-    (writer.path / TEXT).write_text(as_text(summary) + "\n", encoding="utf-8")
-    if as_json:
-        terminal.print_json({"run": str(writer.path), **summary.to_json()})
-    else:
-        terminal.print(as_text(summary, terminal.width))
-        terminal.print(str(writer.path))
+    terminal.conclude(
+        writer.path, TEXT, partial(as_text, summary), summary.to_json(), as_json, str(writer.path)
+    )
     return summary.exit_status

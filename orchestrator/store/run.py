@@ -142,6 +142,10 @@ class RunWriter:
         """The current content of ``run.json``."""
         return self._manifest
 
+    def write_json(self, name: str, content: object) -> None:
+        """Write a JSON file into the run directory atomically."""
+        _replace(self.path / name, json.dumps(content, indent=2) + "\n")
+
     def update_manifest(self, **changes: Any) -> None:
         """Replace fields of ``run.json`` atomically."""
         if "cells" in changes:

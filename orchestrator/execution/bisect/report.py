@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from pathlib import Path
 
 from orchestrator.analysis.layout import WIDTH, listing, text_of, wrapped
 from orchestrator.execution.bisect.bisection import Conclusion
@@ -25,7 +24,7 @@ def exit_status(verdict: BisectionResult) -> int:
     }[verdict.answer.conclusion]
 
 
-def as_json(verdict: BisectionResult, manifest: Manifest, path: Path) -> dict[str, object]:
+def as_json(verdict: BisectionResult, manifest: Manifest) -> dict[str, object]:
     """For ``--json``."""
     assert manifest.bisection is not None
     # Only one of `metric` and `until` is set; omit the other.
@@ -36,7 +35,6 @@ def as_json(verdict: BisectionResult, manifest: Manifest, path: Path) -> dict[st
     }
     return {
         **asked,
-        "run": str(path),
         "boots": [
             {
                 "stage": boot.stage,

@@ -6,11 +6,12 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 
+from orchestrator.analysis.layout import first_lines
 from orchestrator.execution.check.summary import CheckSummary
 
 #: File in the run directory.
 TEXT = "check.txt"
-#: Number of lines of a kernel report to print.
+#: Number of lines of a report of the kernel or QEMU to print; the run directory has all of them.
 _SHOWN_LINES = 20
 
 
@@ -40,7 +41,7 @@ def as_text(patchset: str, summary: CheckSummary) -> str:
             lines.append(f"    {each.field} is {each.observed}, expected {each.expected}")
         if more > 5:
             lines.append(f"    and {more - 5} more fields")
-        lines += _shown(found.report)
+        lines += first_lines(found.report, _SHOWN_LINES, "    ")
         lines.append(f"    {len(found.minimal.operations)} operations: {found.file}")
         if found.first_stage:
             lines.append(f"    from {found.first_stage} on")
@@ -50,15 +51,8 @@ def as_text(patchset: str, summary: CheckSummary) -> str:
             )
     for name, ending in summary.incomparable.items():
         first, _, rest = ending.evidence.partition("\n")
-        lines += [f"{name}: {ending.outcome.value}: {first}", *_shown(rest)]
+        lines += [f"{name}: {ending.outcome.value}: {first}", *first_lines(rest, _SHOWN_LINES, "    ")]
     if not summary.found:
         compared = summary.traces - len(summary.incomparable)
         lines.append("no divergence" if not summary.incomparable else f"no divergence in {compared} traces")
     return "\n".join(lines)
-
-
-def _shown(report: str) -> list[str]:
-    """The first lines of a report of the kernel or QEMU; the run directory has the complete report."""
-    said = report.splitlines()
-    more = [f"    and {len(said) - _SHOWN_LINES} more lines"] if len(said) > _SHOWN_LINES else []
-    return [*(f"    {line}" for line in said[:_SHOWN_LINES]), *more]

@@ -72,8 +72,7 @@ def execute(check: CheckRequest, bench: Bench, writer: RunWriter) -> CheckSummar
             _find_stages(check, bench, summary, logs)
         return summary
     finally:
-        text = json.dumps(summary.to_json(), indent=2) + "\n"
-        (writer.path / "check.json").write_text(text, encoding="utf-8")
+        writer.write_json("check.json", summary.to_json())
         writer.finish()
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from orchestrator.analysis.layout import WIDTH, listing, text_of, wrapped, wrapped_below
+from orchestrator.analysis.layout import WIDTH, first_lines, listing, text_of, wrapped, wrapped_below
 from orchestrator.execution.correctness.summary import CorrectnessSummary
 from orchestrator.guest.ktap import Status
 from orchestrator.store.outcome import Outcome
@@ -52,8 +52,5 @@ def text_of_summary(summary: Mapping[str, Any], width: int) -> str:
 
 
 def _lines_of(trouble: Mapping[str, str], width: int) -> list[str]:
-    said = trouble["text"].splitlines()
-    shown = [f"      {line}" for line in said[:_SHOWN_LINES]]
-    if len(said) > _SHOWN_LINES:
-        shown.append(f"      and {len(said) - _SHOWN_LINES} more lines")
+    shown = first_lines(trouble["text"], _SHOWN_LINES, " " * 6)
     return [*wrapped_below("  ", f"{trouble['where']}: {trouble['what']}", width, "    "), *shown]

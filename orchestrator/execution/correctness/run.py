@@ -12,6 +12,7 @@ from typing import Final
 
 from orchestrator.execution.bench import Bench
 from orchestrator.execution.correctness.judgement import judge, suspects
+from orchestrator.execution.correctness.report import SUMMARY
 from orchestrator.execution.correctness.request import CMDLINE, METRICS, CorrectnessRequest, planned_cell
 from orchestrator.execution.correctness.suite import Kind, Suite, SuiteRun
 from orchestrator.execution.correctness.summary import CorrectnessSummary, SuiteResult
@@ -77,8 +78,7 @@ def execute(test: CorrectnessRequest, bench: Bench, writer: RunWriter) -> Correc
         return summary
     finally:
         summary.troubles, summary.notes = judge(summary.results, plan.different, test.only)
-        text = json.dumps(summary.to_json(), indent=2) + "\n"
-        (writer.path / "correctness.json").write_text(text, encoding="utf-8")
+        writer.write_json(SUMMARY, summary.to_json())
         writer.finish()
 
 
@@ -163,12 +163,12 @@ def _ask_again(
         for name, programs in suspects(summary.results, plan.different).items():
             suite = next(r.suite for r in summary.results if r.patchset == BASELINE and r.suite.name == name)
             again = replace(test, only=tuple(sorted(programs)))
-            tests.append((suite, again))
-            if _restored(BASELINE, suite, repetition, writer) is None:
-                countdown.add(_kind(suite, again, bench))
-        for suite, again in tests:
-            writer.plan(planned_cell(BASELINE, suite, repetition))
             kept = _restored(BASELINE, suite, repetition, writer)
+            tests.append((suite, again, kept))
+            if kept is None:
+                countdown.add(_kind(suite, again, bench))
+        for suite, again, kept in tests:
+            writer.plan(planned_cell(BASELINE, suite, repetition))
             if kept is not None:
                 summary.results.append(kept)
                 continue

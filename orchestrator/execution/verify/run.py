@@ -117,8 +117,7 @@ def execute(
             _keep(report, request, verification, bench, writer, done)
         return summary
     finally:
-        text = json.dumps(summary.to_json(), indent=2) + "\n"
-        (writer.path / SUMMARY).write_text(text, encoding="utf-8")
+        writer.write_json(SUMMARY, summary.to_json())
         writer.finish()
 
 

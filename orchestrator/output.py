@@ -60,7 +60,7 @@ def write_output(path: Path, content: str | bytes) -> None:
             with path.open("wb") as stream:
                 stream.write(data)
         else:
-            _replace(path.resolve(), data)
+            replace_file(path.resolve(), data)
     except BrokenPipeError:
         raise
     except OSError as error:
@@ -77,7 +77,11 @@ def _is_stdout(path: Path) -> bool:
         return False
 
 
-def _replace(path: Path, data: bytes) -> None:
+def replace_file(path: Path, data: bytes) -> None:
+    """Write a file in place of another, so that a reader sees the old content or the new.
+
+    A new file gets mode 0644, another keeps its mode.
+    """
     mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else 0o644
     descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     try:

@@ -377,8 +377,7 @@ class _Variant:
 
     def described(self) -> ComparedVariant:
         entry = self.entry
-        series = self.run.manifest.series
-        at = series.neutral if series is not None else {}
+        at = self.run.manifest.series.neutral
         neutral = any(entry.knobs.get(key) == value for key, value in at.items())
         return ComparedVariant(
             name=self.name,

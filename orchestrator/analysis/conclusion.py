@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from orchestrator.analysis.comparison import Comparison, Row
-from orchestrator.analysis.notation import change, interval, percent, scale_of
+from orchestrator.analysis.notation import change_with_unit, interval, percent, row_scale
 from orchestrator.analysis.statistics import Verdict
 
 
@@ -29,7 +29,7 @@ def conclusion(comparison: Comparison, variant: str) -> str:
         if not row.primary and row.verdict is Verdict.REGRESSED
     ]
     worse = "; other regressions: " if others else ""
-    worse += ", ".join(f"{row.workload} {row.metric} {_size(row)}" for row in others)
+    worse += ", ".join(f"{row.workload} {row.metric} {change_with_unit(row)}" for row in others)
     lost = f"; {failed} of {planned} cells failed" if failed else ""
     if not rows:
         said = f"no conclusion, since it has no primary metric in common with {comparison.baseline}"
@@ -82,13 +82,7 @@ def _changed(comparison: Comparison, rows: Sequence[Row]) -> str:
 
 
 def _effect(row: Row) -> str:
-    scale = scale_of(row.unit, (row.baseline.median, row.compared.median))
-    return f"{_size(row)} {interval(row, scale)}".rstrip() + f" ({row.verdict.value})"
-
-
-def _size(row: Row) -> str:
-    scale = scale_of(row.unit, (row.baseline.median, row.compared.median))
-    return change(row, scale) + (f" {scale.unit}" if row.relative is None else "")
+    return f"{change_with_unit(row)} {interval(row, row_scale(row))}".rstrip() + f" ({row.verdict.value})"
 
 
 def _named(row: Row, rows: Sequence[Row]) -> str:

@@ -10,7 +10,6 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from orchestrator.store.outcome import Outcome
 from orchestrator.store.run import Run
 
 WORKLOAD: Final = "fault_latency"
@@ -40,13 +39,8 @@ class Density:
 
 def densities(run: Run) -> dict[str, Density]:
     """Variant -> costs, for variants that measured all of them."""
-    cells = run.cells
-    metrics = run.metrics
-    own = metrics[
-        (metrics["workload"] == WORKLOAD)
-        & metrics["metric"].str.fullmatch(_METRIC.pattern)
-        & metrics["cell"].isin(cells.loc[cells["outcome"] == Outcome.OK.value, "cell"])
-    ]
+    metrics = run.ok_metrics
+    own = metrics[(metrics["workload"] == WORKLOAD) & metrics["metric"].str.fullmatch(_METRIC.pattern)]
     if own.empty:
         return {}
     own = own.assign(pages=own["metric"].str.extract(_METRIC)[0].astype(int))

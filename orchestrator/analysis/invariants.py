@@ -46,12 +46,9 @@ def check_counters(run: Run) -> CounterCheck:
     as levels are not higher than before the workload; no sample has a negative level.
     """
     series = run.manifest.series
-    if series is None:
-        return CounterCheck(0, ())
     identities = [parse_identity(text) for text in series.identities]
     names = sorted({*series.levels, *(name for each in identities for name in each.counters)})
-    cells = run.cells
-    patched = cells.loc[(cells["role"] == "patched") & (cells["outcome"] == "ok"), "cell"].tolist()
+    patched = run.ok_cells.loc[run.ok_cells["role"] == "patched", "cell"].tolist()
     samples = run.samples_of(cells=patched, counters=names)
     samples = samples[(samples["source"] == _VMSTAT) & samples["node"].isna()]
     violations: list[Violation] = []

@@ -103,6 +103,17 @@ def change(row: Row, scale: Scale) -> str:
     return percent(row.relative)
 
 
+def row_scale(row: Row) -> Scale:
+    """The scale for both medians of a row."""
+    return scale_of(row.unit, (row.baseline.median, row.compared.median))
+
+
+def change_with_unit(row: Row) -> str:
+    """The change of a row, with the unit if it is absolute."""
+    scale = row_scale(row)
+    return change(row, scale) + (f" {scale.unit}" if row.relative is None else "")
+
+
 def interval(row: Row, scale: Scale) -> str:
     """The interval of a row, in the same form as :func:`change` if possible; empty if there is none."""
     if row.interval is None:
@@ -167,3 +178,16 @@ def folded(name: str, width: int = 20) -> str:
 def direction(row: Row) -> str:
     """Which direction is better, in words; empty if neither is."""
     return f"{row.better} is better" if row.better else ""
+
+
+def short_number(value: float, _: object = None) -> str:
+    """A number for an axis: with k, M or G above a thousand, else unchanged.
+
+    >>> short_number(1500), short_number(0.5), short_number(2e6), short_number(0)
+    ('1.5k', '0.5', '2M', '0')
+    """
+    size = abs(value)
+    for divisor, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if size >= divisor:
+            return f"{value / divisor:.3g}{letter}"
+    return f"{value:.3g}"

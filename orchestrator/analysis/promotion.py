@@ -52,8 +52,7 @@ def promotion_curves(run: Run) -> dict[str, dict[str, Curve]]:
     Shares are limited to 1, since the kernel also counts ranges of other processes.
     """
     boots: dict[str, dict[str, list[dict[str, Values]]]] = {}
-    cells = run.cells
-    for cell in cells[cells["outcome"] == "ok"].itertuples():
+    for cell in run.ok_cells.itertuples():
         steps = [r for r in run.workload_records(str(cell.cell)) if _is_step(r)]
         if steps:
             of_variant = boots.setdefault(str(cell.workload), {}).setdefault(str(cell.variant), [])

@@ -29,11 +29,13 @@ from orchestrator.analysis.notation import (
     MARKS,
     Scale,
     change,
+    change_with_unit,
     direction,
     floor,
     instructions,
     interval,
     percent,
+    row_scale,
     scale_of,
     spread,
 )
@@ -172,8 +174,8 @@ def _tile(answer: Answer) -> _Tile:
             _Said(
                 variant=variant,
                 metric=row.metric,
-                change=_with_unit(row),
-                interval=interval(row, _scale(row)),
+                change=change_with_unit(row),
+                interval=interval(row, row_scale(row)),
                 verdict=row.verdict.value,
                 reason=row.reason,
             )
@@ -181,15 +183,6 @@ def _tile(answer: Answer) -> _Tile:
             for row in rows
         ],
     )
-
-
-def _scale(row: Row) -> Scale:
-    return scale_of(row.unit, (row.baseline.median, row.compared.median))
-
-
-def _with_unit(row: Row) -> str:
-    scale = _scale(row)
-    return change(row, scale) + (f" {scale.unit}" if row.relative is None else "")
 
 
 def _boots(comparison: Comparison, workload: str) -> list[tuple[str, str, list[tuple[str, str]]]]:

@@ -328,6 +328,14 @@ def effect_of(boots: Boots, confidence: float = CONFIDENCE) -> Effect:
     )
 
 
+def median_ends(values: npt.NDArray[np.float64]) -> tuple[float, float]:
+    """The interval of the median; for too few values, their range."""
+    interval = median_interval(values)
+    if interval is None:
+        return float(values.min()), float(values.max())
+    return interval.low, interval.high
+
+
 @cache
 def sign_interval(n: int, confidence: float = CONFIDENCE) -> tuple[int, float]:
     """The order statistics that bound the median of `n` values, by inverting the sign test.

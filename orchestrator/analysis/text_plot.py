@@ -6,12 +6,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from string import ascii_lowercase
 from typing import Final
 
 import numpy as np
 
-from orchestrator.analysis.notation import Scale
-from orchestrator.analysis.statistics import median_interval
+from orchestrator.analysis.notation import Scale, short_number
+from orchestrator.analysis.statistics import median_ends
 
 #: Fewest columns for the drawing, without labels.
 _LEAST_PLOT: Final = 20
@@ -37,8 +38,7 @@ class Bar:
     @property
     def ends(self) -> tuple[float, float]:
         """The interval of the median; for fewer than three boots, their range."""
-        interval = median_interval(np.array(self.values, dtype=np.float64))
-        return (min(self.values), max(self.values)) if interval is None else (interval.low, interval.high)
+        return median_ends(np.array(self.values, dtype=np.float64))
 
 
 def bars(rows: Sequence[Bar], scale: Scale, width: int, name_width: int = 20) -> list[str]:
@@ -70,7 +70,8 @@ def bars(rows: Sequence[Bar], scale: Scale, width: int, name_width: int = 20) ->
 
     lines = []
     for row, text in zip(rows, texts, strict=True):
-        low, middle, high = (column(value) for value in (row.ends[0], row.middle, row.ends[1]))
+        least, most = row.ends
+        low, middle, high = (column(value) for value in (least, row.middle, most))
         drawn = list("=" * middle + " " * (columns - middle))
         if high > low:
             drawn[low : high + 1] = "-" * (high + 1 - low)
@@ -107,20 +108,13 @@ def points(columns: Mapping[str, Sequence[float]], places: Sequence[int], width:
     def at(value: float) -> int:
         return round((math.log(value) - least) / ((most - least) or 1.0) * (room - 1))
 
-    low, high = (_short(value) for value in (min(values), max(values)))
+    low, high = (short_number(value) for value in (min(values), max(values)))
     margin = " " * (len(_INDENT) + label_width + 4)
     lines = [f"{margin}{low}{high:>{room - len(low)}}"]
     for line, place in enumerate(places):
         drawn = [" "] * room
-        for letter, column in zip("abcdefghijklmnopqrstuvwxyz", columns.values(), strict=False):
+        for letter, column in zip(ascii_lowercase, columns.values(), strict=False):
             position = at(column[line])
             drawn[position] = letter if drawn[position] == " " else "*"
         lines.append(f"{_INDENT}{place:>{label_width}}    {''.join(drawn)}".rstrip())
     return lines
-
-
-def _short(value: float) -> str:
-    for divisor, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= divisor:
-            return f"{value / divisor:.3g}{letter}"
-    return f"{value:.3g}"

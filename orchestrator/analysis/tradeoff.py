@@ -70,8 +70,7 @@ def tradeoff_of(run: Run) -> Tradeoff | None:
     if not asked:
         return None
     axes = tuple(_axis(run, name, source) for name, source in asked.items())
-    metrics = run.metrics
-    metrics = metrics[metrics["cell"].isin(run.cells.loc[run.cells["outcome"] == "ok", "cell"])]
+    metrics = run.ok_metrics
     found: list[tuple[str, list[npt.NDArray[np.float64]]]] = []
     for variant in run.manifest.variants:
         if variant.role is Role.CONTROL:

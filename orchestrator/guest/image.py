@@ -325,16 +325,21 @@ class _Image:
         """Make what goes into the image."""
         self._keys_artefact.obtain()
         if self._recipe.selftests:
-            assert self._selftests_of is not None, "this layer needs the kernel's selftests"
-            self._selftests_of().obtain()
+            assert self._selftests_artefact is not None, "this layer needs the kernel's selftests"
+            self._selftests_artefact.obtain()
 
     @cached_property
     def _keys(self) -> Keys:
         return self._keys_artefact.obtain()
 
     @cached_property
+    def _selftests_artefact(self) -> Artefact[Selftests] | None:
+        """The kernel's selftests; to describe them imports the source, so only if a layer needs them."""
+        return self._selftests_of() if self._recipe.selftests and self._selftests_of else None
+
+    @cached_property
     def _selftests(self) -> Selftests | None:
-        return self._selftests_of().obtain() if self._recipe.selftests and self._selftests_of else None
+        return self._selftests_artefact.obtain() if self._selftests_artefact else None
 
     @cached_property
     def _packages(self) -> Mapping[str, Package]:
@@ -344,7 +349,7 @@ class _Image:
         """All inputs of the image; None while the SSH keys or the kernel's selftests are not made."""
         if not self._keys_artefact.is_made:
             return None
-        if self._recipe.selftests and (self._selftests_of is None or not self._selftests_of().is_made):
+        if self._recipe.selftests and not (self._selftests_artefact and self._selftests_artefact.is_made):
             return None
         return self._inputs
 

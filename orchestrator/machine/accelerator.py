@@ -14,7 +14,6 @@ firmware, but guests die at the first instruction that the underlying hypervisor
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import os
 import platform
@@ -27,7 +26,7 @@ from pathlib import Path
 from typing import Literal, cast
 
 from orchestrator import process
-from orchestrator.cache import Cache
+from orchestrator.cache import Cache, file_digest
 from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.events import Events
 from orchestrator.store.manifest import AcceleratorRecord
@@ -239,8 +238,7 @@ def qemu_digest() -> str:
 
 @lru_cache
 def _sha256(path: str, changed_ns: int, size: int) -> str:
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_digest(Path(path))
 
 
 class _GivenUpError(Exception):

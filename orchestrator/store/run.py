@@ -9,7 +9,6 @@ from the parts when the run ends, even if it ends early.
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 import shutil
@@ -26,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from orchestrator.errors import UserError
+from orchestrator.output import replace_file
 from orchestrator.store.manifest import FILE, Manifest, PlannedCell, Role, check_plan, read_manifest
 from orchestrator.store.observation import Observation, Sample
 from orchestrator.store.outcome import Outcome
@@ -119,7 +119,7 @@ class RunWriter:
         )
         for directory in (_PARTS, _LOGS):
             (path / directory).mkdir()
-        _replace(path / FILE, manifest.to_json())
+        replace_file(path / FILE, manifest.to_json().encode())
         return cls(path, manifest, lock)
 
     @classmethod
@@ -144,7 +144,7 @@ class RunWriter:
 
     def write_json(self, name: str, content: object) -> None:
         """Write a JSON file into the run directory atomically."""
-        _replace(self.path / name, json.dumps(content, indent=2) + "\n")
+        replace_file(self.path / name, (json.dumps(content, indent=2) + "\n").encode())
 
     def update_manifest(self, **changes: Any) -> None:
         """Replace fields of ``run.json`` atomically."""
@@ -152,7 +152,7 @@ class RunWriter:
             raise ValueError("the planned cells of a run do not change")
         with self._mutex:
             self._manifest = replace(self._manifest, **changes)
-            _replace(self.path / FILE, self._manifest.to_json())
+            replace_file(self.path / FILE, self._manifest.to_json().encode())
 
     def plan(self, cell: PlannedCell) -> None:
         """Add a cell to the plan, for a run without a fixed plan; does nothing if it is planned already."""
@@ -161,7 +161,7 @@ class RunWriter:
                 return
             manifest = replace(self._manifest, cells=(*self._manifest.cells, cell))
             check_plan(manifest, self.path / FILE)
-            _replace(self.path / FILE, manifest.to_json())
+            replace_file(self.path / FILE, manifest.to_json().encode())
             self._manifest = manifest
             self._planned[cell.cell] = cell
 
@@ -201,7 +201,7 @@ class RunWriter:
         try:
             tables.write(tables.metrics_table(row, observations), working / "metrics.parquet")
             tables.write(tables.samples_table(row.cell, samples), working / "samples.parquet")
-            _replace(working / "cell.json", json.dumps(row.to_dict(), indent=2) + "\n")
+            replace_file(working / "cell.json", (json.dumps(row.to_dict(), indent=2) + "\n").encode())
             working.chmod(0o755)
             with self._mutex:
                 final = parts / row.cell
@@ -314,6 +314,16 @@ class Run:
         return self._table("metrics")
 
     @cached_property
+    def ok_cells(self) -> pd.DataFrame:
+        """The rows of :attr:`cells` that ended ok."""
+        return self.cells[self.cells["outcome"] == Outcome.OK.value]
+
+    @cached_property
+    def ok_metrics(self) -> pd.DataFrame:
+        """The rows of :attr:`metrics` of cells that ended ok."""
+        return self.metrics[self.metrics["cell"].isin(self.ok_cells["cell"])]
+
+    @cached_property
     def samples(self) -> pd.DataFrame:
         """All samples; columns as in :data:`schema.SAMPLES`. This is large; prefer :meth:`samples_of`."""
         return self.samples_of()
@@ -423,18 +433,6 @@ def _locked(path: Path) -> FileLock:
     except Timeout:
         raise UserError(f"another process is writing to {path}; wait until it ends.") from None
     return lock
-
-
-def _replace(path: Path, text: str) -> None:
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-            stream.write(text)
-        Path(temporary).chmod(0o644)  # mkstemp creates it with mode 0600
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def _ends(path: Path, planned: Iterable[str]) -> Iterator[CellRow]:

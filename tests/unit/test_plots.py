@@ -13,8 +13,8 @@ from matplotlib.axes import Axes
 from PIL import Image
 from synthetic_run import METRICS, RANGE_METRICS, VARIANTS, Synthetic
 
+from orchestrator.analysis.notation import short_number
 from orchestrator.analysis.plots import plot_run, plots_of
-from orchestrator.analysis.plots.style import short_number
 from orchestrator.analysis.promotion import promotion_curves
 from orchestrator.store.outcome import Outcome
 from orchestrator.store.run import Run

@@ -22,6 +22,7 @@ from orchestrator.analysis.plots import (
     tradeoff,
 )
 from orchestrator.analysis.plots.style import Plot, looks_of, settle, style, write_figure
+from orchestrator.analysis.promotion import promotion_curves
 from orchestrator.output import write_output
 from orchestrator.store.run import Run
 
@@ -61,14 +62,15 @@ def plot_run(run: Run, out_dir: Path) -> list[Path]:
 def plots_of(run: Run) -> list[Plot]:
     """All plots of `run`, drawn or with the reason why not."""
     looks = looks_of(run)
+    curves = promotion_curves(run)
     with style():
         return [
-            overview.overview(run, looks),
+            overview.overview(run, looks, curves),
             *tradeoff.tradeoff(run),
             *sweep.sweeps(run),
             boots.boots(run, looks),
             survivors.survivors(run, looks),
-            *promotions.promotions(run, looks),
+            *promotions.promotions(run, looks, curves),
             *memory.memory_over_time(run, looks),
             *latency.fault_latency(run, looks),
             *counters.counters(run, looks),

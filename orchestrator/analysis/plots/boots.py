@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 
 from orchestrator.analysis.notation import folded, percent
-from orchestrator.analysis.plots.style import Look, Plot, ok_cells, space_panels, titled_figure
+from orchestrator.analysis.plots.style import Look, Plot, space_panels, titled_figure
 from orchestrator.analysis.statistics import Boots, noise_floor, variation
 from orchestrator.store.manifest import Role
 from orchestrator.store.run import Run
@@ -62,12 +62,8 @@ def boots(run: Run, looks: Mapping[str, Look]) -> Plot:
 
 def _changes(run: Run, workload: str, metric: str) -> pd.DataFrame | None:
     """Repetition x variant: change in per cent; None if the baseline is not positive."""
-    metrics = run.metrics
-    own = metrics[
-        (metrics["workload"] == workload)
-        & (metrics["metric"] == metric)
-        & metrics["cell"].isin(ok_cells(run)["cell"])
-    ]
+    metrics = run.ok_metrics
+    own = metrics[(metrics["workload"] == workload) & (metrics["metric"] == metric)]
     table = own.pivot_table(index="repetition", columns="variant", values="value", aggfunc="median")
     baseline = run.manifest.name_of(Role.BASELINE)
     if baseline not in table or not (table[baseline].dropna() > 0).all():

@@ -16,7 +16,6 @@ from orchestrator.analysis.plots.style import (
     Look,
     Plot,
     legend_below,
-    ok_cells,
     short_numbers,
     title_of,
     titled_figure,
@@ -37,7 +36,7 @@ _NONE: Final = 0.4
 def counters(run: Run, looks: Mapping[str, Look]) -> Iterator[Plot]:
     """One plot per workload: the counters that grew, one lane per variant."""
     name, title = "counters", "Growth of counters"
-    ok = ok_cells(run)
+    ok = run.ok_cells
     samples = run.samples_of(cells=ok["cell"].tolist(), phases=("before", "after"))
     chosen = samples["counter"].str.startswith("thp_") | samples["counter"].isin(_EVENTS)
     samples = samples[chosen & samples["node"].isna() & samples["source"].str.contains("vmstat")]

@@ -13,13 +13,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
+from orchestrator.analysis.notation import CLOCKS
 from orchestrator.analysis.plots.style import (
     BASELINE,
     Look,
     Plot,
     counted,
     legend_below,
-    ok_cells,
     short_numbers,
     space_panels,
     title_of,
@@ -35,7 +35,7 @@ def fault_latency(run: Run, looks: Mapping[str, Look]) -> Iterator[Plot]:
     name, title = "fault-latency", "Fault latency"
     found: dict[str, dict[str, dict[str, _Buckets]]] = {}
     units: dict[tuple[str, str], str] = {}
-    for cell in ok_cells(run).itertuples():
+    for cell in run.ok_cells.itertuples():
         for record in _histograms(run, str(cell.cell)):
             if not any(count for _, _, count in record["buckets"]):
                 continue
@@ -90,7 +90,7 @@ def _latency_figure(
         named = textwrap.fill((facts and facts.help) or histogram, 48)
         axis.set_title(f"{named}\n{_numbers(faults)}", fontsize=10)
         unit = units[workload, histogram]
-        axis.set_xlabel({"insns": "guest instructions", "ns": "guest nanoseconds"}.get(unit, unit))
+        axis.set_xlabel(CLOCKS.get(unit, unit))
         axis.tick_params(labelbottom=True)
     # A single interrupted fault would compress the axis: omit the rarest 0.1 %.
     ranges = [

@@ -18,7 +18,6 @@ from orchestrator.analysis.plots.style import (
     Look,
     Plot,
     legend_below,
-    ok_cells,
     title_of,
     titled_figure,
 )
@@ -40,7 +39,7 @@ def memory_over_time(run: Run, looks: Mapping[str, Look]) -> Iterator[Plot]:
     name, title = "memory", "Memory over time"
     workload = next((each for each in run.manifest.workloads if each.startswith("chunk")), None)
     workload = workload or next(iter(run.manifest.workloads), None)
-    ok = ok_cells(run)
+    ok = run.ok_cells
     ok = ok[(ok["workload"] == workload) & (ok["role"] != "control")]
     if ok.empty:
         yield Plot(name, title, reason=f"no cell of workload {workload} ended ok")

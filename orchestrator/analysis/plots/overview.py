@@ -11,19 +11,19 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, NullLocator
 
 from orchestrator.analysis.density import PAGES_PER_REGION, Density, break_even, densities
+from orchestrator.analysis.notation import short_number
 from orchestrator.analysis.plots.promotions import extended
 from orchestrator.analysis.plots.style import (
     Look,
     Plot,
     clock_of,
     legend_below,
-    short_number,
     short_numbers,
     space_panels,
     titled_figure,
     values_of,
 )
-from orchestrator.analysis.promotion import Curve, promotion_curves
+from orchestrator.analysis.promotion import Curve
 from orchestrator.store.manifest import Role
 from orchestrator.store.run import Run
 
@@ -34,14 +34,18 @@ _MOST_VARIANTS: Final = 6
 _FIT: Final = ("chunk", "survivors.total")
 
 
-def overview(run: Run, looks: Mapping[str, Look]) -> Plot:
-    """Three panels: cost of a range by density, processes that fit, share of huge ranges over time."""
+def overview(run: Run, looks: Mapping[str, Look], promoted: Mapping[str, Mapping[str, Curve]]) -> Plot:
+    """Three panels: cost of a range by density, processes that fit, share of huge ranges over time.
+
+    Args:
+        promoted: see :func:`orchestrator.analysis.promotion.promotion_curves`.
+    """
     title = "Fault latency, memory, promotions"
     control = run.manifest.name_of(Role.CONTROL)
     shown = [name for name in looks if name != control]
     costs = {name: each for name, each in densities(run).items() if name in shown}
-    curves = next(iter(promotion_curves(run).values()), {})
-    curves = {name: each for name, each in curves.items() if name in shown}
+    first = next(iter(promoted.values()), {})
+    curves = {name: each for name, each in first.items() if name in shown}
     fit = {name: values for name in shown if (values := values_of(run, *_FIT, name)).size}
     if not costs or not fit or not curves:
         missing = {

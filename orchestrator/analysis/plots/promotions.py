@@ -19,7 +19,7 @@ from orchestrator.analysis.plots.style import (
     title_of,
     titled_figure,
 )
-from orchestrator.analysis.promotion import WAYS, Curve, promotion_curves
+from orchestrator.analysis.promotion import WAYS, Curve
 from orchestrator.store.run import Run
 
 _COLUMNS: Final = 2
@@ -31,10 +31,15 @@ _FILLS: Final[Mapping[str, Mapping[str, Any]]] = {
 }
 
 
-def promotions(run: Run, looks: Mapping[str, Look]) -> Iterator[Plot]:
-    """One plot per workload that follows its ranges: an area per way in which they became huge, a panel per variant."""
+def promotions(
+    run: Run, looks: Mapping[str, Look], found: Mapping[str, Mapping[str, Curve]]
+) -> Iterator[Plot]:
+    """One plot per workload that follows its ranges: an area per way in which they became huge, a panel per variant.
+
+    Args:
+        found: see :func:`orchestrator.analysis.promotion.promotion_curves`.
+    """
     name, title = "promotions", "Huge ranges over time"
-    found = promotion_curves(run)
     if not found:
         yield Plot(
             name, title, reason="no workload that ended ok has events huge_ranges in its workload.jsonl"

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from matplotlib.axes import Axes
 
-from orchestrator.analysis.plots.style import Plot, counted, ok_cells, short_numbers, title_of, titled_figure
+from orchestrator.analysis.plots.style import Plot, counted, short_numbers, title_of, titled_figure
 from orchestrator.store.run import Run
 
 _BLOCK_PAGES: Final = 512
@@ -25,7 +25,7 @@ _PARTS: Final = (
 def reserved_pages(run: Run) -> Plot:
     """A waterfall: allocated pages are mapped, still reserved, released, or filled by a promotion."""
     name, title = "reserved-pages", "What happened to the pages of reservations"
-    ok = ok_cells(run)
+    ok = run.ok_cells
     ok = ok[ok["role"] != "control"]
     names = ["thp_res_alloc", *(counter for counter, _, _ in _PARTS)]
     samples = run.samples_of(cells=ok["cell"].tolist(), phases=("after",), counters=names)

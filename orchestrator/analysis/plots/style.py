@@ -17,12 +17,11 @@ from typing import Any, Final, cast
 import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FuncFormatter
 
-from orchestrator.analysis.notation import CLOCKS, folded
+from orchestrator.analysis.notation import CLOCKS, folded, short_number
 from orchestrator.output import write_output
 from orchestrator.store.manifest import Role
 from orchestrator.store.run import Run
@@ -114,12 +113,6 @@ def looks_of(run: Run) -> dict[str, Look]:
     return looks
 
 
-def ok_cells(run: Run) -> pd.DataFrame:
-    """The rows of ``cells.parquet`` that ended ok."""
-    cells = run.cells
-    return cells[cells["outcome"] == "ok"]
-
-
 def clock_of(run: Run) -> str:
     """What the run's clock counts, in words."""
     clock = run.manifest.accelerator.clock
@@ -195,27 +188,11 @@ def title_of(run: Run, workload: str) -> str:
 
 def values_of(run: Run, workload: str, metric: str, variant: str) -> npt.NDArray[np.float64]:
     """Each boot's value of a metric, in the order of the repetitions."""
-    metrics = run.metrics
+    metrics = run.ok_metrics
     chosen = (
-        (metrics["workload"] == workload)
-        & (metrics["metric"] == metric)
-        & (metrics["variant"] == variant)
-        & metrics["cell"].isin(ok_cells(run)["cell"])
+        (metrics["workload"] == workload) & (metrics["metric"] == metric) & (metrics["variant"] == variant)
     )
     return metrics.loc[chosen].sort_values("repetition", kind="stable")["value"].to_numpy(dtype=float)
-
-
-def short_number(value: float, _: object = None) -> str:
-    """A number for an axis: with k, M or G above a thousand, else unchanged.
-
-    >>> short_number(1500), short_number(0.5), short_number(2e6), short_number(0)
-    ('1.5k', '0.5', '2M', '0')
-    """
-    size = abs(value)
-    for divisor, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if size >= divisor:
-            return f"{value / divisor:.3g}{letter}"
-    return f"{value:.3g}"
 
 
 def short_numbers() -> FuncFormatter:

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from orchestrator.analysis.notation import folded
-from orchestrator.analysis.plots.style import Look, Plot, ok_cells, space_panels, titled_figure
+from orchestrator.analysis.plots.style import Look, Plot, space_panels, titled_figure
 from orchestrator.store.run import Run
 
 
@@ -19,7 +19,7 @@ def survivors(run: Run, looks: Mapping[str, Look]) -> Plot:
     name, title = "survivors", "Children that fit in memory"
     metrics = run.metrics
     metrics = metrics[
-        metrics["metric"].str.startswith("survivors") & metrics["cell"].isin(ok_cells(run)["cell"])
+        metrics["metric"].str.startswith("survivors") & metrics["cell"].isin(run.ok_cells["cell"])
     ]
     if metrics.empty:
         return Plot(name, title, reason="no cell that ended ok has a metric survivors*")

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 
@@ -22,7 +21,7 @@ from orchestrator.analysis.plots.style import (
     titled_figure,
     values_of,
 )
-from orchestrator.analysis.statistics import median_interval, sign_interval
+from orchestrator.analysis.statistics import median_ends, sign_interval
 from orchestrator.store.manifest import Role
 from orchestrator.store.observation import Metric
 from orchestrator.store.run import Run
@@ -102,7 +101,7 @@ def _panel(axis: Axes, run: Run, sweep: _Sweep, workload: str, metric: str, fact
     ]
     places = [x for x, _ in points]
     middles = [float(np.median(values)) for _, values in points]
-    bounds = [_bounds(values) for _, values in points]
+    bounds = [median_ends(values) for _, values in points]
     axis.fill_between(
         places,
         [low for low, _ in bounds],
@@ -115,7 +114,7 @@ def _panel(axis: Axes, run: Run, sweep: _Sweep, workload: str, metric: str, fact
     baseline = run.manifest.name_of(Role.BASELINE)
     baseline_values = values_of(run, workload, metric, baseline) if baseline else np.empty(0)
     if baseline_values.size:
-        low, high = _bounds(baseline_values)
+        low, high = median_ends(baseline_values)
         axis.axhspan(low, high, color=BASELINE, alpha=0.12, linewidth=0)
         axis.axhline(float(np.median(baseline_values)), color=BASELINE, linestyle="--", linewidth=1.2)
     if max(places) >= _LOG_FROM * max(min(places), 1):
@@ -149,11 +148,3 @@ def _coverage(run: Run, sweep: _Sweep, panels: Sequence[tuple[str, str, Metric]]
         return "median; the band is the range of the boots"
     _, confidence = sign_interval(fewest)
     return f"median with an interval that covers it in {int(1000 * confidence) / 10:g}% of runs or more"
-
-
-def _bounds(values: npt.NDArray[np.float64]) -> tuple[float, float]:
-    """The interval of the median; if there are too few values, their range."""
-    interval = median_interval(values)
-    if interval is None:
-        return float(values.min()), float(values.max())
-    return interval.low, interval.high

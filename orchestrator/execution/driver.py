@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from orchestrator.cache import file_digest
 from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.events import Event, Events
 from orchestrator.execution.bench import Bench
@@ -24,7 +23,7 @@ from orchestrator.execution.provenance import (
     measuring_code,
 )
 from orchestrator.kernel.build import BuildFailed, KernelBuild
-from orchestrator.kernel.series import Series, load_series
+from orchestrator.kernel.series import Series, change_digest, load_series
 from orchestrator.store.manifest import Manifest, RunKind, read_manifest
 from orchestrator.store.run import RunWriter, find_run
 
@@ -104,7 +103,7 @@ def check_same_series(writer: RunWriter, bench: Bench) -> None:
             same = bench.tree(variant.patchset).tree == variant.tree
         else:  # nothing was built, and without alternatives the digest is that of the patch alone
             same = len(stages) == len(variant.stages) and all(
-                before.digest in (now.digest, file_digest(now.patch))
+                before.digest in (now.digest, change_digest(now.patch))
                 for before, now in zip(variant.stages, stages, strict=True)
             )
         if not same:

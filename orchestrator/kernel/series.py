@@ -378,7 +378,7 @@ def _stage(document: Document[_SeriesFile], index: int, bases: Bases, patches: P
         entry.title,
         entry.knobs,
         entry.counters,
-        _digest(patch, variants, _change_digest),
+        _digest(patch, variants, change_digest),
         _digest(patch, variants, file_digest),
         bases,
         entry.defaults,
@@ -394,8 +394,8 @@ def _digest(patch: Path, variants: Sequence[AlternativePatch], of: Callable[[Pat
     return hashlib.sha256(repr((of(patch), names)).encode()).hexdigest()
 
 
-def _change_digest(patch: Path) -> str:
-    """The SHA-256 of a patch from its first diff on."""
+def change_digest(patch: Path) -> str:
+    """The SHA-256 of a patch from its first diff on: what it changes, and not its changelog."""
     content = patch.read_bytes()
     return hashlib.sha256(content[max(content.find(b"\ndiff --git "), 0) :]).hexdigest()
 

@@ -24,8 +24,11 @@ from orchestrator.execution import driver
 from orchestrator.execution.check.request import CheckRequest
 from orchestrator.execution.correctness.request import CorrectnessRequest
 from orchestrator.execution.verify.request import VerificationRequest
+from orchestrator.kernel.series import change_digest, load_series
 from orchestrator.store.manifest import Code, Manifest, RunKind, read_manifest
 from orchestrator.store.run import Run, RunWriter
+
+SERIES = load_series(Path(__file__).resolve().parents[2] / "kernel_patches")
 
 #: Kind -> the words that choose its command, and its --resume.
 WORDS = {
@@ -162,11 +165,15 @@ def test_the_patches_of_a_run_must_not_change(world: World, act: Act) -> None:
 
 
 def test_an_unbuilt_variant_may_have_got_an_alternative_patch(tmp_path: Path, world: World, act: Act) -> None:
-    assert act(*COMMANDS["check"][:1], "-p", "stage-1", *COMMANDS["check"][3:]).status == 1
+    with_alternative = next(stage for stage in SERIES.stages if stage.variants)
+    patchset = f"stage-{with_alternative.number}"
+    assert act(*COMMANDS["check"][:1], "-p", patchset, *COMMANDS["check"][3:]).status == 1
     path = only_run(world)
     record = read_manifest(path)
     (variant,) = record.variants
-    unbuilt = replace(variant, tree=None, kernel=None)
+    assert variant.stages[-1].digest == with_alternative.digest != change_digest(with_alternative.patch)
+    before = replace(variant.stages[-1], digest=change_digest(with_alternative.patch))
+    unbuilt = replace(variant, tree=None, kernel=None, stages=(*variant.stages[:-1], before))
     (path / "run.json").write_text(replace(record, variants=(unbuilt,)).to_json())
     world.ends = "well"
     assert act("check", "--resume", "latest").status == 0

@@ -18,6 +18,8 @@ The run is ``results/reference-<first word>``. The last word is what is shown: `
     <!-- table: core-only fault_latency/touch_insns.mean 100 -->
     <!-- end -->
 
+The table and the changelog text in a stored run are those that `compare` and `changelog` print now.
+
 What a patch's changelog reports is the text of ``orchestrate changelog`` from "Medians of" to the end;
 ``kernel_patches/<base>/figures.toml`` says of which run, stages, workloads and metrics.
 
@@ -221,6 +223,10 @@ def texts(stored: Stored) -> Iterator[tuple[Path, str | UserError]]:
             patch = path.parent / block["patch"]
             text = patch.read_text(encoding="utf-8")
             yield patch, _or_fault(partial(with_measurement, stored, text, block))
+    for directory in stored.directories:  # as the commands print them now
+        run, comparison = stored.compared(directory.name.removeprefix(PREFIX))
+        yield directory / "comparison.txt", to_text(comparison)
+        yield directory / "changelog.txt", changelog_text(run, comparison)
 
 
 def _or_fault(make: Callable[[], str]) -> str | UserError:

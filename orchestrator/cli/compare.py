@@ -59,7 +59,7 @@ def command(
             f"{run} and {other} are the same run, {first.name}; name another one, or omit the second."
         )
     if anyway and second is None:
-        raise UserError("--anyway is for two runs whose clocks count differently; name a second run.")
+        raise UserError("--anyway is for two runs whose clocks differ; name a second run.")
     with terminal.events() as events, events.step("compare", first.name):
         if second is None:
             comparison = compare(first, against, margin)

@@ -43,7 +43,7 @@ def command(
         typer.Option(
             "--timeout", metavar="SECONDS", help="Timeout for the command, in seconds of host time.", min=1
         ),
-    ] = 600.0,
+    ] = 600,
 ) -> int:
     """Boot a variant, run one command in it, and exit with the command's status."""
     from orchestrator.cli.guest_of import GuestRequest, Up, guest_of

@@ -54,11 +54,17 @@ class ArgvCommand(Command):
             return super().parse_args(ctx, args)
         except Exception as error:
             if hasattr(error, "format_message") and "--" not in given:
-                error.possibilities = None  # type: ignore[attr-defined]
-                error.message = (  # type: ignore[attr-defined]
-                    f"{error.format_message().rstrip('.')}. If it belongs to the command for the guest, put that "
-                    f"command after --, e.g. {ctx.command_path} -p baseline -- ls -la"
-                )
+                example = f"after --, e.g. {ctx.command_path} -p baseline -- ls -la"
+                if (
+                    type(error).__name__ == "MissingParameter"
+                ):  # the library puts what is missing before the message
+                    error.message = f"Put the command for the guest {example}"  # type: ignore[attr-defined]
+                else:
+                    error.possibilities = None  # type: ignore[attr-defined]
+                    error.message = (  # type: ignore[attr-defined]
+                        f"{error.format_message().rstrip('.')}. If it belongs to the command for the guest, put that "
+                        f"command {example}"
+                    )
             raise
 
 

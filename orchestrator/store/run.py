@@ -410,7 +410,7 @@ def find_run(results: Path, name: str | Path) -> Path:
         shown = ", ".join(fitting[-4:])
         raise UserError(f"{text} matches {len(fitting)} runs ({shown}); give more of the name.")
     raise UserError(
-        f"no run in {results} is named {text}; `orchestrate results list` shows them, the last is {latest}."
+        f"no run in {results} is named {text}; `orchestrate results list` shows them; the last is {latest}."
     )
 
 

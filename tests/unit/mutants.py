@@ -322,7 +322,7 @@ class IgnoresAdvice(Model):
 
 
 class CrossesVmas(Model):
-    """A range is reserved that is only in part inside of the VMA."""
+    """A range is reserved that is only partly inside the VMA."""
 
     def _fault_none(self, mm: AddressSpace, vma: Vma, block: int, write: bool) -> Table:
         table = super()._fault_none(mm, vma, block, write)
@@ -349,7 +349,7 @@ class DefaultNotRaised(Model):
 
 
 class OneBelowThreshold(Model):
-    """khugepaged promotes with a page less than the threshold."""
+    """khugepaged promotes with one page less than the threshold."""
 
     def _none_limit(self) -> int:
         return min(self._max_ptes_none, super()._none_limit() + 1)

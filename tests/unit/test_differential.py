@@ -238,7 +238,7 @@ def test_which_fields_have_moved_is_known() -> None:
 def test_a_guest_that_answers_fewer_traces_than_it_was_given_has_failed(tmp_path: Path) -> None:
     for told in (1, 3):
         bench = FakeBench(numbered(told) + END)
-        with guest_of(bench, tmp_path) as guest, pytest.raises(InfrastructureError, match="traces of 2"):
+        with guest_of(bench, tmp_path) as guest, pytest.raises(InfrastructureError, match="of 2 traces"):
             guest.run([TRACE] * 2)
 
 

@@ -193,8 +193,8 @@ class StagedBisection:
             assert isinstance(question, MetricQuestion)
             raise InfrastructureError(
                 f"the limit is relative to {self._patchset(0)}, where {question.metric} has a value in "
-                f"{len(values)} boots and {REFERENCE_BOOTS} are needed: give an absolute limit, or see what ended "
-                f"its cells in {self._writer.path}."
+                f"only {len(values)} of the {REFERENCE_BOOTS} boots needed: give an absolute limit, or see why its "
+                f"cells failed in {self._writer.path}."
             )
         self.verdict.reference = statistics.median(values)
         if isinstance(self._trial, WorkloadTrial):

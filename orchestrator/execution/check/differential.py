@@ -521,7 +521,7 @@ class TraceGuest:
         self._findings_seen += len(ending.findings)
         if ending.is_ok and len(answers) != len(traces):  # although it reported success
             raise InfrastructureError(
-                f"{PROGRAM} in the guest answered {len(answers)} traces of {len(traces)}."
+                f"{PROGRAM} in the guest answered {len(answers)} of {len(traces)} traces."
             )
         if not ending.is_ok:
             if answers and answers[-1].over is None:

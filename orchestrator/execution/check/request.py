@@ -104,7 +104,9 @@ class CheckRequest:
         """
         asked = manifest.check
         if asked is None:
-            raise UserError(f"{path.name} is from a version that could not resume checks; start a new one.")
+            raise UserError(
+                f"{path.name} was made by a version that could not resume checks; start a new run."
+            )
         (variant,) = manifest.variants
         return cls(
             variant.patchset,
@@ -226,7 +228,7 @@ def parse_seeds(seed: int | None, seeds: str | None) -> range:
         raise UserError("give --seed or --seeds, not both.")
     match = _SEEDS.fullmatch(seeds.strip())
     if match is None:
-        raise UserError(f"--seeds {seeds}: write FIRST..LAST, e.g. 1..100.")
+        raise UserError(f"--seeds {seeds}: write FIRST..LAST or one number, e.g. 1..100.")
     first = int(match[1])
     last = int(match[2] or first)
     if not first <= last < first + _MOST_SEEDS:

@@ -111,7 +111,9 @@ class CorrectnessRequest:
         """
         asked = manifest.test
         if asked is None:
-            raise UserError(f"{path.name} is from a version that could not resume tests; start a new one.")
+            raise UserError(
+                f"{path.name} was made by a version that could not resume tests; start a new run."
+            )
         return cls(
             asked.patchset,
             choose(asked.suites),

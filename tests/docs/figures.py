@@ -334,7 +334,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         where = path.relative_to(ROOT)
         if isinstance(text, UserError):
             faults.append(f"{where}: {text}")
-        elif path.read_text(encoding="utf-8") != text:
+        elif not path.is_file() or path.read_text(encoding="utf-8") != text:
             if options.check:
                 faults.append(
                     f"{where}: its figures are not those of the stored run; run tests/docs/figures.py"

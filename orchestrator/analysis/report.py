@@ -88,7 +88,7 @@ class _Line:
 
 
 @dataclass(frozen=True)
-class _Said:
+class _Claim:
     """One metric in a tile."""
 
     variant: str
@@ -104,7 +104,7 @@ class _Tile:
     """One of the three answers at the top of the page."""
 
     heading: str
-    said: Sequence[_Said]
+    claims: Sequence[_Claim]
 
 
 def write_report(
@@ -171,7 +171,7 @@ def _tile(answer: Answer) -> _Tile:
     return _Tile(
         answer.heading,
         [
-            _Said(
+            _Claim(
                 variant=variant,
                 metric=row.metric,
                 change=change_with_unit(row),

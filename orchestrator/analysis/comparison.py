@@ -456,7 +456,7 @@ def _rows_of(distances: Sequence[Sequence[int]]) -> str:
 
 
 @dataclass(frozen=True)
-class _Metric:
+class _PresentMetric:
     workload: str
     name: str
     unit: str
@@ -465,7 +465,7 @@ class _Metric:
     help: str
 
 
-def _metrics_of(variants: Sequence[_Variant], workload: str) -> list[_Metric]:
+def _metrics_of(variants: Sequence[_Variant], workload: str) -> list[_PresentMetric]:
     """Metrics with at least one value: primary ones first, then declared ones, then undeclared ones."""
     seen: dict[str, str] = {}
     for variant in variants:
@@ -480,7 +480,7 @@ def _metrics_of(variants: Sequence[_Variant], workload: str) -> list[_Metric]:
     for name in names:
         facts = declared.get(name) or Metric(name, seen[name], None)
         metrics.append(
-            _Metric(
+            _PresentMetric(
                 workload=workload,
                 name=name,
                 unit=facts.unit or seen[name],
@@ -652,7 +652,9 @@ def _notes(
     return notes
 
 
-def _boots(metric: _Metric, baseline: _Variant, variant: _Variant, control: _Variant | None) -> Boots | None:
+def _boots(
+    metric: _PresentMetric, baseline: _Variant, variant: _Variant, control: _Variant | None
+) -> Boots | None:
     """The values of a metric, paired by repetition if enough boots have a partner; None if a side has no value."""
     ours, theirs = (side.values(metric.workload, metric.name) for side in (baseline, variant))
     if ours.empty or theirs.empty:
@@ -675,7 +677,7 @@ def _array(series: pd.Series) -> Values:
 
 
 def _control_rows(
-    metrics: Sequence[_Metric], baseline: _Variant, control: _Variant, margin: float
+    metrics: Sequence[_PresentMetric], baseline: _Variant, control: _Variant, margin: float
 ) -> list[Row]:
     """The rows of the A/A control, as a warning of unreliable metrics; they are judged by intervals alone."""
     still = Floor(np.asarray(0.0), np.asarray(0.0), 1.0)
@@ -688,7 +690,7 @@ def _control_rows(
 
 
 def _rows(
-    metrics: Sequence[_Metric],
+    metrics: Sequence[_PresentMetric],
     baseline: _Variant,
     variant: _Variant,
     control: _Variant | None,
@@ -728,7 +730,7 @@ def _rows(
 
 
 def _row(
-    metric: _Metric,
+    metric: _PresentMetric,
     baseline: _Variant,
     variant: _Variant,
     boots: Boots | None,

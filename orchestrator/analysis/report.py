@@ -72,7 +72,7 @@ class _Shown:
 
 
 @dataclass(frozen=True)
-class _Line:
+class _MetricRow:
     """A metric as a row of the table."""
 
     metric: str
@@ -200,7 +200,7 @@ def _boots(comparison: Comparison, workload: str) -> list[tuple[str, str, list[t
     return shown
 
 
-def _lines(comparison: Comparison, workload: str) -> list[_Line]:
+def _lines(comparison: Comparison, workload: str) -> list[_MetricRow]:
     rows = comparison.rows_of(workload=workload)
     lines = []
     for metric in dict.fromkeys(row.metric for row in rows):
@@ -223,7 +223,7 @@ def _lines(comparison: Comparison, workload: str) -> list[_Line]:
             )
 
         lines.append(
-            _Line(
+            _MetricRow(
                 metric=metric,
                 help=first.help if first.help != metric else "",
                 unit=scale.unit,

@@ -149,7 +149,7 @@ def _repetitions(comparison: Comparison, workload: str, notes: dict[tuple[str, s
 
 
 @dataclass(frozen=True)
-class _Metric:
+class _TableMetric:
     """A metric in the table.
 
     Args:
@@ -185,7 +185,7 @@ def _rows(comparison: Comparison, rows: Sequence[Row], console: Console) -> Rend
     return beside if wanted <= console.width else _below(comparison, metrics, console.width)
 
 
-def _metrics(rows: Sequence[Row]) -> list[_Metric]:
+def _metrics(rows: Sequence[Row]) -> list[_TableMetric]:
     metrics = []
     seen_other = False
     for name in _names(rows):
@@ -197,7 +197,7 @@ def _metrics(rows: Sequence[Row]) -> list[_Metric]:
         )
         noise = floor(any_row, scale)
         metrics.append(
-            _Metric(
+            _TableMetric(
                 name,
                 ", ".join(part for part in (scale.unit, direction(any_row)) if part),
                 not any_row.primary and not seen_other,
@@ -221,7 +221,7 @@ def _figures(row: Row, scale: Scale) -> _Figures:
     )
 
 
-def _beside(comparison: Comparison, metrics: Sequence[_Metric]) -> Table:
+def _beside(comparison: Comparison, metrics: Sequence[_TableMetric]) -> Table:
     """One row per metric, one column per variant."""
     variants = comparison.compared
     table = Table(box=None, padding=(0, 0, 0, 2), pad_edge=False, show_header=True, header_style="bold")
@@ -245,7 +245,7 @@ def _beside(comparison: Comparison, metrics: Sequence[_Metric]) -> Table:
     return table
 
 
-def _below(comparison: Comparison, metrics: Sequence[_Metric], width: int) -> Text:
+def _below(comparison: Comparison, metrics: Sequence[_TableMetric], width: int) -> Text:
     """One line per variant below each metric, with interval and instructions on the same line if they fit."""
     names = {name: folded(name).splitlines() for name in [comparison.baseline, *_variants(metrics)]}
     every = [said for metric in metrics for said in metric.figures.values()]
@@ -304,7 +304,7 @@ def _below(comparison: Comparison, metrics: Sequence[_Metric], width: int) -> Te
     return text
 
 
-def _variants(metrics: Sequence[_Metric]) -> list[str]:
+def _variants(metrics: Sequence[_TableMetric]) -> list[str]:
     return list(dict.fromkeys(name for metric in metrics for name in metric.figures))
 
 

@@ -246,7 +246,7 @@ class _IdentityTable(Shape):
 
 
 @dataclass(frozen=True)
-class _MetricTable(Shape):
+class _CounterMetricTable(Shape):
     """``[[metric]]``; see :class:`CounterMetric`."""
 
     name: str
@@ -275,7 +275,7 @@ class _SeriesFile(Shape):
     stage: tuple[_StageTable, ...]
     knob: tuple[_KnobTable, ...] = ()
     identity: tuple[_IdentityTable, ...] = ()
-    metric: tuple[_MetricTable, ...] = ()
+    metric: tuple[_CounterMetricTable, ...] = ()
     levels: tuple[str, ...] = ()
     reference: str | None = None
 

@@ -49,7 +49,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class _Line:
+class _ConsoleLine:
     number: int
     raw: str
     #: The message without timestamp, caller and log level.
@@ -307,7 +307,7 @@ def _folded(findings: Sequence[Finding]) -> list[Finding]:
     return list(folded.values())
 
 
-def _kernel_lines(text: str) -> list[_Line]:
+def _kernel_lines(text: str) -> list[_ConsoleLine]:
     # Lines end with CR LF on a serial port; a lone CR is a progress bar of user space.
     raw = [line.rstrip("\r") for line in text.split("\n")]
     stamped = [_PREFIX.search(line) for line in raw]
@@ -316,9 +316,9 @@ def _kernel_lines(text: str) -> list[_Line]:
     lines = []
     for number, (line, prefix) in enumerate(zip(raw, stamped, strict=True), start=1):
         if prefix is not None:
-            lines.append(_Line(number, line[prefix.start() :], line[prefix.end() :]))
+            lines.append(_ConsoleLine(number, line[prefix.start() :], line[prefix.end() :]))
         elif not trusted:
-            lines.append(_Line(number, line, line))
+            lines.append(_ConsoleLine(number, line, line))
     return lines
 
 
@@ -332,7 +332,7 @@ def _begins(body: str) -> tuple[_Kind, re.Match[str]] | None:
     return None
 
 
-def _first_line(lines: Sequence[_Line], position: int, floor: int) -> int:
+def _first_line(lines: Sequence[_ConsoleLine], position: int, floor: int) -> int:
     """The real start of a report: its ruler, its ``cut here`` line, or the page dump before it."""
     first = position
     lowest = max(floor, 0)
@@ -355,7 +355,7 @@ def _first_line(lines: Sequence[_Line], position: int, floor: int) -> int:
     return first
 
 
-def _end(lines: Sequence[_Line], position: int, kind: _Kind) -> int:
+def _end(lines: Sequence[_ConsoleLine], position: int, kind: _Kind) -> int:
     """The index after the last line of the report."""
     if kind.shape == "line":
         return position + 1
@@ -398,13 +398,15 @@ def _another(body: str, kind: _Kind) -> bool:
     return not _INNER_OOPS.match(body) and begun[0] is not kind
 
 
-def _finding(lines: Sequence[_Line], kind: _Kind, match: re.Match[str], first: int, end: int) -> Finding:
+def _finding(
+    lines: Sequence[_ConsoleLine], kind: _Kind, match: re.Match[str], first: int, end: int
+) -> Finding:
     bodies = [line.body for line in lines[first:end]]
     text = "\n".join(line.raw for line in lines[first:end]).rstrip()
     return Finding(kind.outcome, kind.title(match, bodies), text, lines[first].number)
 
 
-def _follows(lines: Sequence[_Line], ends_at: int, position: int) -> bool:
+def _follows(lines: Sequence[_ConsoleLine], ends_at: int, position: int) -> bool:
     """Whether the panic at `position` was caused by the previous report: nothing else is between them."""
     between = lines[ends_at:position]
     return len(between) <= 60 and all(_CONTINUATION.match(line.body) for line in between)

@@ -242,7 +242,7 @@ _ACTOR: Final = re.compile(r"(p(?:0|[1-9][0-9]?))(?:\.t([0-3]))?")
 _PATCHSET: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9:._+-]*")
 
 
-class _Line:
+class _TraceLine:
     """The words of a line that are not parsed yet; errors name the line."""
 
     def __init__(self, source: str, number: int, words: list[str], blocks: int) -> None:
@@ -311,7 +311,7 @@ class _Line:
         return start, count
 
 
-def _setting(line: _Line) -> tuple[str, str]:
+def _setting(line: _TraceLine) -> tuple[str, str]:
     knob = line.one_of("the knob", KNOBS)
     values = KNOBS[knob]
     if isinstance(values, range):
@@ -322,42 +322,42 @@ def _setting(line: _Line) -> tuple[str, str]:
     return knob, value
 
 
-def _map(line: _Line, process: str, thread: int) -> Operation:
+def _map(line: _TraceLine, process: str, thread: int) -> Operation:
     start, count = line.range()
     hint = line.one_of("the hint", HINTS) if line.more() else None
     return Map(process, start, count, hint, thread)  # type: ignore[arg-type]
 
 
-def _write(line: _Line, process: str, thread: int) -> Operation:
+def _write(line: _TraceLine, process: str, thread: int) -> Operation:
     return Write(process, *line.range(), line.number("the seed", 0, MAX_SEED), thread)
 
 
-def _protect(line: _Line, process: str, thread: int) -> Operation:
+def _protect(line: _TraceLine, process: str, thread: int) -> Operation:
     start, count = line.range()
     return Protect(process, start, count, line.one_of("the protection", PROTECTIONS), thread)  # type: ignore[arg-type]
 
 
-def _advise(line: _Line, process: str, thread: int) -> Operation:
+def _advise(line: _TraceLine, process: str, thread: int) -> Operation:
     start, count = line.range()
     return Advise(process, start, count, line.one_of("the advice", ADVICE), thread)  # type: ignore[arg-type]
 
 
-def _remap(line: _Line, process: str, thread: int) -> Operation:
+def _remap(line: _TraceLine, process: str, thread: int) -> Operation:
     return Remap(process, *line.range(), *line.range("new "), thread)
 
 
-def _bind(line: _Line, process: str, thread: int) -> Operation:
+def _bind(line: _TraceLine, process: str, thread: int) -> Operation:
     return Bind(process, *line.range(), line.number("the node", 0, 63), thread)
 
 
-def _fork(line: _Line, process: str, thread: int) -> Operation:
+def _fork(line: _TraceLine, process: str, thread: int) -> Operation:
     child = line.word("the child")
     if not _PROCESS.fullmatch(child) or int(child[1:]) >= MAX_PROCESSES:
         raise line.error(f"the child is `{child}`, but processes are p0 to p{MAX_PROCESSES - 1}.")
     return Fork(process, child, thread)
 
 
-_VERBS: Final[Mapping[str, Callable[[_Line, str, int], Operation]]] = {
+_VERBS: Final[Mapping[str, Callable[[_TraceLine, str, int], Operation]]] = {
     "map": _map,
     "unmap": lambda line, process, thread: Unmap(process, *line.range(), thread),
     "write": _write,
@@ -375,7 +375,7 @@ _VERBS: Final[Mapping[str, Callable[[_Line, str, int], Operation]]] = {
 _HEADER: Final = ("trace", "seed", "patchset", "blocks")
 
 
-def _operation(line: _Line) -> Operation:
+def _operation(line: _TraceLine) -> Operation:
     subject = line.word("the process")
     if subject == "khugepaged":
         return Khugepaged()
@@ -436,7 +436,7 @@ def parse(text: str, source: str = "trace") -> Trace:
 
     for number, raw in enumerate(text.splitlines(), start=1):
         words = raw.partition("#")[0].split()
-        line = _Line(source, number, words, blocks)
+        line = _TraceLine(source, number, words, blocks)
         if not words:
             if not header and raw.lstrip().startswith("#"):
                 comments.append(raw.lstrip()[1:].strip())

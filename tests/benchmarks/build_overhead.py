@@ -35,7 +35,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass(frozen=True)
-class Cost:
+class TimeTaken:
     """Seconds that something took.
 
     Args:
@@ -47,19 +47,19 @@ class Cost:
     cpu: float
 
     @classmethod
-    def now(cls) -> Cost:
+    def now(cls) -> TimeTaken:
         """What was spent so far; two of them are subtracted."""
         used = os.times()
         return cls(time.monotonic(), used.user + used.system + used.children_user + used.children_system)
 
-    def __sub__(self, other: Cost) -> Cost:
-        return Cost(self.wall - other.wall, self.cpu - other.cpu)
+    def __sub__(self, other: TimeTaken) -> TimeTaken:
+        return TimeTaken(self.wall - other.wall, self.cpu - other.cpu)
 
-    def __add__(self, other: Cost) -> Cost:
-        return Cost(self.wall + other.wall, self.cpu + other.cpu)
+    def __add__(self, other: TimeTaken) -> TimeTaken:
+        return TimeTaken(self.wall + other.wall, self.cpu + other.cpu)
 
 
-def report(what: str, bare: Cost, ours: Cost) -> None:
+def report(what: str, bare: TimeTaken, ours: TimeTaken) -> None:
     """Print a pair."""
     print(
         f"{what:<12} wall: bare {bare.wall:7.1f} s, orchestrate {ours.wall:7.1f} s, {ours.wall / bare.wall - 1:+6.1%}"
@@ -102,10 +102,10 @@ class Bare:
         self.make("allnoconfig", f"KCONFIG_ALLCONFIG={self.requests}")
         self.make("olddefconfig")
 
-    def build(self) -> Cost:
-        began = Cost.now()
+    def build(self) -> TimeTaken:
+        began = TimeTaken.now()
         self.make(f"-j{os.cpu_count()}", "bzImage")
-        return Cost.now() - began
+        return TimeTaken.now() - began
 
 
 def main() -> None:
@@ -125,30 +125,30 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="build-overhead-", dir=shared.root) as scratch, without_ccache():
         bare = Bare(Path(scratch) / "bare", wanted)
         ours = Cache(Path(scratch) / "ours")
-        laid_out = Cost(0, 0)
-        began = Cost.now()
+        laid_out = TimeTaken(0, 0)
+        began = TimeTaken.now()
 
         def watch(event: Event) -> None:
             nonlocal laid_out, began
             if event.kind == "note" and event.text == "source checked out":
-                laid_out = Cost.now() - began
+                laid_out = TimeTaken.now() - began
 
-        def orchestrated(tree: PatchedTree) -> Cost:
+        def orchestrated(tree: PatchedTree) -> TimeTaken:
             nonlocal laid_out, began
-            laid_out, began = Cost(0, 0), Cost.now()
+            laid_out, began = TimeTaken(0, 0), TimeTaken.now()
             kernel = kernel_artefact(tree, wanted, ours, Events(watch)).obtain()
-            took = Cost.now() - began - laid_out
+            took = TimeTaken.now() - began - laid_out
             shutil.rmtree(kernel.directory)
             return took
 
         bare.switch(trees[0])
-        began = Cost.now()
+        began = TimeTaken.now()
         bare.configure()
-        configured = Cost.now() - began
+        configured = TimeTaken.now() - began
         cold = configured + bare.build(), orchestrated(trees[0])
         if asked.cold:
             report("cold", *cold)
-        pairs: list[tuple[Cost, Cost]] = []
+        pairs: list[tuple[TimeTaken, TimeTaken]] = []
         for turn in range(2 * asked.rounds):
             tree = trees[(turn + 1) % 2]
             bare.switch(tree)  # not counted, though a person would have to do it too

@@ -162,7 +162,7 @@ class Connection:
 
 
 @dataclass
-class Answer:
+class ProgramEnd:
     """How a program in the guest ends; `status` None is a signal, `hangs` a program that does not end."""
 
     stdout: str = ""
@@ -173,7 +173,7 @@ class Answer:
 class FakeRemote:
     """A program in the guest: as :class:`orchestrator.guest.ssh.Remote`."""
 
-    def __init__(self, guest: FakeGuest, argv: Sequence[str], answer: Answer) -> None:
+    def __init__(self, guest: FakeGuest, argv: Sequence[str], answer: ProgramEnd) -> None:
         self._guest = guest
         self._argv = tuple(argv)
         self._answer = answer
@@ -297,7 +297,7 @@ class World:
         self._qmp.on_event("SHUTDOWN", {"guest": True, "reason": reason})
         self.qemu.ends(0)
 
-    def works(self, well: str, failed: str, early: str) -> Answer:
+    def works(self, well: str, failed: str, early: str) -> ProgramEnd:
         """How the program ends that the command runs in its guest.
 
         Args:
@@ -305,27 +305,27 @@ class World:
         """
         self.happens()
         if self.ends in ("workload timeout", "KASAN report, then a hang"):
-            return Answer(early, hangs=True)
+            return ProgramEnd(early, hangs=True)
         if self.ends == "workload failed":
-            return Answer(failed, status=1)
+            return ProgramEnd(failed, status=1)
         if self.ends == "output ends early":
-            return Answer(early)
+            return ProgramEnd(early)
         if self.ends == "oops":  # die() kills the task
-            return Answer(early, status=None)
-        return Answer(well)
+            return ProgramEnd(early, status=None)
+        return ProgramEnd(well)
 
-    def answers(self, argv: list[str], stdin: str | None) -> Answer:
+    def answers(self, argv: list[str], stdin: str | None) -> ProgramEnd:
         """What a program does in the guest."""
         program = argv[0].rpartition("/")[2]
         if "--while" in argv:
-            return Answer("r\n")
+            return ProgramEnd("r\n")
         if "--once" in argv:
-            return Answer(_READING)
+            return ProgramEnd(_READING)
         if argv == ["cat", "/sys/kernel/notes"]:
             self.notes_read += 1
             if self.notes_read == 2 and self.ends.startswith("SSH"):  # once to know the kernel, once for gdb
                 self.happens()
-            return Answer("notes")
+            return ProgramEnd("notes")
         self.ran.append(argv)
         if program == "touch":
             good = {"metric": "rss_kib.max", "unit": "KiB", "value": 1}
@@ -340,8 +340,8 @@ class World:
         if program == "program":
             return self.works("printed\n", "printed\n", "pri")
         if program == "test":  # there is no kmemleak
-            return Answer(status=1)
-        return Answer()
+            return ProgramEnd(status=1)
+        return ProgramEnd()
 
 
 def _lines(*records: Mapping[str, object]) -> str:

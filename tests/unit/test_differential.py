@@ -38,23 +38,23 @@ HUGE = {"huge": True, "present": 512, "zero": 0, "swapped": 0, "nodes": [512], "
 
 
 @dataclass
-class Expected:
+class ExpectedState:
     vmstat: Mapping[str, int]
     blocks: Mapping[int, Mapping[str, Any]]
     errno: Literal[0] = 0
 
 
-class Model:
+class ScriptedModel:
     """Expects these, one after another; and at the end what it expected last."""
 
     settings: Mapping[str, str] = {}
     alive: Sequence[str] = ("p0",)
 
-    def __init__(self, *expected: Expected) -> None:
+    def __init__(self, *expected: ExpectedState) -> None:
         self.expected = list(expected)
         self.now = expected[0]
 
-    def step(self, operation: Operation) -> Expected:
+    def step(self, operation: Operation) -> ExpectedState:
         self.now = self.expected.pop(0) if len(self.expected) > 1 else self.expected[0]
         return self.now
 
@@ -73,9 +73,9 @@ def numbered(count: int) -> str:
     return "".join(ANSWERS.replace('"trace": 0', f'"trace": {number}') for number in range(count))
 
 
-def right() -> Model:
-    mapped = Expected({"thp_fault_alloc": 1}, {0: HUGE})
-    return Model(Expected({"thp_fault_alloc": 0}, {}), mapped, mapped)
+def right() -> ScriptedModel:
+    mapped = ExpectedState({"thp_fault_alloc": 1}, {0: HUGE})
+    return ScriptedModel(ExpectedState({"thp_fault_alloc": 0}, {}), mapped, mapped)
 
 
 def test_equal_answers_are_compared_field_by_field() -> None:
@@ -185,7 +185,7 @@ def test_counters_are_compared_at_the_end_though_every_process_has_exited() -> N
         '{"over": 0, "vmstat": {"thp_fault_alloc": 1}}\n'
     )
     (answers,), _ = parse_answers(text + END)
-    model = Model(Expected({"thp_fault_alloc": 0}, {}))
+    model = ScriptedModel(ExpectedState({"thp_fault_alloc": 0}, {}))
     model.alive = ()
     assert str(compare(trace, answers, model).divergence) == (
         "step 1 (end of all processes): vmstat.thp_fault_alloc is 1, expected 0"
@@ -237,7 +237,7 @@ def test_which_fields_have_moved_is_known() -> None:
 
 def test_a_guest_that_answers_fewer_traces_than_it_was_given_has_failed(tmp_path: Path) -> None:
     for told in (1, 3):
-        bench = FakeBench(numbered(told) + END)
+        bench = ScriptedBench(numbered(told) + END)
         with guest_of(bench, tmp_path) as guest, pytest.raises(InfrastructureError, match="of 2 traces"):
             guest.run([TRACE] * 2)
 
@@ -288,7 +288,7 @@ _CUT = '{"st'
 LOST = ANSWERS[: ANSWERS.index('{"step": 1')] + _CUT
 
 
-class FakeGuest:
+class ScriptedGuest:
     """Prints what it is told to, batch by batch; None is a guest that dies in the middle."""
 
     def __init__(self, outputs: Sequence[str | None], findings: list[Finding]) -> None:
@@ -309,13 +309,13 @@ class FakeGuest:
         stdout.write_text(output)
 
 
-class FakeBench:
+class ScriptedBench:
     def __init__(self, *outputs: str | None) -> None:
         self.boots = 0
         self.findings: list[Finding] = []
-        self.guest = FakeGuest(outputs, self.findings)
+        self.guest = ScriptedGuest(outputs, self.findings)
 
-    def boot(self, *_: object, **__: object) -> FakeBench:
+    def boot(self, *_: object, **__: object) -> ScriptedBench:
         self.boots += 1
         self.findings.clear()
         return self
@@ -330,12 +330,12 @@ class FakeBench:
         pass
 
 
-def guest_of(bench: FakeBench, tmp_path: Path) -> TraceGuest:
+def guest_of(bench: ScriptedBench, tmp_path: Path) -> TraceGuest:
     return TraceGuest(bench, None, None, tmp_path)  # type: ignore[arg-type]
 
 
 def test_many_traces_are_one_call_of_the_guest(tmp_path: Path) -> None:
-    bench = FakeBench(numbered(3) + END)
+    bench = ScriptedBench(numbered(3) + END)
     with guest_of(bench, tmp_path) as guest:
         checked = check_traces(guest, [TRACE] * 3, lambda trace: right())
     assert [each.divergence for each in checked] == [None] * 3
@@ -343,7 +343,7 @@ def test_many_traces_are_one_call_of_the_guest(tmp_path: Path) -> None:
 
 
 def test_a_panic_is_found_out_by_running_each_alone_in_a_new_guest(tmp_path: Path) -> None:
-    bench = FakeBench(None, ANSWERS + END, None)
+    bench = ScriptedBench(None, ANSWERS + END, None)
     with guest_of(bench, tmp_path) as guest:
         first, second = check_traces(guest, [TRACE] * 2, lambda trace: right())
     assert first.divergence is None
@@ -354,7 +354,7 @@ def test_a_panic_is_found_out_by_running_each_alone_in_a_new_guest(tmp_path: Pat
 
 
 def test_a_trace_that_the_program_does_not_understand_is_no_divergence(tmp_path: Path) -> None:
-    bench = FakeBench('{"end": "error", "reason": "line 3 of the trace: no number"}\n')
+    bench = ScriptedBench('{"end": "error", "reason": "line 3 of the trace: no number"}\n')
     with guest_of(bench, tmp_path) as guest:
         (checked,) = check_traces(guest, [TRACE], lambda trace: right())
     assert checked.divergence is None
@@ -364,15 +364,17 @@ def test_a_trace_that_the_program_does_not_understand_is_no_divergence(tmp_path:
 
 
 def test_what_diverges_before_the_guest_is_lost_diverges(tmp_path: Path) -> None:
-    bench = FakeBench(LOST)
+    bench = ScriptedBench(LOST)
     with guest_of(bench, tmp_path) as guest:
-        (checked,) = check_traces(guest, [TRACE], lambda trace: Model(Expected({"thp_fault_alloc": 5}, {})))
+        (checked,) = check_traces(
+            guest, [TRACE], lambda trace: ScriptedModel(ExpectedState({"thp_fault_alloc": 5}, {}))
+        )
     assert checked.divergence is not None and checked.divergence.step == 0
     assert checked.incomparable is None
 
 
 def test_only_the_trace_under_way_is_lost_with_its_guest(tmp_path: Path) -> None:
-    bench = FakeBench(ANSWERS + LOST.replace('"trace": 0', '"trace": 1'), ANSWERS + END)
+    bench = ScriptedBench(ANSWERS + LOST.replace('"trace": 0', '"trace": 1'), ANSWERS + END)
     with guest_of(bench, tmp_path) as guest:
         checked = check_traces(guest, [TRACE] * 3, lambda trace: right())
     assert [each.divergence for each in checked] == [None] * 3

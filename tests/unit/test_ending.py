@@ -50,7 +50,7 @@ STORING = ("run", "check", "bisect", "bisect diverges", "test")
 
 
 @dataclass(frozen=True)
-class Expected:
+class ExpectedEnding:
     """What a command makes of an ending.
 
     Args:
@@ -76,16 +76,16 @@ def _runs_nothing(world: World) -> bool:
     return world.ran == []
 
 
-_PANIC = Expected("kernel-panic", 3, "Kernel panic: made up")
-_OOPS = Expected("kernel-bug", 3, "BUG: kernel NULL pointer dereference in made_up")
-_KASAN = Expected("kernel-bug", 3, "KASAN: slab-use-after-free in made_up")
-_KILLED = Expected("lost", 1, "QEMU was ended by signal 9")
-_NO_MEMORY = Expected("lost", 1, "Cannot allocate memory")
-_BOOT = Expected("boot-failed", 3, "the guest was not up within 0.3 s")
-_TIMEOUT = Expected("timeout", 3, "took more than")
-_SSH = Expected("lost", 1, "the connection to the guest broke")
-_FAILED = Expected("workload-failed", 3, "page 7 is not zero")
-_EARLY = Expected("workload-failed", 3, "it stopped without")
+_PANIC = ExpectedEnding("kernel-panic", 3, "Kernel panic: made up")
+_OOPS = ExpectedEnding("kernel-bug", 3, "BUG: kernel NULL pointer dereference in made_up")
+_KASAN = ExpectedEnding("kernel-bug", 3, "KASAN: slab-use-after-free in made_up")
+_KILLED = ExpectedEnding("lost", 1, "QEMU was ended by signal 9")
+_NO_MEMORY = ExpectedEnding("lost", 1, "Cannot allocate memory")
+_BOOT = ExpectedEnding("boot-failed", 3, "the guest was not up within 0.3 s")
+_TIMEOUT = ExpectedEnding("timeout", 3, "took more than")
+_SSH = ExpectedEnding("lost", 1, "the connection to the guest broke")
+_FAILED = ExpectedEnding("workload-failed", 3, "page 7 is not zero")
+_EARLY = ExpectedEnding("workload-failed", 3, "it stopped without")
 _COMMON = {
     "panic": _PANIC,
     "oops": _OOPS,
@@ -104,63 +104,63 @@ _NO_WORKLOAD = Impossible("it runs nothing in the guest", _runs_nothing)
 _NO_LIMIT = Impossible(
     "ssh(1) is waited for without a limit, and its output is the person's own", _runs_nothing
 )
-TABLE: dict[str, dict[str, Expected | Impossible]] = {
-    "run": {"well": Expected("ok", 0, "stage-1"), **_COMMON},
+TABLE: dict[str, dict[str, ExpectedEnding | Impossible]] = {
+    "run": {"well": ExpectedEnding("ok", 0, "stage-1"), **_COMMON},
     "check": {
-        "well": Expected("ok", 0, "no divergence"),
+        "well": ExpectedEnding("ok", 0, "no divergence"),
         **_COMMON,
-        "workload failed": Expected("workload-failed", 3, "trace-exec in the guest: cannot fork: made up"),
-        "output ends early": Expected("workload-failed", 3, "its output ends in the middle of a line"),
+        "workload failed": ExpectedEnding("workload-failed", 3, "trace-exec in the guest: cannot fork: made up"),
+        "output ends early": ExpectedEnding("workload-failed", 3, "its output ends in the middle of a line"),
     },
-    "bisect": {"well": Expected("ok", 0, "no stage up to stage-1 shows 'failure'"), **_COMMON},
+    "bisect": {"well": ExpectedEnding("ok", 0, "no stage up to stage-1 shows 'failure'"), **_COMMON},
     "bisect diverges": {
-        "well": Expected("ok", 0, "no stage up to stage-1 shows 'diverges'"),
+        "well": ExpectedEnding("ok", 0, "no stage up to stage-1 shows 'diverges'"),
         **_COMMON,
         **_UNDECIDED,
-        "workload failed": Expected("workload-failed", 1, "trace-exec in the guest: cannot fork: made up"),
-        "output ends early": Expected("workload-failed", 1, "its output ends in the middle of a line"),
+        "workload failed": ExpectedEnding("workload-failed", 1, "trace-exec in the guest: cannot fork: made up"),
+        "output ends early": ExpectedEnding("workload-failed", 1, "its output ends in the middle of a line"),
     },
     "test": {
-        "well": Expected("ok", 0, "no regression"),
+        "well": ExpectedEnding("ok", 0, "no regression"),
         **_COMMON,
-        "workload failed": Expected("workload-failed", 3, "second fails"),
-        "output ends early": Expected("workload-failed", 3, "1 of 2 planned tests have a result"),
+        "workload failed": ExpectedEnding("workload-failed", 3, "second fails"),
+        "output ends early": ExpectedEnding("workload-failed", 3, "1 of 2 planned tests have a result"),
     },
     "verify": {
-        "well": Expected("", 0, "0 failed"),
+        "well": ExpectedEnding("", 0, "0 failed"),
         **_COMMON,
-        "workload failed": Expected("", 3, "smoke:\n    workload touch: page 7 is not zero"),
-        "output ends early": Expected("", 3, "smoke:\n    workload touch: it stopped without"),
+        "workload failed": ExpectedEnding("", 3, "smoke:\n    workload touch: page 7 is not zero"),
+        "output ends early": ExpectedEnding("", 3, "smoke:\n    workload touch: it stopped without"),
     },
     "exec": {
-        "well": Expected("", 0, "printed\n"),
+        "well": ExpectedEnding("", 0, "printed\n"),
         **_COMMON,
-        "workload timeout": Expected("", 3, "took more than 600 s and was killed. Use --timeout to give it more time"),
-        "workload failed": Expected("", 1, "printed\n"),  # its own status
-        "output ends early": Expected("", 0, "pri"),  # a program may print what it likes
+        "workload timeout": ExpectedEnding("", 3, "took more than 600 s and was killed. Use --timeout to give it more time"),
+        "workload failed": ExpectedEnding("", 1, "printed\n"),  # its own status
+        "output ends early": ExpectedEnding("", 0, "pri"),  # a program may print what it likes
     },
     "boot": {
-        "well": Expected("", 0, "up after"),
+        "well": ExpectedEnding("", 0, "up after"),
         **_COMMON,
-        "SSH lost while the kernel lives": Expected("", 0, "up after"),  # it watches the machine only
+        "SSH lost while the kernel lives": ExpectedEnding("", 0, "up after"),  # it watches the machine only
         "workload timeout": _NO_WORKLOAD,
         "workload failed": _NO_WORKLOAD,
         "output ends early": _NO_WORKLOAD,
     },
     "shell": {
-        "well": Expected("", 0, ""),
+        "well": ExpectedEnding("", 0, ""),
         **_COMMON,
-        "workload failed": Expected("", 7, ""),  # the shell's own status
-        "SSH lost while the kernel lives": Expected("lost", 1, "but the guest still runs"),
+        "workload failed": ExpectedEnding("", 7, ""),  # the shell's own status
+        "SSH lost while the kernel lives": ExpectedEnding("lost", 1, "but the guest still runs"),
         "workload timeout": _NO_LIMIT,
         "output ends early": _NO_LIMIT,
     },
     "debug": {
-        "well": Expected("", 0, "said by gdb"),
+        "well": ExpectedEnding("", 0, "said by gdb"),
         **_COMMON,
-        "workload timeout": Expected("", 1, "gdb did not answer within 60 s"),
-        "workload failed": Expected("", 0, "said by gdb"),  # gdb prints why, and the next command follows
-        "output ends early": Expected("", 1, "gdb ended"),
+        "workload timeout": ExpectedEnding("", 1, "gdb did not answer within 60 s"),
+        "workload failed": ExpectedEnding("", 0, "said by gdb"),  # gdb prints why, and the next command follows
+        "output ends early": ExpectedEnding("", 1, "gdb ended"),
     },
 }  # fmt: skip
 

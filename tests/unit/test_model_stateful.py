@@ -116,7 +116,7 @@ def ranges() -> st.SearchStrategy[tuple[int, int]]:
     )
 
 
-class Machine(RuleBasedStateMachine):
+class RandomOperations(RuleBasedStateMachine):
     """Operations at random; what is expected of memory follows from them alone."""
 
     processes: Bundle[str] = Bundle("processes")
@@ -413,7 +413,7 @@ class Machine(RuleBasedStateMachine):
 def explore(last_stage: str | None, examples: int, kind: type[Model] = Model) -> None:
     # The library takes any callable that gives a machine, but declares a class.
     run_state_machine_as_test(
-        cast("type[RuleBasedStateMachine]", lambda: Machine(last_stage, kind)),
+        cast("type[RuleBasedStateMachine]", lambda: RandomOperations(last_stage, kind)),
         settings=settings(
             max_examples=examples,
             stateful_step_count=25,

@@ -25,7 +25,7 @@ esac
 """
 
 
-class Host:
+class HostWithReleases:
     """A host with a series, and point releases that its apt offers."""
 
     def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,11 +52,11 @@ class Host:
 
 
 @pytest.fixture
-def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
-    return Host(tmp_path, monkeypatch)
+def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HostWithReleases:
+    return HostWithReleases(tmp_path, monkeypatch)
 
 
-def test_a_line_for_each_release_says_how_the_series_applies(host: Host) -> None:
+def test_a_line_for_each_release_says_how_the_series_applies(host: HostWithReleases) -> None:
     host.publish("6.12.118-1", "return address;", "return (address);")
     host.publish("6.12.117-1")
     host.debian.offers("6.12.118-1", "6.12.117-1")
@@ -71,7 +71,7 @@ def test_a_line_for_each_release_says_how_the_series_applies(host: Host) -> None
     assert main(["--series", str(host.patches)]) == 0
 
 
-def test_a_stage_that_does_not_apply_fails_the_gate(host: Host) -> None:
+def test_a_stage_that_does_not_apply_fails_the_gate(host: HostWithReleases) -> None:
     host.publish("6.12.117-1")
     host.debian.offers("6.12.117-1")
     assert main(["--series", str(host.patches)]) == 0
@@ -80,7 +80,7 @@ def test_a_stage_that_does_not_apply_fails_the_gate(host: Host) -> None:
     assert main(["--series", str(host.patches)]) == 1
 
 
-def test_a_release_is_downloaded_once(host: Host) -> None:
+def test_a_release_is_downloaded_once(host: HostWithReleases) -> None:
     host.publish("6.12.117-1")
     host.debian.offers("6.12.117-1")
     host.lines()
@@ -89,7 +89,7 @@ def test_a_release_is_downloaded_once(host: Host) -> None:
     assert not any(" download " in line for line in host.debian.asked())
 
 
-def test_trouble_with_the_network_is_a_note(host: Host) -> None:
+def test_trouble_with_the_network_is_a_note(host: HostWithReleases) -> None:
     host.publish("6.12.117-1")
     host.debian.offers("6.12.118-1", "6.12.117-1")  # the first one cannot be downloaded
     host.update_ends_with("echo 'W: Failed to fetch it' >&2")
@@ -100,13 +100,15 @@ def test_trouble_with_the_network_is_a_note(host: Host) -> None:
     assert main(["--series", str(host.patches)]) == 0
 
 
-def test_a_gate_that_tried_nothing_has_not_passed(host: Host) -> None:
+def test_a_gate_that_tried_nothing_has_not_passed(host: HostWithReleases) -> None:
     host.debian.offers()
     assert host.lines() == ["note: no suite offers 6.12.117-1 any more"]
     assert main(["--series", str(host.patches)]) == 1
 
 
-def test_apt_gets_the_suites_of_both_releases_from_the_hosts_mirrors(host: Host, tmp_path: Path) -> None:
+def test_apt_gets_the_suites_of_both_releases_from_the_hosts_mirrors(
+    host: HostWithReleases, tmp_path: Path
+) -> None:
     Apt(tmp_path / "apt").set_up()
     signed = "deb [signed-by=/usr/share/keyrings/a.gpg]"
     assert (tmp_path / "apt/parts/all.list").read_text().splitlines() == [

@@ -220,7 +220,7 @@ def test_processes_that_come_later_are_read_and_told_by_name(program: str, tmp_p
     assert not any(path.startswith(f"/proc/{os.getpid()}/") for path in readings[-1].files)
 
 
-class FakeRemote:
+class StoppedRemote:
     def __init__(self, on_stop: Callable[[], None], killed: bool) -> None:
         self._on_stop = on_stop
         self._signal = "SIGKILL" if killed else "SIGTERM"
@@ -230,7 +230,7 @@ class FakeRemote:
         return Finished(("sampler",), None, self._signal, "", "no such program", 0.0)
 
 
-class FakeGuest:
+class RecordedGuest:
     """Answers as the recorded guest did."""
 
     alive = True
@@ -249,18 +249,18 @@ class FakeGuest:
         )
         return Finished(tuple(argv), 0, None, f"s 1000000000 0\n{text}e 2000000\n", "", 0.0)
 
-    def spawn(self, argv: list[str], *, on_line: Callable[[str], None]) -> FakeRemote:
+    def spawn(self, argv: list[str], *, on_line: Callable[[str], None]) -> StoppedRemote:
         self.spawned.append(argv)
         for line in self._text.splitlines():
             on_line(line)
-        return FakeRemote(self._stopped, self._killed)
+        return StoppedRemote(self._stopped, self._killed)
 
     def _stopped(self) -> None:
         if self._lost_at_stop:
             raise GuestLost("gone")
 
 
-def sampled(guest: FakeGuest, interval_ms: int = 20) -> Sampler:
+def sampled(guest: RecordedGuest, interval_ms: int = 20) -> Sampler:
     sampler = Sampler(guest, interval_ms)  # type: ignore[arg-type]
     sampler.before()
     sampler.start()
@@ -271,7 +271,7 @@ def sampled(guest: FakeGuest, interval_ms: int = 20) -> Sampler:
 
 def test_samples_have_phase_times_and_nodes() -> None:
     began = time.time()
-    sampler = sampled(FakeGuest())
+    sampler = sampled(RecordedGuest())
     phases = [sample.phase for sample in sampler.samples]
     assert phases == sorted(phases, key=["before", "during", "after"].index)
     assert {sample.node for sample in sampler.samples} == {None, 0, 1, 2, 3}
@@ -284,7 +284,7 @@ def test_samples_have_phase_times_and_nodes() -> None:
 
 
 def test_its_own_cost_is_reported() -> None:
-    sampler = sampled(FakeGuest())
+    sampler = sampled(RecordedGuest())
     observed = {o.metric: o.value for o in sampler.observations()}
     assert set(observed) == set(SAMPLER_METRICS)
     assert observed["samples.total"] == len(decode(SAMPLER))
@@ -292,20 +292,20 @@ def test_its_own_cost_is_reported() -> None:
 
 
 def test_without_an_interval_only_the_edges_are_read() -> None:
-    guest = FakeGuest()
+    guest = RecordedGuest()
     assert {s.phase for s in sampled(guest, 0).samples} == {"before", "after"}
     assert guest.spawned == []
 
 
 def test_extra_files_are_read_as_well() -> None:
-    guest = FakeGuest()
+    guest = RecordedGuest()
     sampler = Sampler(guest, 20, ["/sys/fs/cgroup/job/memory.stat"])  # type: ignore[arg-type]
     sampler.start()
     assert guest.spawned[0][-len(DURING) - 1 :] == [*DURING, "/sys/fs/cgroup/job/memory.stat"]
 
 
 def test_a_guest_lost_at_the_end_keeps_the_samples_and_hides_no_other_end() -> None:
-    sampler = Sampler(FakeGuest(lost_at_stop=True), 20)  # type: ignore[arg-type]
+    sampler = Sampler(RecordedGuest(lost_at_stop=True), 20)  # type: ignore[arg-type]
     sampler.start()
     sampler.stop()
     assert len({s.guest_s for s in sampler.samples}) == len(decode(SAMPLER))
@@ -314,18 +314,18 @@ def test_a_guest_lost_at_the_end_keeps_the_samples_and_hides_no_other_end() -> N
 def test_a_sampler_that_ended_too_early_is_said_so() -> None:
     """A peak is missing then, and nobody would know."""
     with pytest.raises(InfrastructureError, match="sampler ended prematurely: signal SIGKILL"):
-        sampled(FakeGuest(killed=True))
+        sampled(RecordedGuest(killed=True))
 
 
 def test_a_program_that_does_not_start_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("orchestrator.guest.sampler._READY_TIMEOUT_S", 0.01)
-    sampler = Sampler(FakeGuest(text=""), 20)  # type: ignore[arg-type]
+    sampler = Sampler(RecordedGuest(text=""), 20)  # type: ignore[arg-type]
     with pytest.raises(InfrastructureError, match="no such program"):
         sampler.start()
 
 
 def test_read_files_wants_exactly_one_reading() -> None:
-    class Silent(FakeGuest):
+    class Silent(RecordedGuest):
         def run(self, argv: list[str], **options: Any) -> Finished:
             return Finished(tuple(argv), 0, None, "", "", 0.0)
 

@@ -53,7 +53,7 @@ esac
 
 
 @dataclass
-class Host:
+class BareHost:
     """A clone of the project on a host that has just what a test gives it."""
 
     place: Path
@@ -101,8 +101,8 @@ class Host:
 
 
 @pytest.fixture
-def host(tmp_path: Path) -> Host:
-    host = Host(tmp_path, tmp_path / "clone")
+def host(tmp_path: Path) -> BareHost:
+    host = BareHost(tmp_path, tmp_path / "clone")
     host.programs.mkdir()
     (tmp_path / "home").mkdir()
     for name in ("scripts", "requirements"):
@@ -125,7 +125,7 @@ def host(tmp_path: Path) -> Host:
 
 
 @pytest.fixture
-def debian(host: Host) -> Host:
+def debian(host: BareHost) -> BareHost:
     """Root on a Debian host that has every package."""
     host.has("dpkg-query", 'shift 2; for each in "$@"; do echo "<installed $each>"; done')
     host.has("apt-get")
@@ -134,18 +134,18 @@ def debian(host: Host) -> Host:
     return host
 
 
-def lacks(host: Host, package: str) -> None:
+def lacks(host: BareHost, package: str) -> None:
     # dpkg lists packages that it only knows of as well.
     listed = f'[ "$each" = {package} ] && echo "<not-installed $each>" || echo "<installed $each>"'
     host.has("dpkg-query", f'shift 2; for each in "$@"; do {listed}; done')
 
 
-def is_not_root(host: Host) -> None:
+def is_not_root(host: BareHost) -> None:
     (host.programs / "id").unlink()
     host.has("id", "echo 1000")
 
 
-def test_the_second_call_changes_nothing(debian: Host) -> None:
+def test_the_second_call_changes_nothing(debian: BareHost) -> None:
     assert debian.run("scripts/setup").returncode == 0
     assert debian.made_environment
     again = debian.run("scripts/setup")
@@ -154,7 +154,7 @@ def test_the_second_call_changes_nothing(debian: Host) -> None:
     assert not debian.started("apt-get")
 
 
-def test_every_package_is_installed_with_its_hash(debian: Host) -> None:
+def test_every_package_is_installed_with_its_hash(debian: BareHost) -> None:
     debian.run("scripts/setup")
     (sync,) = [line for line in debian.log if line.startswith("uv pip sync")]
     assert "--require-hashes" in sync
@@ -164,7 +164,7 @@ def test_every_package_is_installed_with_its_hash(debian: Host) -> None:
 
 
 @pytest.mark.parametrize("damage", ["package", "moved", "python", "lock", "interpreter", "stamp"])
-def test_what_is_broken_is_made_again(debian: Host, damage: str) -> None:
+def test_what_is_broken_is_made_again(debian: BareHost, damage: str) -> None:
     debian.run("scripts/setup")
     match damage:
         case "package":
@@ -190,7 +190,7 @@ def test_what_is_broken_is_made_again(debian: Host, damage: str) -> None:
     assert not debian.made_environment
 
 
-def test_an_environment_for_the_tests_serves_a_run(debian: Host) -> None:
+def test_an_environment_for_the_tests_serves_a_run(debian: BareHost) -> None:
     debian.run("scripts/setup", "--dev")
     debian.run("scripts/setup")
     assert not debian.made_environment
@@ -198,7 +198,7 @@ def test_an_environment_for_the_tests_serves_a_run(debian: Host) -> None:
     assert not debian.made_environment
 
 
-def test_a_new_environment_has_what_the_old_one_had(debian: Host) -> None:
+def test_a_new_environment_has_what_the_old_one_had(debian: BareHost) -> None:
     debian.run("scripts/setup", "--dev")
     with (debian.clone / "requirements/dev.txt").open("a") as lock:
         lock.write("# changed\n")
@@ -211,7 +211,7 @@ def test_a_new_environment_has_what_the_old_one_had(debian: Host) -> None:
     assert not debian.made_environment
 
 
-def test_settings_of_tools_are_no_part_of_the_environment(debian: Host) -> None:
+def test_settings_of_tools_are_no_part_of_the_environment(debian: BareHost) -> None:
     debian.run("scripts/setup")
     with (debian.clone / "pyproject.toml").open("a") as project:
         project.write('[tool.other]\nkey = "value"\n')
@@ -219,13 +219,13 @@ def test_settings_of_tools_are_no_part_of_the_environment(debian: Host) -> None:
     assert not debian.made_environment
 
 
-def test_one_for_a_run_does_not_serve_the_tests(debian: Host) -> None:
+def test_one_for_a_run_does_not_serve_the_tests(debian: BareHost) -> None:
     debian.run("scripts/setup")
     debian.run("scripts/setup", "--dev")
     assert debian.made_environment
 
 
-def test_a_failure_leaves_the_old_environment_and_no_half_of_a_new_one(debian: Host) -> None:
+def test_a_failure_leaves_the_old_environment_and_no_half_of_a_new_one(debian: BareHost) -> None:
     debian.run("scripts/setup")
     (debian.place / "index-is-broken").touch()
     failed = debian.run("scripts/setup", "--force")
@@ -242,7 +242,7 @@ def test_a_failure_leaves_the_old_environment_and_no_half_of_a_new_one(debian: H
     [("--help",), ("doctor",), ("results", "list"), ("compare", "latest"), ("run", "-p", "x", "--dry-run"),
      ("bisect", "--help"), ("series", "list"), ("exec", "--help"), ()],
 )  # fmt: skip
-def test_commands_that_only_read_ask_for_no_package(debian: Host, words: tuple[str, ...]) -> None:
+def test_commands_that_only_read_ask_for_no_package(debian: BareHost, words: tuple[str, ...]) -> None:
     lacks(debian, "qemu-system-x86")
     is_not_root(debian)
     done = debian.run("orchestrate", *words)
@@ -256,7 +256,9 @@ def test_commands_that_only_read_ask_for_no_package(debian: Host, words: tuple[s
     "words",
     [("run", "-p", "x"), ("-q", "boot"), ("exec", "-p", "x", "--", "ls", "--help"), ("series", "verify")],
 )
-def test_commands_that_build_or_boot_install_what_is_missing(debian: Host, words: tuple[str, ...]) -> None:
+def test_commands_that_build_or_boot_install_what_is_missing(
+    debian: BareHost, words: tuple[str, ...]
+) -> None:
     lacks(debian, "qemu-system-x86")
     done = debian.run("orchestrate", *words)
     assert done.returncode == 0, done.stderr
@@ -264,7 +266,7 @@ def test_commands_that_build_or_boot_install_what_is_missing(debian: Host, words
     assert any(line.startswith("apt-get install") and "qemu-system-x86" in line for line in debian.log)
 
 
-def test_installing_is_said_only_where_it_may(debian: Host) -> None:
+def test_installing_is_said_only_where_it_may(debian: BareHost) -> None:
     lacks(debian, "flex")
     is_not_root(debian)
     done = debian.run("orchestrate", "run", "-p", "core-only")
@@ -275,7 +277,7 @@ def test_installing_is_said_only_where_it_may(debian: Host) -> None:
     assert not debian.started("apt-get")
 
 
-def test_sudo_is_used_where_it_asks_nothing(debian: Host) -> None:
+def test_sudo_is_used_where_it_asks_nothing(debian: BareHost) -> None:
     lacks(debian, "flex")
     is_not_root(debian)
     debian.has("sudo", '[ "$1" != -n ] || shift; exec "$@"')
@@ -287,7 +289,7 @@ def test_sudo_is_used_where_it_asks_nothing(debian: Host) -> None:
     assert any(line.startswith("apt-get install") and line.endswith(" flex") for line in debian.log)
 
 
-def finds_package_lists(host: Host, *, recent: bool) -> None:
+def finds_package_lists(host: BareHost, *, recent: bool) -> None:
     (host.programs / "find").unlink()
     answer = "echo a_Packages" if recent else ":"
     host.has(
@@ -306,7 +308,7 @@ def finds_package_lists(host: Host, *, recent: bool) -> None:
     ],
 )
 def test_package_lists_are_updated_where_they_are_old_or_lack_a_suite(
-    debian: Host, recent: bool, configured: str | None, updated: bool
+    debian: BareHost, recent: bool, configured: str | None, updated: bool
 ) -> None:
     lacks(debian, "flex")
     finds_package_lists(debian, recent=recent)
@@ -318,7 +320,7 @@ def test_package_lists_are_updated_where_they_are_old_or_lack_a_suite(
     assert any(line.startswith("apt-get install") for line in debian.log)
 
 
-def test_a_failed_installation_says_why_and_what_to_do(debian: Host) -> None:
+def test_a_failed_installation_says_why_and_what_to_do(debian: BareHost) -> None:
     lacks(debian, "flex")
     debian.has(
         "apt-get", 'case "$1" in install) echo "E: Unable to locate package flex" >&2; exit 100 ;; esac'
@@ -331,13 +333,13 @@ def test_a_failed_installation_says_why_and_what_to_do(debian: Host) -> None:
     )
 
 
-def test_apt_says_how_far_it_is(debian: Host) -> None:
+def test_apt_says_how_far_it_is(debian: BareHost) -> None:
     lacks(debian, "flex")
     debian.has("apt-get", 'case "$1" in install) echo pmstatus:flex:42.5:Unpacking flex >&3; sleep 5 ;; esac')
     assert "setup:   42 % of the installation: Unpacking flex" in debian.run("scripts/setup").stderr
 
 
-def test_nothing_of_it_is_left_when_it_is_killed(debian: Host) -> None:
+def test_nothing_of_it_is_left_when_it_is_killed(debian: BareHost) -> None:
     """Its messages have to end with it: a caller that reads them would wait for ever."""
     lacks(debian, "flex")
     began = debian.place / "began"
@@ -356,7 +358,7 @@ def test_nothing_of_it_is_left_when_it_is_killed(debian: Host) -> None:
                 message.unlink()
 
 
-def test_a_host_without_apt_is_told_which_programs_it_lacks(host: Host) -> None:
+def test_a_host_without_apt_is_told_which_programs_it_lacks(host: BareHost) -> None:
     for name in (
         "gcc",
         "make",
@@ -383,14 +385,14 @@ def test_a_host_without_apt_is_told_which_programs_it_lacks(host: Host) -> None:
     assert host.run("orchestrate", "results", "list").returncode == 0
 
 
-def test_an_unknown_option_is_refused(debian: Host) -> None:
+def test_an_unknown_option_is_refused(debian: BareHost) -> None:
     done = debian.run("scripts/setup", "--fast")
     assert done.returncode == 2
     assert "unknown option --fast" in done.stderr
     assert not debian.log
 
 
-def test_the_launcher_needs_no_bit_of_the_caller(debian: Host) -> None:
+def test_the_launcher_needs_no_bit_of_the_caller(debian: BareHost) -> None:
     """It works from another directory, through a symbolic link's target and with nothing in the environment."""
     done = subprocess.run(
         [str(debian.clone / "orchestrate"), "--version"],

@@ -70,7 +70,7 @@ def manifest(tmp_path: Path) -> Path:
     return path
 
 
-class FakeGuest:
+class OneAnswerGuest:
     """Answers one command."""
 
     def __init__(
@@ -84,7 +84,7 @@ class FakeGuest:
         return Finished(tuple(argv), *self._end, 0.1)
 
 
-def run_with(guest: FakeGuest, manifest: Path, tmp_path: Path, **parameters: str) -> Any:
+def run_with(guest: OneAnswerGuest, manifest: Path, tmp_path: Path, **parameters: str) -> Any:
     return run_workload(guest, load_workload(manifest), parameters, 7, "ns", tmp_path, 10)  # type: ignore[arg-type]
 
 
@@ -209,7 +209,7 @@ def test_a_size_stands_for_the_parameters_of_the_manifest(manifest: Path) -> Non
 
 
 def test_the_program_gets_every_parameter_the_seed_and_the_clock(manifest: Path, tmp_path: Path) -> None:
-    guest = FakeGuest(OK)
+    guest = OneAnswerGuest(OK)
     result = run_with(guest, manifest, tmp_path, pages="8")
     assert guest.argv == [
         "/usr/lib/workloads/toy", "--seed", "7", "--clock", "ns",
@@ -221,23 +221,23 @@ def test_the_program_gets_every_parameter_the_seed_and_the_clock(manifest: Path,
 @pytest.mark.parametrize(
     ("guest", "fault"),
     [
-        (FakeGuest(""), "stopped without reporting its end"),
-        (FakeGuest(OK.replace('{"end": "ok"}\n', "")), "stopped without reporting its end"),
-        (FakeGuest("", None, "SIGKILL", "killed\n"), "signal SIGKILL"),
-        (FakeGuest(OK, 1), "ended with exit status 1"),
-        (FakeGuest('{"end": "error", "reason": "no memory"}\n', 1), "toy: no memory"),
-        (FakeGuest(OK + "more\n"), "line 3 comes after the end: more"),
-        (FakeGuest("Killed\n" + OK), "line 1 is not JSON: Killed"),
-        (FakeGuest(OK.replace("fault_ns.p50", "fault_ns.p51")), "no metric fault_ns.p51"),
-        (FakeGuest(OK.replace('"ns",', '"ms",')), "in ms, but in ns according to its manifest"),
-        (FakeGuest(OK.replace("fault_ns", "fault_insns")), "no metric fault_insns.p50"),
-        (FakeGuest(OK.splitlines(keepends=True)[0] + OK), "fault_ns.p50 twice"),
-        (FakeGuest(OK.replace("5}", "NaN}")), "line 1 is not JSON"),
-        (FakeGuest(OK.replace("5}", '"5"}')), "lacks a unit or a numeric"),
+        (OneAnswerGuest(""), "stopped without reporting its end"),
+        (OneAnswerGuest(OK.replace('{"end": "ok"}\n', "")), "stopped without reporting its end"),
+        (OneAnswerGuest("", None, "SIGKILL", "killed\n"), "signal SIGKILL"),
+        (OneAnswerGuest(OK, 1), "ended with exit status 1"),
+        (OneAnswerGuest('{"end": "error", "reason": "no memory"}\n', 1), "toy: no memory"),
+        (OneAnswerGuest(OK + "more\n"), "line 3 comes after the end: more"),
+        (OneAnswerGuest("Killed\n" + OK), "line 1 is not JSON: Killed"),
+        (OneAnswerGuest(OK.replace("fault_ns.p50", "fault_ns.p51")), "no metric fault_ns.p51"),
+        (OneAnswerGuest(OK.replace('"ns",', '"ms",')), "in ms, but in ns according to its manifest"),
+        (OneAnswerGuest(OK.replace("fault_ns", "fault_insns")), "no metric fault_insns.p50"),
+        (OneAnswerGuest(OK.splitlines(keepends=True)[0] + OK), "fault_ns.p50 twice"),
+        (OneAnswerGuest(OK.replace("5}", "NaN}")), "line 1 is not JSON"),
+        (OneAnswerGuest(OK.replace("5}", '"5"}')), "lacks a unit or a numeric"),
     ],
 )
 def test_output_that_cannot_be_trusted_is_a_failure(
-    guest: FakeGuest, fault: str, manifest: Path, tmp_path: Path
+    guest: OneAnswerGuest, fault: str, manifest: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(WorkloadFailed) as error:
         run_with(guest, manifest, tmp_path)
@@ -246,7 +246,7 @@ def test_output_that_cannot_be_trusted_is_a_failure(
 
 def test_what_the_program_said_last_is_in_the_evidence(manifest: Path, tmp_path: Path) -> None:
     with pytest.raises(WorkloadFailed, match="it printed: segfault"):
-        run_with(FakeGuest("", None, "SIGSEGV", "a\nsegfault\n"), manifest, tmp_path)
+        run_with(OneAnswerGuest("", None, "SIGSEGV", "a\nsegfault\n"), manifest, tmp_path)
 
 
 @given(st.text())

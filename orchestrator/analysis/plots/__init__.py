@@ -21,7 +21,7 @@ from orchestrator.analysis.plots import (
     sweep,
     tradeoff,
 )
-from orchestrator.analysis.plots.style import Plot, looks_of, settle, style, write_figure
+from orchestrator.analysis.plots.style import Plot, pens_of, settle, style, write_figure
 from orchestrator.analysis.promotion import promotion_curves
 from orchestrator.output import write_output
 from orchestrator.store.run import Run
@@ -61,18 +61,18 @@ def plot_run(run: Run, out_dir: Path) -> list[Path]:
 
 def plots_of(run: Run) -> list[Plot]:
     """All plots of `run`, drawn or with the reason why not."""
-    looks = looks_of(run)
+    pens = pens_of(run)
     curves = promotion_curves(run)
     with style():
         return [
-            overview.overview(run, looks, curves),
+            overview.overview(run, pens, curves),
             *tradeoff.tradeoff(run),
             *sweep.sweeps(run),
-            boots.boots(run, looks),
-            survivors.survivors(run, looks),
-            *promotions.promotions(run, looks, curves),
-            *memory.memory_over_time(run, looks),
-            *latency.fault_latency(run, looks),
-            *counters.counters(run, looks),
+            boots.boots(run, pens),
+            survivors.survivors(run, pens),
+            *promotions.promotions(run, pens, curves),
+            *memory.memory_over_time(run, pens),
+            *latency.fault_latency(run, pens),
+            *counters.counters(run, pens),
             reserved.reserved_pages(run),
         ]

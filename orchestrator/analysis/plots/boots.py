@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 
 from orchestrator.analysis.notation import folded, percent
-from orchestrator.analysis.plots.style import Look, Plot, space_panels, titled_figure
+from orchestrator.analysis.plots.style import Pen, Plot, space_panels, titled_figure
 from orchestrator.analysis.statistics import Boots, noise_floor, variation
 from orchestrator.store.manifest import Role
 from orchestrator.store.run import Run
@@ -24,7 +24,7 @@ _LINEAR: Final = 1.0
 _TICKS: Final = (-100.0, -10.0, -1.0, 0.0, 1.0, 10.0, 100.0, 1000.0, 10_000.0)
 
 
-def boots(run: Run, looks: Mapping[str, Look]) -> Plot:
+def boots(run: Run, pens: Mapping[str, Pen]) -> Plot:
     """One panel per primary metric, one strip per variant, the A/A control first."""
     name, title = "boots", "Every boot against the baseline"
     panels = []
@@ -39,7 +39,7 @@ def boots(run: Run, looks: Mapping[str, Look]) -> Plot:
             title,
             reason="no primary metric has boots of the baseline and of a variant that can be compared",
         )
-    shown = [variant for variant in looks if any(variant in changes for *_, changes in panels)]
+    shown = [variant for variant in pens if any(variant in changes for *_, changes in panels)]
     rows = -(-len(panels) // _COLUMNS)
     figure = titled_figure(
         run,
@@ -53,7 +53,7 @@ def boots(run: Run, looks: Mapping[str, Look]) -> Plot:
     for axis in axes.flat[len(panels) :]:
         axis.set_visible(False)
     for axis, (workload, metric, told, changes) in zip(axes.flat, panels, strict=False):
-        _panel(axis, run, looks, shown, changes)
+        _panel(axis, run, pens, shown, changes)
         axis.set_title(textwrap.fill(f"{workload} {metric}: {told}", 46), fontsize=10)
     for axis in axes[-1]:
         axis.set_xlabel("change in % (linear within 1 %)")
@@ -89,7 +89,7 @@ def _floor(run: Run, table: pd.DataFrame, baseline: str) -> float | None:
     )
 
 
-def _panel(axis: Axes, run: Run, looks: Mapping[str, Look], shown: list[str], changes: pd.DataFrame) -> None:
+def _panel(axis: Axes, run: Run, pens: Mapping[str, Pen], shown: list[str], changes: pd.DataFrame) -> None:
     floor, spread = changes.attrs["floor"], changes.attrs["spread"]
     if floor is not None:
         axis.axvspan(-floor, floor, color="#dcdcdc", linewidth=0, zorder=0)
@@ -101,10 +101,10 @@ def _panel(axis: Axes, run: Run, looks: Mapping[str, Look], shown: list[str], ch
         if variant not in changes:
             continue
         values = changes[variant].dropna().to_numpy(float)
-        look = looks[variant]
+        pen = pens[variant]
         lifted = row + (np.linspace(-0.22, 0.22, values.size) if values.size > 1 else np.zeros(1))
-        axis.plot(values, lifted, look.marker, color=look.colour, markersize=4.5, alpha=0.85, clip_on=False)
-        axis.plot([np.median(values)] * 2, [row - 0.34, row + 0.34], color=look.colour, linewidth=2)
+        axis.plot(values, lifted, pen.marker, color=pen.colour, markersize=4.5, alpha=0.85, clip_on=False)
+        axis.plot([np.median(values)] * 2, [row - 0.34, row + 0.34], color=pen.colour, linewidth=2)
         if spread.get(variant) is not None:
             axis.annotate(
                 percent(spread[variant], signed=False), (1.0, row), xycoords=("axes fraction", "data"),

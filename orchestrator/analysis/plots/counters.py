@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
 from orchestrator.analysis.plots.style import (
-    Look,
+    Pen,
     Plot,
     legend_below,
     short_numbers,
@@ -33,7 +33,7 @@ _MOST_COUNTERS: Final = 26
 _NONE: Final = 0.4
 
 
-def counters(run: Run, looks: Mapping[str, Look]) -> Iterator[Plot]:
+def counters(run: Run, pens: Mapping[str, Pen]) -> Iterator[Plot]:
     """One plot per workload: the counters that grew, one lane per variant."""
     name, title = "counters", "Growth of counters"
     ok = run.ok_cells
@@ -54,21 +54,21 @@ def counters(run: Run, looks: Mapping[str, Look]) -> Iterator[Plot]:
         if workload not in set(samples["workload"]):
             continue
         own = medians[medians.index.get_level_values("workload") == workload].droplevel("workload")
-        figure = _counter_figure(run, f"{title}: {title_of(run, workload)}", own, looks)
+        figure = _counter_figure(run, f"{title}: {title_of(run, workload)}", own, pens)
         if figure is None:
             yield Plot(f"{name}-{workload}", title, reason=f"no counter moved in workload {workload}")
         else:
             yield Plot(f"{name}-{workload}", f"{title}: {workload}", figure)
 
 
-def _counter_figure(run: Run, title: str, growth: pd.Series, looks: Mapping[str, Look]) -> Figure | None:
+def _counter_figure(run: Run, title: str, growth: pd.Series, pens: Mapping[str, Pen]) -> Figure | None:
     """One row per counter, one lane per variant within it."""
     grown = growth.groupby("counter").max()
     order = grown[grown >= 1].sort_values(ascending=False, kind="stable")
     counters = sorted(order.index[:_MOST_COUNTERS], key=_counter_order)
     if not counters:
         return None
-    variants = [variant for variant in looks if variant in set(growth.index.get_level_values("variant"))]
+    variants = [variant for variant in pens if variant in set(growth.index.get_level_values("variant"))]
     left_out = len(order) - len(counters)
     note = "while the workload ran, median of the boots; hollow at the left: 0" + (
         f" · {left_out} smaller ones not shown" if left_out else ""
@@ -84,13 +84,13 @@ def _counter_figure(run: Run, title: str, growth: pd.Series, looks: Mapping[str,
             if (variant, counter) not in growth.index:
                 continue
             value = float(growth.loc[(variant, counter)])
-            look = looks[variant]
+            pen = pens[variant]
             at = index + (position - (len(variants) - 1) / 2) * lane / row_height
             if value < 1:
-                axis.plot(_NONE, at, look.marker, color=look.colour, markerfacecolor="white", markersize=5.5)
+                axis.plot(_NONE, at, pen.marker, color=pen.colour, markerfacecolor="white", markersize=5.5)
                 continue
-            axis.plot([1, value], [at, at], color=look.colour, linewidth=1.4, alpha=0.7)
-            axis.plot(value, at, look.marker, color=look.colour, markersize=5.5)
+            axis.plot([1, value], [at, at], color=pen.colour, linewidth=1.4, alpha=0.7)
+            axis.plot(value, at, pen.marker, color=pen.colour, markersize=5.5)
     axis.set_xscale("log")
     axis.set_xlim(_NONE / 1.4, max(10.0, float(grown.max())) * 1.6)
     ticks = [tick for tick in LogLocator(numticks=12).tick_values(1, float(grown.max())) if tick >= 1]
@@ -105,7 +105,7 @@ def _counter_figure(run: Run, title: str, growth: pd.Series, looks: Mapping[str,
     axis.set_xlabel("growth in /proc/vmstat, events (logarithmic; 0 left of the axis)")
     # Not from the first counter, which a variant may not have.
     handles = [
-        axis.plot([], [], looks[variant].marker, color=looks[variant].colour, linestyle="-")[0]
+        axis.plot([], [], pens[variant].marker, color=pens[variant].colour, linestyle="-")[0]
         for variant in variants
     ]
     legend_below(figure, handles, variants)

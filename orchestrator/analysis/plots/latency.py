@@ -16,7 +16,7 @@ from matplotlib.ticker import NullLocator
 from orchestrator.analysis.notation import CLOCKS
 from orchestrator.analysis.plots.style import (
     BASELINE,
-    Look,
+    Pen,
     Plot,
     counted,
     legend_below,
@@ -30,7 +30,7 @@ from orchestrator.store.run import Run
 _Buckets = dict[tuple[float, float], int]
 
 
-def fault_latency(run: Run, looks: Mapping[str, Look]) -> Iterator[Plot]:
+def fault_latency(run: Run, pens: Mapping[str, Pen]) -> Iterator[Plot]:
     """One plot per workload with histograms: their cumulative distributions."""
     name, title = "fault-latency", "Fault latency"
     found: dict[str, dict[str, dict[str, _Buckets]]] = {}
@@ -47,7 +47,7 @@ def fault_latency(run: Run, looks: Mapping[str, Look]) -> Iterator[Plot]:
     if not found:
         yield Plot(name, title, reason="no workload that ended ok left a histogram in its workload.jsonl")
     for workload, histograms in found.items():
-        drawn = _latency_figure(run, title_of(run, workload), workload, histograms, units, looks)
+        drawn = _latency_figure(run, title_of(run, workload), workload, histograms, units, pens)
         yield Plot(f"{name}-{workload}" if len(found) > 1 else name, title, drawn)
 
 
@@ -57,7 +57,7 @@ def _latency_figure(
     workload: str,
     histograms: Mapping[str, Mapping[str, _Buckets]],
     units: Mapping[tuple[str, str], str],
-    looks: Mapping[str, Look],
+    pens: Mapping[str, Pen],
 ) -> Figure:
     columns = min(2, len(histograms))
     rows = -(-len(histograms) // columns)
@@ -68,15 +68,15 @@ def _latency_figure(
         axis.set_visible(False)
     for axis, (histogram, by_variant) in zip(axes.flat, histograms.items(), strict=False):
         faults: dict[str, int] = {}
-        for variant, look in looks.items():
+        for variant, pen in pens.items():
             buckets = {edges: count for edges, count in by_variant.get(variant, {}).items() if count}
             if not buckets:
                 continue
             edges, share = _cumulative(buckets)
             faults[variant] = sum(buckets.values())
             # Wide and pale in the background, since a variant with the same cost would hide it.
-            broad = {"linewidth": 5.0, "alpha": 0.35} if look.colour == BASELINE else {"linewidth": 1.7}
-            axis.plot(edges, share, look.line, color=look.colour, label=variant, **cast("Any", broad))
+            broad = {"linewidth": 5.0, "alpha": 0.35} if pen.colour == BASELINE else {"linewidth": 1.7}
+            axis.plot(edges, share, pen.line, color=pen.colour, label=variant, **cast("Any", broad))
         for level, text in ((0.5, "p50"), (0.99, "p99")):
             axis.axhline(level, color="#888888", linewidth=0.8, linestyle=(0, (1, 2)))
             axis.annotate(

@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 from orchestrator.analysis.notation import folded
 from orchestrator.analysis.plots.style import (
-    Look,
+    Pen,
     Plot,
     legend_below,
     title_of,
@@ -34,7 +34,7 @@ _MOST_NODES: Final = 8
 _PAGES_PER_MIB: Final = 256
 
 
-def memory_over_time(run: Run, looks: Mapping[str, Look]) -> Iterator[Plot]:
+def memory_over_time(run: Run, pens: Mapping[str, Pen]) -> Iterator[Plot]:
     """Free, available and reserved memory while the chunk test, or the first workload, ran."""
     name, title = "memory", "Memory over time"
     workload = next((each for each in run.manifest.workloads if each.startswith("chunk")), None)
@@ -58,7 +58,7 @@ def memory_over_time(run: Run, looks: Mapping[str, Look]) -> Iterator[Plot]:
         return
     cells = [
         (variant, str(own.iloc[0]["cell"]))
-        for variant in looks
+        for variant in pens
         if not (own := chosen[chosen["variant"] == variant]).empty
     ]
     groups = [cells[start : start + _COLUMNS] for start in range(0, len(cells), _COLUMNS)]

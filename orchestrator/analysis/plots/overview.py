@@ -14,7 +14,7 @@ from orchestrator.analysis.density import PAGES_PER_REGION, Density, break_even,
 from orchestrator.analysis.notation import short_number
 from orchestrator.analysis.plots.promotions import extended
 from orchestrator.analysis.plots.style import (
-    Look,
+    Pen,
     Plot,
     clock_of,
     legend_below,
@@ -34,7 +34,7 @@ _MOST_VARIANTS: Final = 6
 _FIT: Final = ("chunk", "survivors.total")
 
 
-def overview(run: Run, looks: Mapping[str, Look], promoted: Mapping[str, Mapping[str, Curve]]) -> Plot:
+def overview(run: Run, pens: Mapping[str, Pen], promoted: Mapping[str, Mapping[str, Curve]]) -> Plot:
     """Three panels: cost of a range by density, processes that fit, share of huge ranges over time.
 
     Args:
@@ -42,7 +42,7 @@ def overview(run: Run, looks: Mapping[str, Look], promoted: Mapping[str, Mapping
     """
     title = "Fault latency, memory, promotions"
     control = run.manifest.name_of(Role.CONTROL)
-    shown = [name for name in looks if name != control]
+    shown = [name for name in pens if name != control]
     costs = {name: each for name, each in densities(run).items() if name in shown}
     first = next(iter(promoted.values()), {})
     curves = {name: each for name, each in first.items() if name in shown}
@@ -65,22 +65,22 @@ def overview(run: Run, looks: Mapping[str, Look], promoted: Mapping[str, Mapping
     )
     unit = clock_of(run)
     baseline = run.manifest.name_of(Role.BASELINE)
-    handles = _density_panel(axes["density"], costs, looks, str(baseline), unit)
-    _fit_panel(axes["fit"], fit, looks)
-    _share_panel(axes["share"], curves, looks, unit)
+    handles = _density_panel(axes["density"], costs, pens, str(baseline), unit)
+    _fit_panel(axes["fit"], fit, pens)
+    _share_panel(axes["share"], curves, pens, unit)
     legend_below(figure, list(handles.values()), list(handles))
     return Plot(NAME, title, figure)
 
 
 def _density_panel(
-    axis: Axes, costs: Mapping[str, Density], looks: Mapping[str, Look], baseline: str, unit: str
+    axis: Axes, costs: Mapping[str, Density], pens: Mapping[str, Pen], baseline: str, unit: str
 ) -> dict[str, Any]:
     handles: dict[str, Any] = {}
     for variant, density in costs.items():
-        look = looks[variant]
+        pen = pens[variant]
         broad = {"linewidth": 5.0, "alpha": 0.35} if variant == baseline else {"linewidth": 1.8}
-        (line,) = axis.plot(density.pages, density.medians, look.line, color=look.colour, **broad)  # type: ignore[arg-type]
-        (marks,) = axis.plot(density.pages, density.medians, look.marker, color=look.colour, markersize=5.5)
+        (line,) = axis.plot(density.pages, density.medians, pen.line, color=pen.colour, **broad)  # type: ignore[arg-type]
+        (marks,) = axis.plot(density.pages, density.medians, pen.marker, color=pen.colour, markersize=5.5)
         handles[variant] = (line, marks)
     axis.set_xscale("log", base=2)
     axis.set_yscale("log")
@@ -104,7 +104,7 @@ def _density_panel(
         density = costs[variant]
         cost = float(np.exp(np.interp(np.log(even), np.log(density.pages), np.log(density.medians))))
         axis.plot(
-            [even, even], [floor, cost], color=looks[variant].colour, linewidth=1.2, linestyle=(0, (2, 2))
+            [even, even], [floor, cost], color=pens[variant].colour, linewidth=1.2, linestyle=(0, (2, 2))
         )
         # Below each other, left of the line: costs increase to the right, so there is room.
         axis.annotate(
@@ -124,13 +124,13 @@ def _is_flat(density: Density | None) -> bool:
     return density is not None and float(density.medians.max()) < 2 * float(density.medians.min())
 
 
-def _fit_panel(axis: Axes, fit: Mapping[str, Any], looks: Mapping[str, Look]) -> None:
+def _fit_panel(axis: Axes, fit: Mapping[str, Any], pens: Mapping[str, Pen]) -> None:
     most = max(float(np.median(values)) for values in fit.values())
     for row, (variant, values) in enumerate(fit.items()):
-        look, middle = looks[variant], float(np.median(values))
-        axis.bar(row, middle, width=0.62, color=look.colour, alpha=0.3, edgecolor=look.colour)
+        pen, middle = pens[variant], float(np.median(values))
+        axis.bar(row, middle, width=0.62, color=pen.colour, alpha=0.3, edgecolor=pen.colour)
         spread = np.linspace(-0.17, 0.17, values.size) if values.size > 1 else np.zeros(1)
-        axis.plot(row + spread, values, look.marker, color=look.colour, markersize=4, alpha=0.8)
+        axis.plot(row + spread, values, pen.marker, color=pen.colour, markersize=4, alpha=0.8)
         axis.annotate(
             short_number(middle), (row, max(middle, float(values.max()))), xytext=(0, 4), textcoords="offset points",
             ha="center", fontsize=11,
@@ -142,23 +142,23 @@ def _fit_panel(axis: Axes, fit: Mapping[str, Any], looks: Mapping[str, Look]) ->
     axis.set_title("Memory: processes\nthat fit, sparse use")
 
 
-def _share_panel(axis: Axes, curves: Mapping[str, Curve], looks: Mapping[str, Look], unit: str) -> None:
+def _share_panel(axis: Axes, curves: Mapping[str, Curve], pens: Mapping[str, Pen], unit: str) -> None:
     end = max(float(curve.cost[-1]) for curve in curves.values()) * 1.04
     for variant, curve in curves.items():
-        look, whole = looks[variant], extended(curve, end)
+        pen, whole = pens[variant], extended(curve, end)
         axis.fill_between(
             whole.cost,
             whole.low * 100,
             whole.high * 100,
             step="post",
-            color=look.colour,
+            color=pen.colour,
             alpha=0.2,
             linewidth=0,
         )
-        broad = {"linewidth": 5.0, "alpha": 0.35} if look.line == "-" else {"linewidth": 1.8}
-        axis.step(whole.cost, whole.total * 100, look.line, where="post", color=look.colour, **broad)  # type: ignore[arg-type]
+        broad = {"linewidth": 5.0, "alpha": 0.35} if pen.line == "-" else {"linewidth": 1.8}
+        axis.step(whole.cost, whole.total * 100, pen.line, where="post", color=pen.colour, **broad)  # type: ignore[arg-type]
         marked = np.linspace(0, whole.cost.size - 1, 7).astype(int)
-        axis.plot(whole.cost[marked], whole.total[marked] * 100, look.marker, color=look.colour, markersize=5)
+        axis.plot(whole.cost[marked], whole.total[marked] * 100, pen.marker, color=pen.colour, markersize=5)
     axis.set_xlim(0, end)
     axis.set_ylim(0, 104)
     axis.xaxis.set_major_formatter(short_numbers())

@@ -10,7 +10,7 @@ import numpy as np
 
 from orchestrator.analysis.notation import folded
 from orchestrator.analysis.plots.style import (
-    Look,
+    Pen,
     Plot,
     clock_of,
     legend_below,
@@ -31,9 +31,7 @@ _FILLS: Final[Mapping[str, Mapping[str, Any]]] = {
 }
 
 
-def promotions(
-    run: Run, looks: Mapping[str, Look], found: Mapping[str, Mapping[str, Curve]]
-) -> Iterator[Plot]:
+def promotions(run: Run, pens: Mapping[str, Pen], found: Mapping[str, Mapping[str, Curve]]) -> Iterator[Plot]:
     """One plot per workload that follows its ranges: an area per way in which they became huge, a panel per variant.
 
     Args:
@@ -45,7 +43,7 @@ def promotions(
             name, title, reason="no workload that ended ok has events huge_ranges in its workload.jsonl"
         )
     for workload, curves in found.items():
-        shown = [variant for variant in looks if variant in curves]
+        shown = [variant for variant in pens if variant in curves]
         rows = -(-len(shown) // _COLUMNS)
         figure = titled_figure(
             run,

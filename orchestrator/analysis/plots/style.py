@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Common code of all plots: looks, titles, legends.
+"""Common code of all plots: pens, titles, legends.
 
 Colours are those of Okabe and Ito (https://jfly.uni-koeln.de/color/); markers and line styles differ as well.
 """
@@ -52,7 +52,7 @@ _LINES: Final = ("-", "--", "-.", ":")
 
 
 @dataclass(frozen=True)
-class Look:
+class Pen:
     """How a variant is drawn in every plot of a run."""
 
     colour: str
@@ -95,22 +95,22 @@ def settle(figure: Figure) -> None:
         axis.set_position((left, bottom, width, height))
 
 
-def looks_of(run: Run) -> dict[str, Look]:
-    """The look of each variant, in order."""
-    looks: dict[str, Look] = {}
+def pens_of(run: Run) -> dict[str, Pen]:
+    """The pen of each variant, in order."""
+    pens: dict[str, Pen] = {}
     patched = 0
     for index, variant in enumerate(run.manifest.variants):
         role, marker = variant.role, _MARKERS[index % len(_MARKERS)]
         if role is Role.BASELINE:
-            look = Look(BASELINE, marker, "-")
+            pen = Pen(BASELINE, marker, "-")
         elif role is Role.CONTROL:
-            look = Look(CONTROL, marker, ":")
+            pen = Pen(CONTROL, marker, ":")
         else:
             line = _LINES[patched % len(_LINES)]
-            look = Look(PATCHED[patched % len(PATCHED)], marker, line)
+            pen = Pen(PATCHED[patched % len(PATCHED)], marker, line)
             patched += 1
-        looks[variant.name] = look
-    return looks
+        pens[variant.name] = pen
+    return pens
 
 
 def clock_of(run: Run) -> str:

@@ -10,11 +10,11 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from orchestrator.analysis.notation import folded
-from orchestrator.analysis.plots.style import Look, Plot, space_panels, titled_figure
+from orchestrator.analysis.plots.style import Pen, Plot, space_panels, titled_figure
 from orchestrator.store.run import Run
 
 
-def survivors(run: Run, looks: Mapping[str, Look]) -> Plot:
+def survivors(run: Run, pens: Mapping[str, Pen]) -> Plot:
     """Bars with the median of each variant, and points for all repetitions."""
     name, title = "survivors", "Children that fit in memory"
     metrics = run.metrics
@@ -24,7 +24,7 @@ def survivors(run: Run, looks: Mapping[str, Look]) -> Plot:
     if metrics.empty:
         return Plot(name, title, reason="no cell that ended ok has a metric survivors*")
     panels = list(dict.fromkeys(zip(metrics["workload"], metrics["metric"], strict=True)))
-    shown = [variant for variant in looks if variant in set(metrics["variant"])]
+    shown = [variant for variant in pens if variant in set(metrics["variant"])]
     figure = titled_figure(
         run,
         title,
@@ -44,13 +44,13 @@ def survivors(run: Run, looks: Mapping[str, Look]) -> Plot:
             values = own.loc[own["variant"] == variant, "value"].to_numpy(dtype=float)
             if not values.size:
                 continue
-            look = looks[variant]
+            pen = pens[variant]
             middle = float(np.median(values))
-            axis.barh(row, middle, height=0.62, color=look.colour, alpha=0.22, linewidth=0)
-            axis.plot([middle] * 2, [row - 0.31, row + 0.31], color=look.colour, linewidth=2.5)
+            axis.barh(row, middle, height=0.62, color=pen.colour, alpha=0.22, linewidth=0)
+            axis.plot([middle] * 2, [row - 0.31, row + 0.31], color=pen.colour, linewidth=2.5)
             spread = np.linspace(-0.17, 0.17, values.size) if values.size > 1 else np.zeros(1)
             axis.plot(
-                values, row + spread, look.marker, color=look.colour, markersize=5, alpha=0.8, clip_on=False
+                values, row + spread, pen.marker, color=pen.colour, markersize=5, alpha=0.8, clip_on=False
             )
             axis.annotate(
                 f"{middle:g}",

@@ -22,7 +22,7 @@ PAGE = "report.html"
 
 
 @dataclass(frozen=True)
-class Conclusion:
+class RunReport:
     """The outputs that were written.
 
     Args:
@@ -40,7 +40,7 @@ class Conclusion:
         return any(finding.kind != "failed-cell" for finding in self.comparison.findings)
 
 
-def conclude(path: Path, events: Events, durations: Durations) -> Conclusion:
+def conclude(path: Path, events: Events, durations: Durations) -> RunReport:
     """Compare, plot and report the results in a run directory.
 
     Args:
@@ -58,4 +58,4 @@ def conclude(path: Path, events: Events, durations: Durations) -> Conclusion:
     with events.step("report"):
         write_report(run, comparison, plots, path / PAGE)
     durations.remember("conclusion", time.monotonic() - began)
-    return Conclusion(comparison, plots, path / PAGE)
+    return RunReport(comparison, plots, path / PAGE)

@@ -135,7 +135,9 @@ TABLE: dict[str, dict[str, ExpectedEnding | Impossible]] = {
     "exec": {
         "well": ExpectedEnding("", 0, "printed\n"),
         **_COMMON,
-        "workload timeout": ExpectedEnding("", 3, "took more than 600 s and was killed. Use --timeout to give it more time"),
+        "workload timeout": ExpectedEnding(
+            "", 3, "took more than 600 s and was killed. Use --timeout to give it more time"
+        ),
         "workload failed": ExpectedEnding("", 1, "printed\n"),  # its own status
         "output ends early": ExpectedEnding("", 0, "pri"),  # a program may print what it likes
     },

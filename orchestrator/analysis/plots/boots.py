@@ -13,12 +13,11 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 
 from orchestrator.analysis.notation import folded, percent
-from orchestrator.analysis.plots.style import Pen, Plot, space_panels, titled_figure
+from orchestrator.analysis.plots.style import Pen, Plot, panel_figure
 from orchestrator.analysis.statistics import Boots, noise_floor, variation
 from orchestrator.store.manifest import Role
 from orchestrator.store.run import Run
 
-_COLUMNS: Final = 2
 #: In per cent: linear up to this change, else logarithmic.
 _LINEAR: Final = 1.0
 _TICKS: Final = (-100.0, -10.0, -1.0, 0.0, 1.0, 10.0, 100.0, 1000.0, 10_000.0)
@@ -40,18 +39,16 @@ def boots(run: Run, pens: Mapping[str, Pen]) -> Plot:
             reason="no primary metric has boots of the baseline and of a variant that can be compared",
         )
     shown = [variant for variant in pens if any(variant in changes for *_, changes in panels)]
-    rows = -(-len(panels) // _COLUMNS)
-    figure = titled_figure(
+    figure, axes = panel_figure(
         run,
         title,
         "one point per fresh boot, change relative to the baseline of the same repetition; grey band: A/A control; "
         "at the right: coefficient of variation of the boots",
-        1.3 + rows * (1.0 + 0.34 * len(shown)),
+        len(panels),
+        heading_in=1.3,
+        row_in=1.0 + 0.34 * len(shown),
+        sharey=True,
     )
-    space_panels(figure)
-    axes = figure.subplots(rows, _COLUMNS, sharey=True, squeeze=False)
-    for axis in axes.flat[len(panels) :]:
-        axis.set_visible(False)
     for axis, (workload, metric, told, changes) in zip(axes.flat, panels, strict=False):
         _panel(axis, run, pens, shown, changes)
         axis.set_title(textwrap.fill(f"{workload} {metric}: {told}", 46), fontsize=10)

@@ -20,10 +20,9 @@ from orchestrator.analysis.plots.style import (
     Plot,
     counted,
     legend_below,
+    panel_figure,
     short_numbers,
-    space_panels,
     title_of,
-    titled_figure,
 )
 from orchestrator.store.run import Run
 
@@ -59,13 +58,17 @@ def _latency_figure(
     units: Mapping[tuple[str, str], str],
     pens: Mapping[str, Pen],
 ) -> Figure:
-    columns = min(2, len(histograms))
-    rows = -(-len(histograms) // columns)
-    figure = titled_figure(run, title, "all repetitions together", 1.5 + 3.7 * rows)
-    space_panels(figure)
-    axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-    for axis in axes.flat[len(histograms) :]:
-        axis.set_visible(False)
+    figure, axes = panel_figure(
+        run,
+        title,
+        "all repetitions together",
+        len(histograms),
+        heading_in=1.5,
+        row_in=3.7,
+        columns=min(2, len(histograms)),
+        sharex=True,
+        sharey=True,
+    )
     for axis, (histogram, by_variant) in zip(axes.flat, histograms.items(), strict=False):
         faults: dict[str, int] = {}
         for variant, pen in pens.items():

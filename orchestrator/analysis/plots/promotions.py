@@ -14,15 +14,13 @@ from orchestrator.analysis.plots.style import (
     Plot,
     clock_of,
     legend_below,
+    panel_figure,
     short_numbers,
-    space_panels,
     title_of,
-    titled_figure,
 )
 from orchestrator.analysis.promotion import WAYS, Curve
 from orchestrator.store.run import Run
 
-_COLUMNS: Final = 2
 #: Patterns, to distinguish areas without colour: plain, hatched, dotted.
 _FILLS: Final[Mapping[str, Mapping[str, Any]]] = {
     "at_fault": {"facecolor": "#8c8c8c", "hatch": ""},
@@ -44,17 +42,16 @@ def promotions(run: Run, pens: Mapping[str, Pen], found: Mapping[str, Mapping[st
         )
     for workload, curves in found.items():
         shown = [variant for variant in pens if variant in curves]
-        rows = -(-len(shown) // _COLUMNS)
-        figure = titled_figure(
+        figure, axes = panel_figure(
             run,
             f"{title}: {title_of(run, workload)}",
             "every page of each range is touched, then the workload waits for khugepaged; mean and range of the boots",
-            1.6 + 2.3 * rows,
+            len(shown),
+            heading_in=1.6,
+            row_in=2.3,
+            sharex=True,
+            sharey=True,
         )
-        space_panels(figure)
-        axes = figure.subplots(rows, _COLUMNS, sharex=True, sharey=True, squeeze=False)
-        for axis in axes.flat[len(shown) :]:
-            axis.set_visible(False)
         end = max(float(curves[variant].cost[-1]) for variant in shown) * 1.03
         handles: dict[str, Any] = {}
         for axis, variant in zip(axes.flat, shown, strict=False):

@@ -173,6 +173,34 @@ def space_panels(figure: Figure) -> None:
         engine.set(wspace=0.05, w_pad=0.08, h_pad=0.06)
 
 
+def panel_figure(
+    run: Run,
+    title: str,
+    note: str,
+    panels: int,
+    *,
+    heading_in: float,
+    row_in: float,
+    columns: int = 2,
+    sharex: bool = False,
+    sharey: bool = False,
+) -> tuple[Figure, npt.NDArray[Any]]:
+    """A figure with a grid of panels, and its axes by row and column. Those beyond the last panel are hidden.
+
+    Args:
+        panels: number of panels, at least 1.
+        heading_in, row_in: height in inches of what is not a panel, and of a row of panels.
+        sharex, sharey: whether all panels have the same range.
+    """
+    rows = -(-panels // columns)
+    figure = titled_figure(run, title, note, heading_in + row_in * rows)
+    space_panels(figure)
+    axes = figure.subplots(rows, columns, sharex=sharex, sharey=sharey, squeeze=False)
+    for axis in axes.flat[panels:]:
+        axis.set_visible(False)
+    return figure, axes
+
+
 def legend_below(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:
     """A legend at the bottom, with as many columns as fit."""
     names = [folded(label, 30) for label in labels]

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from orchestrator.analysis.notation import folded
-from orchestrator.analysis.plots.style import Pen, Plot, space_panels, titled_figure
+from orchestrator.analysis.plots.style import Pen, Plot, panel_figure
 from orchestrator.store.run import Run
 
 
@@ -25,17 +25,17 @@ def survivors(run: Run, pens: Mapping[str, Pen]) -> Plot:
         return Plot(name, title, reason="no cell that ended ok has a metric survivors*")
     panels = list(dict.fromkeys(zip(metrics["workload"], metrics["metric"], strict=True)))
     shown = [variant for variant in pens if variant in set(metrics["variant"])]
-    figure = titled_figure(
+    figure, axes = panel_figure(
         run,
         title,
         "one point per fresh boot, the bar is the median",
-        1.7 + len(shown) * 0.42 * -(-len(panels) // 2),
+        len(panels),
+        heading_in=1.7,
+        row_in=0.42 * len(shown),
+        columns=min(2, len(panels)),
+        sharex=True,
+        sharey=True,
     )
-    columns = min(2, len(panels))
-    space_panels(figure)
-    axes = figure.subplots(-(-len(panels) // columns), columns, sharex=True, sharey=True, squeeze=False)
-    for axis in axes.flat[len(panels) :]:
-        axis.set_visible(False)
     for axis, (workload, metric) in zip(axes.flat, panels, strict=False):
         facts = run.manifest.metric(workload, metric)
         own = metrics[(metrics["workload"] == workload) & (metrics["metric"] == metric)]

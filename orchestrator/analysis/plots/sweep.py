@@ -16,9 +16,8 @@ from orchestrator.analysis.plots.style import (
     BASELINE,
     PATCHED,
     Plot,
+    panel_figure,
     short_numbers,
-    space_panels,
-    titled_figure,
     values_of,
 )
 from orchestrator.analysis.statistics import median_ends, sign_interval
@@ -30,7 +29,6 @@ from orchestrator.store.run import Run
 _LEAST_VALUES = 3
 #: From this ratio of the largest to the smallest value on, the axis is logarithmic.
 _LOG_FROM = 8
-_COLUMNS = 2
 _LEAST_OCTAVES = 0.75
 
 
@@ -78,17 +76,7 @@ def _figure(run: Run, sweep: _Sweep) -> Plot | None:
         return None
     title = f"{sweep.patchset} by {sweep.knob}"
     note = f"{_coverage(run, sweep, panels)}; dashed: the baseline"
-    rows = -(-len(panels) // _COLUMNS)
-    figure = titled_figure(
-        run,
-        title,
-        note,
-        1.3 + 3.3 * rows,
-    )
-    space_panels(figure)
-    axes = figure.subplots(rows, _COLUMNS, sharex=True, squeeze=False)
-    for axis in axes.flat[len(panels) :]:
-        axis.set_visible(False)
+    figure, axes = panel_figure(run, title, note, len(panels), heading_in=1.3, row_in=3.3, sharex=True)
     for axis, (workload, metric, facts) in zip(axes.flat, panels, strict=False):
         _panel(axis, run, sweep, workload, metric, facts)
     name = f"sweep-{sweep.patchset}-{sweep.knob}".replace("/", "_")

@@ -69,7 +69,8 @@ def concatenate(files: Iterable[Path], name: str, final: Path) -> None:
     temporary = final.with_name(f".{final.name}.new")
     with pq.ParquetWriter(temporary, TABLES[name], compression="zstd") as writer:
         for file in files:
-            writer.write_table(pq.read_table(file, schema=TABLES[name]))
+            # Not pq.read_table(), which takes three times as long for a small file.
+            writer.write_table(pq.ParquetFile(file).read().cast(TABLES[name]))
     temporary.replace(final)
 
 

@@ -1,11 +1,19 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Which unit tests are ``thorough``, with a gate of their own, and which are ``fast``, for the inner loop."""
+"""Which unit tests are ``thorough``, which are ``fast``, and which of them count for the gate ``coverage``."""
 
 from __future__ import annotations
 
+import os
+import re
+from collections.abc import Generator
+from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from coverage import Coverage
 
 #: They simulate or search at length: seconds of CPU time each. A name covers all its parameters.
 THOROUGH = frozenset(
@@ -39,6 +47,8 @@ FAST = frozenset(
         "shrinking", "topology", "trace", "trait", "workload",
     )
 )  # fmt: skip
+#: Packages that the gate `coverage` holds to a floor; `source_pkgs` of pyproject.toml.
+_COUNTED = re.compile(r"\borchestrator\.(execution|machine|guest)\b")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -53,3 +63,42 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.thorough)
         elif item.path.name in FAST:
             item.add_marker(pytest.mark.fast)
+
+
+@cache
+def counts(path: Path) -> bool:
+    """Whether a file of tests or doctests is about a package that the gate `coverage` holds to a floor."""
+    return _COUNTED.search(path.read_text(encoding="utf-8")) is not None
+
+
+class Counting:
+    """Pauses coverage.py for tests of other packages: its tracer would see all their lines, and take as long again."""
+
+    def __init__(self) -> None:
+        # Only the gate `unit` counts, and the tests with the lowest versions do without coverage.py.
+        self._coverage: Coverage | None = None
+        if "COVERAGE_RUN" in os.environ:
+            import coverage
+
+            self._coverage = coverage.Coverage.current()
+        self._counts = True
+        #: What coverage.py starts itself by in other processes.
+        self._start = {name: os.environ[name] for name in os.environ if name.startswith("COVERAGE_PROCESS")}
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
+        if self._coverage is not None and counts(item.path) != self._counts:
+            self._counts = not self._counts
+            if self._counts:
+                os.environ.update(self._start)
+                self._coverage.start()
+            else:
+                self._coverage.stop()
+                for name in self._start:
+                    del os.environ[name]
+        return (yield)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Not as a hook of this file, which would not see the doctests.
+    config.pluginmanager.register(Counting())

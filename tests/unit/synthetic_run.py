@@ -232,7 +232,7 @@ class Synthetic:
         chunk = entry.workload == "chunk"
         draw = self._draw(entry, "samples")
         total = 2 * 2**20  # KiB a node
-        steps = 60 if chunk else 8
+        steps = 15 if chunk else 4
         samples: list[Sample] = []
 
         def sample(

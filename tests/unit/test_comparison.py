@@ -25,6 +25,9 @@ from orchestrator.store.outcome import Outcome
 from orchestrator.store.run import Run
 
 QUIET = Synthetic(effects={}, histograms=False)
+#: One workload each, and samples only where counters are looked at, since most of the time goes into writing the runs.
+CHUNK = replace(QUIET, workloads=("chunk",), samples=False)
+FAULTS = replace(QUIET, workloads=("fault_latency",), samples=False)
 
 
 def row_of(comparison: Comparison, variant: str, workload: str, metric: str) -> Row:
@@ -93,7 +96,7 @@ class TestVerdicts:
     def test_a_baseline_of_zero_has_no_per_cent_but_a_verdict(self, tmp_path: Path) -> None:
         effects = {"core-only@256": {"chunk": {"promotions.total": "48"}}}
         row = row_of(
-            compare(replace(QUIET, effects=effects).write(tmp_path)),
+            compare(replace(CHUNK, effects=effects).write(tmp_path)),
             "core-only@256",
             "chunk",
             "promotions.total",
@@ -103,7 +106,7 @@ class TestVerdicts:
 
     def test_a_change_within_the_margin_is_no_regression(self, tmp_path: Path) -> None:
         effects = {"core-only@256": {"fault_latency": {"fault_insns.p50": 1.003}}}
-        run = replace(QUIET, effects=effects).write(tmp_path)
+        run = replace(FAULTS, effects=effects).write(tmp_path)
         row = row_of(compare(run), "core-only@256", "fault_latency", "fault_insns.p50")
         assert row.verdict is Verdict.EQUIVALENT
         stricter = row_of(compare(run, margin=0.0001), "core-only@256", "fault_latency", "fault_insns.p50")
@@ -115,7 +118,7 @@ class TestVerdicts:
             "core-only@256": {"fault_latency": {"fault_insns.p50": 1.03}},
             "baseline-control": {"fault_latency": {"fault_insns.p50": 1.03}},
         }
-        comparison = compare(replace(QUIET, repeat=6, effects=effects).write(tmp_path))
+        comparison = compare(replace(FAULTS, repeat=6, effects=effects).write(tmp_path))
         row = row_of(comparison, "core-only@256", "fault_latency", "fault_insns.p50")
         assert row.verdict is Verdict.INCONCLUSIVE
         assert "no larger than margin and noise floor" in row.reason
@@ -123,7 +126,7 @@ class TestVerdicts:
         assert not comparison.found_something
 
     def test_three_repetitions_show_everything_and_claim_nothing(self, tmp_path: Path) -> None:
-        comparison = compare(Synthetic(repeat=3, histograms=False).write(tmp_path))
+        comparison = compare(replace(FAULTS, repeat=3, effects=EFFECTS).write(tmp_path))
         assert {row.verdict for row in comparison.rows} == {Verdict.NO_TEST}
         row = row_of(comparison, "core-only@256", "fault_latency", "fault_insns.p50")
         assert row.p == pytest.approx(2 / 27)
@@ -135,14 +138,14 @@ class TestVerdicts:
         assert not comparison.found_something
 
     def test_one_repetition_shows_the_difference_only(self, tmp_path: Path) -> None:
-        comparison = compare(Synthetic(repeat=1, histograms=False).write(tmp_path))
+        comparison = compare(replace(CHUNK, repeat=1, effects=EFFECTS).write(tmp_path))
         row = row_of(comparison, "core-only@256", "chunk", "survivors.total")
         assert (row.difference, row.interval, row.p, row.verdict) == (92.0, None, None, Verdict.NO_TEST)
         assert "without a claim" in row.reason
         assert "too few repetitions" in conclusion(comparison, "core-only@256")
 
     def test_a_value_that_is_not_finite_is_left_out_and_said(self, tmp_path: Path) -> None:
-        run = QUIET.write(tmp_path)
+        run = CHUNK.write(tmp_path)
         run.metrics.loc[0, "value"] = math.inf
         assert any("1 values are not finite" in note for note in compare(run).notes)
 
@@ -165,7 +168,7 @@ class TestBaseline:
 
     def test_a_run_without_a_control_says_that_its_noise_is_unknown(self, tmp_path: Path) -> None:
         variants = {"baseline": "baseline", "core-only@256": "patched"}
-        comparison = compare(replace(QUIET, variants=variants).write(tmp_path))
+        comparison = compare(replace(CHUNK, variants=variants).write(tmp_path))
         assert comparison.control == ()
         assert any("noise floor is unknown" in note for note in comparison.notes)
         assert "noise floor is unknown" in to_text(comparison)
@@ -202,11 +205,11 @@ class TestFailures:
         json.loads(comparison.to_json())
 
     def test_a_run_that_has_just_begun(self, tmp_path: Path) -> None:
-        cells = [entry.cell for entry in QUIET.manifest().cells]
+        cells = [entry.cell for entry in CHUNK.manifest().cells]
         accelerator = {
             "accelerator": AcceleratorRecord(name="auto", clock=None, reason="requested; not yet chosen")
         }
-        begun = replace(QUIET, failures=dict.fromkeys(cells, (Outcome.LOST, "")), changes=accelerator)
+        begun = replace(CHUNK, failures=dict.fromkeys(cells, (Outcome.LOST, "")), changes=accelerator)
         assert "not yet chosen (auto)" in to_text(compare(begun.write(tmp_path)))
 
 
@@ -225,7 +228,7 @@ class TestFindings:
 
     def test_a_regression_of_a_secondary_metric_is_found_and_said(self, tmp_path: Path) -> None:
         effects = {"core-only@256": {"fault_latency": {"fault_insns.p99": 1.05}}}
-        comparison = compare(replace(QUIET, repeat=6, effects=effects).write(tmp_path))
+        comparison = compare(replace(FAULTS, repeat=6, effects=effects).write(tmp_path))
         row = row_of(comparison, "core-only@256", "fault_latency", "fault_insns.p99")
         assert row.verdict is Verdict.REGRESSED and not row.primary
         assert [finding.where for finding in comparison.findings] == [
@@ -237,7 +240,7 @@ class TestFindings:
 
     def test_a_secondary_metric_without_a_direction_is_no_finding(self, tmp_path: Path) -> None:
         effects = {"core-only@256": {"chunk": {"huge_faults.total": "5000"}}}
-        comparison = compare(replace(QUIET, repeat=6, effects=effects).write(tmp_path))
+        comparison = compare(replace(CHUNK, repeat=6, effects=effects).write(tmp_path))
         assert row_of(comparison, "core-only@256", "chunk", "huge_faults.total").verdict is Verdict.DIFFERS
         assert not comparison.found_something
 
@@ -247,7 +250,7 @@ class TestPairing:
 
     def test_spread_that_the_seed_makes_does_not_hide_one_per_cent(self, tmp_path: Path) -> None:
         for factor, verdict in ((1.01, Verdict.REGRESSED), (1.0, Verdict.EQUIVALENT)):
-            run = replace(QUIET, repeat=6).write(tmp_path, f"by-{factor}")
+            run = replace(FAULTS, repeat=6).write(tmp_path, f"by-{factor}")
             chosen = run.metrics["metric"] == "fault_insns.p50"
             by_seed = {n: 1 + 0.025 * (-1) ** n * n / 6 for n in range(1, 7)}
             shifted = run.metrics["variant"] == "core-only@256"
@@ -259,7 +262,7 @@ class TestPairing:
 
     def test_a_repetition_that_one_side_lost_is_left_out_of_the_pairs(self, tmp_path: Path) -> None:
         failures = {"core-only@256.fault_latency.2": (Outcome.KERNEL_BUG, "BUG")}
-        run = replace(QUIET, repeat=6, failures=failures).write(tmp_path)
+        run = replace(FAULTS, repeat=6, failures=failures).write(tmp_path)
         comparison = compare(run)
         row = row_of(comparison, "core-only@256", "fault_latency", "fault_insns.p50")
         assert (row.baseline.n, row.compared.n, row.pairs) == (6, 5, 5)
@@ -283,15 +286,15 @@ class TestPairing:
         assert "note: unpaired" in to_text(comparison)
 
     def test_runs_of_different_seeds_are_unpaired(self, tmp_path: Path) -> None:
-        first = replace(QUIET, repeat=6).write(tmp_path, "first")
-        second = replace(QUIET, repeat=6, seed=2).write(tmp_path, "second")
+        first = replace(FAULTS, repeat=6).write(tmp_path, "first")
+        second = replace(FAULTS, repeat=6, seed=2).write(tmp_path, "second")
         assert {row.pairs for row in compare_runs(first, second).rows} == {0}
-        third = replace(QUIET, repeat=6).write(tmp_path, "third")
+        third = replace(FAULTS, repeat=6).write(tmp_path, "third")
         assert {row.pairs for row in compare_runs(first, third).rows if row.difference is not None} == {6}
 
     def test_the_control_takes_part_only_where_its_own_baseline_is_compared(self, tmp_path: Path) -> None:
         effects = {"core-only@256": {"fault_latency": {"fault_insns.p50": 1.02}}}
-        run = replace(QUIET, repeat=6, effects=effects).write(tmp_path)
+        run = replace(FAULTS, repeat=6, effects=effects).write(tmp_path)
         own = row_of(compare(run), "core-only@256", "fault_latency", "fault_insns.p50")
         other = row_of(compare(run, "core-only@1"), "core-only@256", "fault_latency", "fault_insns.p50")
         assert own.p == pytest.approx(2 / 3**6)
@@ -300,7 +303,7 @@ class TestPairing:
 
 class TestSpread:
     def test_one_slow_boot_is_not_hidden_behind_an_equal_median(self, tmp_path: Path) -> None:
-        run = replace(QUIET, repeat=20).write(tmp_path)
+        run = replace(FAULTS, repeat=20).write(tmp_path)
         slow = (
             (run.metrics["metric"] == "fault_insns.p50")
             & (run.metrics["variant"] == "core-only@256")
@@ -315,7 +318,7 @@ class TestSpread:
         assert "single boots are not" in conclusion(comparison, "core-only@256")
         line = next(line for line in to_text(comparison).splitlines() if line.startswith("fault_insns.p50"))
         assert line.endswith(" ~")
-        assert "fault_latency fault_insns.p50 0.0" in to_text(comparison)
+        assert re.search(r"fault_insns\.p50 0\.0\d% to \d\d\.\d%", to_text(comparison))
 
 
 class TestCounters:
@@ -337,16 +340,20 @@ class TestCounters:
     def test_a_contradiction_is_a_finding(
         self, tmp_path: Path, counters: dict[str, int], sentence: str
     ) -> None:
-        comparison = compare(replace(QUIET, counters={"core-only@1.chunk.1": counters}).write(tmp_path))
+        comparison = compare(
+            replace(CHUNK, samples=True, counters={"core-only@1.chunk.1": counters}).write(tmp_path)
+        )
         assert comparison.found_something
         assert {finding.kind for finding in comparison.findings} == {"counters"}
         assert {finding.where for finding in comparison.findings} == {"core-only@1.chunk.1"}
         assert any(sentence in finding.text for finding in comparison.findings)
-        assert "consistent in 19 of 20 patched cells" in to_text(comparison)
+        assert "consistent in 9 of 10 patched cells" in to_text(comparison)
 
     def test_all_four_kinds_of_pages_count(self, tmp_path: Path) -> None:
         counters = {"thp_res_alloc": 2, "thp_res_mapped": 300, "thp_res_released": 600, "thp_res_filled": 124}
-        check = check_counters(replace(QUIET, counters={"core-only@1.chunk.1": counters}).write(tmp_path))
+        check = check_counters(
+            replace(CHUNK, samples=True, counters={"core-only@1.chunk.1": counters}).write(tmp_path)
+        )
         assert check.violations == ()
 
     def test_a_kernel_without_the_counters_is_not_checked(self, tmp_path: Path) -> None:
@@ -359,8 +366,8 @@ class TestCounters:
 
 class TestTwoRuns:
     def test_variants_of_the_second_against_the_baseline_of_the_first(self, tmp_path: Path) -> None:
-        first = QUIET.write(tmp_path, "first")
-        second = replace(QUIET, seed=2, effects=EFFECTS).write(tmp_path, "second")
+        first = CHUNK.write(tmp_path, "first")
+        second = replace(CHUNK, seed=2, effects=EFFECTS).write(tmp_path, "second")
         comparison = compare_runs(first, second)
         assert [variant.name for variant in comparison.compared] == [
             f"core-only@1 ({second.name})",
@@ -386,8 +393,8 @@ class TestTwoRuns:
         ],
     )
     def test_incomparable_runs_are_refused(self, tmp_path: Path, changed: dict[str, Any], named: str) -> None:
-        first = QUIET.write(tmp_path, "first")
-        second = replace(QUIET, changes=changed).write(tmp_path, "second")
+        first = CHUNK.write(tmp_path, "first")
+        second = replace(CHUNK, changes=changed).write(tmp_path, "second")
         with pytest.raises(UserError, match=named):
             compare_runs(first, second)
 
@@ -417,7 +424,7 @@ class TestConclusion:
 
     def test_a_neutral_variant_that_regressed(self, tmp_path: Path) -> None:
         effects = {"core-only@1": {"fault_latency": {"fault_insns.p50": 1.02}}}
-        sentence = conclusion(compare(replace(QUIET, effects=effects).write(tmp_path)), "core-only@1")
+        sentence = conclusion(compare(replace(FAULTS, effects=effects).write(tmp_path)), "core-only@1")
         assert "not for" in sentence
         assert "(regressed)" in sentence
 
@@ -464,14 +471,16 @@ class TestTable:
     def _table(results: Path, number: int) -> tuple[list[str], list[str]]:
         names = [f"core-only@{2**step}" for step in range(number)]
         variants = {"baseline": "baseline", "baseline-control": "control", **dict.fromkeys(names, "patched")}
-        lines = to_text(compare(replace(QUIET, variants=variants, repeat=2).write(results))).splitlines()
+        lines = to_text(
+            compare(replace(QUIET, variants=variants, repeat=1, samples=False).write(results))
+        ).splitlines()
         assert max(map(len, lines)) <= 100
         return names, lines
 
     def test_a_long_name_is_wrapped(self, tmp_path: Path) -> None:
         name = "full@thp_enabled=always,promotion_threshold=512"
         variants = {**VARIANTS, name: "patched"}
-        text = to_text(compare(replace(QUIET, variants=variants, repeat=2).write(tmp_path)))
+        text = to_text(compare(replace(CHUNK, variants=variants, repeat=1).write(tmp_path)))
         assert "promotion_threshold=512\n" in text
 
     def test_colour_is_the_only_difference(self, compared: Comparison) -> None:

@@ -28,7 +28,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return Synthetic().write(tmp_path_factory.mktemp("results")).path
+    small = Synthetic(repeat=1, workloads=("chunk",), histograms=False)
+    return small.write(tmp_path_factory.mktemp("results")).path
 
 
 def read_from(fifo: Path, write: Callable[[], object]) -> bytes:

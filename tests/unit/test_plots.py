@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
@@ -15,6 +16,13 @@ from synthetic_run import METRICS, RANGE_METRICS, VARIANTS, Synthetic
 
 from orchestrator.analysis.notation import short_number
 from orchestrator.analysis.plots import plot_run, plots_of
+from orchestrator.analysis.plots.boots import boots
+from orchestrator.analysis.plots.counters import counters
+from orchestrator.analysis.plots.memory import memory_over_time
+from orchestrator.analysis.plots.overview import overview
+from orchestrator.analysis.plots.reserved import reserved_pages
+from orchestrator.analysis.plots.style import Plot, pens_of, style
+from orchestrator.analysis.plots.sweep import sweeps
 from orchestrator.analysis.promotion import promotion_curves
 from orchestrator.store.outcome import Outcome
 from orchestrator.store.run import Run
@@ -31,6 +39,18 @@ EXPECTED = [
     "counters-fault_latency",
     "reserved-pages",
 ]
+
+
+@pytest.fixture(autouse=True)
+def styled() -> Iterator[None]:
+    """Plots that a test makes by themselves look as those of `plot_run`."""
+    with style():
+        yield
+
+
+def memory_of(run: Run) -> list[Plot]:
+    """Its plots of memory over time, and no others, which take longer than the test."""
+    return list(memory_over_time(run, pens_of(run)))
 
 
 @pytest.fixture(scope="module")
@@ -104,11 +124,11 @@ def test_a_plot_of_before_is_removed_when_its_data_is_gone(tmp_path: Path) -> No
 
 def test_reservations_are_not_drawn_for_a_kernel_without_them(tmp_path: Path) -> None:
     variants = {"baseline": "baseline", "baseline-control": "control"}
-    run = replace(SMALL, repeat=1, variants=variants, histograms=False).write(tmp_path)
-    names = {path.stem for path in plot_run(run, tmp_path / "plots")}
-    assert "survivors" in names
-    assert "reserved-pages" not in names
-    assert "thp_res_" in (tmp_path / "plots" / "absent.txt").read_text()
+    small = replace(SMALL, repeat=1, variants=variants, workloads=("chunk",), histograms=False)
+    plots = {plot.name: plot for plot in plots_of(small.write(tmp_path))}
+    assert plots["survivors"].figure is not None
+    assert plots["reserved-pages"].figure is None
+    assert "thp_res_" in plots["reserved-pages"].reason
 
 
 def test_lines_that_are_no_histogram_are_passed_over(tmp_path: Path) -> None:
@@ -138,15 +158,14 @@ def test_lines_that_are_no_histogram_are_passed_over(tmp_path: Path) -> None:
 def test_many_variants_are_spread_over_several_figures(tmp_path: Path) -> None:
     variants = {**VARIANTS, **{f"core-only@{2**power}": "patched" for power in range(1, 8)}}
     run = replace(SMALL, repeat=1, variants=variants, workloads=("chunk",), histograms=False).write(tmp_path)
-    names = {plot.name for plot in plots_of(run) if plot.figure is not None}
-    assert {"memory", "memory-2", "memory-3"} <= names
+    assert [plot.name for plot in memory_of(run) if plot.figure] == ["memory", "memory-2", "memory-3"]
 
 
 def test_a_counter_that_two_files_print_is_drawn_once(tmp_path: Path) -> None:
     plain = replace(SMALL, repeat=1, workloads=("chunk",), histograms=False)
     heights = []
     for synthetic in (plain, replace(plain, zoneinfo=True)):
-        plot = next(plot for plot in plots_of(synthetic.write(tmp_path)) if plot.name == "memory")
+        (plot,) = memory_of(synthetic.write(tmp_path))
         assert plot.figure is not None
         machine = next(axis for axis in plot.figure.axes if axis.get_title(loc="left") == "core-only@256")
         area = next(area for area in machine.collections if area.get_label() == "reserved")
@@ -156,9 +175,9 @@ def test_a_counter_that_two_files_print_is_drawn_once(tmp_path: Path) -> None:
 
 
 def test_counters_that_contradict_each_other_are_drawn_as_such(tmp_path: Path) -> None:
-    counters = {"core-only@256.chunk.1": {"thp_res_mapped": 1}}
-    run = replace(SMALL, repeat=1, workloads=("chunk",), counters=counters, histograms=False).write(tmp_path)
-    plot = next(plot for plot in plots_of(run) if plot.name == "reserved-pages")
+    last = {"core-only@256.chunk.1": {"thp_res_mapped": 1}}
+    run = replace(SMALL, repeat=1, workloads=("chunk",), counters=last, histograms=False).write(tmp_path)
+    plot = reserved_pages(run)
     assert plot.figure is not None
     assert "counters broken" in plot.figure.axes[0].get_title(loc="left")
 
@@ -166,7 +185,7 @@ def test_counters_that_contradict_each_other_are_drawn_as_such(tmp_path: Path) -
 def test_a_sweep_is_a_panel_for_each_primary_metric(tmp_path: Path) -> None:
     variants = {"baseline": "baseline", **{f"core-only@{value}": "patched" for value in (512, 1, 64)}}
     run = replace(SMALL, repeat=3, variants=variants, samples=False, histograms=False).write(tmp_path)
-    (plot,) = [plot for plot in plots_of(run) if plot.name.startswith("sweep")]
+    (plot,) = sweeps(run)
     assert plot.name == "sweep-core-only-promotion_threshold"
     assert plot.figure is not None
     shown = [axis for axis in plot.figure.axes if axis.get_visible()]
@@ -182,7 +201,7 @@ def test_a_sweep_is_a_panel_for_each_primary_metric(tmp_path: Path) -> None:
 
 def test_two_values_are_no_sweep(tmp_path: Path) -> None:
     run = replace(SMALL, samples=False, histograms=False).write(tmp_path)
-    assert not [plot for plot in plots_of(run) if plot.name.startswith("sweep")]
+    assert not list(sweeps(run))
 
 
 def test_what_happened_is_marked_in_memory_over_time(tmp_path: Path) -> None:
@@ -195,21 +214,20 @@ def test_what_happened_is_marked_in_memory_over_time(tmp_path: Path) -> None:
     often = [{"event": "child", "monotonic_ns": middle * 1e9}] * 9
     rare = [{"event": "out_of_memory", "monotonic_ns": middle * 1e9}, {"event": "old", "monotonic_ns": 0}]
     (log / "workload.jsonl").write_text("\n".join(json.dumps(each) for each in [*often, *rare]))
-    (plot,) = [plot for plot in plots_of(run) if plot.name == "memory"]
+    (plot,) = memory_of(run)
     assert plot.figure is not None
     written = [text.get_text() for axis in plot.figure.axes for text in axis.texts]
     assert "out of memory" in written and "child" not in written and "old" not in written
 
 
-def axis_titled(plot_name: str, run: Run, title: str) -> Axes:
-    plot = next(plot for plot in plots_of(run) if plot.name == plot_name)
+def axis_titled(plot: Plot, title: str) -> Axes:
     assert plot.figure is not None
     return next(axis for axis in plot.figure.axes if axis.get_title(loc="left").startswith(title))
 
 
 def test_the_break_even_with_huge_pages_is_marked_and_one_by_chance_is_not(tmp_path: Path) -> None:
     run = replace(SMALL, samples=False, histograms=False).write(tmp_path)
-    axis = axis_titled("three-metrics", run, "Latency")
+    axis = axis_titled(overview(run, pens_of(run), promotion_curves(run)), "Latency")
     (marked,) = [text.get_text() for text in axis.texts]
     # core-only@256 costs 0.61 of a huge page at 64 pages and 4.72 at 512; core-only@1 crosses it by noise only.
     pages = int(re.findall(r"(\d+) pages", marked)[0])
@@ -218,7 +236,7 @@ def test_the_break_even_with_huge_pages_is_marked_and_one_by_chance_is_not(tmp_p
 
 def test_a_panel_that_nobody_measured_is_named(tmp_path: Path) -> None:
     run = replace(SMALL, samples=False, histograms=False, workloads=("fault_latency",)).write(tmp_path)
-    plot = next(plot for plot in plots_of(run) if plot.name == "three-metrics")
+    plot = overview(run, pens_of(run), promotion_curves(run))
     assert (
         plot.figure is None and plot.reason == "no cell that ended ok has the metric survivors.total of chunk"
     )
@@ -235,18 +253,18 @@ def test_ranges_become_huge_by_the_way_that_the_kernel_counted(tmp_path: Path) -
 
 def test_every_boot_is_a_point_beside_the_band_of_the_control(tmp_path: Path) -> None:
     run = replace(SMALL, repeat=4, samples=False, histograms=False).write(tmp_path)
-    axis = axis_titled("boots", run, "chunk survivors_oom")
+    axis = axis_titled(boots(run, pens_of(run)), "chunk survivors_oom")
     points = [len(np.asarray(line.get_xdata())) for line in axis.get_lines() if line.get_marker() != "None"]
     assert points == [4, 4, 4]
     assert len(axis.patches) == 1  # the A/A band
 
 
 def test_growth_is_drawn_and_not_a_value_since_boot(tmp_path: Path) -> None:
-    counters = {"baseline.chunk.1": {"thp_fault_alloc": 100}}
-    run = replace(SMALL, repeat=1, workloads=("chunk",), histograms=False, counters=counters).write(tmp_path)
-    axis = next(plot for plot in plots_of(run) if plot.name == "counters-chunk").figure
-    assert axis is not None
-    (only,) = axis.axes
+    last = {"baseline.chunk.1": {"thp_fault_alloc": 100}}
+    run = replace(SMALL, repeat=1, workloads=("chunk",), histograms=False, counters=last).write(tmp_path)
+    (plot,) = counters(run, pens_of(run))
+    assert plot.figure is not None
+    (only,) = plot.figure.axes
     names = [label.get_text() for label in only.get_yticklabels()]
     assert "nr_thp_reserved" not in names  # a level, which does not grow
     ends = {float(np.asarray(line.get_xdata())[-1]) for line in only.get_lines() if len(line.get_xdata())}  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from orchestrator.store.manifest import Code, Manifest, VariantRecord
+from orchestrator.store.manifest import AcceleratorRecord, Code, Manifest, VariantRecord
 from orchestrator.store.run import Run
 
 #: For runs from before this was recorded.
@@ -74,32 +74,40 @@ def _base(manifest: Manifest, variant: VariantRecord) -> Iterator[_Value]:
 
 
 def _compiler(manifest: Manifest, variant: VariantRecord) -> Iterator[_Value]:
-    if variant.kernel is not None:
-        yield _Value(variant.kernel.compiler, variant.kernel.compiler)
+    for kernel in (*variant.earlier_kernels, variant.kernel):
+        if kernel is not None:
+            yield _Value(kernel.compiler, kernel.compiler)
+
+
+def _accelerators(manifest: Manifest) -> tuple[AcceleratorRecord, ...]:
+    """All that the results of a run are from, in order."""
+    return (*manifest.earlier_accelerators, manifest.accelerator)
 
 
 def _guest_cpu(manifest: Manifest, variant: VariantRecord) -> Iterator[_Value]:
-    cpu = manifest.accelerator.cpu or _UNKNOWN
-    # With KVM the model is "host": the guest has the processor of the host.
-    text = f"host, {manifest.host.cpu}" if cpu == "host" else cpu
-    yield _Value(text, text)
+    for accelerator in _accelerators(manifest):
+        cpu = accelerator.cpu or _UNKNOWN
+        # With KVM the model is "host": the guest has the processor of the host.
+        text = f"host, {manifest.host.cpu}" if cpu == "host" else cpu
+        yield _Value(text, text)
 
 
 def _qemu_generation(manifest: Manifest, variant: VariantRecord) -> Iterator[_Value]:
     """QEMU counts instructions alike within a major version (docs/measurement.md)."""
-    version = manifest.accelerator.qemu or _UNKNOWN
-    yield _Value(version.partition(".")[0], version)
+    for accelerator in _accelerators(manifest):
+        version = accelerator.qemu or _UNKNOWN
+        yield _Value(version.partition(".")[0], version)
 
 
 def _qemu_binary(manifest: Manifest, variant: VariantRecord) -> Iterator[_Value]:
-    accelerator = manifest.accelerator
-    if accelerator.qemu is None:  # a missing version is reported above
-        return
-    digest = accelerator.qemu_digest
-    yield _Value(
-        f"{accelerator.qemu} {digest}",
-        f"{accelerator.qemu}, SHA-256 {digest[:_DIGEST] if digest else _UNKNOWN}",
-    )
+    for accelerator in _accelerators(manifest):
+        if accelerator.qemu is None:  # a missing version is reported above
+            continue
+        digest = accelerator.qemu_digest
+        yield _Value(
+            f"{accelerator.qemu} {digest}",
+            f"{accelerator.qemu}, SHA-256 {digest[:_DIGEST] if digest else _UNKNOWN}",
+        )
 
 
 def _code(manifest: Manifest, variant: VariantRecord) -> Iterator[_Value]:
@@ -156,10 +164,15 @@ def differences(runs: Sequence[Run]) -> Differences:
         if len(found) < 2:
             continue
         parts = []
+        have = []
         for texts in found.values():
             users = list(dict.fromkeys(user for each in texts.values() for user in each))
             parts.append(f"{' and '.join(texts)} in {', '.join(users)}")
+            have += users
         sentence = f"the {condition.what} differ: {'; '.join(parts)}."
+        changed = list(dict.fromkeys(user for user in have if have.count(user) > 1))
+        if changed:
+            sentence += f" For {', '.join(changed)}, they changed before the run was resumed."
         if condition.of_clock:
             clocks.append(condition.what)
         if condition.caution:
@@ -167,6 +180,15 @@ def differences(runs: Sequence[Run]) -> Differences:
         else:
             notes.append(sentence)
     return Differences(tuple(cautions), tuple(notes), tuple(clocks))
+
+
+def mixed(run: Run) -> list[str]:
+    """Sentences on what changed before a run was resumed, so that its results are of both."""
+    found = differences([run])
+    return [
+        *(f"CAUTION: {caution}" for caution in found.cautions),
+        *(f"note: {note}" for note in found.notes),
+    ]
 
 
 def notes_on_bases(runs: Sequence[Run]) -> list[str]:

@@ -162,11 +162,15 @@ class Terminal:
             facts: printed instead with ``--json``, with the run directory.
             places: further lines, which say where the results are.
         """
-        (run / file).write_text(render(WIDTH) + "\n", encoding="utf-8")
+        from orchestrator.execution.result_text import with_changes
+        from orchestrator.store.run import Run
+
+        opened = Run.open(run)
+        (run / file).write_text(with_changes(opened, render(WIDTH), WIDTH) + "\n", encoding="utf-8")
         if as_json:
             self.print_json({"run": str(run), **facts})
         else:
-            self.print("\n".join((render(self.width), *places)))
+            self.print("\n".join((with_changes(opened, render(self.width), self.width), *places)))
 
     @staticmethod
     def print(text: str) -> None:

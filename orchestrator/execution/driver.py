@@ -25,6 +25,7 @@ from orchestrator.execution.provenance import (
 from orchestrator.kernel.build import BuildFailed, KernelBuild
 from orchestrator.kernel.series import Series, change_digest, load_series
 from orchestrator.store.manifest import Manifest, RunKind, read_manifest
+from orchestrator.store.outcome import Outcome
 from orchestrator.store.run import RunWriter, find_run
 
 #: The command that resumes a run of each kind.
@@ -138,6 +139,57 @@ def record_source(writer: RunWriter, bench: Bench) -> None:
     writer.update_manifest(source=replace(began, version=source.version, commit=source.commit))
 
 
+def record_accelerator(writer: RunWriter, bench: Bench) -> None:
+    """Record the accelerator in ``run.json``.
+
+    If a resumed run keeps results of another one, e.g. of an older QEMU, that one stays recorded too.
+    """
+    before, now = writer.manifest.accelerator, bench.accelerator.record
+    earlier = writer.manifest.earlier_accelerators
+    if before.clock is not None and replace(before, reason=now.reason) != now:
+        kept = _kept_results(writer)
+        if kept and not _is_complete(writer):
+            earlier = (*earlier, before)
+        elif kept:
+            return
+    writer.update_manifest(accelerator=now, earlier_accelerators=earlier)
+
+
+def record_kernel(writer: RunWriter, bench: Bench, patchset: str, kernel: KernelBuild) -> None:
+    """Record a built kernel in ``run.json``, for all variants of its patchset.
+
+    If a resumed run keeps results of another kernel, e.g. of an older compiler, that one stays recorded too.
+    """
+    variants = []
+    for variant in writer.manifest.variants:
+        if variant.patchset == patchset:
+            before, variant = variant.kernel, built(variant, kernel, bench)
+            now = variant.kernel
+            if before and now and (before.digest, before.compiler) != (now.digest, now.compiler):
+                kept = _kept_results(writer, variant.name)
+                if kept and _is_complete(writer):
+                    variant = replace(variant, kernel=before)
+                elif kept:
+                    variant = replace(variant, earlier_kernels=(*variant.earlier_kernels, before))
+        variants.append(variant)
+    writer.update_manifest(variants=tuple(variants))
+
+
+def _kept_results(writer: RunWriter, variant: str | None = None) -> int:
+    """The number of results, of one variant or of all, that a resumed run keeps: those that the host did not lose."""
+    return sum(
+        row.outcome is not Outcome.LOST and variant in (None, row.planned.variant) for row in writer.ends()
+    )
+
+
+def _is_complete(writer: RunWriter) -> bool:
+    """Whether a resumed run has nothing left to boot. A bisection plans each boot when it needs it."""
+    bisection = writer.manifest.bisection
+    if bisection is not None:
+        return bisection.answer is not None and bisection.answer.conclusion != "undecided"
+    return _kept_results(writer) == len(writer.manifest.cells)
+
+
 def prepare(
     writer: RunWriter, bench: Bench, patchsets: Iterable[str], images: Mapping[str, Sequence[str]]
 ) -> Kernels:
@@ -152,7 +204,7 @@ def prepare(
         InfrastructureError: the host failed.
     """
     record_source(writer, bench)
-    writer.update_manifest(accelerator=bench.accelerator.record)
+    record_accelerator(writer, bench)
     kernels = {patchset: build(writer, bench, patchset) for patchset in dict.fromkeys(patchsets)}
     writer.update_manifest(image={name: bench.image_with(layers).digest for name, layers in images.items()})
     (writer.path / "logs" / "kernel.config").write_text(bench.configuration().text, encoding="utf-8")
@@ -168,12 +220,7 @@ def build(writer: RunWriter, bench: Bench, patchset: str) -> KernelBuild | Build
         kernel = error
     keep_build_log(writer.path, patchset, kernel)
     if isinstance(kernel, KernelBuild):
-        writer.update_manifest(
-            variants=tuple(
-                built(variant, kernel, bench) if variant.patchset == patchset else variant
-                for variant in writer.manifest.variants
-            )
-        )
+        record_kernel(writer, bench, patchset, kernel)
     return kernel
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from orchestrator.analysis.condition import mixed
 from orchestrator.analysis.layout import fitted
 from orchestrator.store.manifest import RunKind
 from orchestrator.store.run import Run
@@ -31,11 +32,20 @@ def result_text(run: Run, width: int) -> str | None:
     """
     table = _table(run, width)
     if table is not None:
-        return table
+        return with_changes(run, table, width)
     for name in _TEXTS[run.manifest.kind]:
         if (run.path / name).is_file():
             return fitted((run.path / name).read_text(encoding="utf-8").rstrip(), width)
     return None
+
+
+def with_changes(run: Run, text: str, width: int) -> str:
+    """The output of a run, with a sentence for each condition that changed before the run was resumed.
+
+    Args:
+        width: columns.
+    """
+    return "\n".join((text, *(fitted(sentence, width) for sentence in mixed(run))))
 
 
 def _table(run: Run, width: int) -> str | None:

@@ -240,6 +240,7 @@ class VariantRecord(Record):
         patch_variants: stage number -> name of the alternative patch that was used.
         merged: numbers of the stages that were applied with a three-way merge.
         kernel: the built kernel; None until it is built.
+        earlier_kernels: kernels of kept results that were replaced when the run was resumed, e.g. by another compiler.
     """
 
     name: str
@@ -253,6 +254,7 @@ class VariantRecord(Record):
     patch_variants: Mapping[str, str] = field(default_factory=dict)
     merged: tuple[int, ...] = ()
     kernel: KernelRecord | None = None
+    earlier_kernels: tuple[KernelRecord, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -420,6 +422,8 @@ class Manifest(Record):
         ended_utc: time when it was last finished; None while it is being written.
         bisection, check, test, verification: the request of a run of that kind; None for other kinds.
         finished_by: other code that resumed the run.
+        earlier_accelerators: accelerators of kept results that were replaced when the run was resumed, e.g. by another
+            QEMU.
     """
 
     schema: int = SCHEMA_VERSION
@@ -437,6 +441,7 @@ class Manifest(Record):
     flavour: str
     topology: TopologyRecord
     accelerator: AcceleratorRecord
+    earlier_accelerators: tuple[AcceleratorRecord, ...] = ()
     host: HostRecord
     calibration: CalibrationRecord | None = None
     tools: Mapping[str, str] = field(default_factory=dict)

@@ -221,6 +221,10 @@ class RunWriter:
         """Whether an end of the cell is recorded, whatever it is."""
         return (self.path / _PARTS / cell / "cell.json").is_file()
 
+    def ends(self) -> list[CellRow]:
+        """The recorded ends of cells, in the order of the plan."""
+        return list(_ends(self.path, self._planned))
+
     def outcomes(self) -> dict[Outcome, int]:
         """Number of cells per outcome, without cells that have not ended."""
         counts: dict[Outcome, int] = {}

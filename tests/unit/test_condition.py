@@ -15,7 +15,7 @@ from synthetic_run import Synthetic
 from orchestrator.analysis.changelog import changelog_text
 from orchestrator.analysis.comparison import compare, compare_runs
 from orchestrator.analysis.conclusion import conclusion
-from orchestrator.analysis.condition import differences, notes_on_bases
+from orchestrator.analysis.condition import differences, mixed, notes_on_bases
 from orchestrator.analysis.statistics import Verdict
 from orchestrator.analysis.table import to_text
 from orchestrator.store.manifest import (
@@ -236,3 +236,20 @@ def test_a_run_that_other_code_has_finished_says_so() -> None:
     changes = {"finished_by": (Code(version="0.0", checkout="later"),)}
     (caution,) = differences([made_up("run", changes)]).cautions
     assert "versions of orchestrate differ: 0.0 (synthetic) in" in caution and "0.0 (later) in" in caution
+
+
+def test_a_run_that_was_resumed_with_another_qemu_or_compiler_says_so() -> None:
+    older = replace(MANIFEST.accelerator, qemu="2.5.0")
+    variants = with_variants(
+        lambda variant: replace(
+            variant,
+            earlier_kernels=(replace(variant.kernel, compiler="gcc 4.9.0"),) if variant.kernel else (),
+        )
+    )
+    run = made_up("run", {"earlier_accelerators": (older,), **variants})
+    sentences = mixed(run)
+    assert [sentence.partition(":")[0] for sentence in sentences] == ["CAUTION", "CAUTION", "note"]
+    for sentence, what in zip(sentences, ("compilers", "QEMU versions", "QEMU binaries"), strict=True):
+        assert f"the {what} differ" in sentence and "they changed before the run was resumed." in sentence
+    assert "QEMU versions" in differences([run]).clocks
+    assert mixed(made_up("run", {})) == []

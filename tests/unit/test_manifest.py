@@ -18,6 +18,7 @@ from orchestrator.errors import UserError
 from orchestrator.execution.provenance import measuring_code
 from orchestrator.store.manifest import (
     FILE,
+    AcceleratorRecord,
     AnswerRecord,
     BaseRecord,
     BisectionRecord,
@@ -48,6 +49,7 @@ def full() -> Manifest:
             base=BaseRecord(description="a base", commit="1" * 40),
             patch_variants={"4": "v6.12"},
             merged=(4,),
+            earlier_kernels=(variant.kernel,) if variant.kernel else (),
         )
         for variant in begun.variants
     )
@@ -58,6 +60,7 @@ def full() -> Manifest:
         ended_utc="2000-01-01T01:00:00+00:00",
         reproduce="orchestrate run",
         finished_by=(Code(version="0.0"),),
+        earlier_accelerators=(AcceleratorRecord(name="tcg", clock="ns", reason="asked for", qemu="6.0.0"),),
         calibration=CalibrationRecord(sentence="calibrated", cpu="a CPU", measured={"rounds": 10}),
         margin=0.25,
         repeat=3,

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 from fake_guest import World, install
-from records import MANIFEST, manifest
+from records import MANIFEST, manifest, planned
 from test_ending import COMMANDS, TRACE
 
 from orchestrator.cli.application import status_of
@@ -25,8 +27,17 @@ from orchestrator.execution.check.request import CheckRequest
 from orchestrator.execution.correctness.request import CorrectnessRequest
 from orchestrator.execution.verify.request import VerificationRequest
 from orchestrator.kernel.series import change_digest, load_series
-from orchestrator.store.manifest import Code, Manifest, RunKind, read_manifest
-from orchestrator.store.run import Run, RunWriter
+from orchestrator.store.manifest import (
+    Code,
+    KernelRecord,
+    Manifest,
+    Role,
+    RunKind,
+    VariantRecord,
+    read_manifest,
+)
+from orchestrator.store.outcome import Outcome
+from orchestrator.store.run import CellRow, Run, RunWriter
 
 SERIES = load_series(Path(__file__).resolve().parents[2] / "kernel_patches")
 
@@ -146,6 +157,79 @@ def test_a_check_that_is_finished_counts_what_was_compared_before(world: World, 
     assert {key: after[key] for key in after if key != "run_s"} == {
         key: before[key] for key in before if key != "run_s"
     }
+
+
+def test_a_qemu_that_was_replaced_in_between_is_named(world: World, act: Act) -> None:
+    Path("two.trace").write_text(TRACE)
+    world.ends = "well"
+    assert act(*COMMANDS["check"], "--trace", "two.trace").status == 0
+    path = only_run(world)
+    record = read_manifest(path)
+    before = replace(record.accelerator, qemu="2.5.0", qemu_digest="a" * 64)
+    (path / "run.json").write_text(replace(record, accelerator=before).to_json())
+    for each in (path / "parts").glob("*.2"):
+        each.rename(path / "gone")
+    resumed = act("check", "--resume", "latest")
+    again = read_manifest(path)
+    assert (again.accelerator, again.earlier_accelerators) == (record.accelerator, (before,))
+    caution = "CAUTION: the QEMU versions differ: 2.5.0 in baseline; "
+    for text in (resumed.out, act("results", "show", "latest").out, (path / "check.txt").read_text()):
+        assert caution in text and "they changed before the run was resumed" in " ".join(text.split())
+
+
+def ended(results: Path, *outcomes: Outcome | None, **changes: Any) -> RunWriter:
+    """A run that is being written, whose cells ended like this; None has not ended."""
+    cells = tuple(planned("patched", repetition=number) for number in range(1, len(outcomes) + 1))
+    writer = RunWriter.create(results, "x", manifest(cells=cells, **changes))
+    for cell, outcome in zip(cells, outcomes, strict=True):
+        if outcome is not None:
+            writer.record(CellRow(cell, outcome=outcome, evidence="" if outcome is Outcome.OK else "made up"))
+    return writer
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "is_kept", "is_replaced"),
+    [
+        ((None, None), False, True),
+        ((Outcome.LOST, None), False, True),  # it runs again
+        ((Outcome.OK, None), True, True),
+        ((Outcome.KERNEL_BUG, Outcome.LOST), True, True),
+        ((Outcome.OK, Outcome.OK), False, False),  # nothing is left to run
+    ],
+)
+def test_what_kept_results_were_measured_with_stays_recorded(
+    outcomes: Sequence[Outcome | None],
+    is_kept: bool,
+    is_replaced: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kernel = KernelRecord(
+        release="6.12", build_id="1", digest="old", compiler="gcc 12", configuration="c" * 8
+    )
+    variant = VariantRecord(name="patched", role=Role.PATCHED, patchset="full", kernel=kernel)
+    newer = replace(kernel, digest="new", compiler="gcc 14")
+    monkeypatch.setattr(driver, "built", lambda variant, kernel, bench: replace(variant, kernel=newer))
+    other = replace(MANIFEST.accelerator, qemu="10.0.0")
+    bench: Any = SimpleNamespace(accelerator=SimpleNamespace(record=other))
+    writer = ended(tmp_path, *outcomes, variants=(variant,))
+    driver.record_accelerator(writer, bench)
+    made: Any = None
+    driver.record_kernel(writer, bench, "full", made)
+    record = writer.manifest
+    (now,) = record.variants
+    assert record.accelerator == (other if is_replaced else MANIFEST.accelerator)
+    assert now.kernel == (newer if is_replaced else kernel)
+    assert record.earlier_accelerators == ((MANIFEST.accelerator,) if is_kept else ())
+    assert now.earlier_kernels == ((kernel,) if is_kept else ())
+
+
+def test_the_same_qemu_is_not_recorded_twice(tmp_path: Path) -> None:
+    same = replace(MANIFEST.accelerator, reason="it was asked for")
+    bench: Any = SimpleNamespace(accelerator=SimpleNamespace(record=same))
+    writer = ended(tmp_path, Outcome.OK, None)
+    driver.record_accelerator(writer, bench)
+    assert (writer.manifest.accelerator, writer.manifest.earlier_accelerators) == (same, ())
 
 
 def test_the_patches_of_a_run_must_not_change(world: World, act: Act) -> None:

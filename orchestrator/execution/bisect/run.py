@@ -22,7 +22,7 @@ from orchestrator.execution.bisect.stage_trial import StageTrial, WorkloadTrial
 from orchestrator.execution.bisect.trace_trial import TraceTrial
 from orchestrator.execution.bisect.verdict import BisectionResult, Boot, sentence, titled, variant_name
 from orchestrator.execution.countdown import line_of
-from orchestrator.execution.driver import build, record_source
+from orchestrator.execution.driver import build, record_accelerator, record_source
 from orchestrator.execution.measure.request import planned_cell, row_of
 from orchestrator.execution.measured_cell import CellResult, measure_cell, write_evidence
 from orchestrator.experiment.cell import Cell
@@ -62,7 +62,7 @@ def execute(
     else:
         trial = WorkloadTrial(measure, search.question)
     record_source(writer, bench)
-    writer.update_manifest(accelerator=bench.accelerator.record)
+    record_accelerator(writer, bench)
     return StagedBisection(search, bench, writer, trial).run()
 
 

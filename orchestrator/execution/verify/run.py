@@ -20,8 +20,7 @@ from orchestrator.cache import digest
 from orchestrator.errors import UserError
 from orchestrator.execution.bench import Bench
 from orchestrator.execution.countdown import Countdown, line_of
-from orchestrator.execution.driver import record_source
-from orchestrator.execution.provenance import built
+from orchestrator.execution.driver import record_accelerator, record_kernel, record_source
 from orchestrator.execution.verify.answer import (
     APPLIES,
     BOOTS,
@@ -111,7 +110,7 @@ def execute(
     try:
         record_source(writer, bench)
         if set(GUEST_CHECKS) & set(request.checks):
-            writer.update_manifest(accelerator=bench.accelerator.record)
+            record_accelerator(writer, bench)
         for report in verification.verify(stages):
             summary.reports.append(report)
             _keep(report, request, verification, bench, writer, done)
@@ -155,12 +154,9 @@ def _keep(
         writer.record(CellRow(planned, outcome=outcome, evidence=evidence))
     kernels = {BASELINE: verification.kernel_of(None)}
     kernels[f"stage-{report.stage.number}"] = verification.kernel_of(report.stage)
-    writer.update_manifest(
-        variants=tuple(
-            built(variant, kernel, bench) if (kernel := kernels.get(variant.patchset)) else variant
-            for variant in writer.manifest.variants
-        )
-    )
+    for patchset, kernel in kernels.items():
+        if kernel is not None:
+            record_kernel(writer, bench, patchset, kernel)
 
 
 class SeriesVerification:

@@ -14,7 +14,6 @@ from orchestrator.store.manifest import Role
 from orchestrator.store.run import Run
 
 WORKLOAD = "chunk"
-_THRESHOLD = "promotion_threshold"
 #: Patterns of the workload that touch as many pages as a pattern of the simulation, which ignores positions.
 _PATTERNS = {"sequential": "mixed"}
 
@@ -25,7 +24,8 @@ class MeasuredPoint:
 
     Args:
         variant: name of the variant.
-        threshold: 1 for a kernel that maps huge pages at the first touch.
+        threshold: value of the series' knob; its neutral value, or 1, for a kernel that maps huge pages at the first
+            touch.
         survivors, survivors_oom, promotions: medians over the boots.
     """
 
@@ -91,6 +91,8 @@ def measured_chunk(run: Run) -> MeasuredChunk:
 
 
 def _points(run: Run) -> Iterator[MeasuredPoint]:
+    # The simulation has one knob: the first one of the series with a neutral value.
+    knob, neutral = next(iter(run.manifest.series.neutral.items()), ("", "1"))
     metrics = run.metrics
     metrics = metrics[metrics["workload"] == WORKLOAD]
     for variant in run.manifest.variants:
@@ -102,7 +104,7 @@ def _points(run: Run) -> Iterator[MeasuredPoint]:
         if "survivors.total" in medians:
             yield MeasuredPoint(
                 variant.name,
-                int(knobs.get(_THRESHOLD, 1)),
+                int(knobs.get(knob, neutral)),
                 medians["survivors.total"],
                 medians["survivors_oom.total"],
                 medians.get("promotions.total", 0.0),

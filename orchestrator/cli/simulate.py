@@ -64,7 +64,7 @@ def command(
         typer.Option(
             "--thresholds",
             metavar="N,...",
-            help="Values of promotion_threshold; with 1, the first write maps a huge page.",
+            help="Pages in use from which a range is promoted; with 1, the first write maps a huge page.",
         ),
     ] = DEFAULT_THRESHOLDS,
     run: Annotated[

@@ -166,6 +166,13 @@ class Series:
             knob.default,
         )
 
+    def neutral_values(self, stages: Sequence[Stage]) -> dict[str, int]:
+        """Path of each knob of a kernel with these stages that has a neutral value -> that value."""
+        names = {name for stage in stages for name in stage.knobs}
+        return {
+            knob.path: knob.neutral for knob in self.knobs if knob.neutral is not None and knob.name in names
+        }
+
     def select(self, patchset: str) -> tuple[Stage, ...]:
         """The stages that a patchset applies.
 

@@ -342,7 +342,7 @@ def test_the_baseline_runs_each_yardstick_once_and_first() -> None:
     ]
     alone = CorrectnessRequest("full", choose(["selftests-1"]), Topology.parse("1x512M"))
     (baseline, yardstick), _ = alone.cells()
-    assert (baseline, yardstick.name, yardstick.threshold) == ("baseline", "selftests", None)
+    assert (baseline, yardstick.name, yardstick.neutral) == ("baseline", "selftests", False)
     assert len(CorrectnessRequest("baseline", suites, Topology.parse("1x512M")).cells()) == 3
 
 

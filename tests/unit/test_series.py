@@ -207,3 +207,12 @@ def test_the_projects_own_series_is_read() -> None:
             line for line in stage.patch.read_text().splitlines() if line.startswith("Subject: ")
         ).removeprefix("Subject: [PATCH] ")
         assert stage.title.startswith(subject), stage
+
+
+def test_a_kernel_has_the_neutral_values_of_the_knobs_of_its_stages() -> None:
+    series = load_series(ROOT / "kernel_patches")
+    path = "/sys/kernel/mm/transparent_hugepage/promotion_threshold"
+    with_knob = next(stage for stage in series.stages if "promotion_threshold" in stage.knobs)
+    assert series.neutral_values(series.stages[: with_knob.number]) == {path: 1}
+    assert series.neutral_values(series.stages[: with_knob.number - 1]) == {}
+    assert series.neutral_values(()) == {}

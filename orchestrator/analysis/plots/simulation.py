@@ -72,5 +72,5 @@ def _panel(axis: Axes, thresholds: Sequence[int], title: str) -> None:
     axis.xaxis.set_major_locator(FixedLocator([float(each) for each in thresholds]))
     axis.xaxis.set_minor_locator(NullLocator())
     axis.xaxis.set_major_formatter(ScalarFormatter())
-    axis.set_xlabel("promotion_threshold, pages")
+    axis.set_xlabel("promotion threshold, pages")
     axis.tick_params(axis="x", rotation=40)

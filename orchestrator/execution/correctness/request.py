@@ -71,8 +71,8 @@ class CorrectnessRequest:
                 suite for suite in self.suites if suite.yardstick and suite.yardstick not in yardsticks
             ]
             for suite in missing:
-                # The baseline has no threshold, so suites that differ only in the threshold are the same.
-                yardsticks.setdefault(suite.yardstick, _without_threshold(suite))
+                # The baseline has no knobs of the series, so suites that differ only in these are the same.
+                yardsticks.setdefault(suite.yardstick, _with_defaults(suite))
             cells += [(BASELINE, suite) for suite in yardsticks.values()]
         return [*cells, *((self.patchset, suite) for suite in self.suites)]
 
@@ -140,7 +140,7 @@ def planned_cell(patchset: str, suite: Suite, repetition: int = 1) -> PlannedCel
     )
 
 
-def _without_threshold(suite: Suite) -> Suite:
+def _with_defaults(suite: Suite) -> Suite:
     return Suite(
-        suite.yardstick, suite.kind, suite.title, suite.lru_gen, suite.swap, None, "", suite.arguments
+        suite.yardstick, suite.kind, suite.title, suite.lru_gen, suite.swap, False, "", suite.arguments
     )

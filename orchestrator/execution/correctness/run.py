@@ -98,7 +98,9 @@ def _run(
             plan.tests,
             selftests_artefact(bench.tree(result.patchset), plan, bench.cache, bench.events).obtain(),
         )
-    stages = [stage.name for stage in bench.series.select(result.patchset)]
+    applied = bench.series.select(result.patchset)
+    stages = [stage.name for stage in applied]
+    neutral = bench.series.neutral_values(applied)
     with bench.events.step(f"test {suite.name}", result.patchset, part=True) as step:
         try:
             with bench.boot(
@@ -113,7 +115,9 @@ def _run(
                 booted.machine.end_after_oops()
                 started = time.monotonic()
                 try:
-                    SuiteRun(suite, booted, stages, test.only, logs, result.found, step, selftests).run()
+                    SuiteRun(
+                        suite, booted, stages, neutral, test.only, logs, result.found, step, selftests
+                    ).run()
                 finally:
                     result.run_s = time.monotonic() - started
                 ending = booted.ending()

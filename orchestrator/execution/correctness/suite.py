@@ -26,7 +26,6 @@ _KMEMLEAK: Final = "/sys/kernel/debug/kmemleak"
 #: kmemleak reports objects of at least this age (mm/kmemleak.c, jiffies_min_age), at the latest in a second scan.
 _LEAK_AGE_S: Final = 6
 _LRU_GEN: Final = "/sys/kernel/mm/lru_gen/enabled"
-_THRESHOLD: Final = "/sys/kernel/mm/transparent_hugepage/promotion_threshold"
 _SWAP_SCRIPT: Final = (
     "echo 512M >/sys/block/zram0/disksize && mkswap /dev/zram0 >/dev/null && swapon /dev/zram0"
 )
@@ -56,7 +55,8 @@ class Suite:
     Args:
         lru_gen: whether the multi-gen LRU is enabled.
         swap: whether there is swap on zram.
-        threshold: promotion_threshold for the whole suite; None for the default of the kernel or the tests.
+        neutral: whether each knob of the series has its neutral value, at which the series should change nothing; else
+            the default of the kernel or the tests.
         yardstick: the suite that runs on the baseline for comparison; empty for the same suite.
         arguments: arguments of the suite's program.
         strict: a test that passes on the baseline must not be skipped either.
@@ -67,7 +67,7 @@ class Suite:
     title: str
     lru_gen: bool = True
     swap: bool = False
-    threshold: int | None = None
+    neutral: bool = False
     yardstick: str = ""
     arguments: tuple[str, ...] = ()
     strict: bool = False
@@ -118,7 +118,7 @@ SUITES: Final[Mapping[str, Suite]] = {
             "selftests-1",
             Kind.SELFTESTS,
             "the kernel's selftests/mm, threshold 1",
-            threshold=1,
+            neutral=True,
             yardstick="selftests",
             strict=True,
         ),
@@ -203,6 +203,7 @@ class SuiteRun:
 
     Args:
         stages: names of the stages of the kernel.
+        neutral: path of each knob of the kernel that has a neutral value -> that value.
         only: names of tests; empty for all.
         selftests: the built selftests and their list, for a suite that runs them.
     """
@@ -210,6 +211,7 @@ class SuiteRun:
     suite: Suite
     booted: Booted
     stages: Sequence[str]
+    neutral: Mapping[str, int]
     only: Sequence[str]
     logs: Path
     found: Found
@@ -246,8 +248,8 @@ class SuiteRun:
         self.guest.write_text(_LRU_GEN, "y" if suite.lru_gen else "n")
         if suite.swap:
             self.guest.run(["sh", "-c", _SWAP_SCRIPT], timeout_s=_ANSWER_S, check=True)
-        if suite.threshold is not None and "threshold-knob" in self.stages:
-            self.guest.write_text(_THRESHOLD, str(suite.threshold))
+        for path, value in self.neutral.items() if suite.neutral else ():
+            self.guest.write_text(path, str(value))
 
     def _reservations(self) -> None:
         argv = [RESERVATIONS, *self.suite.arguments]

@@ -447,7 +447,7 @@ def _refuse_incomparable(first: Run, second: Run) -> None:
                 found.append(f"parameter {key} of workload {name} ({mine.get(key)} and {theirs.get(key)})")
     if found:
         raise UserError(
-            f"{first.name} and {second.name} cannot be compared, they differ in {'; '.join(found)}."
+            f"{first.name} and {second.name} cannot be compared: they differ in {'; '.join(found)}."
         )
 
 
@@ -505,7 +505,7 @@ def _compare(
     manifest = runs[0].manifest
     chosen_margin = manifest.margin if margin is None else margin
     if not 0 < chosen_margin < 1:
-        raise UserError(f"margin is {chosen_margin:g}; it is a fraction, e.g. 0.005 for 0.5 %.")
+        raise UserError(f"margin is {chosen_margin:g}; give a fraction, e.g. 0.005 for 0.5 %.")
     workloads = {
         name: workload.title or name
         for name, workload in manifest.workloads.items()

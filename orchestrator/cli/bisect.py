@@ -64,7 +64,7 @@ def command(
             "--metric",
             "-m",
             metavar="CONDITION",
-            help="Condition of a bad boot: METRIC OPERATOR VALUE; +2% and +100 are relative to --against.",
+            help="Condition that makes a boot bad: METRIC OPERATOR VALUE; +2% and +100 are relative to --against.",
         ),
     ] = None,
     until: Annotated[
@@ -73,7 +73,7 @@ def command(
             "--until",
             "-u",
             metavar="OUTCOME",
-            help="Outcome of a bad boot: e.g. kernel-bug, failure, timeout, diverges.",
+            help="Outcome that makes a boot bad, e.g. kernel-bug, failure, timeout, diverges.",
         ),
     ] = None,
     matching: Annotated[

@@ -32,7 +32,7 @@ def command(
     margin: Annotated[
         float | None,
         typer.Option(
-            "--margin", metavar="FRACTION", help="Equivalence margin, instead of that of the run, e.g. 0.01."
+            "--margin", metavar="FRACTION", help="Equivalence margin to use instead of the run's, e.g. 0.01."
         ),
     ] = None,
     anyway: Annotated[

@@ -106,7 +106,7 @@ def command(
     jobs: Annotated[
         str,
         typer.Option(
-            "--jobs", "-j", metavar="N", help="Guests to run in parallel; auto: as many as suit this host."
+            "--jobs", "-j", metavar="N", help="Guests to run in parallel; auto: as many as fit this host."
         ),
     ] = "auto",
     executor: Annotated[

@@ -43,7 +43,7 @@ def command(
     name: option.Name = None,
     as_json: option.Json = False,
 ) -> int:
-    """Check each stage separately: patch applies, style, builds, sparse, boot, smoke test, knobs and counters."""
+    """Check each stage separately: apply its patch, check its style, build it, run sparse, boot it, test it."""
     from orchestrator.execution.verify.request import VerificationRequest
     from orchestrator.store.manifest import RunKind
     from orchestrator.store.run import RunWriter

@@ -66,9 +66,9 @@ class Experiment:
         if not 1 <= self.repeat <= 1000:
             raise UserError(f"repeat is {self.repeat}; choose a number from 1 to 1000.")
         if self.max_repeat is not None and not self.repeat <= self.max_repeat <= 1000:
-            raise UserError(f"at most {self.max_repeat} boots: choose {self.repeat} to 1000.")
+            raise UserError(f"max_repeat is {self.max_repeat}; choose a number from {self.repeat} to 1000.")
         if not 0 < self.margin < 1:
-            raise UserError(f"margin is {self.margin:g}; it is a fraction, e.g. 0.005 for 0.5 %.")
+            raise UserError(f"margin is {self.margin:g}; give a fraction, e.g. 0.005 for 0.5 %.")
         if self.timeout_s is not None and not self.timeout_s > 0:
             raise UserError(f"timeout is {self.timeout_s:g} s; give more than 0.")
         names = [variant.name for variant in self.variants]

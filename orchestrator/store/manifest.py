@@ -494,7 +494,7 @@ def read_manifest(directory: Path) -> Manifest:
         raise UserError(f"{path} is damaged: {error}.") from error
     schema = content.get("schema") if isinstance(content, dict) else None
     if not isinstance(schema, int):
-        raise UserError(f"{path} names no schema version; it was not written by orchestrate.")
+        raise UserError(f"{path} has no schema version; it was not written by orchestrate.")
     if schema > SCHEMA_VERSION:
         raise UserError(
             f"{directory} was written by a newer orchestrate (schema {schema}, this one reads {SCHEMA_VERSION}); "

@@ -540,7 +540,7 @@ class TraceGuest:
             raise self._refused
         if self._booted is None:
             if self._given is not None:
-                raise InfrastructureError("the guest for running traces is lost.")
+                raise InfrastructureError("the guest that runs the traces is lost.")
             logs = self._logs / f"boot-{self._boots}"
             logs.mkdir(parents=True, exist_ok=True)
             self._boots += 1

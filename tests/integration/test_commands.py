@@ -23,7 +23,7 @@ def test_exec_ends_with_the_status_of_its_command(capsys: pytest.CaptureFixture[
     assert capsys.readouterr().out == "said\n"
 
 
-def test_exec_of_a_command_that_does_not_end_is_said_so(capsys: pytest.CaptureFixture[str]) -> None:
+def test_exec_of_a_command_that_does_not_end_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
     assert status_of(["exec", *SMALL, "--timeout", "2", "--", "sh", "-c", "echo begun; sleep 60"]) == 3
     out, err = capsys.readouterr()
     assert out == "begun\n"

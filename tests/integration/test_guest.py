@@ -75,7 +75,7 @@ def test_many_commands_and_transfers_in_a_row(one: Booted, tmp_path: Path) -> No
         one.guest.download("/no/such", back)
 
 
-def test_a_setting_the_kernel_refuses_is_said(one: Booted) -> None:
+def test_a_setting_the_kernel_refuses_is_reported(one: Booted) -> None:
     with pytest.raises(UserError, match="Invalid argument"):
         one.guest.write_text(f"{THP}/enabled", "sometimes")
 

@@ -117,7 +117,9 @@ def test_two_machines_side_by_side(make: Make, image: GuestImage) -> None:
         assert not one.alive and other.alive
 
 
-def test_an_early_panic_is_told_at_once_with_the_log(make: Make, record_testsuite_property: Record) -> None:
+def test_an_early_panic_is_reported_at_once_with_the_log(
+    make: Make, record_testsuite_property: Record
+) -> None:
     with make(cmdline=["rdinit=/nonexistent"]) as machine:
         seen_at = watch_log(machine.console_log, b"Kernel panic - not syncing")
         with pytest.raises(MachineFailure) as caught:

@@ -89,7 +89,7 @@ def test_a_run_of_an_earlier_version_of_this_tool_is_finished_on_its_base(
     assert requested("/a/tree", "a tree") == "/a/tree"
 
 
-def test_an_unchecked_base_is_said(tmp_path: Path, debian: Debian, benches: Benches) -> None:
+def test_an_unchecked_base_is_reported(tmp_path: Path, debian: Debian, benches: Benches) -> None:
     debian.publish("6.12.119-1", write_tree(tmp_path / "linux"))
     debian.offers("6.12.119-1")
     said = f"the series is not checked on {PACKAGE} 6.12.119-1, but on {PACKAGE} 6.12.118-1 and 6.12.117-1"

@@ -76,7 +76,7 @@ def test_every_metric_of_a_real_run_fits() -> None:
     assert max(map(len, lines)) <= 75
 
 
-def test_the_conclusion_is_no_more_than_the_verdicts_say(text: str) -> None:
+def test_the_conclusion_claims_no_more_than_the_verdicts(text: str) -> None:
     plain = " ".join(text.split())
     assert "core-only@1: equivalence with baseline within 0.50% is shown for 6 of 7 primary metrics" in plain
     assert "(improved)" in plain
@@ -97,7 +97,7 @@ def test_the_command_can_be_pasted_also_when_it_is_long(tmp_path: Path) -> None:
     assert max(map(len, text.splitlines())) <= 75
 
 
-def test_failures_are_told(tmp_path: Path) -> None:
+def test_failures_are_reported(tmp_path: Path) -> None:
     failures = {
         "core-only@256.chunk.2": (Outcome.KERNEL_PANIC, "Kernel panic"),
         "baseline.chunk.1": (Outcome.LOST, ""),

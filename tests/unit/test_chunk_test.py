@@ -124,7 +124,7 @@ def test_a_chunk_is_made_of_ranges(chunk_kib: int) -> None:
         simulate(MACHINE, chunk_kib, distribution("one"), [Policy(1)])
 
 
-def test_memory_that_never_gets_full_is_said() -> None:
+def test_memory_that_never_gets_full_is_reported() -> None:
     with pytest.raises(ValueError, match="do not fill memory"):
         simulate(MACHINE, RANGE_KIB, distribution("one"), [Policy(512)], most_children=10)
 

@@ -85,7 +85,7 @@ def test_bad_input_is_one_sentence_and_status_2(
     assert not own_results.exists() or not list(own_results.iterdir())
 
 
-def test_a_source_that_is_no_kernel_tree(
+def test_a_source_that_is_not_a_kernel_tree(
     tmp_path: Path, own_results: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "notes").mkdir()
@@ -156,7 +156,7 @@ def test_a_series_that_is_not_there_is_refused(tmp_path: Path, capsys: pytest.Ca
     assert str(tmp_path / "none") in capsys.readouterr().err
 
 
-def test_runs_are_listed_by_age_and_shown_as_they_were_told(
+def test_runs_are_listed_by_age_and_shown_as_they_were_printed(
     own_results: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     small = Synthetic(repeat=1, histograms=False)

@@ -104,7 +104,7 @@ class TestVerdicts:
         assert (row.relative, row.difference, row.verdict) == (None, 48.0, Verdict.IMPROVED)
         assert "+48 ranges" in row.reason
 
-    def test_a_change_within_the_margin_is_no_regression(self, tmp_path: Path) -> None:
+    def test_a_change_within_the_margin_is_not_a_regression(self, tmp_path: Path) -> None:
         effects = {"core-only@256": {"fault_latency": {"fault_insns.p50": 1.003}}}
         run = replace(FAULTS, effects=effects).write(tmp_path)
         row = row_of(compare(run), "core-only@256", "fault_latency", "fault_insns.p50")
@@ -144,7 +144,7 @@ class TestVerdicts:
         assert "without a claim" in row.reason
         assert "too few repetitions" in conclusion(comparison, "core-only@256")
 
-    def test_a_value_that_is_not_finite_is_left_out_and_said(self, tmp_path: Path) -> None:
+    def test_a_value_that_is_not_finite_is_left_out_and_reported(self, tmp_path: Path) -> None:
         run = CHUNK.write(tmp_path)
         run.metrics.loc[0, "value"] = math.inf
         assert any("1 values are not finite" in note for note in compare(run).notes)
@@ -226,7 +226,7 @@ class TestFindings:
             "core-only@256: fault_latency fault_insns.p50",
         ]
 
-    def test_a_regression_of_a_secondary_metric_is_found_and_said(self, tmp_path: Path) -> None:
+    def test_a_regression_of_a_secondary_metric_is_found_and_reported(self, tmp_path: Path) -> None:
         effects = {"core-only@256": {"fault_latency": {"fault_insns.p99": 1.05}}}
         comparison = compare(replace(FAULTS, repeat=6, effects=effects).write(tmp_path))
         row = row_of(comparison, "core-only@256", "fault_latency", "fault_insns.p99")
@@ -238,7 +238,7 @@ class TestFindings:
         sentence = conclusion(comparison, "core-only@256")
         assert re.search(r"other regressions: fault_latency fault_insns\.p99 \+[45]\.\d\d%", sentence)
 
-    def test_a_secondary_metric_without_a_direction_is_no_finding(self, tmp_path: Path) -> None:
+    def test_a_secondary_metric_without_a_direction_is_not_a_finding(self, tmp_path: Path) -> None:
         effects = {"core-only@256": {"chunk": {"huge_faults.total": "5000"}}}
         comparison = compare(replace(CHUNK, repeat=6, effects=effects).write(tmp_path))
         assert row_of(comparison, "core-only@256", "chunk", "huge_faults.total").verdict is Verdict.DIFFERS
@@ -268,7 +268,7 @@ class TestPairing:
         assert (row.baseline.n, row.compared.n, row.pairs) == (6, 5, 5)
         assert not any("unpaired" in note for note in comparison.notes)
 
-    def test_broken_pairs_are_compared_unpaired_and_it_is_said(self, tmp_path: Path) -> None:
+    def test_broken_pairs_are_compared_unpaired_with_a_note(self, tmp_path: Path) -> None:
         failures = {
             f"{variant}.fault_latency.{n}": (Outcome.TIMEOUT, "too slow")
             for variant, lost in (("baseline", (1, 2, 3)), ("core-only@256", (4, 5, 6)))

@@ -50,7 +50,7 @@ def test_a_contradiction_names_both_lines(tmp_path: Path) -> None:
         configuration(tmp_path, "measure")
 
 
-def test_a_line_that_is_no_request_is_refused(tmp_path: Path) -> None:
+def test_a_line_that_is_not_a_request_is_refused(tmp_path: Path) -> None:
     fragments(tmp_path, base="NUMA=y\n", measure="")
     with pytest.raises(UserError, match=r"base\.config:1"):
         configuration(tmp_path, "measure")

@@ -69,7 +69,7 @@ def test_no_panic_is_seen_where_none_is(name: str) -> None:
     assert not console.panicked
 
 
-def test_bytes_that_are_no_text_do_no_harm(tmp_path: Path) -> None:
+def test_bytes_that_are_not_text_do_no_harm(tmp_path: Path) -> None:
     console = ConsoleLog(tmp_path / "console.log")
     console.path.write_bytes(b"\xff\xfe\x00 Probing EDD\n[    1.000000] Kernel panic - not syncing: x\n")
     console.poll()

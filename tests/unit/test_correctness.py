@@ -180,7 +180,7 @@ def test_a_guest_that_died_fails_it_whatever_it_had_passed() -> None:
     ]
 
 
-def test_what_a_lost_guest_did_not_run_is_no_regression() -> None:
+def test_what_a_lost_guest_did_not_run_is_not_a_regression() -> None:
     before = result("baseline", "selftests", {"a": P, "b": F, "c": P})
     lost = result("full", "selftests", {"a": P, "b": F})
     lost.outcome, lost.evidence = Outcome.LOST, "QEMU was ended by signal 9"
@@ -192,7 +192,7 @@ def test_what_a_lost_guest_did_not_run_is_no_regression() -> None:
     assert CorrectnessSummary(troubles=judge([lost, failing])[0]).exit_status == 3
 
 
-def test_a_baseline_that_was_lost_is_said() -> None:
+def test_a_baseline_that_was_lost_is_reported() -> None:
     lost = result("baseline", "selftests", {"a": P})
     lost.outcome, lost.evidence = Outcome.LOST, "QEMU was ended by signal 9"
     troubles, _ = judge([lost, result("full", "selftests", {"a": P})])
@@ -346,7 +346,7 @@ def test_the_baseline_runs_each_yardstick_once_and_first() -> None:
     assert len(CorrectnessRequest("baseline", suites, Topology.parse("1x512M")).cells()) == 3
 
 
-def test_an_unknown_suite_is_said_with_those_that_there_are() -> None:
+def test_an_unknown_suite_is_reported_with_the_known_ones() -> None:
     with pytest.raises(UserError, match="--suite nonsense: unknown suite; there are reservations, "):
         choose(["nonsense"])
 

@@ -117,7 +117,7 @@ def test_smaps_rollup_drops_its_heading_only() -> None:
     assert {"Rss", "AnonHugePages"} <= values
 
 
-def test_the_memory_of_a_process_is_told_by_its_name_and_number() -> None:
+def test_the_memory_of_a_process_is_reported_by_its_name_and_number() -> None:
     values = parse_file("/proc/71/smaps_rollup redis-server", FILES["/proc/self/smaps_rollup"])
     assert {value.source for value in values} == {"process/redis-server.71"}
     assert "Pss" in {value.counter for value in values}

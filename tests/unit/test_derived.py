@@ -33,7 +33,7 @@ def test_an_event_counter_becomes_its_growth() -> None:
     assert (got["collapses_by_copy.total"], got["collapses_in_place.total"]) == (4, 3)
 
 
-def test_a_counter_the_kernel_lacks_is_no_metric() -> None:
+def test_a_counter_the_kernel_lacks_is_not_a_metric() -> None:
     got = values([sample("before", "vmstat", "pgfault", 1), sample("after", "vmstat", "pgfault", 2)])
     assert "reservations.total" not in got and "promotions.total" not in got
 
@@ -92,7 +92,7 @@ def test_the_memory_of_processes_is_added_up_at_each_time() -> None:
     assert got["processes_kib.max"] == 1100
 
 
-def test_reserved_pages_that_are_left_are_told() -> None:
+def test_reserved_pages_that_are_left_are_reported() -> None:
     got = values(
         [sample("before", "vmstat", "nr_thp_reserved", 3), sample("after", "vmstat", "nr_thp_reserved", 10)]
     )

@@ -353,7 +353,7 @@ def test_a_panic_is_found_out_by_running_each_alone_in_a_new_guest(tmp_path: Pat
     assert (bench.boots, bench.guest.ran) == (2, [2, 1, 1])
 
 
-def test_a_trace_that_the_program_does_not_understand_is_no_divergence(tmp_path: Path) -> None:
+def test_a_trace_that_the_program_does_not_understand_is_not_a_divergence(tmp_path: Path) -> None:
     bench = ScriptedBench('{"end": "error", "reason": "line 3 of the trace: no number"}\n')
     with guest_of(bench, tmp_path) as guest:
         (checked,) = check_traces(guest, [TRACE], lambda trace: right())

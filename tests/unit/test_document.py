@@ -79,7 +79,7 @@ def test_a_fault_is_one_sentence_with_its_line(tmp_path: Path, text: str, senten
     assert str(caught.value).startswith(f"{tmp_path / 'file.toml'}:{sentence}")
 
 
-def test_what_is_not_toml_is_said_with_its_line(tmp_path: Path) -> None:
+def test_what_is_not_toml_is_reported_with_its_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"file\.toml: cannot read this file: not valid TOML: .*line 2"):
         read(tmp_path, 'title = "x"\nmargin = \n')
     with pytest.raises(UserError, match=r"cannot read this file \(.*No such file"):

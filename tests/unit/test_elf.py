@@ -116,7 +116,7 @@ def test_the_notes_of_a_running_kernel_hold_its_build_id() -> None:
         build_id_of_notes(note(b"Xen\0", 6, b"linux"))
 
 
-def test_what_is_no_elf_file_is_refused(tmp_path: Path) -> None:
+def test_what_is_not_an_elf_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "vmlinux").write_text("text")
     with pytest.raises(UserError, match="not a readable ELF file"):
         build_id(tmp_path / "vmlinux")

@@ -52,7 +52,7 @@ def test_a_step_that_ends_well_is_remembered_and_one_that_fails_is_not(durations
     assert durations.expected("source").basis == "earlier runs on this host"
 
 
-def test_a_damaged_file_is_no_obstacle(durations: Durations, tmp_path: Path) -> None:
+def test_a_damaged_file_is_not_an_obstacle(durations: Durations, tmp_path: Path) -> None:
     durations.remember("image", 3)
     (file,) = (tmp_path / "durations").glob("*.json")
     file.write_text("{")
@@ -119,5 +119,5 @@ def test_a_guess_is_called_one(durations: Durations) -> None:
 @pytest.mark.parametrize(
     ("seconds", "words"), [(0.4, "0 s"), (89, "89 s"), (90, "2 min"), (5940, "99 min"), (7260, "2 h 1 min")]
 )
-def test_durations_are_said_as_a_person_would(seconds: float, words: str) -> None:
+def test_durations_are_worded_as_a_person_would(seconds: float, words: str) -> None:
     assert in_words(seconds) == words

@@ -231,7 +231,7 @@ def test_a_command_that_waits_for_the_guest_can_be_told_to_stop_it(attach: Attac
         assert gdb.command("info line") == "one\ntwo", "what comes after it is its own"
 
 
-def test_a_guest_that_ends_under_a_command_is_said_so(attach: Attach) -> None:
+def test_a_guest_that_ends_under_a_command_is_reported(attach: Attach) -> None:
     with attach("guest-ends") as gdb, pytest.raises(InfrastructureError, match="the guest ended"):
         gdb.command("continue")
 

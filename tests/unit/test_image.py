@@ -138,7 +138,7 @@ def test_keys_are_made_once_and_understood_by_both_sides(tmp_path: Path) -> None
         ("[symlinks]", "[symlinks", "cannot read this image recipe"),
     ],
 )
-def test_a_fault_of_a_recipe_is_said_with_file_and_key(
+def test_a_fault_of_a_recipe_is_reported_with_file_and_key(
     tmp_path: Path, old: str, new: str, fault: str
 ) -> None:
     assert old in RECIPE
@@ -377,7 +377,7 @@ def test_a_layer_brings_programs_of_several_sources(project: Project, tmp_path: 
         ("packages", r"extra\.toml: cannot read this image layer"),
     ],
 )
-def test_a_fault_of_a_layer_is_said_with_file_and_key(
+def test_a_fault_of_a_layer_is_reported_with_file_and_key(
     project: Project, tmp_path: Path, text: str, fault: str
 ) -> None:
     layers = project.vm_images / "guest" / "layers"
@@ -414,14 +414,14 @@ def test_a_package_may_have_moved_its_files_below_usr(project: Project, tmp_path
     assert "bin/busybox" in unpack(built.initramfs.read_bytes())
 
 
-def test_a_file_that_its_package_lacks_is_said(project: Project, tmp_path: Path) -> None:
+def test_a_file_that_its_package_lacks_is_reported(project: Project, tmp_path: Path) -> None:
     recipe = project.vm_images / "guest" / "recipe.toml"
     recipe.write_text(RECIPE.replace('"/bin/busybox"]', '"/bin/busybox", "/bin/gone"]'))
     with pytest.raises(InfrastructureError, match=r"toybox 1\.0 has no /bin/gone"):
         image_artefact(project, Cache(tmp_path / "cache"), Events()).obtain()
 
 
-def test_a_file_that_the_recipe_lacks_is_said(project: Project, tmp_path: Path) -> None:
+def test_a_file_that_the_recipe_lacks_is_reported(project: Project, tmp_path: Path) -> None:
     (project.vm_images / "guest" / "init").unlink()
     with pytest.raises(UserError, match="init: the image recipe names this file"):
         image_artefact(project, Cache(tmp_path / "cache"), Events()).obtain()

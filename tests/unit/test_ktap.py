@@ -18,7 +18,7 @@ ok 4 Basic COW after fork() ... with base page
 """
 
 
-def test_results_have_what_was_said_before_them() -> None:
+def test_results_have_the_output_before_them() -> None:
     results, fault = parse_ktap(KSELFTEST.splitlines())
     assert results == [
         TestResult(
@@ -42,7 +42,7 @@ def test_a_plan_of_nothing_and_output_without_a_plan() -> None:
     assert parse_ktap(["hello", "[PASS]"]) == ([], "")
 
 
-def test_an_expected_failure_is_no_failure() -> None:
+def test_an_expected_failure_is_not_a_failure() -> None:
     (result,), fault = parse_ktap(["1..1", "ok 1 strange # XFAIL known"])
     assert (result.status, fault) == (Status.PASSED, "")
 

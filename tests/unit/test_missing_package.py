@@ -54,7 +54,7 @@ def test_with_debug_there_is_a_traceback(tmp_path: Path) -> None:
     assert "Traceback" in without("typer", tmp_path, "--debug", "--version").stderr
 
 
-def test_a_wrong_place_is_said_without_the_packages_of_a_cluster(tmp_path: Path) -> None:
+def test_a_wrong_place_is_reported_without_the_packages_of_a_cluster(tmp_path: Path) -> None:
     done = without("distributed", tmp_path, "-q", "run", "-p", "core-only", "--executor", "lokal")
     assert done.returncode == 2
     assert done.stderr == "orchestrate: --executor lokal: choose local or dask://HOST:PORT.\n"
@@ -70,7 +70,7 @@ def test_a_package_that_misses_another_one_names_it() -> None:
         assert missing_package(error) == "the Python package numpy is missing; run scripts/setup --force"
 
 
-def test_a_broken_package_is_told_by_its_own_words() -> None:
+def test_a_broken_package_is_reported_with_the_error_of_its_import() -> None:
     error = ImportError("libarrow.so.1: cannot open shared object file\nmore", name="pyarrow.lib")
     assert missing_package(error) == (
         "a Python package cannot be imported (libarrow.so.1: cannot open shared object file); "

@@ -394,7 +394,7 @@ def test_a_kasan_report_reaches_from_ruler_to_ruler() -> None:
         "",
     ],
 )
-def test_what_is_no_defect(text: str) -> None:
+def test_reports_that_are_not_a_defect(text: str) -> None:
     assert parse_console(text) == []
 
 
@@ -410,7 +410,7 @@ def test_a_workqueue_that_waits_is_a_stall() -> None:
     assert finding.is_stall
 
 
-def test_a_report_of_a_fault_is_no_stall() -> None:
+def test_a_report_of_a_fault_is_not_a_stall() -> None:
     assert not any(finding.is_stall for finding in parse_console(_FAULT))
 
 

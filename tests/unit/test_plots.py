@@ -131,7 +131,7 @@ def test_reservations_are_not_drawn_for_a_kernel_without_them(tmp_path: Path) ->
     assert "thp_res_" in plots["reserved-pages"].reason
 
 
-def test_lines_that_are_no_histogram_are_passed_over(tmp_path: Path) -> None:
+def test_lines_that_are_not_a_histogram_are_skipped(tmp_path: Path) -> None:
     run = replace(
         SMALL, repeat=1, workloads=("fault_latency",), samples=False, histograms=False, ranges=False
     ).write(tmp_path)

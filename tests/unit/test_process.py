@@ -81,7 +81,7 @@ def test_input_is_read_and_environment_added() -> None:
     assert done.stdout == "inside"
 
 
-def test_kill_group_of_an_ended_process_is_no_error() -> None:
+def test_kill_group_of_an_ended_process_is_not_an_error() -> None:
     process = spawn(["true"])
     process.wait()
     kill_group(process)

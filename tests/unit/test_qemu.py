@@ -203,7 +203,7 @@ def test_a_missing_qemu(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("does", "outcome"), [("late-panic", Outcome.KERNEL_PANIC), ("late-die", Outcome.LOST)]
 )
-def test_what_happens_after_the_boot_is_told(make: Make, does: str, outcome: Outcome) -> None:
+def test_what_happens_after_the_boot_is_reported(make: Make, does: str, outcome: Outcome) -> None:
     told: list[MachineFailure] = []
     heard = threading.Event()
 
@@ -236,7 +236,7 @@ def test_an_oops_ends_a_workload_that_does_not_end_by_itself(make: Make) -> None
     assert "kernel NULL pointer dereference in made_up" in str(caught.value)
 
 
-def test_closing_ends_whoever_waits_and_is_no_failure(make: Make) -> None:
+def test_closing_ends_whoever_waits_and_is_not_a_failure(make: Make) -> None:
     told: list[MachineFailure] = []
     with make("hang") as machine:
         machine.on_failure(told.append)

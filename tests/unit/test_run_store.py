@@ -187,7 +187,7 @@ def test_a_part_that_fails_to_be_written_leaves_nothing(tmp_path: Path) -> None:
     assert writer.outcomes() == {}
 
 
-def test_what_a_killed_writer_left_half_made_is_no_end(tmp_path: Path) -> None:
+def test_what_a_killed_writer_left_half_made_is_not_an_end(tmp_path: Path) -> None:
     writer = RunWriter.create(tmp_path, "x", plan())
     writer.finish()
     (writer.path / "parts" / ".baseline.chunk.1-abc").mkdir()
@@ -262,7 +262,7 @@ def test_something_else_than_a_run_directory_is_a_user_error(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("cell", ["../escape", "a/b", ".hidden", ""])
-def test_a_cell_id_that_is_no_directory_name_is_refused(tmp_path: Path, cell: str) -> None:
+def test_a_cell_id_that_is_not_a_directory_name_is_refused(tmp_path: Path, cell: str) -> None:
     wrong = replace(plan(), cells=(replace(planned("baseline"), cell=cell),))
     with pytest.raises(UserError, match="not a directory name"):
         RunWriter.create(tmp_path, "x", wrong)
@@ -302,7 +302,7 @@ class TestFindRun:
         with pytest.raises(UserError, match=sentence):
             find_run(results, asked)
 
-    def test_a_directory_that_is_no_run(self, results: Path) -> None:
+    def test_a_directory_that_is_not_a_run(self, results: Path) -> None:
         with pytest.raises(UserError, match=r"no run\.json"):
             find_run(results, str(results / "20260101T000000Z-not-a-run"))
 

@@ -190,7 +190,7 @@ def test_the_program_reads_all_files_of_a_pattern_once(program: str, tmp_path: P
     }
 
 
-def test_processes_that_come_later_are_read_and_told_by_name(program: str, tmp_path: Path) -> None:
+def test_processes_that_start_later_are_read_and_reported_by_name(program: str, tmp_path: Path) -> None:
     fifo = tmp_path / "fifo"
     process = subprocess.Popen(
         [program, "--interval-ms", "5", "--while", str(fifo), "--processes", "/proc/loadavg"],
@@ -311,13 +311,13 @@ def test_a_guest_lost_at_the_end_keeps_the_samples_and_hides_no_other_end() -> N
     assert len({s.guest_s for s in sampler.samples}) == len(decode(SAMPLER))
 
 
-def test_a_sampler_that_ended_too_early_is_said_so() -> None:
+def test_a_sampler_that_ended_too_early_is_reported() -> None:
     """A peak is missing then, and nobody would know."""
     with pytest.raises(InfrastructureError, match="sampler ended prematurely: signal SIGKILL"):
         sampled(RecordedGuest(killed=True))
 
 
-def test_a_program_that_does_not_start_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_program_that_does_not_start_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("orchestrator.guest.sampler._READY_TIMEOUT_S", 0.01)
     sampler = Sampler(RecordedGuest(text=""), 20)  # type: ignore[arg-type]
     with pytest.raises(InfrastructureError, match="no such program"):

@@ -139,7 +139,7 @@ def test_a_broken_file_is_refused(tmp_path: Path, old: str, new: str, sentence: 
         (SERIES.replace("counters =", "counter ="), "did you mean counters"),
     ],
 )
-def test_what_is_no_series_is_refused_with_one_sentence(tmp_path: Path, text: str, sentence: str) -> None:
+def test_what_is_not_a_series_is_refused_with_one_sentence(tmp_path: Path, text: str, sentence: str) -> None:
     write_series(tmp_path, text)
     with pytest.raises(UserError, match=sentence) as caught:
         load_series(tmp_path)

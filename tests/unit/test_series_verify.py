@@ -384,7 +384,7 @@ def test_a_guest_that_is_not_as_it_should_be(
     assert said in reports[1].answers[check].detail
 
 
-def test_without_a_boot_nothing_else_is_said_of_the_guest(laboratory: Laboratory) -> None:
+def test_without_a_boot_nothing_else_is_reported_of_the_guest(laboratory: Laboratory) -> None:
     laboratory.guests[2] = replace(good_inventory(2), boot="hung")
     answers = laboratory.verify(["boots", "smoke", "names"])[1].answers
     assert answers["smoke"].state is answers["names"].state is State.NOT_MADE

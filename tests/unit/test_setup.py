@@ -211,7 +211,7 @@ def test_a_new_environment_has_what_the_old_one_had(debian: BareHost) -> None:
     assert not debian.made_environment
 
 
-def test_settings_of_tools_are_no_part_of_the_environment(debian: BareHost) -> None:
+def test_settings_of_tools_are_not_part_of_the_environment(debian: BareHost) -> None:
     debian.run("scripts/setup")
     with (debian.clone / "pyproject.toml").open("a") as project:
         project.write('[tool.other]\nkey = "value"\n')
@@ -266,7 +266,7 @@ def test_commands_that_build_or_boot_install_what_is_missing(
     assert any(line.startswith("apt-get install") and "qemu-system-x86" in line for line in debian.log)
 
 
-def test_installing_is_said_only_where_it_may(debian: BareHost) -> None:
+def test_installing_is_announced_only_where_it_is_allowed(debian: BareHost) -> None:
     lacks(debian, "flex")
     is_not_root(debian)
     done = debian.run("orchestrate", "run", "-p", "core-only")
@@ -495,7 +495,7 @@ class Lowest:
         )  # fmt: skip
 
 
-def test_without_a_network_the_lowest_versions_are_not_tried_and_that_is_said(tmp_path: Path) -> None:
+def test_without_a_network_the_lowest_versions_are_not_tried_which_is_reported(tmp_path: Path) -> None:
     lowest = Lowest(tmp_path, 'case $1 in pip) echo "error: Failed to fetch" >&2; exit 2 ;; esac')
     assert lowest.done.returncode == 0 and lowest.done.stdout.splitlines()[-1].startswith("NOT RUN: ")
     assert [each.name for each in (lowest.cache / "tools").glob("lowest-*")] == [], (

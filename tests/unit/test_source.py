@@ -84,7 +84,9 @@ def test_the_persons_git_configuration_does_not_leak_in(
 
 
 @pytest.mark.parametrize("missing", ["Makefile", "mm/Makefile", "Kbuild"])
-def test_what_is_no_kernel_tree_is_refused_and_leaves_nothing(tree: Path, cache: Cache, missing: str) -> None:
+def test_what_is_not_a_kernel_tree_is_refused_and_leaves_nothing(
+    tree: Path, cache: Cache, missing: str
+) -> None:
     (tree / missing).unlink()
     with pytest.raises(UserError, match="not a kernel tree"):
         taken(str(tree), cache)
@@ -104,7 +106,7 @@ def test_a_source_that_is_not_there(cache: Cache, name: str) -> None:
         taken(name, cache)
 
 
-def test_a_file_that_is_no_tarball(tmp_path: Path, cache: Cache) -> None:
+def test_a_file_that_is_not_a_tarball(tmp_path: Path, cache: Cache) -> None:
     (tmp_path / "linux.tar.xz").write_text("not compressed at all\n")
     with pytest.raises(UserError, match="not a tarball"):
         taken(str(tmp_path / "linux.tar.xz"), cache)

@@ -122,7 +122,7 @@ def test_check_raises_with_the_last_line(guest: Guest) -> None:
         guest.run(["sh", "-c", "echo other >&2; echo why >&2; exit 2"], check=True)
 
 
-def test_a_machine_that_goes_away_is_no_failed_command(server: Server, guest: Guest) -> None:
+def test_a_machine_that_goes_away_is_not_a_failed_command(server: Server, guest: Guest) -> None:
     threading.Timer(0.3, server.die).start()
     with pytest.raises(GuestLost):
         guest.run(["sleep", "1000"])
@@ -177,7 +177,7 @@ def test_a_program_that_ignores_the_request_to_end_is_killed(guest: Guest) -> No
     assert remote.stop(timeout_s=0.5).signal == "SIGKILL"
 
 
-def test_a_listener_that_fails_is_heard(guest: Guest) -> None:
+def test_a_listener_that_fails_is_reported(guest: Guest) -> None:
     def refuse(line: str) -> None:
         raise InfrastructureError(f"cannot use {line}")
 
@@ -225,7 +225,7 @@ def test_another_host_key_is_refused(server: Server, tmp_path: Path) -> None:
         Guest.connect(server.port, server.image, 10)
 
 
-def test_a_guest_that_refuses_our_key_is_said_at_once(server: Server) -> None:
+def test_a_guest_that_refuses_our_key_is_reported_at_once(server: Server) -> None:
     _, pem = new_key()
     server.image.client_key.write_bytes(pem)
     began = time.monotonic()

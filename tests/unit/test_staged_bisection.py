@@ -235,13 +235,13 @@ def test_a_slower_stage_is_found_against_the_median_of_the_baseline(tmp_path: Pa
     assert verdict.boots[-1].judgement.value == pytest.approx(2000, rel=0.04)
 
 
-def test_what_no_stage_does_is_said_so(tmp_path: Path) -> None:
+def test_what_no_stage_does_is_reported(tmp_path: Path) -> None:
     verdict = searcher(tmp_path, slower_from(9, 1), metric="fault_insns.p50 > +2%")()
     assert verdict.answer.conclusion is Conclusion.NONE
     assert sentence(verdict).startswith("no stage up to stage-19 shows 'fault_insns.p50 > +2%'")
 
 
-def test_what_the_baseline_does_itself_is_said_so(tmp_path: Path) -> None:
+def test_what_the_baseline_does_itself_is_reported(tmp_path: Path) -> None:
     verdict = searcher(tmp_path, crashes_from(0), rate=1)()
     assert verdict.answer.conclusion is Conclusion.ALREADY
     assert sentence(verdict).startswith(
@@ -273,7 +273,7 @@ def test_it_gives_up_where_it_was_told_to(tmp_path: Path) -> None:
     assert "allow more with --max-boots" in sentence(verdict)
 
 
-def test_another_failure_is_no_verdict(tmp_path: Path) -> None:
+def test_another_failure_is_not_a_verdict(tmp_path: Path) -> None:
     def end(stage: int, cell: Cell) -> CellResult:
         outcome = Outcome.BOOT_FAILED if stage >= 5 else Outcome.OK
         return CellResult(cell, outcome, "no init found")

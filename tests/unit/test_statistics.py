@@ -189,7 +189,7 @@ class TestUnpairedTest:
         expected = stats.mannwhitneyu(v, b, alternative="two-sided", method="exact").pvalue
         assert float(permutation_p(b, v)) == pytest.approx(expected)
 
-    def test_equal_values_are_no_evidence(self) -> None:
+    def test_equal_values_are_not_evidence(self) -> None:
         assert float(permutation_p(values(5, 5, 5, 5), values(5, 5, 5, 5))) == 1.0
 
     def test_one_sided(self) -> None:

@@ -90,7 +90,7 @@ def test_contents_follow_writes_forks_and_moves(program: Path) -> None:
     assert answers[-1] == {"end": "ok"} and "over" in answers[-2]
 
 
-def test_zero_pages_and_what_may_not_be_touched_are_told(program: Path) -> None:
+def test_zero_pages_and_what_may_not_be_touched_are_reported(program: Path) -> None:
     answers = run(
         program,
         "p0 map 1:0 8 nohuge",

@@ -98,7 +98,7 @@ def test_a_variant_that_lacks_an_axis_has_no_point(tmp_path: Path) -> None:
     assert {point.variant for point in found.points} == {"baseline", "core-only@1"}
 
 
-def test_no_point_at_all_is_said(tmp_path: Path) -> None:
+def test_no_point_at_all_is_reported(tmp_path: Path) -> None:
     cells = [entry.cell for entry in RUN.manifest().cells]
     run = replace(RUN, failures=dict.fromkeys(cells, (Outcome.LOST, ""))).write(tmp_path)
     (plot,) = [plot for plot in plots_of(run) if plot.name == "tradeoff"]

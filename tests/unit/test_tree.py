@@ -74,7 +74,7 @@ def test_a_stage_that_does_not_apply_is_named_with_its_files(
     assert "address + 1" in content(applied(source, patches, "stage-1", cache), "mm/memory.c")
 
 
-def test_a_file_that_is_no_patch_is_named(tmp_path: Path, source: SourceTree, cache: Cache) -> None:
+def test_a_file_that_is_not_a_patch_is_named(tmp_path: Path, source: SourceTree, cache: Cache) -> None:
     patches = write_series(tmp_path / "patches")
     (patches / "6.12" / "0001.patch").write_text("hello\n")
     with pytest.raises(UserError, match=r"stage 1 \(first\)"):

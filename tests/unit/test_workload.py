@@ -148,7 +148,7 @@ def test_a_manifest_is_read(manifest: Path) -> None:
         ("minimum = 1\n", "minimum = 1\nchoices = []\n", "toml:13: parameters.pages.choices: a parameter of"),
     ],
 )
-def test_a_fault_of_a_manifest_is_said_with_file_and_key(
+def test_a_fault_of_a_manifest_is_reported_with_file_and_key(
     manifest: Path, old: str, new: str, fault: str
 ) -> None:
     assert old in MANIFEST
@@ -159,7 +159,7 @@ def test_a_fault_of_a_manifest_is_said_with_file_and_key(
     assert "\n" not in str(error.value)
 
 
-def test_a_directory_without_a_manifest_is_no_workload(tmp_path: Path) -> None:
+def test_a_directory_without_a_manifest_is_not_a_workload(tmp_path: Path) -> None:
     (tmp_path / "toy").mkdir()
     with pytest.raises(UserError, match=r"toy\.toml: this manifest is missing"):
         load_workloads(tmp_path)
@@ -180,7 +180,7 @@ def test_a_directory_without_a_manifest_is_no_workload(tmp_path: Path) -> None:
         ("toy:pages=1,pages=2", "pages is given twice"),
     ],
 )
-def test_a_wrong_argument_is_said_in_a_sentence(manifest: Path, argument: str, fault: str) -> None:
+def test_a_wrong_argument_is_reported_in_a_sentence(manifest: Path, argument: str, fault: str) -> None:
     with pytest.raises(UserError) as error:
         parse_workload_arguments([argument], load_workloads(manifest.parent.parent))
     assert fault in str(error.value) and str(error.value).endswith(".")
@@ -244,7 +244,7 @@ def test_output_that_cannot_be_trusted_is_a_failure(
     assert fault in str(error.value)
 
 
-def test_what_the_program_said_last_is_in_the_evidence(manifest: Path, tmp_path: Path) -> None:
+def test_the_last_output_of_the_program_is_in_the_evidence(manifest: Path, tmp_path: Path) -> None:
     with pytest.raises(WorkloadFailed, match="it printed: segfault"):
         run_with(OneAnswerGuest("", None, "SIGSEGV", "a\nsegfault\n"), manifest, tmp_path)
 

@@ -205,7 +205,7 @@ class Artefact(Generic[T]):
         return self.obtain() if self.is_made else None
 
     def obtain(self) -> T:
-        """It, from the cache or made now.
+        """The artefact, from the cache or newly made.
 
         Raises:
             Exception: whatever `prepare`, `make` and `load` raise.

@@ -32,12 +32,12 @@ def conclusion(comparison: Comparison, variant: str) -> str:
     worse += ", ".join(f"{row.workload} {row.metric} {change_with_unit(row)}" for row in others)
     lost = f"; {failed} of {planned} cells failed" if failed else ""
     if not rows:
-        said = f"no conclusion, since it has no primary metric in common with {comparison.baseline}"
+        claim = f"no conclusion, since it has no primary metric in common with {comparison.baseline}"
     elif comparison.variant(variant).neutral:
-        said = _neutral(comparison, rows)
+        claim = _neutral(comparison, rows)
     else:
-        said = _changed(comparison, rows)
-    return f"{variant}: {said}{worse}{lost}."
+        claim = _changed(comparison, rows)
+    return f"{variant}: {claim}{worse}{lost}."
 
 
 def _neutral(comparison: Comparison, rows: Sequence[Row]) -> str:

@@ -143,8 +143,8 @@ def _repetitions(comparison: Comparison, workload: str, notes: dict[tuple[str, s
         planned = comparison.planned[variant.name][workload]
         failed = sum(f.variant == variant.name and f.workload == workload for f in comparison.failures)
         note = f" [{notes[variant.name, workload]}]" if failed else ""
-        said = f"{variant.name} {f'{planned - failed} of {planned}' if failed else planned}{note}"
-        counts.append(said.replace(" ", NO_BREAK))
+        count = f"{variant.name} {f'{planned - failed} of {planned}' if failed else planned}{note}"
+        counts.append(count.replace(" ", NO_BREAK))
     return "fresh boots: " + ", ".join(counts)
 
 
@@ -237,10 +237,10 @@ def _beside(comparison: Comparison, metrics: Sequence[_TableMetric]) -> Table:
             Text.assemble(metric.baseline, "\n", (metric.floor, "dim"), justify="right"),
         ]
         for variant in variants:
-            said = metric.figures[variant.name]
-            first = " ".join(part for part in (said.value, said.change, said.mark or " ") if part)
-            under = "".join(f"\n{line}  " for line in said.below)
-            cells.append(Text.assemble((first, said.style), (under, "dim"), justify="right"))
+            figures = metric.figures[variant.name]
+            first = " ".join(part for part in (figures.value, figures.change, figures.mark or " ") if part)
+            under = "".join(f"\n{line}  " for line in figures.below)
+            cells.append(Text.assemble((first, figures.style), (under, "dim"), justify="right"))
         table.add_row(*cells)
     return table
 
@@ -248,11 +248,13 @@ def _beside(comparison: Comparison, metrics: Sequence[_TableMetric]) -> Table:
 def _below(comparison: Comparison, metrics: Sequence[_TableMetric], width: int) -> Text:
     """One line per variant below each metric, with interval and instructions on the same line if they fit."""
     names = {name: folded(name).splitlines() for name in [comparison.baseline, *_variants(metrics)]}
-    every = [said for metric in metrics for said in metric.figures.values()]
+    every = [figures for metric in metrics for figures in metric.figures.values()]
     name_width = max(len(line) for lines in names.values() for line in lines)
-    values = max(*(len(said.value) for said in every), *(len(metric.baseline) for metric in metrics))
-    changes = max(len(said.change) for said in every)
-    details = [max((len(said.below[n]) for said in every if len(said.below) > n), default=0) for n in (0, 1)]
+    values = max(*(len(figures.value) for figures in every), *(len(metric.baseline) for metric in metrics))
+    changes = max(len(figures.change) for figures in every)
+    details = [
+        max((len(figures.below[n]) for figures in every if len(figures.below) > n), default=0) for n in (0, 1)
+    ]
     left = 2 + name_width + 2
     own_line = left + values + 1 + changes + 2 > width  # the name alone
     if own_line:
@@ -298,8 +300,8 @@ def _below(comparison: Comparison, metrics: Sequence[_TableMetric], width: int) 
         text.append("\n".join(heading).removeprefix(metric.name) + "\n", "dim")
         block(comparison.baseline, metric.baseline, "", "", "", [metric.floor] if metric.floor else [])
         for variant in comparison.compared:
-            said = metric.figures[variant.name]
-            block(variant.name, said.value, said.change, said.mark, said.style, said.below)
+            cell = metric.figures[variant.name]
+            block(variant.name, cell.value, cell.change, cell.mark, cell.style, cell.below)
     text.rstrip()
     return text
 
@@ -310,23 +312,23 @@ def _variants(metrics: Sequence[_TableMetric]) -> list[str]:
 
 def _findings(comparison: Comparison, notes: dict[tuple[str, str], int]) -> list[tuple[str, str]]:
     """Notable findings, each with a style."""
-    said: list[tuple[str, str]] = []
+    lines: list[tuple[str, str]] = []
     failures = sorted(comparison.failures, key=lambda f: notes[f.variant, f.workload])
     planned = sum(sum(each.values()) for each in comparison.planned.values())
     if planned and len(failures) == planned:
-        said.append((f"All {planned} cells failed; nothing was measured.", "bold red"))
-    said += [(_failure(failure, notes), "red") for failure in failures[:_SHOWN_FAILURES]]
+        lines.append((f"All {planned} cells failed; nothing was measured.", "bold red"))
+    lines += [(_failure(failure, notes), "red") for failure in failures[:_SHOWN_FAILURES]]
     if len(failures) > _SHOWN_FAILURES:
         rest = failures[_SHOWN_FAILURES:]
         kinds = [
             f"{sum(f.outcome is kind for f in rest)} {kind}"
             for kind in dict.fromkeys(f.outcome for f in rest)
         ]
-        said.append((f"and {len(rest)} more failed cells: {', '.join(kinds)}", "red"))
+        lines.append((f"and {len(rest)} more failed cells: {', '.join(kinds)}", "red"))
     for finding in comparison.findings:
         if finding.kind == "counters":
-            said.append((f"{finding.where}: {finding.text}", "bold red"))
-    return said + [(f"note: {note}", "") for note in comparison.notes]
+            lines.append((f"{finding.where}: {finding.text}", "bold red"))
+    return lines + [(f"note: {note}", "") for note in comparison.notes]
 
 
 def _failure(failure: Failure, notes: dict[tuple[str, str], int]) -> str:

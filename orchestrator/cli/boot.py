@@ -31,7 +31,7 @@ def command(
         bool, typer.Option("--check", help="Shut the guest down as soon as it is up; for scripts.")
     ] = False,
 ) -> int:
-    """Boot a variant, print how to connect to it, and keep it running until it ends or Ctrl-C."""
+    """Boot a variant, print how to connect to it, and keep it running until it shuts down or you press Ctrl-C."""
     from orchestrator.cli.guest_of import GuestRequest, Up, guest_of
     from orchestrator.guest.ssh import ssh_command
 

@@ -101,7 +101,7 @@ class Terminal:
 
         bench = Bench(self.project, self.cache, events, source, accelerator, flavour, build_jobs, series)
         bench.check()
-        events.listen(bench.durations.heard)
+        events.listen(bench.durations.observe)
         events.expected = lambda like: bench.durations.expected(like).seconds if like else None
         return bench
 

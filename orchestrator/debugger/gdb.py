@@ -106,8 +106,8 @@ def check_places(vmlinux: Path, places: Sequence[str]) -> None:
             )
     commands = [word for place in places for word in ("-ex", "echo \\n#place\\n", "-ex", f"break {place}")]
     argv = ["gdb", "--nx", "--quiet", "--batch", *commands, str(vmlinux)]
-    said = process.run(argv, check=False).stdout.split("#place\n")[1:]
-    for place, answer in zip(places, said, strict=True):
+    answers = process.run(argv, check=False).stdout.split("#place\n")[1:]
+    for place, answer in zip(places, answers, strict=True):
         if not answer.startswith("Breakpoint "):
             raise UserError(f"--break {place}: this kernel has no such function or line.")
 
@@ -243,10 +243,10 @@ class Gdb:
         self._gdb.sendline("continue")
         # If an interrupt came before gdb has read the line, the terminal would discard the line.
         try:
-            heard = self._gdb.expect_exact(["Continuing.", _PROMPT], timeout=COMMAND_TIMEOUT_S)
+            matched = self._gdb.expect_exact(["Continuing.", _PROMPT], timeout=COMMAND_TIMEOUT_S)
         except (pexpect.TIMEOUT, pexpect.EOF) as error:
             raise InfrastructureError("gdb cannot continue the guest.") from error
-        if heard == 1:
+        if matched == 1:
             raise InfrastructureError(f"gdb cannot continue the guest: {(self._gdb.before or '').strip()}")
         self._running = True
 
@@ -369,10 +369,12 @@ class Gdb:
             self._transcript.close()
 
     def _connect(self, socket: Path) -> None:
-        said = self.command(f"target remote {socket}")
+        printed = self.command(f"target remote {socket}")
         answer = self._mi("-thread-info")
         if not _list(answer.get("threads")):
-            last = next((line for line in reversed(said.splitlines()) if line.strip()), "it printed nothing")
+            last = next(
+                (line for line in reversed(printed.splitlines()) if line.strip()), "it printed nothing"
+            )
             raise InfrastructureError(f"gdb cannot attach to {socket}: {last.strip()}")
         self._attached = True
 
@@ -406,11 +408,11 @@ class Gdb:
         """Run a command of the machine interface, and return its results by name."""
         # gdb removes the outer quotes by the rules of buildargv(3).
         escaped = command.replace("\\", "\\\\").replace('"', '\\"')
-        said = self.command(f'interpreter-exec mi3 "{escaped}"')
-        for line in said.splitlines():
+        answer = self.command(f'interpreter-exec mi3 "{escaped}"')
+        for line in answer.splitlines():
             if line.startswith("^"):
                 return parse_result(line)
-        raise GdbError(" ".join(said.split()) or "no answer")
+        raise GdbError(" ".join(answer.split()) or "no answer")
 
     def _await_prompt(self, timeout_s: float) -> None:
         try:
@@ -482,8 +484,8 @@ def _quoted(text: str) -> str:
     return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
-def _reason(said: str) -> str:
-    match = re.search(r"(?:Temporary b|B|Hardware assisted b|b)reakpoint \d+|received signal (\w+)", said)
+def _reason(stop: str) -> str:
+    match = re.search(r"(?:Temporary b|B|Hardware assisted b|b)reakpoint \d+|received signal (\w+)", stop)
     if match is None:
         return ""
     return match[1] or match[0]

@@ -83,7 +83,7 @@ class Durations:
         except (OSError, Timeout):
             return
 
-    def heard(self, event: Event) -> None:
+    def observe(self, event: Event) -> None:
         """Store the duration of a successful step, if the step has a kind."""
         if event.kind == "end" and event.like:
             self.remember(event.like, event.seconds)

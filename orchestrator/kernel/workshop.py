@@ -225,9 +225,7 @@ class Workshop:
 
     def warnings(self) -> list[str]:
         """The compiler's warnings about the last built tree, without duplicates."""
-        return list(
-            dict.fromkeys(line for _, said in sorted(self._known_warnings().items()) for line in said)
-        )
+        return list(dict.fromkeys(line for _, own in sorted(self._known_warnings().items()) for line in own))
 
     def listed(self, directory: str) -> list[str]:
         """The objects and directories that the Kbuild file of a directory lists for the current configuration.
@@ -468,8 +466,8 @@ class Workshop:
             raise trouble
         if done.returncode < 0:
             raise InfrastructureError(f"make was killed by signal {-done.returncode}; try again.", self.log)
-        said = "\n".join(self._relative(line) for line in error_of(lines))
-        raise DoesNotCompileError(said) if blames_source(lines) else _DamagedError(said)
+        message = "\n".join(self._relative(line) for line in error_of(lines))
+        raise DoesNotCompileError(message) if blames_source(lines) else _DamagedError(message)
 
     def _relative(self, line: str) -> str:
         return re.sub(r"^(?:\.\./)+", "", line.replace(f"{self.source}/", ""))
@@ -478,13 +476,13 @@ class Workshop:
         """Keep the warnings per object: the next build compiles, and warns about, only a part of the objects."""
         known: dict[str, list[str]] = self._known_warnings()
         known.update(warnings_by_object(map(self._relative, lines)))
-        text = json.dumps({name: said for name, said in known.items() if said}, indent=1)
+        text = json.dumps({name: found for name, found in known.items() if found}, indent=1)
         self._warnings_file.write_text(text, encoding="utf-8")
 
     def _known_warnings(self) -> dict[str, list[str]]:
         with suppress(OSError, ValueError):
             known = json.loads(self._warnings_file.read_text(encoding="utf-8"))
-            return {name: said for name, said in known.items() if (self.objects / name).exists()}
+            return {name: found for name, found in known.items() if (self.objects / name).exists()}
         return {}
 
 

@@ -158,7 +158,7 @@ def probe(name: Name, timeout_s: float = PROBE_TIMEOUT_S) -> ProbeAnswer:
     """
     lines: list[str] = []
 
-    def heard(line: str) -> None:
+    def watch(line: str) -> None:
         lines.append(line)
         if (
             "KVM internal error" in line
@@ -186,7 +186,7 @@ def probe(name: Name, timeout_s: float = PROBE_TIMEOUT_S) -> ProbeAnswer:
         began = os.times().elapsed
         stopped = ""
         try:
-            process.run(argv, timeout_s=timeout_s, check=False, on_line=heard)
+            process.run(argv, timeout_s=timeout_s, check=False, on_line=watch)
         except _GivenUpError:
             # KVM_INTERNAL_ERROR_EMULATION of linux/kvm.h
             emulation = lines[-1].endswith("Suberror: 1")

@@ -27,11 +27,11 @@ from orchestrator.store.run import Run, RunWriter
 _SMALL = ["-t", "1x512M/1", "-a", "tcg"]
 #: Kind -> the words of its command and of its --resume, and the smallest number of results.
 COMMANDS: dict[str, tuple[list[str], list[str], int]] = {
-    "run": (["run", "-p", "stage-1", "-w", "touch", "-n", "1", "-j", "1", *_SMALL], ["run", "-j", "1"], 2),
+    "run": (["run", "-p", "stage-1", "-w", "touch", "-n", "2", "-j", "1", *_SMALL], ["run", "-j", "1"], 4),
     "check": (["check", "-p", "baseline", "--no-shrink", "--seeds", "1..2", "--ops", "20", *_SMALL], ["check"], 2),
     "test": (
         ["test", "-p", "core-only", "--config", "measure", "--suite", "reservations", "--suite",
-         "reservations-classic", "--only", "partial_unmap", "--no-baseline", *_SMALL],
+         "reservations-classic", "--only", "same_page_threads", "--no-baseline", *_SMALL],
         ["test"],
         2,
     ),
@@ -72,12 +72,14 @@ def replace_qemu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[]
     """From now on PATH leads to another binary of QEMU, as after an upgrade: the same one with a byte more."""
 
     def replaced() -> None:
-        program = tmp_path / "bin" / QEMU
-        program.parent.mkdir()
+        program = tmp_path / "usr" / "bin" / QEMU
+        program.parent.mkdir(parents=True)
         shutil.copy(str(shutil.which(QEMU)), program)
         with program.open("ab") as file:
             file.write(b"\0")
-        (tmp_path / "share").symlink_to("/usr/share")  # QEMU looks for its firmware from where it is itself
+        # QEMU looks for its firmware and modules relative to its own place.
+        for each in ("lib", "share"):
+            (tmp_path / "usr" / each).symlink_to(f"/usr/{each}")
         monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
 
     return replaced
@@ -112,14 +114,14 @@ def test_an_interrupted_run_is_finished_with_another_qemu(
     assert f"orchestrate {' '.join(resume[: 2 if kind == 'verify' else 1])} --resume {path.name}" in printed
     begun = ends_of(path)
     before = read_manifest(path).accelerator
-    assert len(begun) == 1
+    assert begun
 
     replace_qemu()
     status = status_of([*resume, "--resume", path.name])
     printed = "".join(capfd.readouterr())
     assert status == 0, printed
     ended = ends_of(path)
-    assert len(ended) >= least and begun.items() <= ended.items()
+    assert len(ended) >= max(least, len(begun) + 1) and begun.items() <= ended.items()
     assert set(Run.open(path).cells["outcome"]) == {"ok"}
     manifest = read_manifest(path)
     assert manifest.earlier_accelerators == (before,)

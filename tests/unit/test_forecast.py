@@ -43,7 +43,7 @@ def test_the_median_of_earlier_durations_is_expected(durations: Durations, tmp_p
 
 
 def test_a_step_that_ends_well_is_remembered_and_one_that_fails_is_not(durations: Durations) -> None:
-    events = Events(durations.heard)
+    events = Events(durations.observe)
     with pytest.raises(ValueError, match="bad"), events.step("import", like="source"):
         raise ValueError("bad")
     assert durations.expected("source").basis == "a guess"

@@ -3,9 +3,6 @@
 
 from __future__ import annotations
 
-import textwrap
-from collections.abc import Sequence
-
 from orchestrator.analysis.layout import first_lines
 from orchestrator.execution.check.summary import CheckSummary
 
@@ -15,13 +12,8 @@ TEXT = "check.txt"
 _SHOWN_LINES = 20
 
 
-def _wrapped(label: str, names: Sequence[str]) -> list[str]:
-    """A label and a list of names, wrapped."""
-    return textwrap.wrap(label + ", ".join(names), 110, subsequent_indent="    ", break_on_hyphens=False)
-
-
 def as_text(patchset: str, summary: CheckSummary) -> str:
-    """The amount of comparisons, then the divergences."""
+    """The amount of comparisons, then the divergences; lines may be long."""
     compared, uncompared = sum(summary.compared.values()), sum(summary.uncompared.values())
     speed = summary.steps / summary.run_s if summary.run_s else 0
     lines = [
@@ -30,10 +22,10 @@ def as_text(patchset: str, summary: CheckSummary) -> str:
     ]
     constant = sorted(set(summary.compared) - summary.moved)
     if constant:
-        lines += _wrapped(f"never changed ({len(constant)} kinds): ", constant)
+        lines.append(f"never changed ({len(constant)} kinds): {', '.join(constant)}")
     if uncompared:
-        names = sorted(summary.uncompared)
-        lines += _wrapped(f"{uncompared} fields not compared, as the model does not have them: ", names)
+        names = ", ".join(sorted(summary.uncompared))
+        lines.append(f"{uncompared} fields not compared, as the model does not have them: {names}")
     for found in summary.found:
         lines.append(f"{found.name}: diverges at {found.divergence}")
         more = len(found.divergence.differences) - 1

@@ -101,7 +101,7 @@ def plan_of(experiment: Experiment, bench: Bench, executor: str, guests: int | N
     base = base_of(bench)
     if base.imported:
         base.remarks.extend(
-            dict.fromkeys(said for patchset in cached for said in bench.tree(patchset).remarks)
+            dict.fromkeys(remark for patchset in cached for remark in bench.tree(patchset).remarks)
         )
     return Plan(experiment, base, cached, image_cached, needs)
 

@@ -341,9 +341,9 @@ class SeriesVerification:
             apart = checking(self._bench.configuration())
             with self._bench.events.step("checkpatch") as step, Workshop(apart, cache, step) as workshop:
                 workshop.lay_out(tree)
-                said = review(tree.patch_of(stage), workshop.source)
-            (directory / "checkpatch.log").write_text(said.text, encoding="utf-8")
-            facts = {"clean": said.is_clean, "findings": list(said.findings)}
+                reviewed = review(tree.patch_of(stage), workshop.source)
+            (directory / "checkpatch.log").write_text(reviewed.text, encoding="utf-8")
+            facts = {"clean": reviewed.is_clean, "findings": list(reviewed.findings)}
             (directory / "checkpatch.json").write_text(json.dumps(facts), encoding="utf-8")
 
         directory = cache.obtain("checkpatch", key, make)
@@ -377,9 +377,9 @@ class SeriesVerification:
         if done.error or done.undefined:
             return CheckResult(State.FAILED, _shortened(done.error or "\n".join(done.undefined)), done.log)
         change = last_change(tree)
-        mine = _of_files([line for said in done.warnings.values() for line in said], change)
+        mine = _of_files([line for own in done.warnings.values() for line in own], change)
         if mine:
-            objects = [name for name, said in done.warnings.items() if said]
+            objects = [name for name, own in done.warnings.items() if own]
 
             def compiled_at(number: int) -> Compiled:
                 return compile_parent_without(
@@ -396,7 +396,7 @@ class SeriesVerification:
             earlier = map(compiled_at, range(len(tree.stages) - 1, -1, -1))
             before = next((found for found in earlier if not found.error), None)
             known = before.warnings if before else {}
-            mine = added([line for said in known.values() for line in said], mine)
+            mine = added([line for own in known.values() for line in own], mine)
         return CheckResult(State.FAILED, _shortened("\n".join(mine)), done.log) if mine else _OK
 
     def _sparse(self, stage: Stage, tree: PatchedTree) -> CheckResult:

@@ -67,7 +67,7 @@ def result(
 P, F, S = Status.PASSED, Status.FAILED, Status.SKIPPED
 
 
-def test_the_baselines_passes_are_the_yardstick() -> None:
+def test_what_passes_on_the_baseline_must_pass() -> None:
     before = result("baseline", "selftests", {"a": P, "b": P, "c": F, "d": P, "e": S})
     after = result("full", "selftests", {"a": P, "b": F, "c": F, "d": S, "e": S})
     troubles, notes = judge([before, after])
@@ -138,7 +138,7 @@ def test_what_the_threshold_is_to_change_is_only_worth_knowing() -> None:
     assert len(troubles) == 3
 
 
-def test_a_test_of_our_own_has_no_yardstick() -> None:
+def test_a_test_of_our_own_is_not_compared_with_the_baseline() -> None:
     before = result("baseline", "reservations", {"zeroed_pages": F})
     after = result("full", "reservations", {"zeroed_pages": F, "ksm": S})
     troubles, notes = judge([before, after])
@@ -330,7 +330,7 @@ def test_a_baseline_alone_is_judged_by_itself() -> None:
     assert [each.what for each in troubles] == ["a fails", "WARNING in f at mm/f.c:1 (1 x)"]
 
 
-def test_the_baseline_runs_each_yardstick_once_and_first() -> None:
+def test_the_baseline_runs_each_suite_once_and_first() -> None:
     suites = choose(["selftests", "selftests-1", "reservations"])
     asked = CorrectnessRequest("full", suites, Topology.parse("1x512M"))
     assert [(patchset, suite.name) for patchset, suite in asked.cells()] == [
@@ -341,8 +341,8 @@ def test_the_baseline_runs_each_yardstick_once_and_first() -> None:
         ("full", "selftests"),
     ]
     alone = CorrectnessRequest("full", choose(["selftests-1"]), Topology.parse("1x512M"))
-    (baseline, yardstick), _ = alone.cells()
-    assert (baseline, yardstick.name, yardstick.neutral) == ("baseline", "selftests", False)
+    (baseline, suite), _ = alone.cells()
+    assert (baseline, suite.name, suite.neutral) == ("baseline", "selftests", False)
     assert len(CorrectnessRequest("baseline", suites, Topology.parse("1x512M")).cells()) == 3
 
 

@@ -32,7 +32,7 @@ def judge(
     }
     patched = [result for result in results if result.patchset != BASELINE] or list(results)
     notes: list[Trouble] = []
-    lost_yardsticks = [
+    lost_baselines = [
         Trouble(result.cell, f"ended as {result.outcome.value}", result.evidence, is_lost=True)
         for result in baseline.values()
         if result.outcome is Outcome.LOST and result not in patched
@@ -41,11 +41,11 @@ def judge(
     troubles = [Trouble("every suite", f"unknown test {name}") for name in only if name not in there]
     if any(result.outcome is Outcome.LOST for result in patched):
         troubles = []  # the test may be among those that did not run
-    troubles += lost_yardsticks
+    troubles += lost_baselines
     for result in patched:
-        yardstick = baseline.get(result.suite.yardstick or result.suite.name)
-        if yardstick is result:
-            yardstick = None
+        on_baseline = baseline.get(result.suite.baseline_suite or result.suite.name)
+        if on_baseline is result:
+            on_baseline = None
         is_lost = result.outcome is Outcome.LOST
         if result.outcome not in (Outcome.OK, Outcome.WORKLOAD_FAILED, Outcome.KERNEL_BUG):
             what = f"ended as {result.outcome.value}"
@@ -55,14 +55,14 @@ def judge(
             troubles.append(Trouble(result.cell, "ended before all of its tests had run", result.evidence))
         troubles += [Trouble(result.cell, fault) for fault in result.found.faults]
         meant = {} if result.suite.strict else different or {}
-        for trouble, is_note in _of_tests(result, yardstick, meant, _failing_at_times(result, results)):
+        for trouble, is_note in _of_tests(result, on_baseline, meant, _failing_at_times(result, results)):
             (notes if is_note else troubles).append(trouble)
-        known = {finding.title for finding in yardstick.findings} if yardstick else set()
+        known = {finding.title for finding in on_baseline.findings} if on_baseline else set()
         for finding in result.findings:
             said = Trouble(result.cell, f"{finding.title} ({finding.count} x)", finding.text)
             (notes if finding.title in known else troubles).append(said)
         for leak, trouble in _of_leaks(result):
-            (notes if yardstick and leak in _signatures(yardstick) else troubles).append(trouble)
+            (notes if on_baseline and leak in _signatures(on_baseline) else troubles).append(trouble)
     return troubles, notes
 
 
@@ -71,14 +71,16 @@ def _failing_at_times(result: SuiteResult, results: Sequence[SuiteResult]) -> se
     return {
         test.name
         for other in results
-        if other.patchset == BASELINE and other.repetition > 1 and _yardstick(other) == _yardstick(result)
+        if other.patchset == BASELINE
+        and other.repetition > 1
+        and _baseline_suite(other) == _baseline_suite(result)
         for test in other.found.results
         if test.status is Status.FAILED
     }
 
 
-def _yardstick(result: SuiteResult) -> str:
-    return result.suite.yardstick or result.suite.name
+def _baseline_suite(result: SuiteResult) -> str:
+    return result.suite.baseline_suite or result.suite.name
 
 
 def suspects(results: Sequence[SuiteResult], different: Mapping[str, str]) -> dict[str, set[str]]:
@@ -86,22 +88,22 @@ def suspects(results: Sequence[SuiteResult], different: Mapping[str, str]) -> di
     found: dict[str, set[str]] = {}
     before = {r.suite.name: r for r in results if r.patchset == BASELINE and r.repetition == 1}
     for result in results:
-        yardstick = before.get(_yardstick(result))
-        if result.patchset == BASELINE or result.suite.kind is Kind.RESERVATIONS or yardstick is None:
+        on_baseline = before.get(_baseline_suite(result))
+        if result.patchset == BASELINE or result.suite.kind is Kind.RESERVATIONS or on_baseline is None:
             continue
         at_times = _failing_at_times(result, results)
-        for test, known in _paired(result.found.results, yardstick.found.results):
+        for test, known in _paired(result.found.results, on_baseline.found.results):
             if test is None or test.status is not Status.FAILED or test.name in at_times:
                 continue
             meant = not result.suite.strict and any(fnmatch(test.name, pattern) for pattern in different)
             if not meant and known is not None and known.status is not Status.FAILED:
-                found.setdefault(_yardstick(result), set()).add(test.name.partition(": ")[0])
+                found.setdefault(_baseline_suite(result), set()).add(test.name.partition(": ")[0])
     return found
 
 
 def _of_tests(
     result: SuiteResult,
-    yardstick: SuiteResult | None,
+    on_baseline: SuiteResult | None,
     different: Mapping[str, str],
     at_times: Set[str] = frozenset(),
 ) -> list[tuple[Trouble, bool]]:
@@ -112,7 +114,7 @@ def _of_tests(
     def meant(name: str) -> str | None:
         return next((why for pattern, why in different.items() if not own and fnmatch(name, pattern)), None)
 
-    for test, before in _paired(result.found.results, yardstick.found.results if yardstick else ()):
+    for test, before in _paired(result.found.results, on_baseline.found.results if on_baseline else ()):
         passed_before = not own and before is not None and before.status is Status.PASSED
         if test is None:
             assert before is not None

@@ -64,16 +64,18 @@ class CorrectnessRequest:
         """Patchset and suite of each guest, the baseline first, so that its failures are known."""
         cells = []
         if self.compare and self.patchset != BASELINE:
-            yardsticks = {
-                suite.yardstick or suite.name: suite for suite in self.suites if not suite.yardstick
+            baseline_suites = {
+                suite.baseline_suite or suite.name: suite for suite in self.suites if not suite.baseline_suite
             }
             missing = [
-                suite for suite in self.suites if suite.yardstick and suite.yardstick not in yardsticks
+                suite
+                for suite in self.suites
+                if suite.baseline_suite and suite.baseline_suite not in baseline_suites
             ]
             for suite in missing:
                 # The baseline has no knobs of the series, so suites that differ only in these are the same.
-                yardsticks.setdefault(suite.yardstick, _with_defaults(suite))
-            cells += [(BASELINE, suite) for suite in yardsticks.values()]
+                baseline_suites.setdefault(suite.baseline_suite, _with_defaults(suite))
+            cells += [(BASELINE, suite) for suite in baseline_suites.values()]
         return [*cells, *((self.patchset, suite) for suite in self.suites)]
 
     def manifest(self, bench: Bench, command: Sequence[str]) -> Manifest:
@@ -142,5 +144,5 @@ def planned_cell(patchset: str, suite: Suite, repetition: int = 1) -> PlannedCel
 
 def _with_defaults(suite: Suite) -> Suite:
     return Suite(
-        suite.yardstick, suite.kind, suite.title, suite.lru_gen, suite.swap, False, "", suite.arguments
+        suite.baseline_suite, suite.kind, suite.title, suite.lru_gen, suite.swap, False, "", suite.arguments
     )

@@ -57,7 +57,7 @@ class Suite:
         swap: whether there is swap on zram.
         neutral: whether each knob of the series has its neutral value, at which the series should change nothing; else
             the default of the kernel or the tests.
-        yardstick: the suite that runs on the baseline for comparison; empty for the same suite.
+        baseline_suite: the suite that runs on the baseline for comparison; empty for the same suite.
         arguments: arguments of the suite's program.
         strict: a test that passes on the baseline must not be skipped either.
     """
@@ -68,7 +68,7 @@ class Suite:
     lru_gen: bool = True
     swap: bool = False
     neutral: bool = False
-    yardstick: str = ""
+    baseline_suite: str = ""
     arguments: tuple[str, ...] = ()
     strict: bool = False
 
@@ -119,7 +119,7 @@ SUITES: Final[Mapping[str, Suite]] = {
             Kind.SELFTESTS,
             "the kernel's selftests/mm, threshold 1",
             neutral=True,
-            yardstick="selftests",
+            baseline_suite="selftests",
             strict=True,
         ),
         Suite("selftests", Kind.SELFTESTS, "the kernel's selftests/mm, default threshold"),

@@ -15,18 +15,29 @@ import pytest
 if TYPE_CHECKING:
     from coverage import Coverage
 
-#: They simulate or search at length: seconds of CPU time each. A name covers all its parameters.
+#: They simulate, search or draw at length: about a second of CPU time each, or more. A name covers all its parameters.
 THOROUGH = frozenset(
     (
-        "test_a_mistake_breaks_what_always_holds",
         "test_a_change_as_large_as_the_margin_is_seldom_equivalent",
-        "test_a_mistake_is_noticed_and_documented",
+        "test_a_fault_of_three_boots_in_ten_is_found",
+        "test_a_mistake_breaks_what_always_holds",
+        "test_a_report_that_is_cut_off_still_counts",
+        "test_a_run_that_was_interrupted_anywhere_is_resumed_to_the_same_end",
         "test_a_third_of_the_boots_is_saved_where_the_clock_is_steady_and_no_decision_is_lost",
         "test_any_flake_rate_leads_to_an_answer_that_was_verified",
+        "test_any_text_can_be_read",
         "test_equal_kernels_differ_no_more_often_than_stated",
+        "test_every_plot_is_there_as_png_and_svg",
+        "test_false_positives_of_a_family_are_at_most_nominal",
+        "test_plots_leave_what_is_not_a_file_alone",
+        "test_pngs_are_wide_enough_and_not_empty",
+        "test_stages_that_cannot_be_tested_widen_the_answer_by_exactly_themselves",
+        "test_standard_output_gets_the_report_and_nothing_else",
+        "test_svgs_are_well_formed_and_named",
         "test_the_file_without_a_change_agrees_with_every_recorded_trace",
         "test_the_invariants_hold_along_any_trace",
         "test_the_invariants_hold_along_long_traces",
+        "test_the_row_is_one_of_a_stored_run",
         "test_the_same_run_gives_the_same_bytes",
         "test_the_stated_confidence_holds",
         "test_the_stated_confidence_holds_below_the_rate_that_was_asked_for",
@@ -34,10 +45,12 @@ THOROUGH = frozenset(
         "test_traces_start_from_and_set_every_knob",
         "test_what_always_holds",
         "test_what_survives_is_judged_in_the_documentation",
+        "test_what_user_space_writes_in_between_changes_nothing",
+        "test_where_boots_do_not_err_the_answer_is_right",
     )
 )
-#: The same for whole files: their tests compile kernel trees.
-THOROUGH_FILES = frozenset(("test_series_verify.py",))
+#: The same for whole files: their tests compile kernel trees, or replay what real kernels answered.
+THOROUGH_FILES = frozenset(("test_mutants.py", "test_series_verify.py"))
 #: Files of which every test takes milliseconds.
 FAST = frozenset(
     f"test_{name}.py"
@@ -52,9 +65,14 @@ _COUNTED = re.compile(r"\borchestrator\.(execution|machine|guest)\b")
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """With ``-m fast`` the others are not even imported, which would take longer than the tests."""
-    is_other = collection_path.name.startswith("test_") and collection_path.name not in FAST
-    return True if config.getoption("markexpr") == "fast" and collection_path.is_file() and is_other else None
+    """What ``-m`` deselects is not even imported, which would take longer than the tests."""
+    name, selected = collection_path.name, config.getoption("markexpr")
+    if not collection_path.is_file() or not name.startswith("test_"):
+        return None
+    is_other = (
+        name not in FAST if selected == "fast" else name in THOROUGH_FILES and selected == "not thorough"
+    )
+    return True if is_other else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -118,7 +118,13 @@ def test_the_callers_environment_changes_nothing(
     assert [to_text(stored, colour=colour, width=80) for colour in (False, True)] == expected
 
 
-@pytest.mark.parametrize("width", [60, 80, 140])
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("results")
+    Synthetic(repeat=1, histograms=False).write(directory)
+    return directory
+
+
 @pytest.mark.parametrize(
     "command",
     [
@@ -135,23 +141,22 @@ def test_the_callers_environment_changes_nothing(
 )
 def test_every_table_of_a_command_fits(
     command: list[str],
-    width: int,
-    tmp_path: Path,
+    results: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("ORCHESTRATE_ROOT", str(ROOT))
-    monkeypatch.setenv("ORCHESTRATE_RESULTS", str(tmp_path))
-    Synthetic(repeat=1, histograms=False).write(tmp_path)
+    monkeypatch.setenv("ORCHESTRATE_RESULTS", str(results))
     printed = {}
-    for columns in (width, UNLIMITED):
+    for columns in (60, 80, 140, UNLIMITED):
         monkeypatch.setattr(Terminal, "width", columns)
         assert status_of(["--quiet", *command]) == 0
         printed[columns] = capsys.readouterr().out
-    # The last line of `results show` is a path, to be copied.
-    lines = [line for line in printed[width].splitlines() if not line.startswith("run      ")]
-    assert max(map(len, lines)) <= width
-    assert set(NUMBER.findall(printed[UNLIMITED])) <= set(NUMBER.findall(printed[width]))
+    for width, text in printed.items():
+        # The last line of `results show` is a path, to be copied.
+        lines = [line for line in text.splitlines() if not line.startswith("run      ")]
+        assert max(map(len, lines)) <= width
+        assert set(NUMBER.findall(printed[UNLIMITED])) <= set(NUMBER.findall(text))
 
 
 @pytest.mark.parametrize("width", [60, 80, 200])

@@ -90,7 +90,8 @@ def test_its_identities_are_checked(tmp_path: Path, series: Series) -> None:
         name=series.name, title=series.title, base="1.0", identities=series.identities, levels=series.levels
     )
     right = {"colour_alloc": 9, "colour_free": 9, "nr_coloured": 0}
-    quiet = Synthetic(counters=dict.fromkeys(("core-only@1.chunk.1", "core-only@1.chunk.2"), right))
+    cells = ("core-only@1.chunk.1", "core-only@1.chunk.2")
+    quiet = Synthetic(repeat=2, workloads=("chunk",), counters=dict.fromkeys(cells, right))
     assert (
         check_counters(replace(quiet, changes={"series": record}).write(tmp_path, "right")).violations == ()
     )
@@ -108,7 +109,8 @@ def test_a_variant_at_the_neutral_value_has_to_show_equivalence(tmp_path: Path) 
         own = manifest().series
         assert own is not None
         record = replace(own, neutral={"promotion_threshold": value})
-        compared = compare(Synthetic(changes={"series": record}).write(tmp_path, f"at-{value}")).compared
+        small = Synthetic(repeat=1, workloads=("chunk",), samples=False, changes={"series": record})
+        compared = compare(small.write(tmp_path, f"at-{value}")).compared
         assert [each.name for each in compared if each.neutral] == [f"core-only@{value}"]
 
 

@@ -42,7 +42,11 @@ _END_TIMEOUT_S = 10.0
 _LOOK_S = 1.0
 _PROMPT = "(orchestrate-gdb)"
 _NUMBER = re.compile(r"(?:\([^()]*\) )?(?P<number>0x[0-9a-f]+|-?\d+)(?![\w.])")
+#: The grammar of the machine interface (gdb manual, "GDB/MI Output Syntax"), where $ is a value that has been matched.
 _MI_STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
+_MI_ITEM = r'(?:[^=,\[\]{}"$]+=)?\$'
+_MI_BRACKETS = re.compile(rf"\[(?:{_MI_ITEM}(?:,{_MI_ITEM})*)?\]|\{{(?:{_MI_ITEM}(?:,{_MI_ITEM})*)?\}}")
+_MI_RECORD = re.compile(rf"\d*[\^*=+~&@](?:\$|[\w-]+(?:,{_MI_ITEM})*)")
 _SYMBOL = re.compile(r"[A-Za-z_][\w.$]*")
 
 Value = str | list[Any] | dict[str, Any]
@@ -439,9 +443,7 @@ def parse_result(line: str) -> dict[str, Value]:
     Raises:
         GdbError: it is ``^error``, or not a result record.
     """
-    # The library looks for the end of a list for ever if the text breaks off.
-    frame = _MI_STRING.sub("", line)
-    if any(frame.count(opening) != frame.count(closing) for opening, closing in ("[]", "{}")):
+    if not _is_record(line):
         raise GdbError(f"cannot read gdb's answer {line[:40]!r}")
     try:
         record = parse_response(line)
@@ -453,6 +455,14 @@ def parse_result(line: str) -> dict[str, Value]:
     if record["message"] == "error":
         raise GdbError(_text(results.get("msg")).rstrip("."))
     return results
+
+
+def _is_record(line: str) -> bool:
+    """Whether a line has the form of a record; in another one, the library may look for the end of a list for ever."""
+    frame, before = _MI_STRING.sub("$", line), ""
+    while frame != before:  # innermost lists and tables first
+        frame, before = _MI_BRACKETS.sub("$", frame), frame
+    return _MI_RECORD.fullmatch(frame) is not None
 
 
 def _setup() -> list[str]:

@@ -37,3 +37,15 @@ def test_a_name_used_twice_is_found_with_both_places() -> None:
         "b.py": "if x:\n    class Look(Base): ...\n",
     }
     assert twice(sources) == {"Look": ["a.py", "b.py"]}
+
+
+def test_each_thorough_test_exists() -> None:
+    """A test that is renamed would be back in the gate `unit` without a word."""
+    conftest = (ROOT / "tests" / "unit" / "conftest.py").read_text(encoding="utf-8")
+    listed = set(re.findall(r'^        "(test_\w+)",$', conftest, re.MULTILINE))
+    there = {
+        name
+        for path in (ROOT / "tests" / "unit").glob("test_*.py")
+        for name in re.findall(r"^ *def (test_\w+)\(", path.read_text(encoding="utf-8"), re.MULTILINE)
+    }
+    assert len(listed) > 20 and listed - there == set()

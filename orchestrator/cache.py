@@ -20,8 +20,9 @@ from typing import Any, Generic, TypeVar
 import platformdirs
 from filelock import FileLock, Timeout
 
-# Removing an SSH key would lock us out of running guests; the other kinds are small.
-_KEPT = ("ssh-keys", "probe", "packages", "calibration")
+# Removing an SSH key would lock us out of running guests, and a run is resumed with the series that it began with;
+# the other kinds are small.
+_KEPT = ("ssh-keys", "probe", "packages", "calibration", "series")
 #: Part of every key. Increase it when the layout of stored artefacts changes.
 GENERATION = 1
 

@@ -69,7 +69,9 @@ Source = Annotated[
 SeriesDirectory = Annotated[
     Path | None,
     typer.Option(
-        "--series", metavar="DIR", help="Directory of another patch series, which has a series.toml."
+        "--series",
+        metavar="SERIES",
+        help="Another series: a directory with a series.toml or of patches, an mbox, or TREE#BASE..TIP.",
     ),
 ]
 Topology = Annotated[

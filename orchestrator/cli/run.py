@@ -50,7 +50,7 @@ def command(
             "--patchset",
             "-p",
             metavar="NAME",
-            help="Patchset to compare with the baseline; repeatable.",
+            help="Patchset to compare with the baseline; repeatable. Default with --series: full.",
             autocompletion=completion.patchsets,
         ),
     ] = None,
@@ -139,7 +139,7 @@ def command(
     from orchestrator.execution.measure.request import MeasureRequest, experiment_of_manifest, manifest_of
     from orchestrator.execution.place import LOCAL, place_of
     from orchestrator.guest.workload import load_workloads
-    from orchestrator.kernel.series import load_series
+    from orchestrator.kernel.series import FULL, load_series
     from orchestrator.store.manifest import RunKind
     from orchestrator.store.run import RunWriter
 
@@ -158,6 +158,8 @@ def command(
             option.refuse(
                 context, ("repeat",), "--until-decided chooses the number of boots; --max-repeat limits it"
             )
+        if series is not None and experiment is None and not patchset:
+            patchset = [FULL]
         request = MeasureRequest(
             file=experiment,
             patchsets=patchset or (),
@@ -181,7 +183,7 @@ def command(
             max_repeat=max_repeat,
         )
         asked = request.experiment(
-            load_series(series or terminal.project.kernel_patches),
+            load_series(terminal.series_directory(series)),
             load_workloads(terminal.project.guest_workloads),
             defaults.WORKLOADS,
         )

@@ -83,6 +83,18 @@ class Terminal:
         with TerminalProgress() if live else PlainProgress(self.verbose) as progress:
             yield Events(progress)
 
+    def series_directory(self, given: Path | None) -> Path:
+        """The directory of the series: that of the project, or of the argument of ``--series``.
+
+        Raises:
+            UserError: there is no such series.
+        """
+        if given is None:
+            return self.project.kernel_patches
+        from orchestrator.kernel.posting import series_directory
+
+        return series_directory(given, self.cache)
+
     def bench(
         self,
         events: Events,
@@ -99,7 +111,8 @@ class Terminal:
         """
         from orchestrator.execution.bench import Bench
 
-        bench = Bench(self.project, self.cache, events, source, accelerator, flavour, build_jobs, series)
+        directory = self.series_directory(series) if series is not None else None
+        bench = Bench(self.project, self.cache, events, source, accelerator, flavour, build_jobs, directory)
         bench.check()
         events.listen(bench.durations.heard)
         events.expected = lambda like: bench.durations.expected(like).seconds if like else None

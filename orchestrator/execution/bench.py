@@ -26,7 +26,7 @@ from orchestrator.kernel.build import KernelBuild, kernel_artefact
 from orchestrator.kernel.config import Configuration, configuration
 from orchestrator.kernel.elf import build_id_of_notes
 from orchestrator.kernel.series import BASELINE, Series, load_series
-from orchestrator.kernel.source import Origin, SourceTree, find_origin, source_artefact
+from orchestrator.kernel.source import Origin, SourceTree, find_origin, source_artefact, with_commit
 from orchestrator.kernel.tree import PatchedTree, apply_stages
 from orchestrator.machine.accelerator import Accelerator, choose_accelerator
 from orchestrator.machine.oops import Finding
@@ -145,13 +145,14 @@ class Bench:
             InfrastructureError: no version of the package is available on this host.
         """
         bases = self.series.bases
-        return find_origin(self.source, bases.package, self.cache, bases.versions)
+        source = with_commit(self.source or bases.source, bases.commit)
+        return find_origin(source, bases.package, self.cache, bases.versions)
 
     @property
     def unchecked_base(self) -> str | None:
         """A warning if the source is a package version that the series is not checked on; else None."""
         package, bases = self.origin.package, self.series.bases
-        if package is None or package.version in bases.versions:
+        if package is None or not bases.versions or package.version in bases.versions:
             return None
         return f"the series is not checked on {package}, but on {bases}"
 

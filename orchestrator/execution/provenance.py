@@ -161,7 +161,8 @@ def source_record(bench: Bench) -> SourceRecord:
     """
     package = bench.origin.package
     known = SourceRecord(
-        requested=bench.source or bench.series.bases.package, description=bench.origin.description
+        requested=bench.source or bench.series.bases.source or bench.series.bases.package,
+        description=bench.origin.description,
     )
     if package is None:
         return known

@@ -22,7 +22,7 @@ IDENTITY: Mapping[str, str] = {
     "GIT_COMMITTER_DATE": "2000-01-01T00:00:00Z",
 }
 #: Disables the user's gitattributes, hooks and settings, and all prompts.
-_ISOLATED: Mapping[str, str] = {
+ISOLATED: Mapping[str, str] = {
     "GIT_CONFIG_GLOBAL": "/dev/null",
     "GIT_CONFIG_SYSTEM": "/dev/null",
     "GIT_CONFIG_NOSYSTEM": "1",
@@ -80,7 +80,7 @@ class Repository:
                 objects/info/alternates).
         """
         # No template: the user's template may contain hooks.
-        run(git_command("init", "--quiet", "--bare", "--template=", str(path)), env=_ISOLATED)
+        run(git_command("init", "--quiet", "--bare", "--template=", str(path)), env=ISOLATED)
         if borrow_from is not None:
             alternates = path / "objects" / "info" / "alternates"
             alternates.parent.mkdir(exist_ok=True)
@@ -113,7 +113,7 @@ class Repository:
         place = [f"--work-tree={work_tree}"] if work_tree is not None else []
         return run(
             git_command(f"--git-dir={self.path}", *place, *_options(config), *arguments),
-            env={**_ISOLATED, **IDENTITY, **place_of_index, **(env or {})},
+            env={**ISOLATED, **IDENTITY, **place_of_index, **(env or {})},
             cwd=work_tree or self.path,
             input_text=input_text,
             check=check,
@@ -125,7 +125,7 @@ class Repository:
         """Start a git command in the background, with a pipe as standard input."""
         return spawn(
             git_command(f"--git-dir={self.path}", *_options(config), *arguments),
-            env={**_ISOLATED, **IDENTITY},
+            env={**ISOLATED, **IDENTITY},
             stdin=subprocess.PIPE,
             stderr=stderr,
         )

@@ -111,6 +111,28 @@ def find_origin(source: str | None, package: str, cache: Cache, known: Sequence[
     return _directory(place, source) if place.is_dir() else _tarball(place, source)
 
 
+def with_commit(source: str | None, commit: str | None) -> str | None:
+    """The source at the commit that a series was made on, if it is a git tree that has it.
+
+    Args:
+        source: as for :func:`find_origin`; left as it is if it names a commit.
+        commit: the commit, e.g. from ``base-commit:`` of a cover letter.
+    """
+    if source is None or commit is None or "#" in source or not is_git_tree(source):
+        return source
+    found = run(
+        git_command("-C", str(Path(source).expanduser()), "cat-file", "-e", f"{commit}^{{commit}}"),
+        check=False,
+    )
+    return f"{source}#{commit}" if found.returncode == 0 else source
+
+
+def is_git_tree(source: str) -> bool:
+    """Whether a source is a local git tree, with or without ``#REF``."""
+    place = Path(source.partition("#")[0]).expanduser()
+    return any(map(_is_git, (place / ".git", place)))
+
+
 def source_artefact(origin: Origin, cache: Cache, events: Events) -> Artefact[SourceTree]:
     """A kernel source, to be imported or taken from the cache.
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from orchestrator.cache import Cache
 from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.kernel.message import Message, read, split
-from orchestrator.kernel.repository import ISOLATED, git_command
+from orchestrator.kernel.repository import ISOLATED, SAFE, git_command
 from orchestrator.process import run, spawn
 
 SERIES_FILE = "series.toml"
@@ -192,9 +192,7 @@ def _commits(tree: Path, base: str, tip: str, given: str) -> _Posting:
         raise UserError(f"--series {given}: there is no git tree {tree}.")
 
     def git(*words: str) -> str:
-        done = run(
-            git_command("-c", "safe.directory=*", "-C", str(tree), *words), env=_reading(), check=False
-        )
+        done = run(git_command(*SAFE, "-C", str(tree), *words), env=ISOLATED, check=False)
         if done.returncode != 0:
             reason = done.stderr.strip().removeprefix("fatal: ").splitlines()
             raise UserError(
@@ -205,10 +203,10 @@ def _commits(tree: Path, base: str, tip: str, given: str) -> _Posting:
     def commit_of(name: str) -> str:
         done = run(
             git_command(
-                *("-c", "safe.directory=*", "-C", str(tree), "rev-parse", "--verify", "--quiet"),
+                *(*SAFE, "-C", str(tree), "rev-parse", "--verify", "--quiet"),
                 *("--end-of-options", f"{name}^{{commit}}"),
             ),
-            env=_reading(),
+            env=ISOLATED,
             check=False,
         )
         if done.returncode != 0:
@@ -251,8 +249,8 @@ def _logged(tree: Path, first: str, last: str) -> list[tuple[str, bytes]]:
     )
     with tempfile.TemporaryFile() as said:
         process = spawn(
-            git_command("-c", "safe.directory=*", "-C", str(tree), *words, f"{first}..{last}"),
-            env=_reading(),
+            git_command(*SAFE, "-C", str(tree), *words, f"{first}..{last}"),
+            env=ISOLATED,
             stdout=said,
             stderr=subprocess.DEVNULL,
         )
@@ -279,11 +277,6 @@ def _logged(tree: Path, first: str, last: str) -> list[tuple[str, bytes]]:
 def _unbroken(body: bytes) -> bytes:
     """A changelog without the lines at which git-mailinfo(1) would take it to end."""
     return re.sub(rb"^(?=---(?: |$)|diff -|Index: )", b" ", body, flags=re.MULTILINE)
-
-
-def _reading() -> dict[str, str]:
-    """The environment for reading a repository of the user: its own configuration, but not that of the user."""
-    return dict(ISOLATED)
 
 
 # series.toml

@@ -55,6 +55,10 @@ _PLACES = (
 )
 
 
+#: Options for reading a repository that may belong to another user: git then runs none of its programs.
+SAFE = ("-c", "safe.directory=*", "-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null")
+
+
 def git_command(*words: str) -> list[str]:
     """The command line of a git command that ignores the repository of an enclosing git command."""
     leaked = [word for name in _PLACES if name in os.environ for word in ("-u", name)]

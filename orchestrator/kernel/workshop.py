@@ -394,7 +394,10 @@ class Workshop:
             if done.returncode != 0:
                 self._blame(done)
         granted = (self.objects / ".config").read_text(encoding="utf-8")
-        check_survived(self._configuration.requested, granted)
+        asked = self._configuration
+        check_survived(asked.requested, granted, asked.optional, asked.others)
+        if lacking := asked.missing_from(granted):
+            self._step.note(f"this kernel has no {', '.join(lacking)}")
 
     # make
 

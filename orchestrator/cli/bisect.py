@@ -107,6 +107,7 @@ def command(
     accel: option.Accelerator = "auto",
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed for all random choices.")] = 1,
     flavour: option.Flavour = "measure",
+    config_set: option.ConfigSet = None,
     source: option.Source = None,
     series: option.SeriesDirectory = None,
     build_jobs: option.BuildJobs = None,
@@ -144,6 +145,7 @@ def command(
         search_of_manifest,
     )
     from orchestrator.execution.check.request import TraceChoice, keep_traces, read_traces
+    from orchestrator.kernel.config import with_settings
     from orchestrator.store.manifest import RunKind
     from orchestrator.store.run import RunWriter
 
@@ -164,6 +166,7 @@ def command(
                 ("settings", "timeout"),
                 "--until diverges takes knobs from the trace and has no timeout",
             )
+        flavour = with_settings(flavour, config_set or ())
         request = BisectionRequest(
             patchset=patchset,
             against=against,

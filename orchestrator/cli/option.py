@@ -91,8 +91,16 @@ Flavour = Annotated[
     typer.Option(
         "--config",
         metavar="NAME",
-        help="Kernel configuration: measure, debug-vm or debug-locks.",
+        help="Kernel configuration: measure, debug-vm, debug-locks or a FILE.config with options to add to the base.",
         autocompletion=completion.configurations,
+    ),
+]
+ConfigSet = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--config-set",
+        metavar="CONFIG_X=VALUE",
+        help="Set an option of the kernel configuration to y, n, m or a value; repeatable.",
     ),
 ]
 Settings = Annotated[

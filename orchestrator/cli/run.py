@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -123,6 +124,7 @@ def command(
         ),
     ] = defaults.MARGIN,
     flavour: option.Flavour = "measure",
+    config_set: option.ConfigSet = None,
     source: option.Source = None,
     series: option.SeriesDirectory = None,
     timeout: option.Timeout = None,
@@ -139,6 +141,7 @@ def command(
     from orchestrator.execution.measure.request import MeasureRequest, experiment_of_manifest, manifest_of
     from orchestrator.execution.place import LOCAL, place_of
     from orchestrator.guest.workload import load_workloads
+    from orchestrator.kernel.config import with_settings
     from orchestrator.kernel.series import FULL, load_series
     from orchestrator.store.manifest import RunKind
     from orchestrator.store.run import RunWriter
@@ -187,6 +190,7 @@ def command(
             load_workloads(terminal.project.guest_workloads),
             defaults.WORKLOADS,
         )
+        asked = replace(asked, flavour=with_settings(asked.flavour, config_set or ()))
         bench = terminal.bench(events, source, asked.accelerator, asked.flavour, build_jobs, series)
         if executor == LOCAL:
             asked.topology.check_host(guests or 1)

@@ -195,12 +195,14 @@ class Bench:
         """Check the request before any slow work.
 
         Raises:
-            UserError: unknown accelerator or kernel configuration.
+            UserError: unknown accelerator or kernel configuration, or no kernel can be built in the cache.
         """
         if self.accelerator_request not in ACCELERATORS:
             wanted = self.accelerator_request
             raise UserError(f"--accel {wanted}: unknown accelerator; {hint(wanted, ACCELERATORS, 'choose')}")
         self.configuration()
+        if self.cache.unfit_to_build:
+            raise UserError(f"{self.cache.unfit_to_build}.")
 
     def configuration(self, dwarf: bool = False) -> Configuration:
         """The kernel configuration of this bench's flavour."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from orchestrator.errors import UserError
 from orchestrator.experiment.knob import check_value, combinations, series_knob
 from orchestrator.kernel.series import BASELINE, Series
+from orchestrator.machine.qemu import check_cmdline
 from orchestrator.store.manifest import Role
 
 
@@ -29,6 +30,9 @@ class Variant:
     patchset: str
     knobs: Mapping[str, str] = field(default_factory=dict)
     cmdline: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        check_cmdline(self.cmdline)
 
 
 def variants_of(

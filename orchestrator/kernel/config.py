@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -90,7 +90,8 @@ def configuration(
     """Assemble a configuration from the fragments in ``vm_images/kernel``.
 
     Args:
-        flavour: ``measure``, ``debug-vm`` or ``debug-locks``.
+        flavour: ``measure``, ``debug-vm``, ``debug-locks``, or the path of a fragment; then, with a ``+`` before each,
+            options that override the fragments, e.g. ``measure+CONFIG_KSM=n``.
         dwarf: add debugging information.
         extra: more options, option -> value; they override the fragments.
 
@@ -98,18 +99,23 @@ def configuration(
         UserError: unknown flavour, a line or an extra option that does not parse, or fragments that contradict
             each other.
     """
+    flavour, *settings = flavour.split("+CONFIG_")
+    own = dict(_setting(f"CONFIG_{setting}") for setting in settings)
+    fragment = Path(flavour).expanduser() if "/" in flavour or flavour.endswith(".config") else None
     known = flavours(vm_images)
-    if flavour not in known:
+    if fragment is None and flavour not in known:
         near = meant(flavour, known)
         hint = f"did you mean {near}? There are" if near else "there are"
         raise UserError(f"unknown kernel configuration {flavour!r}; {hint} {', '.join(known) or 'none'}.")
-    paths = [
-        vm_images / _DIRECTORY / f"{name}.config" for name in (_BASE, flavour, *([_DWARF] if dwarf else []))
-    ]
+    place = vm_images / _DIRECTORY
+    paths = [place / f"{_BASE}.config", fragment or place / f"{flavour}.config"]
+    paths += [place / f"{_DWARF}.config"] if dwarf else []
+    if fragment is not None:
+        flavour = re.sub(r"[^A-Za-z0-9_-]+", "-", fragment.stem)
     merged = Fragments()
     for path in paths:
         merged.add(path)
-    for option, value in (extra or {}).items():
+    for option, value in {**own, **(extra or {})}.items():
         if parse_line(line_of(option, value)) != (option, value):
             raise UserError(
                 f"{option}={value} is not an option like CONFIG_NUMA=y; write the full name of the option."
@@ -132,6 +138,34 @@ def configuration(
         frozenset(merged.elsewhere),
         dict(merged.others),
     )
+
+
+def with_settings(flavour: str, settings: Sequence[str]) -> str:
+    """A flavour with the values of ``--config-set``, for :func:`configuration`.
+
+    Args:
+        settings: ``CONFIG_X=VALUE`` each.
+
+    Raises:
+        UserError: one has another form, or one option has two values.
+    """
+    chosen: dict[str, str] = {}
+    for text in settings:
+        option, value = _setting(text)
+        if chosen.setdefault(option, value) != value:
+            raise UserError(
+                f"--config-set {text}: {option} is set to {chosen[option]} as well; give it once."
+            )
+    return "+".join([flavour, *(f"{option}={value}" for option, value in chosen.items())])
+
+
+def _setting(text: str) -> tuple[str, str]:
+    match = _SET.fullmatch(text.strip())
+    if match is None or not match[2] or "+CONFIG_" in match[2]:
+        raise UserError(
+            f"--config-set {text}: write CONFIG_NAME=VALUE, where VALUE is y, n, m, a number or a text."
+        )
+    return match[1], match[2]
 
 
 @dataclass

@@ -78,6 +78,11 @@ def series_directory(given: Path, cache: Cache) -> Path:
     return cache.obtain(_KIND, key, lambda directory: _write(posting, directory))
 
 
+def is_range(given: Path) -> bool:
+    """Whether the argument of ``--series`` is a range of commits."""
+    return _RANGE.fullmatch(str(given)) is not None and not given.exists()
+
+
 def write_series(given: Path, directory: Path) -> Path:
     """Write a series as a directory to refine, with a ``series.toml`` and one file per patch.
 

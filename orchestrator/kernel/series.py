@@ -7,7 +7,7 @@ import hashlib
 import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -147,6 +147,21 @@ class CounterMetric:
 
 
 @dataclass(frozen=True)
+class OtherKernel:
+    """A kernel of a variant that has a source or a series of its own.
+
+    Args:
+        source: its ``--source``; None for that of the run.
+        series: directory of its series; None for that of the run.
+        patchset: its patchset in that series.
+    """
+
+    source: str | None = None
+    series: str | None = None
+    patchset: str = BASELINE
+
+
+@dataclass(frozen=True)
 class Series:
     """A patch series.
 
@@ -156,6 +171,7 @@ class Series:
         identities: equations that its counters satisfy after a workload; see :mod:`orchestrator.analysis.identity`.
         levels: counters of what processes hold: never negative, and after a workload no more than before.
         metrics: computed from counters, for every workload. One with the name of a general metric replaces it.
+        others: more patchsets: name -> their stages, of another series or for another source.
     """
 
     name: str
@@ -167,6 +183,26 @@ class Series:
     identities: tuple[str, ...] = ()
     levels: tuple[str, ...] = ()
     metrics: tuple[CounterMetric, ...] = ()
+    others: Mapping[str, tuple[Stage, ...]] = field(default_factory=dict)
+
+    def with_others(self, others: Mapping[str, OtherKernel]) -> Series:
+        """This series with the patchsets of other kernels, and with the knobs of their series.
+
+        Args:
+            others: name of the patchset -> the kernel.
+
+        Raises:
+            UserError: one of the series or patchsets does not exist, or a name is that of a patchset of this series.
+        """
+        stages: dict[str, tuple[Stage, ...]] = {}
+        knobs = {knob.name: knob for knob in self.knobs}
+        for name, other in others.items():
+            if name in (BASELINE, FULL, *self.groups):
+                raise UserError(f"{name} is a patchset of the series; give the variant another name.")
+            its = load_series(Path(other.series)) if other.series else self
+            stages[name] = its.select(other.patchset)
+            knobs = {**{knob.name: knob for knob in its.knobs}, **knobs}
+        return replace(self, others=stages, knobs=tuple(knobs.values()))
 
     def default_of(self, knob: Knob, stages: Sequence[Stage]) -> int:
         """The value of a knob after boot of a kernel with these stages."""
@@ -184,6 +220,8 @@ class Series:
         Raises:
             UserError: unknown patchset; the message lists the known ones.
         """
+        if patchset in self.others:
+            return self.others[patchset]
         if patchset == BASELINE:
             return ()
         if patchset == FULL:

@@ -175,7 +175,9 @@ def _in_order(patches: list[Message], given: Path) -> list[Message]:
         return patches
     (total,) = totals
     assert total is not None
-    missing = sorted(set(range(1, total + 1)).difference(number for number in numbers if number is not None))
+    there = {number for number in numbers if number is not None}
+    # One patch, or the first few, may be taken from a series on purpose; what has a gap was not.
+    missing = sorted(set(range(1, max(there))) - there) if len(patches) > 1 else []
     if missing:
         raise UserError(
             f"--series {given}: patch {missing[0]} of {total} is missing; add it, or number the patches anew with git "

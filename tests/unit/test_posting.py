@@ -147,7 +147,7 @@ def test_a_range_of_commits_and_its_merges(tmp_path: Path, cache: Cache) -> None
         ("nowhere", "there is no .*nowhere; name a directory with a series.toml or with patches"),
         ("empty", "neither a series.toml nor a file"),
         ("cover.mbox", "has no patch that git am could apply"),
-        ("second.mbox", "patch 1 of 2 is missing"),
+        ("gap.mbox", "patch 2 of 3 is missing"),
         ("twice.mbox", "patch 1 of 2 is there twice"),
         ("plain.diff", "has no subject"),
         ("linux#main..main", "adds no commit"),
@@ -158,7 +158,7 @@ def test_a_range_of_commits_and_its_merges(tmp_path: Path, cache: Cache) -> None
 def test_what_is_no_series_is_one_sentence(tmp_path: Path, cache: Cache, given: str, sentence: str) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "cover.mbox").write_text(COVER)
-    (tmp_path / "second.mbox").write_text(COVER + SECOND)
+    (tmp_path / "gap.mbox").write_text(FIRST.replace("1/2", "1/3") + SECOND.replace("2/2", "3/3"))
     (tmp_path / "twice.mbox").write_text(FIRST + SECOND + FIRST)
     (tmp_path / "plain.diff").write_text(FIRST[FIRST.index("diff --git") :])
     if given.startswith("linux"):
@@ -169,6 +169,13 @@ def test_what_is_no_series_is_one_sentence(tmp_path: Path, cache: Cache, given: 
         series_directory(tmp_path / given, cache)
     assert str(caught.value).count("\n") == 0
     assert not list(cache.root.glob("series/*"))
+
+
+def test_one_patch_of_a_series_may_stand_alone(tmp_path: Path, cache: Cache) -> None:
+    for name, text in (("first", FIRST), ("second", SECOND)):
+        path = tmp_path / f"{name}.patch"
+        path.write_text(text)
+        assert len(load_series(series_directory(path, cache)).stages) == 1
 
 
 def test_an_mbox_is_not_one_stage(tmp_path: Path) -> None:

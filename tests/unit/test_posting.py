@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from fake_tree import PATCH, git, write_series, write_tree
+from guest_data import ROOT
 
 from orchestrator.cache import Cache
 from orchestrator.cli.application import status_of
@@ -236,6 +237,14 @@ def test_a_patch_in_any_charset_is_shown(tmp_path: Path, capfdbinary: pytest.Cap
     path.write_bytes(content)
     assert status_of(["series", "show", "1", "--series", str(place)]) == 0
     assert capfdbinary.readouterr().out == content
+
+
+def test_the_example_of_the_documentation(cache: Cache) -> None:
+    series = load_series(series_directory(ROOT / "experiments" / "zero-check", cache))
+    assert [stage.name for stage in series.stages] == [
+        "mm-memory-check-that-a-new-anonymous-folio-is-zero",
+        "mm-mincore-do-not-shadow-an-argument",
+    ]
 
 
 def test_names_of_stages_are_unique_and_plain() -> None:

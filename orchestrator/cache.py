@@ -20,8 +20,9 @@ from typing import Any, Generic, TypeVar
 import platformdirs
 from filelock import FileLock, Timeout
 
-# Removing an SSH key would lock us out of running guests; the other kinds are small.
-_KEPT = ("ssh-keys", "probe", "packages", "calibration")
+# Removing an SSH key would lock us out of running guests, and a run is resumed with the series that it began with;
+# the other kinds are small.
+_KEPT = ("ssh-keys", "probe", "packages", "calibration", "series")
 #: Part of every key. Increase it when the layout of stored artefacts changes.
 GENERATION = 1
 
@@ -84,7 +85,23 @@ class Cache:
     def default(cls) -> Cache:
         """The cache of this user: ``$ORCHESTRATE_CACHE``, else the XDG cache directory."""
         named = os.environ.get("ORCHESTRATE_CACHE")
-        return cls(Path(named) if named else Path(platformdirs.user_cache_dir("orchestrate")))
+        # Absolute: programs that are given its paths run in other directories.
+        return cls(
+            Path(named).expanduser().absolute() if named else Path(platformdirs.user_cache_dir("orchestrate"))
+        )
+
+    @property
+    def unfit_to_build(self) -> str | None:
+        """Why no kernel can be built in this cache, and what to do; None if one can.
+
+        The kernel's Makefile ("source directory cannot contain spaces or colons") refuses such paths.
+        """
+        if not any(character in str(self.root) for character in " :"):
+            return None
+        return (
+            f"the path of the cache, {self.root}, has a space or a colon, and no kernel can be built there; set "
+            "ORCHESTRATE_CACHE to another directory"
+        )
 
     def path(self, kind: str, key: Mapping[str, Any]) -> Path:
         """The directory of the artefact of `kind` with `key`, whether or not it exists."""

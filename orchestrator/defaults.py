@@ -12,6 +12,8 @@ MAX_REPEAT: Final = 20
 WORKLOADS: Final = ("chunk", "fault_latency")
 #: Four nodes, for placement across nodes. A guest of 8 GiB gives the same answers in chunk and takes twice as long.
 TOPOLOGY: Final = "4x1G"
+#: Debian's source package for a series that names none.
+PACKAGE: Final = "linux-source-6.12"
 #: Largest relative difference that counts as unchanged.
 MARGIN: Final = 0.005
 

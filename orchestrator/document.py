@@ -89,7 +89,7 @@ def read_document(path: Path, shape: type[S], what: str, schema: int | None = No
         UserError: it cannot be read, is not valid TOML or does not have the shape; the message names file and line.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # some editors begin a file with a byte order mark
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot read {what} ({error}).") from error
     try:

@@ -6,7 +6,9 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Mapping
+from io import TextIOWrapper
 from itertools import takewhile
+from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import typer
@@ -116,6 +118,10 @@ def common(
 
 def main() -> None:
     """Run the command line; exits with one of the documented exit statuses."""
+    for stream in (sys.stdout, sys.stderr):
+        # A title may have characters that the terminal's encoding lacks.
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     sys.exit(status_of(sys.argv[1:]))
 
 
@@ -123,6 +129,11 @@ def status_of(arguments: list[str]) -> int:
     """Run one command line and return its exit status: 0, 1, 2, 3 or 130."""
     # After the name of the command, --debug may be an option of a program in the guest.
     with_traceback = "--debug" in takewhile(lambda word: word.startswith("-"), arguments)
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        _say("the working directory was deleted; change to another one.")
+        return 2
     try:
         status = app(arguments, standalone_mode=False, prog_name="orchestrate")
     except _UsageError as error:

@@ -29,6 +29,13 @@ EXAMPLE = "Example: orchestrate bisect --patchset full --workload touch --until 
 
 def command(
     context: typer.Context,
+    commits: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[TREE#GOOD..BAD]",
+            help="Commits to search instead of stages; a merge is one step, as with git bisect --first-parent.",
+        ),
+    ] = None,
     patchset: Annotated[
         str | None,
         typer.Option(
@@ -107,6 +114,7 @@ def command(
     accel: option.Accelerator = "auto",
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed for all random choices.")] = 1,
     flavour: option.Flavour = "measure",
+    config_set: option.ConfigSet = None,
     source: option.Source = None,
     series: option.SeriesDirectory = None,
     build_jobs: option.BuildJobs = None,
@@ -144,6 +152,9 @@ def command(
         search_of_manifest,
     )
     from orchestrator.execution.check.request import TraceChoice, keep_traces, read_traces
+    from orchestrator.kernel.config import with_settings
+    from orchestrator.kernel.posting import is_range
+    from orchestrator.kernel.series import FULL
     from orchestrator.store.manifest import RunKind
     from orchestrator.store.run import RunWriter
 
@@ -156,6 +167,11 @@ def command(
             search.experiment.topology.check_host(1)
             names = [path.stem for path in sorted((writer.path / "logs").glob("*.trace"))]
             return _search(terminal, events, search, bench, writer, read_traces(writer.path, names), as_json)
+        if commits is not None:
+            option.refuse(context, ("patchset", "against", "series"), "the range names the commits to search")
+            if not is_range(commits):
+                raise UserError(f"{commits} is not a range of commits; write it as TREE#GOOD..BAD.")
+            series, patchset = commits, FULL
         if patchset is None or (workload is None and until != DIVERGES):
             raise UserError("give the stages and the workload, e.g. --patchset full --workload touch.")
         if until == DIVERGES:
@@ -164,6 +180,7 @@ def command(
                 ("settings", "timeout"),
                 "--until diverges takes knobs from the trace and has no timeout",
             )
+        flavour = with_settings(flavour, config_set or ())
         request = BisectionRequest(
             patchset=patchset,
             against=against,

@@ -18,6 +18,7 @@ def command(
     context: typer.Context,
     patchset: option.Patchset,
     flavour: option.Flavour = "measure",
+    config_set: option.ConfigSet = None,
     dwarf: Annotated[
         bool, typer.Option("--dwarf", help="Build with debugging information, for gdb and drgn.")
     ] = False,
@@ -27,9 +28,17 @@ def command(
     as_json: option.Json = False,
 ) -> int:
     """Build the kernel of a variant, and print the path of its image."""
+    from orchestrator.kernel.config import with_settings
+
     terminal = terminal_of(context)
     with terminal.events() as events:
-        bench = terminal.bench(events, source, flavour=flavour, build_jobs=build_jobs, series=series)
+        bench = terminal.bench(
+            events,
+            source,
+            flavour=with_settings(flavour, config_set or ()),
+            build_jobs=build_jobs,
+            series=series,
+        )
         bench.series.select(patchset)
         kernel = bench.kernel(patchset, dwarf)
     facts = {

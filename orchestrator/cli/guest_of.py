@@ -141,7 +141,8 @@ def _booted(
         if len(values) > 1:
             raise UserError(f"--set {key}: a guest takes one value, not {','.join(values)}.")
         knobs[key] = values[0]
-    check_variant(Variant(request.patchset, Role.PATCHED, request.patchset, knobs), bench.series)
+    asked = Variant(request.patchset, Role.PATCHED, request.patchset, knobs, tuple(request.cmdline or ()))
+    check_variant(asked, bench.series)
     kernel = bench.kernel(request.patchset, request.dwarf)
     if request.breakpoints:
         from orchestrator.debugger.gdb import check_places

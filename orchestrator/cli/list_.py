@@ -47,7 +47,7 @@ def command(
     from orchestrator.kernel.series import load_series
 
     terminal = terminal_of(context)
-    series = load_series(directory or terminal.project.kernel_patches)
+    series = load_series(terminal.series_directory(directory))
     entries = _LISTED[what](terminal.project, series)
     if name is not None:
         entries = [entry for entry in entries if entry["name"] == name]
@@ -169,8 +169,8 @@ def _patchsets(_: Project, series: Series) -> list[Entry]:
         entries.append({"name": group, "stages": last, "help": f"1 to {last}; adds {added}"})
     count = len(series.stages)
     entries.append({"name": FULL, "stages": count, "help": f"1 to {count}: all"})
-    first = series.groups[0]
-    entries.append({"name": f"{first}:N", "stages": None, "help": f"the first N stages of {first}"})
+    for first in series.groups[:1]:
+        entries.append({"name": f"{first}:N", "stages": None, "help": f"the first N stages of {first}"})
     entries.append({"name": "stage-N", "stages": None, "help": "the first N stages of the series"})
     return entries
 

@@ -69,7 +69,9 @@ Source = Annotated[
 SeriesDirectory = Annotated[
     Path | None,
     typer.Option(
-        "--series", metavar="DIR", help="Directory of another patch series, which has a series.toml."
+        "--series",
+        metavar="SERIES",
+        help="Another series: a directory with a series.toml or of patches, an mbox, or TREE#BASE..TIP.",
     ),
 ]
 Topology = Annotated[
@@ -89,8 +91,16 @@ Flavour = Annotated[
     typer.Option(
         "--config",
         metavar="NAME",
-        help="Kernel configuration: measure, debug-vm or debug-locks.",
+        help="Kernel configuration: measure, debug-vm, debug-locks or a FILE.config with options to add to the base.",
         autocompletion=completion.configurations,
+    ),
+]
+ConfigSet = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--config-set",
+        metavar="CONFIG_X=VALUE",
+        help="Set an option of the kernel configuration to y, n, m or a value; repeatable.",
     ),
 ]
 Settings = Annotated[

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -25,7 +26,9 @@ NAME = "run"
 EXAMPLE = "Example: orchestrate run --patchset core-only --set promotion_threshold=1,64,256"
 
 #: Options that conflict with the variants of an experiment file.
-_OF_VARIANTS: Final = ("patchset", "against", "settings", "cmdline")
+_OF_VARIANTS: Final = ("patchset", "against", "settings", "cmdline", "trees")
+#: Options that conflict with --compare.
+_OF_SERIES: Final = ("patchset", "against", "source", "series", "variant")
 #: Parameters that override an experiment file -> field of the request.
 _FIELDS: Final = {
     "name": "name",
@@ -50,7 +53,7 @@ def command(
             "--patchset",
             "-p",
             metavar="NAME",
-            help="Patchset to compare with the baseline; repeatable.",
+            help="Patchset to compare with the baseline; repeatable. Default with --series: full.",
             autocompletion=completion.patchsets,
         ),
     ] = None,
@@ -63,6 +66,14 @@ def command(
             autocompletion=completion.patchsets,
         ),
     ] = "baseline",
+    trees: Annotated[
+        tuple[str, str] | None,
+        typer.Option(
+            "--compare",
+            metavar="TREE TREE",
+            help="Compare two kernel sources instead of patchsets, e.g. --compare ~/linux#v6.12 ~/linux#v6.13.",
+        ),
+    ] = None,
     workload: Annotated[
         list[str] | None,
         typer.Option(
@@ -123,6 +134,7 @@ def command(
         ),
     ] = defaults.MARGIN,
     flavour: option.Flavour = "measure",
+    config_set: option.ConfigSet = None,
     source: option.Source = None,
     series: option.SeriesDirectory = None,
     timeout: option.Timeout = None,
@@ -138,8 +150,10 @@ def command(
     from orchestrator.execution.measure.plan import plan_of
     from orchestrator.execution.measure.request import MeasureRequest, experiment_of_manifest, manifest_of
     from orchestrator.execution.place import LOCAL, place_of
+    from orchestrator.experiment.variant import others_of
     from orchestrator.guest.workload import load_workloads
-    from orchestrator.kernel.series import load_series
+    from orchestrator.kernel.config import with_settings
+    from orchestrator.kernel.series import FULL, load_series
     from orchestrator.store.manifest import RunKind
     from orchestrator.store.run import RunWriter
 
@@ -158,6 +172,11 @@ def command(
             option.refuse(
                 context, ("repeat",), "--until-decided chooses the number of boots; --max-repeat limits it"
             )
+        if trees is not None:
+            option.refuse(context, _OF_SERIES, "--compare takes two whole sources")
+            source = trees[0]
+        elif series is not None and experiment is None and not patchset:
+            patchset = [FULL]
         request = MeasureRequest(
             file=experiment,
             patchsets=patchset or (),
@@ -179,13 +198,17 @@ def command(
             ),
             until_decided=until_decided,
             max_repeat=max_repeat,
+            trees=trees,
         )
         asked = request.experiment(
-            load_series(series or terminal.project.kernel_patches),
+            load_series(terminal.series_directory(series)),
             load_workloads(terminal.project.guest_workloads),
             defaults.WORKLOADS,
         )
-        bench = terminal.bench(events, source, asked.accelerator, asked.flavour, build_jobs, series)
+        asked = replace(asked, flavour=with_settings(asked.flavour, config_set or ()))
+        bench = terminal.bench(
+            events, source, asked.accelerator, asked.flavour, build_jobs, series, others_of(asked.variants)
+        )
         if executor == LOCAL:
             asked.topology.check_host(guests or 1)
         if dry_run:

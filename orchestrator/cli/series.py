@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,7 +14,7 @@ from orchestrator.cli.terminal import terminal_of
 from orchestrator.errors import UserError
 
 app = typer.Typer(
-    help="List, show, verify and export the stages of the series.",
+    help="List, show, verify and export the stages of a series, or write one of your own.",
     no_args_is_help=True,
     rich_markup_mode=None,
 )
@@ -30,7 +31,7 @@ def list_stages(
     from orchestrator.kernel.series import load_series
 
     terminal = terminal_of(context)
-    series = load_series(directory or terminal.project.kernel_patches)
+    series = load_series(terminal.series_directory(directory))
     if as_json:
         terminal.print_json(
             {
@@ -58,8 +59,12 @@ def list_stages(
             }
         )
         return 0
-    lines = wrapped(f"{series.title}, on Linux {series.bases.linux} ({series.bases})", terminal.width)
-    rows = [(f"{stage.number:3}", stage.group, stage.name, stage.title) for stage in series.stages]
+    on = f"Linux {series.bases.linux} ({series.bases})" if series.bases.linux else str(series.bases)
+    lines = wrapped(f"{series.title}, on {on}", terminal.width)
+    rows = [
+        (f"{stage.number:3}", *([stage.group] if series.groups else []), stage.name, stage.title)
+        for stage in series.stages
+    ]
     for stage, block in zip(series.stages, listing(rows, terminal.width), strict=True):
         lines += block
         defaults = [f"{name} {value}" for name, value in stage.defaults.items()]
@@ -76,6 +81,31 @@ def list_stages(
     return 0
 
 
+@app.command("init", epilog="Example: orchestrate series init my-series --series ~/linux#v6.12..my-branch")
+def init(
+    context: typer.Context,
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Directory to write to, or of the patches.")
+    ],
+    given: option.SeriesDirectory = None,
+    as_json: option.Json = False,
+) -> int:
+    """Write a series.toml for patches, an mbox or a range of commits; refine it with groups, knobs and metrics."""
+    from orchestrator.kernel.posting import write_series
+    from orchestrator.kernel.series import load_series
+
+    terminal = terminal_of(context)
+    written = write_series(given or directory, directory)
+    stages = load_series(written.parent).stages
+    if as_json:
+        terminal.print_json({"series": str(written), "stages": [stage.name for stage in stages]})
+        return 0
+    terminal.print(f"{written}: {len(stages)} stage{'s' if len(stages) > 1 else ''}")
+    for stage in stages:
+        terminal.print(f"{stage.number:3}  {stage.name}")
+    return 0
+
+
 @app.command("show", epilog="Example: orchestrate series show 5")
 def show(
     context: typer.Context,
@@ -86,10 +116,11 @@ def show(
     from orchestrator.kernel.series import load_series
 
     terminal = terminal_of(context)
-    series = load_series(directory or terminal.project.kernel_patches)
+    series = load_series(terminal.series_directory(directory))
     for each in series.stages:
         if stage in (str(each.number), each.name):
-            terminal.print(each.patch.read_text(encoding="utf-8"))
+            # As it is: a patch may have any bytes; nobody says in which charset.
+            typer.echo(each.patch.read_bytes(), nl=False)
             return 0
     known = ", ".join(f"{each.number} ({each.name})" for each in series.stages)
     raise UserError(f"unknown stage {stage!r}; the stages are {known}.")

@@ -89,7 +89,7 @@ def command(
         if not stages:
             raise UserError(f"patchset {patchset} has no patches to export.")
         opened = Run.open(find_run(terminal.project.results, run)) if run else None
-        texts = series or terminal.project.kernel_patches
+        texts = terminal.series_directory(series)
         tree = bench.tree(patchset)
         letter = Letter(
             bench.series.title,

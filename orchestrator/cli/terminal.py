@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from orchestrator.cache import Cache
     from orchestrator.execution.bench import Bench
     from orchestrator.execution.durations import Durations
+    from orchestrator.kernel.series import OtherKernel
     from orchestrator.project import Project
     from orchestrator.store.manifest import RunKind
     from orchestrator.store.run import RunWriter
@@ -83,6 +84,18 @@ class Terminal:
         with TerminalProgress() if live else PlainProgress(self.verbose) as progress:
             yield Events(progress)
 
+    def series_directory(self, given: Path | None) -> Path:
+        """The directory of the series: that of the project, or of the argument of ``--series``.
+
+        Raises:
+            UserError: there is no such series.
+        """
+        if given is None:
+            return self.project.kernel_patches
+        from orchestrator.kernel.posting import series_directory
+
+        return series_directory(given, self.cache)
+
     def bench(
         self,
         events: Events,
@@ -91,6 +104,7 @@ class Terminal:
         flavour: str = "measure",
         build_jobs: int | None = None,
         series: Path | None = None,
+        others: Mapping[str, OtherKernel] | None = None,
     ) -> Bench:
         """A bench for this project, or for another series.
 
@@ -99,7 +113,18 @@ class Terminal:
         """
         from orchestrator.execution.bench import Bench
 
-        bench = Bench(self.project, self.cache, events, source, accelerator, flavour, build_jobs, series)
+        directory = self.series_directory(series) if series is not None else None
+        bench = Bench(
+            self.project,
+            self.cache,
+            events,
+            source,
+            accelerator,
+            flavour,
+            build_jobs,
+            directory,
+            others=others or {},
+        )
         bench.check()
         events.listen(bench.durations.observe)
         events.expected = lambda like: bench.durations.expected(like).seconds if like else None
@@ -118,13 +143,18 @@ class Terminal:
             UserError: no such run, one of another kind, or its patches have changed.
         """
         from orchestrator.execution import driver
-        from orchestrator.execution.provenance import requested_source
+        from orchestrator.execution.provenance import other_kernel, requested_source
 
         writer = driver.reopen(self.project.results, name, kind)
         manifest = writer.manifest
         series, directory = driver.series_of(manifest, self.project.kernel_patches)
         source = requested_source(manifest, series)
-        bench = self.bench(events, source, manifest.accelerator.name, manifest.flavour, build_jobs, directory)
+        others = {
+            each.patchset: other for each in manifest.variants if (other := other_kernel(each)) is not None
+        }
+        bench = self.bench(
+            events, source, manifest.accelerator.name, manifest.flavour, build_jobs, directory, others
+        )
         driver.check_same_series(writer, bench)
         return writer, bench
 

@@ -62,7 +62,7 @@ def command(
 ) -> int:
     """Run correctness tests in guests; exit 3 if a test regressed or the kernel reported a problem."""
     from orchestrator.execution.correctness.request import CorrectnessRequest
-    from orchestrator.execution.correctness.suite import choose, having, reservation_tests
+    from orchestrator.execution.correctness.suite import choose_for, having, reservation_tests
     from orchestrator.machine.topology import Topology
     from orchestrator.store.manifest import RunKind
     from orchestrator.store.run import RunWriter
@@ -79,7 +79,7 @@ def command(
         asked = CorrectnessRequest(
             patchset,
             having(
-                choose(suite or ()),
+                choose_for(bench.series, suite or (), bench.series_directory is None),
                 only or (),
                 [test.name for test in bench.selftest_plan.tests],
                 reservation_tests(terminal.project.vm_images / "guest" / "tests"),

@@ -25,8 +25,8 @@ from orchestrator.guest.workload import Workload, load_workloads
 from orchestrator.kernel.build import KernelBuild, kernel_artefact
 from orchestrator.kernel.config import Configuration, configuration
 from orchestrator.kernel.elf import build_id_of_notes
-from orchestrator.kernel.series import BASELINE, Series, load_series
-from orchestrator.kernel.source import Origin, SourceTree, find_origin, source_artefact
+from orchestrator.kernel.series import BASELINE, OtherKernel, Series, load_series
+from orchestrator.kernel.source import Origin, SourceTree, find_origin, source_artefact, with_commit
 from orchestrator.kernel.tree import PatchedTree, apply_stages
 from orchestrator.machine.accelerator import Accelerator, choose_accelerator
 from orchestrator.machine.oops import Finding
@@ -101,6 +101,7 @@ class Bench:
         flavour: kernel configuration.
         series_directory: directory of another series than that of the project.
         shipped: parts that need not be built on this host.
+        others: kernels with a source or a series of their own: patchset -> kernel.
     """
 
     project: Project
@@ -112,6 +113,8 @@ class Bench:
     build_jobs: int | None = None
     series_directory: Path | None = None
     shipped: Shipped | None = None
+    others: Mapping[str, OtherKernel] = field(default_factory=dict)
+    _sources: dict[str, SourceTree] = field(default_factory=dict)
     _images: dict[tuple[str, ...], GuestImage] = field(default_factory=dict)
     _machines: set[Machine] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -122,7 +125,8 @@ class Bench:
         """The patch series: that of the project, or the requested one."""
         if self.shipped is not None:
             return self.shipped.series
-        return load_series(self.series_directory or self.project.kernel_patches)
+        series = load_series(self.series_directory or self.project.kernel_patches)
+        return series.with_others(self.others) if self.others else series
 
     @cached_property
     def workloads(self) -> Mapping[str, Workload]:
@@ -145,13 +149,14 @@ class Bench:
             InfrastructureError: no version of the package is available on this host.
         """
         bases = self.series.bases
-        return find_origin(self.source, bases.package, self.cache, bases.versions)
+        source = with_commit(self.source or bases.source, bases.commit)
+        return find_origin(source, bases.package, self.cache, bases.versions)
 
     @property
     def unchecked_base(self) -> str | None:
         """A warning if the source is a package version that the series is not checked on; else None."""
         package, bases = self.origin.package, self.series.bases
-        if package is None or package.version in bases.versions:
+        if package is None or not bases.versions or package.version in bases.versions:
             return None
         return f"the series is not checked on {package}, but on {bases}"
 
@@ -194,12 +199,14 @@ class Bench:
         """Check the request before any slow work.
 
         Raises:
-            UserError: unknown accelerator or kernel configuration.
+            UserError: unknown accelerator or kernel configuration, or no kernel can be built in the cache.
         """
         if self.accelerator_request not in ACCELERATORS:
             wanted = self.accelerator_request
             raise UserError(f"--accel {wanted}: unknown accelerator; {hint(wanted, ACCELERATORS, 'choose')}")
         self.configuration()
+        if self.cache.unfit_to_build:
+            raise UserError(f"{self.cache.unfit_to_build}.")
 
     def configuration(self, dwarf: bool = False) -> Configuration:
         """The kernel configuration of this bench's flavour."""
@@ -207,7 +214,18 @@ class Bench:
 
     def tree(self, patchset: str) -> PatchedTree:
         """The source with the stages of `patchset` applied."""
-        return apply_stages(self.source_tree, self.series.select(patchset), self.cache, self.events)
+        source = self._source_of(patchset)
+        return apply_stages(source, self.series.select(patchset), self.cache, self.events)
+
+    def _source_of(self, patchset: str) -> SourceTree:
+        """The source of a patchset: that of the run, or its own."""
+        other = self.others.get(patchset)
+        if other is None or other.source is None:
+            return self.source_tree
+        if other.source not in self._sources:
+            origin = find_origin(other.source, self.series.bases.package, self.cache)
+            self._sources[other.source] = source_artefact(origin, self.cache, self.events).obtain()
+        return self._sources[other.source]
 
     def kernel(self, patchset: str, dwarf: bool = False) -> KernelBuild:
         """The kernel of `patchset`, from the cache or newly built."""
@@ -215,6 +233,11 @@ class Bench:
 
     def has_kernel(self, patchset: str) -> bool:
         """Whether the kernel of `patchset` is in the cache. This may apply its stages, but builds nothing."""
+        other = self.others.get(patchset)
+        if other is not None and other.source is not None:
+            origin = find_origin(other.source, self.series.bases.package, self.cache)
+            if not origin.is_imported(self.cache):
+                return False
         return self.has_source() and self._kernel_artefact(patchset).is_made
 
     def _kernel_artefact(self, patchset: str, dwarf: bool = False) -> Artefact[KernelBuild]:

@@ -76,6 +76,8 @@ def examine(project: Project, cache: Cache, events: Events) -> list[HostFinding]
         look_for(program, shutil.which(program), PACKAGES[program], "lacks", "")
     for program, loss in OPTIONAL.items():
         look_for(program, shutil.which(program), PACKAGES[program], "note", loss)
+    if cache.unfit_to_build:
+        found.append(HostFinding("cache", "lacks", cache.unfit_to_build))
     found.append(_debian(apt))
     if shutil.which("gcc") and shutil.which("setpriv"):
         for header, package in HEADERS.items():

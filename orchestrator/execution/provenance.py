@@ -20,7 +20,7 @@ from orchestrator.execution.calibration import last_calibration
 from orchestrator.execution.processor import processor_model
 from orchestrator.experiment.variant import Variant
 from orchestrator.kernel.build import BuildFailed, KernelBuild
-from orchestrator.kernel.series import Series
+from orchestrator.kernel.series import OtherKernel, Series
 from orchestrator.machine.topology import Node, Topology
 from orchestrator.process import run, version_of
 from orchestrator.store.manifest import (
@@ -32,6 +32,7 @@ from orchestrator.store.manifest import (
     KernelRecord,
     Manifest,
     NodeRecord,
+    OtherKernelRecord,
     PlannedCell,
     RunKind,
     SeriesRecord,
@@ -149,7 +150,13 @@ def variant_record(variant: Variant, bench: Bench) -> VariantRecord:
             StageRecord(number=stage.number, name=stage.name, digest=stage.digest)
             for stage in bench.series.select(variant.patchset)
         ),
+        other=None if variant.other is None else OtherKernelRecord(**asdict(variant.other)),
     )
+
+
+def other_kernel(record: VariantRecord) -> OtherKernel | None:
+    """The kernel that a variant of a run has of its own."""
+    return None if record.other is None else OtherKernel(**asdict(record.other))
 
 
 def source_record(bench: Bench) -> SourceRecord:
@@ -161,7 +168,8 @@ def source_record(bench: Bench) -> SourceRecord:
     """
     package = bench.origin.package
     known = SourceRecord(
-        requested=bench.source or bench.series.bases.package, description=bench.origin.description
+        requested=bench.source or bench.series.bases.source or bench.series.bases.package,
+        description=bench.origin.description,
     )
     if package is None:
         return known

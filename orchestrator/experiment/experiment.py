@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Literal
 
 from orchestrator import defaults
+from orchestrator.cache import Cache
 from orchestrator.document import Document, Shape, read_document
 from orchestrator.errors import UserError
 from orchestrator.experiment.cell import Cell, cells_of
 from orchestrator.experiment.variant import Variant, check_variant, with_control
 from orchestrator.guest.workload import Workload, check_parameters
-from orchestrator.kernel.series import Series
+from orchestrator.kernel.posting import series_directory
+from orchestrator.kernel.series import BASELINE, FULL, OtherKernel, Series
 from orchestrator.machine.topology import Topology, TopologyTable
 from orchestrator.store.manifest import Role
 
@@ -126,7 +128,9 @@ class _VariantTable(Shape):
     """``[[variant]]``."""
 
     name: str
-    patchset: str
+    patchset: str | None = None
+    source: str | None = None
+    series: str | None = None
     role: Literal["baseline", "patched"] = "patched"
     set: dict[str, str | int] = field(default_factory=dict)
     cmdline: tuple[str, ...] = ()
@@ -229,6 +233,33 @@ def _variant(document: Document[_ExperimentFile], index: int, series: Series) ->
             f"variant name {entry.name!r}: use only letters, digits and @ = , _ + -",
         )
     knobs = {key: str(value) for key, value in entry.set.items()}
-    variant = Variant(entry.name, Role(entry.role), entry.patchset, knobs, entry.cmdline)
-    document.checked(["variant", index], lambda: check_variant(variant, series))
+    cmdline = entry.cmdline
+    place: list[str | int] = ["variant", index]
+    if entry.source is None and entry.series is None:
+        if entry.patchset is None:
+            raise document.fault([*place, "patchset"], "this key is missing")
+        variant = document.checked(
+            place, lambda: Variant(entry.name, Role(entry.role), entry.patchset or "", knobs, cmdline)
+        )
+    else:
+        own = None if entry.series is None else _beside(document.path, entry.series)
+        other = OtherKernel(
+            entry.source,
+            None
+            if own is None
+            else str(document.checked(place, lambda: series_directory(own, Cache.default()))),
+            entry.patchset or (BASELINE if own is None else FULL),
+        )
+        name = f"of-{entry.name}"
+        variant = document.checked(
+            place, lambda: Variant(entry.name, Role(entry.role), name, knobs, cmdline, other)
+        )
+        series = document.checked(place, lambda: series.with_others({name: other}))
+    document.checked(place, lambda: check_variant(variant, series))
     return variant
+
+
+def _beside(file: Path, given: str) -> Path:
+    """The path of a series in an experiment file, which is relative to the file."""
+    path = Path(given).expanduser()
+    return path if path.is_absolute() else file.parent / path

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from orchestrator.errors import UserError
 from orchestrator.experiment.knob import check_value, combinations, series_knob
-from orchestrator.kernel.series import BASELINE, Series
+from orchestrator.kernel.series import BASELINE, OtherKernel, Series
+from orchestrator.machine.qemu import check_cmdline
 from orchestrator.store.manifest import Role
 
 
@@ -22,6 +24,7 @@ class Variant:
         patchset: a name that :meth:`Series.select` accepts.
         knobs: sysfs settings, knob name -> value.
         cmdline: kernel parameters, in addition to those the machine needs.
+        other: its kernel, if it has a source or a series of its own; then `patchset` is a name for it.
     """
 
     name: str
@@ -29,6 +32,10 @@ class Variant:
     patchset: str
     knobs: Mapping[str, str] = field(default_factory=dict)
     cmdline: tuple[str, ...] = ()
+    other: OtherKernel | None = None
+
+    def __post_init__(self) -> None:
+        check_cmdline(self.cmdline)
 
 
 def variants_of(
@@ -81,6 +88,48 @@ def variants_of(
     return with_control(variants)
 
 
+def compared(
+    trees: tuple[str, str], settings: Mapping[str, tuple[str, ...]], cmdline: Sequence[str]
+) -> tuple[Variant, ...]:
+    """The variants for two sources: the first is the baseline, with its control.
+
+    Args:
+        trees: the sources, as for ``--source``.
+        settings: knob -> its only value.
+
+    Raises:
+        UserError: a knob has several values.
+    """
+    for key, values in settings.items():
+        if len(values) > 1:
+            raise UserError(f"--set {key}: --compare takes one value, not {','.join(values)}.")
+    knobs = {key: values[0] for key, values in settings.items()}
+    labels = [_label(tree) for tree in trees]
+    if labels[0] == labels[1]:
+        labels = [f"{label}-{letter}" for label, letter in zip(labels, "ab", strict=True)]
+    first = Variant(labels[0], Role.BASELINE, BASELINE, knobs, tuple(cmdline))
+    second = Variant(
+        labels[1], Role.PATCHED, f"tree-{labels[1]}", knobs, tuple(cmdline), OtherKernel(source=trees[1])
+    )
+    return with_control([first, second])
+
+
+def _label(source: str) -> str:
+    """A name for a source: its branch, else the end of its path.
+
+    >>> _label("~/linux#v6.12"), _label("debian:7.3"), _label("/src/linux/")
+    ('v6.12', 'debian-7.3', 'linux')
+    """
+    path, _, reference = source.partition("#")
+    text = reference or (path if path.startswith("debian:") else path.rstrip("/").rpartition("/")[2])
+    return re.sub(r"[^A-Za-z0-9._+-]+", "-", text).strip("-") or "tree"
+
+
+def others_of(variants: Sequence[Variant]) -> dict[str, OtherKernel]:
+    """The kernels that variants have of their own, by patchset."""
+    return {variant.patchset: variant.other for variant in variants if variant.other is not None}
+
+
 def role_of(patchset: str) -> Role:
     """The role of a variant of a run in which the baseline of the series is the only one."""
     return Role.BASELINE if patchset == BASELINE else Role.PATCHED
@@ -92,11 +141,7 @@ def with_control(variants: Sequence[Variant]) -> tuple[Variant, ...]:
     for variant in variants:
         result.append(variant)
         if variant.role is Role.BASELINE:
-            result.append(
-                Variant(
-                    f"{variant.name}-control", Role.CONTROL, variant.patchset, variant.knobs, variant.cmdline
-                )
-            )
+            result.append(replace(variant, name=f"{variant.name}-control", role=Role.CONTROL))
     return tuple(result)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.cache import Artefact, Cache
-from orchestrator.errors import InfrastructureError, OrchestrateError
+from orchestrator.errors import InfrastructureError, OrchestrateError, UserError
 from orchestrator.events import Events
 from orchestrator.kernel.config import Configuration
 from orchestrator.kernel.elf import build_id
@@ -112,6 +112,8 @@ def kernel_artefact(
     cached = cache.has(_KIND, key)
 
     def make(directory: Path) -> None:
+        if cache.unfit_to_build:
+            raise UserError(f"{cache.unfit_to_build}.")
         _check_host()
         # The duration depends mostly on whether objects of another stage can be reused.
         like = f"kernel-{'next' if has_objects(configuration, cache) else 'first'} {configuration.flavour}"

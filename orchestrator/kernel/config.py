@@ -1,12 +1,22 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Kernel configurations: fragments that request options, and a check that the final .config has them all."""
+"""Kernel configurations: fragments that request options, and a check that the final .config has them all.
+
+A line of a fragment may end with a remark on other kernel versions::
+
+    CONFIG_PREEMPT_VOLUNTARY=y  # or CONFIG_PREEMPT_LAZY=y
+    CONFIG_PER_VMA_LOCK=y       # optional
+    CONFIG_NUMA_MIGRATION=y     # elsewhere
+
+The first is granted if either option is. An ``optional`` one may be missing: a kernel without it is measured
+all the same. One from ``elsewhere`` does not exist in the version that the fragments are written for.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +27,7 @@ _DIRECTORY = "kernel"
 _BASE = "base"
 _DWARF = "dwarf"
 _SET = re.compile(r"(CONFIG_\w+)=(.*)")
+_REMARK = re.compile(r"\s+#\s*(?:(?P<word>optional|elsewhere)|or (?P<other>CONFIG_\w+=\S+))\s*$")
 _UNSET = re.compile(r"# (CONFIG_\w+) is not set")
 
 
@@ -29,7 +40,10 @@ class Configuration:
         dwarf: whether debugging information is requested as well.
         text: all fragments, concatenated for KCONFIG_ALLCONFIG.
         requested: option -> value; ``n`` for an option that must be off.
-        digest: digest of the requested options, without comments.
+        digest: digest of the requested options, without comments and without options from elsewhere.
+        optional: requested options that may be missing.
+        elsewhere: those of them that the version the fragments are written for does not have.
+        others: requested option -> the option and value that replace it in other kernel versions.
     """
 
     flavour: str
@@ -37,6 +51,15 @@ class Configuration:
     text: str
     requested: Mapping[str, str]
     digest: str
+    optional: frozenset[str] = frozenset()
+    elsewhere: frozenset[str] = frozenset()
+    others: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+
+    def missing_from(self, config: str) -> list[str]:
+        """The optional options that a ``.config`` lacks."""
+        granted = _granted(config)
+        wanted = {name: self.requested.get(name, "n") for name in self.optional - self.elsewhere}
+        return sorted(name for name, value in wanted.items() if value not in ("n", granted.get(name, "n")))
 
 
 def flavours(vm_images: Path) -> tuple[str, ...]:
@@ -67,7 +90,8 @@ def configuration(
     """Assemble a configuration from the fragments in ``vm_images/kernel``.
 
     Args:
-        flavour: ``measure``, ``debug-vm`` or ``debug-locks``.
+        flavour: ``measure``, ``debug-vm``, ``debug-locks``, or the path of a fragment; then, with a ``+`` before each,
+            options that override the fragments, e.g. ``measure+CONFIG_KSM=n``.
         dwarf: add debugging information.
         extra: more options, option -> value; they override the fragments.
 
@@ -75,26 +99,73 @@ def configuration(
         UserError: unknown flavour, a line or an extra option that does not parse, or fragments that contradict
             each other.
     """
+    flavour, *settings = flavour.split("+CONFIG_")
+    own = dict(_setting(f"CONFIG_{setting}") for setting in settings)
+    fragment = Path(flavour).expanduser() if "/" in flavour or flavour.endswith(".config") else None
     known = flavours(vm_images)
-    if flavour not in known:
+    if fragment is None and flavour not in known:
         near = meant(flavour, known)
         hint = f"did you mean {near}? There are" if near else "there are"
         raise UserError(f"unknown kernel configuration {flavour!r}; {hint} {', '.join(known) or 'none'}.")
-    paths = [
-        vm_images / _DIRECTORY / f"{name}.config" for name in (_BASE, flavour, *([_DWARF] if dwarf else []))
-    ]
+    place = vm_images / _DIRECTORY
+    paths = [place / f"{_BASE}.config", fragment or place / f"{flavour}.config"]
+    paths += [place / f"{_DWARF}.config"] if dwarf else []
+    if fragment is not None:
+        flavour = re.sub(r"[^A-Za-z0-9_-]+", "-", fragment.stem)
     merged = Fragments()
     for path in paths:
         merged.add(path)
-    for option, value in (extra or {}).items():
+    for option, value in {**own, **(extra or {})}.items():
         if parse_line(line_of(option, value)) != (option, value):
             raise UserError(
                 f"{option}={value} is not an option like CONFIG_NUMA=y; write the full name of the option."
             )
         merged.requested[option] = value
-    text = "".join(line_of(option, value) for option, value in sorted(merged.requested.items()))
+        merged.optional.discard(option)
+        merged.others.pop(option, None)
+    known_here = {name: value for name, value in merged.requested.items() if name not in merged.elsewhere}
+    text = "".join(line_of(option, value) for option, value in sorted(known_here.items()))
     digest = hashlib.sha256(text.encode()).hexdigest()
-    return Configuration(flavour, dwarf, text, dict(merged.requested), digest)
+    elsewhere = {name: merged.requested[name] for name in merged.elsewhere} | dict(merged.others.values())
+    text += "".join(line_of(option, value) for option, value in sorted(elsewhere.items()))
+    return Configuration(
+        flavour,
+        dwarf,
+        text,
+        dict(merged.requested),
+        digest,
+        frozenset(merged.optional | merged.elsewhere),
+        frozenset(merged.elsewhere),
+        dict(merged.others),
+    )
+
+
+def with_settings(flavour: str, settings: Sequence[str]) -> str:
+    """A flavour with the values of ``--config-set``, for :func:`configuration`.
+
+    Args:
+        settings: ``CONFIG_X=VALUE`` each.
+
+    Raises:
+        UserError: one has another form, or one option has two values.
+    """
+    chosen: dict[str, str] = {}
+    for text in settings:
+        option, value = _setting(text)
+        if chosen.setdefault(option, value) != value:
+            raise UserError(
+                f"--config-set {text}: {option} is set to {chosen[option]} as well; give it once."
+            )
+    return "+".join([flavour, *(f"{option}={value}" for option, value in chosen.items())])
+
+
+def _setting(text: str) -> tuple[str, str]:
+    match = _SET.fullmatch(text.strip())
+    if match is None or not match[2] or "+CONFIG_" in match[2]:
+        raise UserError(
+            f"--config-set {text}: write CONFIG_NAME=VALUE, where VALUE is y, n, m, a number or a text."
+        )
+    return match[1], match[2]
 
 
 @dataclass
@@ -102,6 +173,9 @@ class Fragments:
     """Reads several fragments; two lines that contradict each other are an error that names both."""
 
     requested: dict[str, str] = field(default_factory=dict)
+    optional: set[str] = field(default_factory=set)
+    elsewhere: set[str] = field(default_factory=set)
+    others: dict[str, tuple[str, str]] = field(default_factory=dict)
     _where: dict[str, str] = field(default_factory=dict)
 
     def add(self, path: Path) -> None:
@@ -115,7 +189,8 @@ class Fragments:
         except OSError as error:
             raise UserError(f"cannot read the configuration fragment {path}: {error.strerror}.") from error
         for number, line in enumerate(lines, 1):
-            request = parse_line(line)
+            remark = _REMARK.search(line)
+            request = parse_line(line[: remark.start()] if remark else line)
             if request is None:
                 if line.strip() and not line.startswith("#"):
                     raise UserError(f"{path}:{number}: {line.strip()!r} is not an option like CONFIG_NUMA=y.")
@@ -128,6 +203,11 @@ class Fragments:
                     f"{option}={self.requested[option]}; remove one of them."
                 )
             self.requested[option] = value
+            if remark and remark["other"]:
+                name, _, other = remark["other"].partition("=")
+                self.others[option] = (name, other)
+            elif remark:
+                (self.optional if remark["word"] == "optional" else self.elsewhere).add(option)
             self._where.setdefault(option, here)
 
 
@@ -149,20 +229,38 @@ def line_of(option: str, value: str) -> str:
     return f"# {option} is not set\n" if value == "n" else f"{option}={value}\n"
 
 
-def check_survived(requested: Mapping[str, str], config: str) -> None:
+def _granted(config: str) -> dict[str, str]:
+    return dict(filter(None, map(parse_line, config.splitlines())))
+
+
+def check_survived(
+    requested: Mapping[str, str],
+    config: str,
+    optional: Collection[str] = (),
+    others: Mapping[str, tuple[str, str]] | None = None,
+) -> None:
     """Check that a ``.config`` has every requested option.
 
     Args:
+        optional: options that may be missing.
+        others: option -> the option and value that replace it in other kernel versions.
         config: content of the file written by ``make olddefconfig``.
 
     Raises:
         UserError: an option is missing or has another value; the message lists each with both values.
     """
-    granted = dict(filter(None, map(parse_line, config.splitlines())))
+    granted = _granted(config)
+
+    def has(option: str, value: str) -> bool:
+        return granted.get(option, "n") == value
+
+    others = others or {}
     refused = [
         f"{option} (requested {value}, got {granted.get(option, 'nothing')})"
         for option, value in sorted(requested.items())
-        if granted.get(option, "n") != value
+        if option not in optional
+        and not has(option, value)
+        and not (option in others and has(*others[option]))
     ]
     if refused:
         raise UserError(

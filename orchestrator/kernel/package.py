@@ -89,11 +89,12 @@ def choose_version(
     return at_hand[newest]
 
 
-def download(wanted: PackageVersion, directory: Path) -> Path:
+def download(wanted: PackageVersion, directory: Path, options: Sequence[str] = ()) -> Path:
     """Download a package without installing it; root is not needed.
 
     Args:
         directory: directory to unpack its files in.
+        options: options of apt for another suite than those of the host.
 
     Returns:
         The source tarball.
@@ -102,7 +103,7 @@ def download(wanted: PackageVersion, directory: Path) -> Path:
         InfrastructureError: apt-get(8) failed, usually because its package lists are old or empty.
     """
     # apt cannot drop privileges for a directory that its own user cannot enter.
-    argv = ["apt-get", "download", "-qq", "-o", "APT::Sandbox::User=root"]
+    argv = ["apt-get", "download", "-qq", "-o", "APT::Sandbox::User=root", *options]
     done = run([*argv, f"{wanted.package}={wanted.version}"], cwd=directory, check=False, env={"LC_ALL": "C"})
     if done.returncode != 0:
         reasons = [line for line in done.stderr.splitlines() if line.startswith("E: ")]
@@ -117,13 +118,16 @@ def download(wanted: PackageVersion, directory: Path) -> Path:
     return directory / _archive(wanted.package).relative_to("/")
 
 
-def offered_versions(package: str) -> dict[str, list[str]]:
+def offered_versions(package: str, options: Sequence[str] = ()) -> dict[str, list[str]]:
     """The versions of a package that apt offers, newest first, and the suites that have each (apt-cache(8)).
+
+    Args:
+        options: options of apt for another suite than those of the host.
 
     Returns:
         Version -> names of suites, e.g. ``bookworm-security``.
     """
-    listed = run(["apt-cache", "madison", package], check=False, env={"LC_ALL": "C"}).stdout
+    listed = run(["apt-cache", *options, "madison", package], check=False, env={"LC_ALL": "C"}).stdout
     found: dict[str, list[str]] = {}
     for line in listed.splitlines():
         row = [field.strip() for field in line.split("|")]

@@ -22,7 +22,7 @@ IDENTITY: Mapping[str, str] = {
     "GIT_COMMITTER_DATE": "2000-01-01T00:00:00Z",
 }
 #: Disables the user's gitattributes, hooks and settings, and all prompts.
-_ISOLATED: Mapping[str, str] = {
+ISOLATED: Mapping[str, str] = {
     "GIT_CONFIG_GLOBAL": "/dev/null",
     "GIT_CONFIG_SYSTEM": "/dev/null",
     "GIT_CONFIG_NOSYSTEM": "1",
@@ -55,6 +55,10 @@ _PLACES = (
 )
 
 
+#: Options for reading a repository that may belong to another user: git then runs none of its programs.
+SAFE = ("-c", "safe.directory=*", "-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null")
+
+
 def git_command(*words: str) -> list[str]:
     """The command line of a git command that ignores the repository of an enclosing git command."""
     leaked = [word for name in _PLACES if name in os.environ for word in ("-u", name)]
@@ -80,7 +84,7 @@ class Repository:
                 objects/info/alternates).
         """
         # No template: the user's template may contain hooks.
-        run(git_command("init", "--quiet", "--bare", "--template=", str(path)), env=_ISOLATED)
+        run(git_command("init", "--quiet", "--bare", "--template=", str(path)), env=ISOLATED)
         if borrow_from is not None:
             alternates = path / "objects" / "info" / "alternates"
             alternates.parent.mkdir(exist_ok=True)
@@ -113,7 +117,7 @@ class Repository:
         place = [f"--work-tree={work_tree}"] if work_tree is not None else []
         return run(
             git_command(f"--git-dir={self.path}", *place, *_options(config), *arguments),
-            env={**_ISOLATED, **IDENTITY, **place_of_index, **(env or {})},
+            env={**ISOLATED, **IDENTITY, **place_of_index, **(env or {})},
             cwd=work_tree or self.path,
             input_text=input_text,
             check=check,
@@ -125,7 +129,7 @@ class Repository:
         """Start a git command in the background, with a pipe as standard input."""
         return spawn(
             git_command(f"--git-dir={self.path}", *_options(config), *arguments),
-            env={**_ISOLATED, **IDENTITY},
+            env={**ISOLATED, **IDENTITY},
             stdin=subprocess.PIPE,
             stderr=stderr,
         )

@@ -5,15 +5,18 @@ from __future__ import annotations
 
 import hashlib
 import re
+import tempfile
 from collections.abc import Callable, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from orchestrator import defaults
 from orchestrator.analysis.identity import parse_identity
 from orchestrator.cache import file_digest
 from orchestrator.document import Document, Place, Shape, read_document
 from orchestrator.errors import UserError
+from orchestrator.kernel.message import may_be_several, split
 from orchestrator.spelling import meant
 from orchestrator.store.observation import CLOCK, METRIC_NAME, Better, Metric
 
@@ -28,21 +31,27 @@ class Bases:
     """The kernel sources that a series is for.
 
     Args:
-        linux: the kernel version, e.g. ``6.12``.
+        linux: the kernel version, e.g. ``6.12``; empty if it is not known.
         package: Debian's package of that source.
-        versions: package versions that the series is checked on, newest first.
+        versions: package versions that the series is checked on, newest first; may be empty.
         reference: archive of the files that the patches were made on, for a three-way merge; see
             :mod:`orchestrator.kernel.reference`.
+        source: what to use without ``--source``, e.g. ``~/linux#v6.12``; None for the package.
+        commit: the commit that the patches are for, used if the source has it.
     """
 
     linux: str
     package: str
     versions: tuple[str, ...]
     reference: Path | None = None
+    source: str | None = None
+    commit: str | None = None
 
     def __str__(self) -> str:
-        """Package and versions, for an error message."""
-        return f"{self.package} {' and '.join(self.versions)}"
+        """Package and versions, or what else is known, for an error message."""
+        if self.versions:
+            return f"{self.package} {' and '.join(self.versions)}"
+        return self.source or (f"commit {self.commit[:12]}" if self.commit else self.package)
 
 
 @dataclass(frozen=True)
@@ -65,7 +74,7 @@ class Stage:
     Args:
         number: position in the series, from 1, without gaps.
         name: short unique name.
-        group: the first group that contains it; later groups contain it too.
+        group: the first group that contains it; later groups contain it too. ``full`` in a series without groups.
         patch: patch file, in mailbox format.
         title: subject of the patch, without the [PATCH] tag.
         knobs, counters: names of the sysfs knobs and /proc/vmstat counters that this stage adds.
@@ -138,6 +147,21 @@ class CounterMetric:
 
 
 @dataclass(frozen=True)
+class OtherKernel:
+    """A kernel of a variant that has a source or a series of its own.
+
+    Args:
+        source: its ``--source``; None for that of the run.
+        series: directory of its series; None for that of the run.
+        patchset: its patchset in that series.
+    """
+
+    source: str | None = None
+    series: str | None = None
+    patchset: str = BASELINE
+
+
+@dataclass(frozen=True)
 class Series:
     """A patch series.
 
@@ -147,6 +171,7 @@ class Series:
         identities: equations that its counters satisfy after a workload; see :mod:`orchestrator.analysis.identity`.
         levels: counters of what processes hold: never negative, and after a workload no more than before.
         metrics: computed from counters, for every workload. One with the name of a general metric replaces it.
+        others: more patchsets: name -> their stages, of another series or for another source.
     """
 
     name: str
@@ -158,6 +183,26 @@ class Series:
     identities: tuple[str, ...] = ()
     levels: tuple[str, ...] = ()
     metrics: tuple[CounterMetric, ...] = ()
+    others: Mapping[str, tuple[Stage, ...]] = field(default_factory=dict)
+
+    def with_others(self, others: Mapping[str, OtherKernel]) -> Series:
+        """This series with the patchsets of other kernels, and with the knobs of their series.
+
+        Args:
+            others: name of the patchset -> the kernel.
+
+        Raises:
+            UserError: one of the series or patchsets does not exist, or a name is that of a patchset of this series.
+        """
+        stages: dict[str, tuple[Stage, ...]] = {}
+        knobs = {knob.name: knob for knob in self.knobs}
+        for name, other in others.items():
+            if name in (BASELINE, FULL, *self.groups):
+                raise UserError(f"{name} is a patchset of the series; give the variant another name.")
+            its = load_series(Path(other.series)) if other.series else self
+            stages[name] = its.select(other.patchset)
+            knobs = {**{knob.name: knob for knob in its.knobs}, **knobs}
+        return replace(self, others=stages, knobs=tuple(knobs.values()))
 
     def default_of(self, knob: Knob, stages: Sequence[Stage]) -> int:
         """The value of a knob after boot of a kernel with these stages."""
@@ -182,6 +227,8 @@ class Series:
         Raises:
             UserError: unknown patchset; the message lists the known ones.
         """
+        if patchset in self.others:
+            return self.others[patchset]
         if patchset == BASELINE:
             return ()
         if patchset == FULL:
@@ -201,9 +248,9 @@ class Series:
             return stages[:number]
         near = meant(patchset.partition(":")[0], known)
         start = f"did you mean {near}? There are" if near else "there are"
+        prefix = f"{self.groups[0]}:N or stage-N" if self.groups else "stage-N"
         raise UserError(
-            f"unknown patchset {patchset!r}; {start} {', '.join(known)}, "
-            f"and {self.groups[0]}:N or stage-N for the first N stages."
+            f"unknown patchset {patchset!r}; {start} {', '.join(known)}, and {prefix} for the first N stages."
         )
 
 
@@ -220,11 +267,11 @@ class _StageTable(Shape):
 
     number: int
     name: str
-    group: str
     patch: str
     title: str
-    knobs: tuple[str, ...]
-    counters: tuple[str, ...]
+    group: str | None = None
+    knobs: tuple[str, ...] = ()
+    counters: tuple[str, ...] = ()
     defaults: dict[str, int] = field(default_factory=dict)
     variants: tuple[str, ...] = ()
 
@@ -274,12 +321,14 @@ class _SeriesFile(Shape):
     schema: int
     name: str
     title: str
-    groups: tuple[str, ...]
-    linux: str
-    package: str
-    directory: str
-    base: tuple[_BaseTable, ...]
     stage: tuple[_StageTable, ...]
+    groups: tuple[str, ...] = ()
+    linux: str = ""
+    package: str | None = None
+    directory: str = "."
+    base: tuple[_BaseTable, ...] = ()
+    source: str | None = None
+    base_commit: str | None = None
     knob: tuple[_KnobTable, ...] = ()
     identity: tuple[_IdentityTable, ...] = ()
     metric: tuple[_CounterMetricTable, ...] = ()
@@ -332,20 +381,25 @@ def _bases(document: Document[_SeriesFile]) -> Bases:
                 ["base", index], f"two [[base]]s have the version {base.version}; remove one"
             )
         versions.append(base.version)
-    if not versions:
-        raise document.fault(["base"], f"there is no [[base]]; add one with a version of {content.package}")
+    if versions and content.package is None:
+        raise document.fault(["base"], "a [[base]] is a version of a package; add the key package")
     reference = None
     if content.reference is not None:
         reference = document.path.parent / content.directory / content.reference
         if not reference.is_file():
             raise document.fault(["reference"], f"the reference archive {reference} does not exist")
-    return Bases(content.linux, content.package, tuple(versions), reference)
+    return Bases(
+        content.linux,
+        content.package or defaults.PACKAGE,
+        tuple(versions),
+        reference,
+        content.source,
+        content.base_commit,
+    )
 
 
 def _check_groups(document: Document[_SeriesFile]) -> None:
     names = document.content.groups
-    if not names:
-        raise document.fault(["groups"], "the list is empty; name at least one group")
     for index, name in enumerate(names):
         if not _NAME.fullmatch(name):
             raise document.fault(["groups", index], f"{name!r} may only have a-z, 0-9 and -")
@@ -364,13 +418,26 @@ def _stage(document: Document[_SeriesFile], index: int, bases: Bases, patches: P
         )
     if not _NAME.fullmatch(entry.name):
         raise document.fault([*place, "name"], f"{entry.name!r} may only have a-z, 0-9 and -")
-    if entry.group not in groups:
+    if not groups and entry.group is not None:
+        raise document.fault(
+            [*place, "group"], f"list {entry.group!r} in the key groups at the top, or omit it"
+        )
+    if groups and entry.group is None:
+        raise document.fault([*place, "group"], f"the series has groups; choose one of {', '.join(groups)}")
+    if groups and entry.group not in groups:
         raise document.fault(
             [*place, "group"], f"unknown group {entry.group!r}; choose one of {', '.join(groups)}"
         )
     patch = patches / entry.patch
     if not patch.is_file():
         raise document.fault([*place, "patch"], f"the patch {patch} does not exist")
+    several = _messages_of(patch)
+    if several > 1:
+        raise document.fault(
+            [*place, "patch"],
+            f"{patch} has {several} patches, and a stage is one commit; make a stage of each with "
+            f"`orchestrate series init DIR --series {patch}`",
+        )
     variants = tuple(AlternativePatch(name, patches / name / entry.patch) for name in entry.variants)
     for variant in variants:
         if not variant.patch.is_file():
@@ -380,7 +447,7 @@ def _stage(document: Document[_SeriesFile], index: int, bases: Bases, patches: P
     return Stage(
         entry.number,
         entry.name,
-        entry.group,
+        entry.group or FULL,
         patch,
         entry.title,
         entry.knobs,
@@ -391,6 +458,14 @@ def _stage(document: Document[_SeriesFile], index: int, bases: Bases, patches: P
         entry.defaults,
         variants,
     )
+
+
+def _messages_of(patch: Path) -> int:
+    """Number of messages of a patch file, as git-am(1) counts them."""
+    if not may_be_several(patch.read_bytes()):
+        return 1
+    with tempfile.TemporaryDirectory(prefix="orchestrate-patch-") as place:
+        return len(split(patch, Path(place)))
 
 
 def _digest(patch: Path, variants: Sequence[AlternativePatch], of: Callable[[Path], str]) -> str:
@@ -416,7 +491,7 @@ def _check_stages(document: Document[_SeriesFile], stages: tuple[Stage, ...]) ->
         for index, value in enumerate(values):
             if value in values[:index]:
                 raise document.fault(["stage", index, what], f"two stages have the {what} {value}")
-    order = [groups.index(stage.group) for stage in stages]
+    order = [groups.index(stage.group) for stage in stages] if groups else []
     for index in range(1, len(order)):
         if order[index] < order[index - 1]:
             raise document.fault(

@@ -22,14 +22,21 @@ from typing import IO, cast
 from orchestrator.cache import Artefact, Cache, file_digest
 from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.events import Events, Step
+from orchestrator.kernel import suite
 from orchestrator.kernel.package import PackageVersion, choose_version, download
-from orchestrator.kernel.repository import Repository, git_command
+from orchestrator.kernel.repository import ISOLATED, SAFE, Repository, git_command
 from orchestrator.process import kill_group, run
 
 _KIND = "source"
 #: Higher compression would dominate the import time; without any, another gigabyte would be written.
 _FAST = ("pack.compression=1", "fastimport.unpackLimit=0")
 _VERSION = re.compile(r"^(VERSION|PATCHLEVEL|SUBLEVEL|EXTRAVERSION)[ \t]*=[ \t]*(\S*)[ \t]*$", re.MULTILINE)
+#: The address of a git repository on another host, as in git-clone(1), or of one on this host as a URL.
+_ADDRESS = re.compile(r"(?:https?|git|ssh|file|git\+ssh)://|[\w.-]+@[\w.-]+:")
+_COMMIT = re.compile(r"[0-9a-f]{40}(?:[0-9a-f]{24})?")
+_PACKAGE = re.compile(r"(?P<package>linux-source-\d+\.\d+)=(?P<version>\S+)")
+#: Seconds for another host to list its branches.
+_ANSWER_S = 60.0
 #: Files that identify a kernel tree, besides a Makefile with a version.
 _LANDMARKS = ("Kbuild", "mm/Makefile", "init/main.c")
 #: Files that an in-tree build leaves behind; the kernel's Makefile (outputmakefile) then refuses to build out of tree.
@@ -82,8 +89,8 @@ def find_origin(source: str | None, package: str, cache: Cache, known: Sequence[
     """Find a kernel source without importing or downloading it.
 
     Args:
-        source: a git tree (``PATH`` or ``PATH#REF``), a directory, a tarball, or ``PACKAGE=VERSION`` for that
-            version of `package`; None for the version that :func:`choose_version` chooses.
+        source: a git tree (``PATH`` or ``PATH#REF``), the address of one, a directory, a tarball, ``PACKAGE=VERSION``,
+            or ``debian:VERSION`` for a package of any suite; None for the version that :func:`choose_version` chooses.
         package: Debian's source package, e.g. ``linux-source-6.12``.
         known: versions of `package` that the series is checked on, newest first.
 
@@ -94,13 +101,19 @@ def find_origin(source: str | None, package: str, cache: Cache, known: Sequence[
     if source is None:
         return _package(package, known, cache)
     path, _, reference = source.partition("#")
+    if _ADDRESS.match(path):
+        return _remote(path, reference or "HEAD", source)
     place = Path(path).expanduser()
     if not place.exists():
+        if (named := suite.parse(source)) is not None:
+            return _of_suite(*named, cache)
+        if (match := _PACKAGE.fullmatch(source)) and match["package"] != package:
+            return _of_suite(match["package"], None, cache, match["version"])
         if source.startswith(f"{package}="):
             return _package(package, known, cache, source.removeprefix(f"{package}="))
         raise UserError(
-            f"--source {source}: there is no {place}; name a kernel git tree, a directory, a tarball, "
-            f"or {package}=VERSION."
+            f"--source {source}: there is no {place}; name a kernel git tree or its address, a directory, a tarball, "
+            f"{package}=VERSION, or debian:VERSION."
         )
     place = place.resolve()
     git_directory = next((each for each in (place / ".git", place) if _is_git(each)), None)
@@ -109,6 +122,28 @@ def find_origin(source: str | None, package: str, cache: Cache, known: Sequence[
     if reference:
         raise UserError(f"--source {source}: {place} is not a git tree, so it has no {reference}.")
     return _directory(place, source) if place.is_dir() else _tarball(place, source)
+
+
+def with_commit(source: str | None, commit: str | None) -> str | None:
+    """The source at the commit that a series was made on, if it is a git tree that has it.
+
+    Args:
+        source: as for :func:`find_origin`; left as it is if it names a commit.
+        commit: the commit, e.g. from ``base-commit:`` of a cover letter.
+    """
+    if source is None or commit is None or "#" in source or not is_git_tree(source):
+        return source
+    found = run(
+        git_command(*SAFE, "-C", str(Path(source).expanduser()), "cat-file", "-e", f"{commit}^{{commit}}"),
+        check=False,
+    )
+    return f"{source}#{commit}" if found.returncode == 0 else source
+
+
+def is_git_tree(source: str) -> bool:
+    """Whether a source is a local git tree, with or without ``#REF``."""
+    place = Path(source.partition("#")[0]).expanduser()
+    return any(map(_is_git, (place / ".git", place)))
 
 
 def source_artefact(origin: Origin, cache: Cache, events: Events) -> Artefact[SourceTree]:
@@ -136,7 +171,7 @@ def source_artefact(origin: Origin, cache: Cache, events: Events) -> Artefact[So
             facts["commit"],
             facts["tree"],
             facts["version"],
-            facts["description"],
+            origin.description,  # the same tree may have been imported under another name
             origin.package,
         )
 
@@ -163,7 +198,7 @@ def origin_commit(source: str | None, tree: str) -> str | None:
         return None
     words = ["-C", str(place), "rev-parse", "--verify", "--quiet"]
     ids = [
-        run(git_command(*words, f"{reference or 'HEAD'}^{{{kind}}}"), check=False).stdout.strip()
+        run(git_command(*SAFE, *words, f"{reference or 'HEAD'}^{{{kind}}}"), check=False).stdout.strip()
         for kind in ("commit", "tree")
     ]
     return ids[0] if ids[1] == tree else None
@@ -200,6 +235,27 @@ def _imported_versions(package: str, cache: Cache) -> list[str]:
     return [version for _, version in sorted(found, reverse=True)]
 
 
+def _of_suite(package: str, name: str | None, cache: Cache, exact: str | None = None) -> Origin:
+    imported = _imported_versions(package, cache)
+    options: Sequence[str] = ()
+    if exact is not None and exact in imported:
+        chosen = PackageVersion(package, exact)
+    else:
+        try:
+            chosen, options = suite.find(package, name, cache, exact)
+        except InfrastructureError:
+            if exact is not None or not imported:
+                raise
+            chosen = PackageVersion(package, imported[0])
+
+    def take(repository: Repository, step: Step) -> str:
+        with tempfile.TemporaryDirectory(prefix="orchestrate-source-") as directory:
+            step.note("downloading")
+            return _unpack(download(chosen, Path(directory), options), repository, step)
+
+    return Origin({"package": package, "version": chosen.version}, str(chosen), take, chosen)
+
+
 def _tarball(path: Path, asked: str) -> Origin:
     if not tarfile.is_tarfile(path):
         raise UserError(
@@ -232,10 +288,54 @@ def _directory(path: Path, asked: str) -> Origin:
     )
 
 
+def _remote(address: str, reference: str, asked: str) -> Origin:
+    """A git tree of another host. Only the commit is fetched, not its history."""
+    commit = reference
+    if not _COMMIT.fullmatch(reference):
+        done = run(
+            git_command("ls-remote", "--quiet", "--", address, reference, f"{reference}^{{}}"),
+            env={**ISOLATED, "GIT_SSH_COMMAND": "ssh -o BatchMode=yes"},
+            check=False,
+            timeout_s=_ANSWER_S,
+        )
+        if done.returncode != 0:
+            reason = (done.stderr.strip().splitlines() or ["it gave no reason"])[0].removeprefix("fatal: ")
+            raise InfrastructureError(f"--source {asked}: git ls-remote failed: {reason.rstrip('.')}.")
+        # A tag is followed by the commit that it names.
+        found = {
+            name: commit for commit, _, name in (line.partition("\t") for line in done.stdout.splitlines())
+        }
+        if not found:
+            raise UserError(f"--source {asked}: {address} has no branch or tag {reference}.")
+        names = (f"refs/tags/{reference}^{{}}", f"refs/tags/{reference}", f"refs/heads/{reference}")
+        commit = next((found[name] for name in names if name in found), next(iter(found.values())))
+
+    def take(repository: Repository, step: Step) -> str:
+        step.note("fetching")
+        done = repository.git(
+            *("fetch", "--quiet", "--depth=1", "--no-tags", address, commit),
+            config=("fetch.fsckObjects=false",),
+            check=False,
+        )
+        if done.returncode != 0:
+            reason = (done.stderr.strip().splitlines() or ["it gave no reason"])[-1].removeprefix("fatal: ")
+            raise InfrastructureError(f"--source {asked}: git fetch failed: {reason.rstrip('.')}.")
+        return repository.git("rev-parse", f"{commit}^{{tree}}").stdout.strip()
+
+    name = address.rstrip("/").rpartition("/")[2].removesuffix(".git")
+    return Origin({"commit": commit}, f"git {name} {reference if commit != reference else commit[:12]}", take)
+
+
 def _git_tree(place: Path, git_directory: Path, reference: str, asked: str) -> Origin:
+    if git_directory.stat().st_uid != os.geteuid() and not reference:
+        raise UserError(
+            f"--source {asked}: {place} belongs to another user, so only its commits are read; name one, e.g. "
+            f"--source {asked}#HEAD."
+        )
+
     def git(*arguments: str, may_fail: bool = False) -> str:
         work_tree = [f"--work-tree={place}"] if git_directory != place else []
-        argv = git_command(f"--git-dir={git_directory}", *work_tree, *arguments)
+        argv = git_command(*SAFE, f"--git-dir={git_directory}", *work_tree, *arguments)
         done = run(argv, cwd=place, check=False)
         if done.returncode != 0 and not (may_fail and not done.stderr):
             reason = done.stderr.strip().removeprefix("fatal: ") or f"there is no {reference}"
@@ -256,7 +356,7 @@ def _git_tree(place: Path, git_directory: Path, reference: str, asked: str) -> O
         step.note("fetching")
         repository.git(
             "fetch", "--quiet", "--depth=1", "--no-tags",
-            "--upload-pack=git -c uploadpack.allowAnySHA1InWant=true upload-pack",
+            "--upload-pack=git -c safe.directory=* -c uploadpack.allowAnySHA1InWant=true upload-pack",
             f"file://{git_directory}", commit,
             config=("fetch.fsckObjects=false",),
         )  # fmt: skip

@@ -6,14 +6,16 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from orchestrator.cache import Cache
 from orchestrator.errors import UserError
 from orchestrator.events import Events
+from orchestrator.kernel.message import read, split
 from orchestrator.kernel.reference import reference_sources
 from orchestrator.kernel.repository import Repository
 from orchestrator.kernel.series import Stage
@@ -180,11 +182,24 @@ def _check_out_touched(repository: Repository, commit: str, stages: Sequence[Sta
 
 
 def _touched(repository: Repository, stage: Stage, patch: Path) -> list[str]:
-    stat = repository.git("apply", "--numstat", "-z", str(patch.resolve()), check=False)
+    with _change_of(patch) as change:
+        stat = repository.git("apply", "--numstat", "-z", str(change), check=False)
     if stat.returncode != 0:
         raise UserError(f"stage {stage.number} ({stage.name}): {patch} is not a patch: {_last(stat.stderr)}.")
     # For a rename git prints an empty path and then both paths.
     return [name for name in (record.split("\t")[-1] for record in stat.stdout.split("\0")) if name]
+
+
+@contextmanager
+def _change_of(patch: Path) -> Iterator[Path]:
+    """The diff of a patch as a file. In the mail itself it may be encoded, as base64 or quoted-printable."""
+    with tempfile.TemporaryDirectory(prefix="orchestrate-patch-") as directory:
+        place = Path(directory)
+        parts = place / "parts"
+        parts.mkdir()
+        change = place / "diff"
+        change.write_bytes(b"".join(read(part, place).change for part in split(patch, parts)))
+        yield change
 
 
 def _patches(stage: Stage) -> list[tuple[str | None, Path]]:
@@ -275,6 +290,10 @@ def _does_not_apply(stage: Stage, source: SourceTree, refused: _Refused) -> str:
     head = f"stage {stage.number} ({stage.name}) does not apply to {source.description}: {conflict}; "
     if source.package is not None and source.package.version in stage.bases.versions:
         return f"{head}the series should apply there, so {stage.patch.name} needs to be fixed."
+    if not stage.bases.versions:
+        return f"{head}name the tree that the patches are for with --source TREE#COMMIT" + (
+            f"; they name {stage.bases}." if stage.bases.source or stage.bases.commit else "."
+        )
     works = f"{stage.bases.package}={stage.bases.versions[0]}"
     return (
         f"{head}the series applies to {stage.bases}: choose one of these with --source {works}, "
@@ -284,7 +303,8 @@ def _does_not_apply(stage: Stage, source: SourceTree, refused: _Refused) -> str:
 
 def _rejected(repository: Repository, patch: Path) -> list[str]:
     """Files that a patch does not apply to, if the blobs for a three-way merge are missing."""
-    said = repository.git("apply", "--check", "--cached", str(patch.resolve()), check=False).stderr
+    with _change_of(patch) as change:
+        said = repository.git("apply", "--check", "--cached", str(change), check=False).stderr
     fits = r"^error: (?:patch failed: (?P<failed>\S+):\d+|(?P<gone>\S+): (?:does not|already) exist)"
     return sorted({match["failed"] or match["gone"] for match in re.finditer(fits, said, re.MULTILINE)})
 

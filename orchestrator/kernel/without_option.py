@@ -71,7 +71,8 @@ def without(configuration: Configuration, option: str) -> Configuration:
         option: e.g. ``CONFIG_NUMA``.
     """
     requested = {**configuration.requested, option: "n"}
-    text = "".join(line_of(name, value) for name, value in sorted(requested.items()))
+    names = {**dict(configuration.others.values()), **requested}
+    text = "".join(line_of(name, value) for name, value in sorted(names.items()))
     flavour = f"{configuration.flavour}-no-{option.removeprefix('CONFIG_').lower().replace('_', '-')}"
     # Only the option itself must be as requested.
     return replace(

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath
 
 from filelock import Timeout
@@ -392,7 +392,10 @@ class Workshop:
             if done.returncode != 0:
                 self._blame(done)
         granted = (self.objects / ".config").read_text(encoding="utf-8")
-        check_survived(self._configuration.requested, granted)
+        asked = self._configuration
+        check_survived(asked.requested, granted, asked.optional, asked.others)
+        if lacking := asked.missing_from(granted):
+            self._step.note(f"this kernel has no {', '.join(lacking)}")
 
     # make
 
@@ -431,7 +434,7 @@ class Workshop:
         )
 
     def _command(self, words: Sequence[str]) -> list[str]:
-        compiler = "ccache gcc" if shutil.which("ccache") else "gcc"
+        compiler = "ccache gcc" if self._has_ccache else "gcc"
         variables = {
             name: value.format(source=self.source, objects=self.objects)
             for name, value in pinned(self._configuration).items()
@@ -450,6 +453,19 @@ class Workshop:
             *(f"{name}={value}" for name, value in variables.items()),
             *words,
         ]
+
+    @cached_property
+    def _has_ccache(self) -> bool:
+        """Whether ccache works; if it cannot write its directory, every compilation would fail."""
+        if shutil.which("ccache") is None:
+            return False
+        probe = ["ccache", "gcc", "-x", "c", "-c", "-o", os.devnull, "-"]
+        # Another input each time: a result from its cache would not be written.
+        done = run(probe, input_text=f"int probe_{os.getpid()}_{time.time_ns()};\n", check=False)
+        if done.returncode != 0:
+            said = (done.stderr.strip().splitlines() or ["it gave no reason"])[-1]
+            self._step.note(f"ccache does not work, building without it: {said}")
+        return done.returncode == 0
 
     @staticmethod
     def _environment() -> dict[str, str]:

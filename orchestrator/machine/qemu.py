@@ -26,7 +26,7 @@ from types import TracebackType
 from typing import Any
 
 from orchestrator import process
-from orchestrator.errors import InfrastructureError
+from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.events import Events
 from orchestrator.machine.accelerator import QEMU, Accelerator
 from orchestrator.machine.console import ConsoleLog, dialogue
@@ -56,6 +56,10 @@ CMDLINE = (
     "printk.time=1",  # tells lines of the kernel from those of user space
     "sysrq_always_enabled",  # to find out where a hung guest hangs
 )
+#: More of them, for gdb.
+_OF_GDB = ("nokaslr", "panic=0")
+#: Bytes of the longest kernel command line.
+_LONGEST = 2047
 
 _USERNET = re.compile(r"TCP\[HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(?P<port>\d+)\s")
 # States that a guest never leaves (RunState in the QEMU QMP Reference Manual).
@@ -114,6 +118,25 @@ class Sockets:
         return self.directory / "gdb"
 
 
+def check_cmdline(cmdline: Sequence[str]) -> None:
+    """Check that a kernel command line is not cut.
+
+    Args:
+        cmdline: kernel parameters, to be appended to :data:`CMDLINE`.
+
+    Raises:
+        UserError: it is longer than x86 takes (Documentation/arch/x86/boot.rst, cmdline_size; COMMAND_LINE_SIZE of
+            arch/x86/include/asm/setup.h is 2048 with the terminating zero).
+    """
+    length = len(" ".join([*CMDLINE, *_OF_GDB, *cmdline]).encode())
+    if length > _LONGEST:
+        own = length - len(" ".join(cmdline).encode())
+        raise UserError(
+            f"the kernel command line has {length} bytes and x86 takes {_LONGEST}; shorten --cmdline to at most "
+            f"{_LONGEST - own} bytes."
+        )
+
+
 def qemu_argv(
     bzimage: Path,
     initramfs: Path,
@@ -133,7 +156,7 @@ def qemu_argv(
         gdb: serve gdb on :attr:`Sockets.gdb`, and boot the kernel with nokaslr.
         wait_for_gdb: do not start the CPUs until gdb continues.
     """
-    words = [*CMDLINE, *(["nokaslr", "panic=0"] if gdb else []), *cmdline]
+    words = [*CMDLINE, *(_OF_GDB if gdb else []), *cmdline]
     console = f"socket,id=console,path={_escaped(sockets.console)}"
     argv = [
         *(QEMU, "-nodefaults", "-no-user-config", "-display", "none"),

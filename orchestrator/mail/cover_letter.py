@@ -38,7 +38,8 @@ def cover_text(
     """
     groups = list(dict.fromkeys(stage.group for stage in stages))
     paragraphs = [_read(path) for group in groups if (path := texts / _TEXTS / f"{group}.txt").is_file()]
-    paragraphs.append(_groups(stages, groups))
+    if series.groups:
+        paragraphs.append(_groups(stages, groups))
     if run is not None:
         paragraphs.append(_figures(run, stages))
     if notes is not None:

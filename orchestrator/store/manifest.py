@@ -231,10 +231,26 @@ class KernelRecord(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
+class OtherKernelRecord(Record):
+    """The kernel of a variant that has a source or a series of its own.
+
+    Args:
+        source: its ``--source``; None for that of the run.
+        series: directory of its series; None for that of the run.
+        patchset: its patchset in that series.
+    """
+
+    source: str | None = None
+    series: str | None = None
+    patchset: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class VariantRecord(Record):
     """A kernel, its command line, and its knob settings.
 
     Args:
+        other: its kernel, if it has a source or a series of its own.
         tree: git tree ID of the patched source.
         base: source that the patches were applied to.
         patch_variants: stage number -> name of the alternative patch that was used.
@@ -255,6 +271,7 @@ class VariantRecord(Record):
     merged: tuple[int, ...] = ()
     kernel: KernelRecord | None = None
     earlier_kernels: tuple[KernelRecord, ...] = ()
+    other: OtherKernelRecord | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -101,3 +101,32 @@ def test_a_flavour_that_is_nearly_right_gets_a_suggestion(tmp_path: Path) -> Non
     fragments(tmp_path, base="", measure="")
     with pytest.raises(UserError, match="did you mean measure"):
         configuration(tmp_path, "mesure")
+
+
+def test_other_versions_may_lack_an_option_or_name_it_otherwise(tmp_path: Path) -> None:
+    place = tmp_path / "kernel"
+    place.mkdir()
+    (place / "base.config").write_text(
+        "CONFIG_NUMA=y\nCONFIG_NEW=y  # or CONFIG_OLD=y\nCONFIG_ZRAM=y  # optional\nCONFIG_LATER=y  # elsewhere\n"
+    )
+    (place / "measure.config").write_text("")
+    asked = configuration(tmp_path, "measure")
+
+    def granted(*names: str) -> None:
+        check_survived(
+            asked.requested, "".join(f"{name}=y\n" for name in names), asked.optional, asked.others
+        )
+
+    granted("CONFIG_NUMA", "CONFIG_NEW")
+    granted("CONFIG_NUMA", "CONFIG_OLD")
+    with pytest.raises(UserError, match="CONFIG_NEW"):
+        granted("CONFIG_NUMA")
+    with pytest.raises(UserError, match="CONFIG_NUMA"):
+        granted("CONFIG_NEW")
+    assert asked.missing_from("CONFIG_NUMA=y\n") == ["CONFIG_ZRAM"]
+    assert {"CONFIG_OLD=y", "CONFIG_LATER=y"} <= set(asked.text.splitlines())
+    # Kernels of the version that the fragments are written for stay cached.
+    (place / "base.config").write_text("CONFIG_NUMA=y\nCONFIG_NEW=y\nCONFIG_ZRAM=y\n")
+    assert configuration(tmp_path, "measure").digest == asked.digest
+    # What a person asks for is not optional.
+    assert not configuration(tmp_path, "measure", extra={"CONFIG_ZRAM": "y"}).optional & {"CONFIG_ZRAM"}

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence, Set
 from dataclasses import replace
 
+from orchestrator.errors import UserError
 from orchestrator.execution.check.differential import ModelFor
 from orchestrator.kernel.series import Series, Stage
 from orchestrator.kernel.trait import WALKS_PAST_HUGE_PMDS
@@ -18,6 +19,19 @@ from orchestrator.model.trace import Trace
 def known_stages(stages: Sequence[Stage]) -> list[str]:
     """Names of the stages that the model knows; all other stages should not change anything that is compared."""
     return [stage.name for stage in stages if stage.name in STAGES]
+
+
+def check_modelled(series: Series) -> None:
+    """Check that the reference model is of this series.
+
+    Raises:
+        UserError: it has no stage of the series.
+    """
+    if not known_stages(series.stages):
+        raise UserError(
+            f"the reference model is of the project's own series and knows no stage of {series.name}; compare kernels "
+            "with `orchestrate run`, or search with a --metric or another outcome."
+        )
 
 
 def memory_nodes(topology: Topology) -> int:

@@ -11,10 +11,10 @@ from typing import Final
 
 from orchestrator.errors import UserError
 from orchestrator.execution.bench import Bench
-from orchestrator.execution.check.reference import known_stages, memory_nodes
+from orchestrator.execution.check.reference import check_modelled, known_stages, memory_nodes
 from orchestrator.execution.provenance import begin, topology_of, variant_record
 from orchestrator.experiment.variant import Variant, role_of
-from orchestrator.kernel.series import Series
+from orchestrator.kernel.series import BASELINE, Series
 from orchestrator.machine.topology import Topology
 from orchestrator.model import generator
 from orchestrator.model.trace import Trace, TraceError, format_trace, parse
@@ -159,6 +159,8 @@ class TraceChoice:
     def traces(self, patchset: str, series: Series, topology: Topology) -> dict[str, Trace]:
         """The traces for a patchset's kernel; random traces depend on its stages and on the nodes of the guest."""
         names = known_stages(series.select(patchset))
+        if patchset != BASELINE:
+            check_modelled(series)
         nodes = memory_nodes(topology)
         return self.loaded() or {
             f"seed-{each}": generator.generate(each, self.operations, self.profile, names, nodes=nodes)

@@ -17,6 +17,7 @@ from orchestrator.execution.bench import Booted
 from orchestrator.guest.ktap import Status, TestResult, parse_khugepaged, parse_ktap
 from orchestrator.guest.selftests import Selftest, Selftests
 from orchestrator.guest.ssh import CommandTimeout, Guest
+from orchestrator.kernel.series import Series
 from orchestrator.spelling import hint
 
 RESERVATIONS: Final = "/usr/lib/tests/reservations"
@@ -358,6 +359,30 @@ def choose(names: Sequence[str]) -> tuple[Suite, ...]:
         if name not in SUITES:
             raise UserError(f"--suite {name}: unknown suite; {hint(name, SUITES)}")
     return tuple(suite for name, suite in SUITES.items() if not names or name in names)
+
+
+def choose_for(series: Series, names: Sequence[str], own: bool) -> tuple[Suite, ...]:
+    """The suites with these names; if there are no names, all that can judge the series.
+
+    Args:
+        own: whether it is the project's own series, which the tests of reservations are for.
+
+    Raises:
+        UserError: unknown suite, or one that is for the project's own series.
+    """
+    chosen = choose(names)
+    if own:
+        return chosen
+    general = tuple(
+        suite for suite in chosen if suite.kind is not Kind.RESERVATIONS and suite.threshold is None
+    )
+    if names and general != chosen:
+        other = next(suite.name for suite in chosen if suite not in general)
+        every = ", ".join(suite.name for suite in choose_for(series, (), own))
+        raise UserError(
+            f"--suite {other} tests the project's own series and has no test of {series.name}; choose {every}."
+        )
+    return general
 
 
 def reservation_tests(directory: Path) -> dict[str, bool]:

@@ -13,11 +13,11 @@ from orchestrator.errors import UserError
 from orchestrator.execution.bench import Bench
 from orchestrator.execution.derived import derived_metrics
 from orchestrator.execution.measured_cell import CellResult
-from orchestrator.execution.provenance import begin, topology_of, variant_record
+from orchestrator.execution.provenance import begin, other_kernel, topology_of, variant_record
 from orchestrator.experiment.cell import Cell
 from orchestrator.experiment.experiment import Experiment, load_experiment
 from orchestrator.experiment.knob import parse_settings
-from orchestrator.experiment.variant import Variant, variants_of
+from orchestrator.experiment.variant import Variant, compared, variants_of
 from orchestrator.guest.sampler import SAMPLER_METRICS
 from orchestrator.guest.workload import Workload, parse_workload_arguments
 from orchestrator.kernel.series import Series
@@ -56,6 +56,7 @@ class MeasureRequest:
         timeout_s: timeout per workload in host seconds; None for the one in its manifest.
         until_decided: add boots until each primary metric is decided; the number of looks at the data is fixed.
         max_repeat: with `until_decided`, most fresh boots per variant and workload; None for the default.
+        trees: two sources to compare instead of patchsets.
         given: names of the fields that were given on the command line; they override the file.
     """
 
@@ -77,6 +78,7 @@ class MeasureRequest:
     given: frozenset[str] = frozenset()
     until_decided: bool = False
     max_repeat: int | None = None
+    trees: tuple[str, str] | None = None
 
     def experiment(
         self, series: Series, workloads: Mapping[str, Workload], default: Sequence[str]
@@ -92,15 +94,18 @@ class MeasureRequest:
         looks = self._looks()
         if self.file is not None:
             return replace(self._from_file(self.file, series, workloads), **looks)
-        if not self.patchsets:
+        if not self.patchsets and self.trees is None:
             raise UserError("give a patchset, e.g. --patchset core-only, or an experiment file.")
         if self.variants:
             raise UserError("--variant selects variants of an experiment file; omit it with --patchset.")
+        settings = parse_settings(self.settings, series)
+        if self.trees is not None:
+            variants = compared(self.trees, settings, self.cmdline)
+        else:
+            variants = variants_of(self.patchsets, self.against, settings, self.cmdline, series)
         asked = Experiment(
-            name=self.name or "+".join(self.patchsets),
-            variants=variants_of(
-                self.patchsets, self.against, parse_settings(self.settings, series), self.cmdline, series
-            ),
+            name=self.name or "+".join(self.patchsets) or f"{variants[0].name}-{variants[-1].name}",
+            variants=variants,
             workloads=parse_workload_arguments(self.workloads or default, workloads),
             topology=Topology.parse(self.topology),
             accelerator=self.accelerator,
@@ -251,7 +256,7 @@ def described_experiment(manifest: Manifest) -> Experiment:
     return Experiment(
         name=manifest.name,
         variants=tuple(
-            Variant(each.name, each.role, each.patchset, each.knobs, each.cmdline)
+            Variant(each.name, each.role, each.patchset, each.knobs, each.cmdline, other_kernel(each))
             for each in manifest.variants
         ),
         workloads={name: workload.parameters for name, workload in manifest.workloads.items()},

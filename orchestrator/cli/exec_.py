@@ -4,16 +4,13 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from orchestrator.cli import option
 from orchestrator.cli.help import ArgvCommand
 from orchestrator.cli.terminal import terminal_of
-
-if TYPE_CHECKING:
-    from orchestrator.guest.ssh import CommandTimeout, Finished
 
 NAME = "exec"
 CLASS = ArgvCommand
@@ -45,20 +42,27 @@ def command(
         ),
     ] = 600,
 ) -> int:
-    """Boot a variant, run one command in it, and exit with the command's status."""
+    """Boot a variant, run one command in it, and exit with the command's status.
+
+    Standard input goes to the command, and its output comes back byte for byte while it runs. In a loop of a shell,
+    `</dev/null` keeps the input for the loop, as with ssh.
+    """
     from orchestrator.cli.guest_of import GuestRequest, Up, guest_of
     from orchestrator.guest.ssh import CommandTimeout
 
     def use(up: Up) -> int:
-        end: Finished | CommandTimeout
+        sys.stdout.flush()
+        sys.stderr.flush()
         try:
-            end = up.booted.guest.run(argv, timeout_s=timeout)
+            end = up.booted.guest.attach(
+                argv,
+                stdin=sys.stdin.buffer if sys.stdin else None,
+                stdout=sys.stdout.buffer,
+                stderr=sys.stderr.buffer,
+                timeout_s=timeout,
+            )
         except CommandTimeout as late:
-            end = late
-        sys.stdout.write(end.stdout)
-        sys.stderr.write(end.stderr)
-        if isinstance(end, CommandTimeout):
-            typer.echo(f"orchestrate: {end} Use --timeout to give it more time.", err=True)
+            typer.echo(f"orchestrate: {late} Use --timeout to give it more time.", err=True)
             return 3
         if end.status is None:
             typer.echo(f"orchestrate: {argv[0]} was killed by signal {end.signal}.", err=True)

@@ -138,6 +138,7 @@ def command(
     from orchestrator.execution.measure.plan import plan_of
     from orchestrator.execution.measure.request import MeasureRequest, experiment_of_manifest, manifest_of
     from orchestrator.execution.place import LOCAL, place_of
+    from orchestrator.guest.ssh import check_loopback
     from orchestrator.guest.workload import load_workloads
     from orchestrator.kernel.series import load_series
     from orchestrator.store.manifest import RunKind
@@ -188,6 +189,8 @@ def command(
         bench = terminal.bench(events, source, asked.accelerator, asked.flavour, build_jobs, series)
         if executor == LOCAL:
             asked.topology.check_host(guests or 1)
+            if not dry_run:
+                check_loopback()
         if dry_run:
             plan = plan_of(asked, bench, executor, guests)
             if as_json:

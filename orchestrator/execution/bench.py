@@ -19,7 +19,7 @@ from orchestrator.experiment.experiment import ACCELERATORS
 from orchestrator.experiment.knob import knob_path
 from orchestrator.guest.image import GuestImage, image_artefact
 from orchestrator.guest.selftests import SelftestPlan, Selftests, load_selftests, selftests_artefact
-from orchestrator.guest.ssh import Guest
+from orchestrator.guest.ssh import Guest, check_loopback
 from orchestrator.guest.topology_check import verify
 from orchestrator.guest.workload import Workload, load_workloads
 from orchestrator.kernel.build import KernelBuild, kernel_artefact
@@ -269,9 +269,11 @@ class Bench:
             counts: whether to count a report of the kernel.
 
         Raises:
+            InfrastructureError: this host cannot reach its guests, as it has no loopback interface.
             GuestEnded: the guest did not come up, differs from the request, or ended before the block did. All
                 exceptions in the block that concern the guest are converted to it.
         """
+        check_loopback()
         image = self.image_with(layers)
         machine = Machine(
             kernel.bzimage,

@@ -14,7 +14,7 @@ from orchestrator.cli.terminal import terminal_of
 
 NAME = "exec"
 CLASS = ArgvCommand
-EXAMPLE = "Example: orchestrate exec --patchset baseline -- grep thp_ /proc/vmstat"
+EXAMPLE = "Example: orchestrate exec --patchset baseline --set vm.swappiness=10 -- grep thp_ /proc/vmstat"
 
 
 def command(

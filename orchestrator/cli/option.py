@@ -99,7 +99,8 @@ Settings = Annotated[
         "--set",
         "-s",
         metavar="KEY=VALUE,...",
-        help="Set a sysfs knob after boot; in `run`, several values make a sweep.",
+        help="Set a knob, a sysctl such as vm.swappiness or a file below /sys after boot; in `run`, several values "
+        "make a sweep.",
         autocompletion=completion.settings,
     ),
 ]

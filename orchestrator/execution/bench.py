@@ -16,7 +16,7 @@ from orchestrator.events import Events
 from orchestrator.execution.durations import Durations
 from orchestrator.execution.ending import Ending, GuestEnded, ending_of
 from orchestrator.experiment.experiment import ACCELERATORS
-from orchestrator.experiment.knob import knob_path
+from orchestrator.experiment.knob import is_named, knob_path, reads_back
 from orchestrator.guest.image import GuestImage, image_artefact
 from orchestrator.guest.selftests import SelftestPlan, Selftests, load_selftests, selftests_artefact
 from orchestrator.guest.ssh import Guest, check_loopback
@@ -345,13 +345,23 @@ class Bench:
 
     def _set_knob(self, guest: Guest, key: str, value: str) -> None:
         path = knob_path(key, self.series)
+        if is_named(key, self.series):
+            try:
+                self._write_knob(guest, key, path, value)
+            except UserError as error:  # the value has been checked, so the kernel is at fault
+                raise MachineFailure(Outcome.BOOT_FAILED, str(error)) from error
+            return
+        there = guest.run(["test", "-f", path], timeout_s=BOOT_TIMEOUT_S)
+        if there.status != 0:
+            raise UserError(f"--set {key}: the guest has no file {path}.")
         try:
-            guest.write_text(path, value)
-        except UserError as error:  # the value has been checked, so the kernel is at fault
-            raise MachineFailure(Outcome.BOOT_FAILED, str(error)) from error
-        # A multiple choice reads back as "always [madvise] never".
-        words = guest.read_text(path).split()
-        if value not in words and f"[{value}]" not in words:
-            raise MachineFailure(
-                Outcome.BOOT_FAILED, f"knob {key} was set to {value} but reads {' '.join(words)}"
-            )
+            self._write_knob(guest, key, path, value)
+        except UserError as error:
+            raise UserError(f"--set {key}={value}: {error}") from error
+
+    @staticmethod
+    def _write_knob(guest: Guest, key: str, path: str, value: str) -> None:
+        guest.write_text(path, value)
+        text = guest.read_text(path)
+        if not reads_back(value, text):
+            raise UserError(f"knob {key} was set to {value} but reads {' '.join(text.split())[:80]}.")

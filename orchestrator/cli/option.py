@@ -14,7 +14,7 @@ from orchestrator.cli import completion
 from orchestrator.errors import UserError
 
 #: Options that are allowed with --resume, because they are not part of the run.
-_OF_RESUMING = {"resume", "jobs", "executor", "build_jobs", "as_json"}
+_OF_RESUMING = {"resume", "jobs", "executor", "build_jobs", "as_json", "workloads"}
 
 
 def is_given(context: typer.Context, parameter: str) -> bool:
@@ -108,6 +108,41 @@ Cmdline = Annotated[
     list[str] | None,
     typer.Option(
         "--cmdline", metavar="PARAMETER", help="Kernel parameter to add to the command line; repeatable."
+    ),
+]
+CopyIn = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--copy-in",
+        metavar="HOST[:GUEST]",
+        help="With cmd:, a file or directory to copy into the guest, with its shared libraries; default: into the "
+        "directory where the command runs. Repeatable.",
+    ),
+]
+CopyOut = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--copy-out",
+        metavar="GUEST",
+        help="With cmd:, a file of the guest to keep in the logs of the cell; repeatable.",
+    ),
+]
+OwnMetric = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--metric",
+        metavar="NAME=REGEX",
+        help="With cmd:, a number that the command prints; NAME,UNIT,higher=REGEX makes it a primary metric. "
+        "Repeatable.",
+    ),
+]
+Workloads = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--workloads",
+        metavar="DIR",
+        help="Directory with workloads of your own (NAME/NAME.toml), beside ~/.config/orchestrate/workloads; "
+        "repeatable.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]

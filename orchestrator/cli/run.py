@@ -13,6 +13,7 @@ import typer
 from orchestrator import defaults
 from orchestrator.cli import completion, option
 from orchestrator.cli.terminal import Terminal, terminal_of
+from orchestrator.errors import UserError
 from orchestrator.events import Events
 
 if TYPE_CHECKING:
@@ -22,7 +23,11 @@ if TYPE_CHECKING:
     from orchestrator.store.run import RunWriter
 
 NAME = "run"
-EXAMPLE = "Example: orchestrate run --patchset core-only --set promotion_threshold=1,64,256"
+EXAMPLE = (
+    "Example: orchestrate run --patchset core-only --set promotion_threshold=1,64,256\n\n"
+    "A command of your own: orchestrate run -p core-only --copy-in ./bench -w 'cmd:bench -n 3' "
+    "--metric 'rate,MB/s,higher=([0-9.]+) MB/s'"
+)
 
 #: Options that conflict with the variants of an experiment file.
 _OF_VARIANTS: Final = ("patchset", "against", "settings", "cmdline")
@@ -69,10 +74,15 @@ def command(
             "--workload",
             "-w",
             metavar="WORKLOAD",
-            help="NAME or NAME:KEY=VALUE,...; with an experiment file, the NAME of one of its workloads. Repeatable.",
+            help="NAME or NAME:KEY=VALUE,..., or a command: 'cmd:PROGRAM ARGUMENTS'; with an experiment file, the "
+            "NAME of one of its workloads. Repeatable.",
             autocompletion=completion.workloads,
         ),
     ] = None,
+    copy_in: option.CopyIn = None,
+    copy_out: option.CopyOut = None,
+    metric: option.OwnMetric = None,
+    workloads: option.Workloads = None,
     variant: Annotated[
         list[str] | None,
         typer.Option(
@@ -135,11 +145,17 @@ def command(
 ) -> int:
     """Build, boot, measure, compare with the baseline and plot; print the table and the run directory."""
     from orchestrator.execution.admission import parse_jobs
+    from orchestrator.execution.measure.commands import (
+        CommandOptions,
+        check_known,
+        commands_of,
+        commands_of_run,
+    )
     from orchestrator.execution.measure.plan import plan_of
     from orchestrator.execution.measure.request import MeasureRequest, experiment_of_manifest, manifest_of
     from orchestrator.execution.place import LOCAL, place_of
     from orchestrator.guest.ssh import check_loopback
-    from orchestrator.guest.workload import load_workloads
+    from orchestrator.guest.workload import known_workloads, own_directories
     from orchestrator.kernel.series import load_series
     from orchestrator.store.manifest import RunKind
     from orchestrator.store.run import RunWriter
@@ -150,6 +166,9 @@ def command(
         if resume is not None:
             option.refuse_beside_resume(context)
             writer, bench = terminal.reopen(events, resume, RunKind.RUN, build_jobs)
+            known = known_workloads(terminal.project.guest_workloads, own_directories(workloads or ()))
+            bench.add_workloads({**known, **commands_of_run(writer.manifest.workloads)})
+            check_known(writer.manifest.workloads, bench.workloads)
             asked = experiment_of_manifest(writer.manifest)
             place = place_of(executor, guests, asked, bench)
             return _measure(terminal, events, asked, bench, writer, place, as_json)
@@ -159,11 +178,20 @@ def command(
             option.refuse(
                 context, ("repeat",), "--until-decided chooses the number of boots; --max-repeat limits it"
             )
+        chosen, commands = commands_of(
+            workload or (), CommandOptions(copy_in or (), copy_out or (), metric or ())
+        )
+        if commands and experiment is not None:
+            raise UserError("the experiment file defines the workloads; omit --workload cmd:.")
+        known = {
+            **known_workloads(terminal.project.guest_workloads, own_directories(workloads or ())),
+            **commands,
+        }
         request = MeasureRequest(
             file=experiment,
             patchsets=patchset or (),
             against=against,
-            workloads=workload or (),
+            workloads=chosen,
             variants=variant or (),
             topology=topology,
             accelerator=accel,
@@ -183,10 +211,11 @@ def command(
         )
         asked = request.experiment(
             load_series(series or terminal.project.kernel_patches),
-            load_workloads(terminal.project.guest_workloads),
+            known,
             defaults.WORKLOADS,
         )
         bench = terminal.bench(events, source, asked.accelerator, asked.flavour, build_jobs, series)
+        bench.add_workloads(known)
         if executor == LOCAL:
             asked.topology.check_host(guests or 1)
             if not dry_run:

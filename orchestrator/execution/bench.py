@@ -21,7 +21,7 @@ from orchestrator.guest.image import GuestImage, image_artefact
 from orchestrator.guest.selftests import SelftestPlan, Selftests, load_selftests, selftests_artefact
 from orchestrator.guest.ssh import Guest, check_loopback
 from orchestrator.guest.topology_check import verify
-from orchestrator.guest.workload import Workload, load_workloads
+from orchestrator.guest.workload import Workload, known_workloads, own_directories
 from orchestrator.kernel.build import KernelBuild, kernel_artefact
 from orchestrator.kernel.config import Configuration, configuration
 from orchestrator.kernel.elf import build_id_of_notes
@@ -113,6 +113,7 @@ class Bench:
     series_directory: Path | None = None
     shipped: Shipped | None = None
     _images: dict[tuple[str, ...], GuestImage] = field(default_factory=dict)
+    _given_workloads: dict[str, Workload] = field(default_factory=dict)
     _machines: set[Machine] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _image_lock: threading.Lock = field(default_factory=threading.Lock)
@@ -124,12 +125,20 @@ class Bench:
             return self.shipped.series
         return load_series(self.series_directory or self.project.kernel_patches)
 
-    @cached_property
+    @property
     def workloads(self) -> Mapping[str, Workload]:
         """The workloads, by name."""
+        return {**self._known_workloads, **self._given_workloads}
+
+    def add_workloads(self, workloads: Mapping[str, Workload]) -> None:
+        """Add workloads that the command line gives, or replace those of the same name."""
+        self._given_workloads.update(workloads)
+
+    @cached_property
+    def _known_workloads(self) -> Mapping[str, Workload]:
         if self.shipped is not None:
             return self.shipped.workloads
-        return load_workloads(self.project.guest_workloads)
+        return known_workloads(self.project.guest_workloads, own_directories())
 
     @cached_property
     def durations(self) -> Durations:

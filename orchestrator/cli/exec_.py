@@ -29,6 +29,7 @@ def command(
     topology: option.Topology = option.DEFAULT_TOPOLOGY,
     accel: option.Accelerator = "auto",
     settings: option.Settings = None,
+    swap: option.Swap = None,
     cmdline: option.Cmdline = None,
     flavour: option.Flavour = "measure",
     source: option.Source = None,
@@ -48,6 +49,7 @@ def command(
     `</dev/null` keeps the input for the loop, as with ssh.
     """
     from orchestrator.cli.guest_of import GuestRequest, Up, guest_of
+    from orchestrator.experiment.knob import with_swap
     from orchestrator.guest.ssh import CommandTimeout
 
     def use(up: Up) -> int:
@@ -71,6 +73,17 @@ def command(
 
     return guest_of(
         terminal_of(context),
-        GuestRequest(patchset, topology, accel, settings, cmdline, flavour, source, series, build_jobs, logs),
+        GuestRequest(
+            patchset,
+            topology,
+            accel,
+            with_swap(settings, swap),
+            cmdline,
+            flavour,
+            source,
+            series,
+            build_jobs,
+            logs,
+        ),
         use,
     )

@@ -104,6 +104,14 @@ Settings = Annotated[
         autocompletion=completion.settings,
     ),
 ]
+Swap = Annotated[
+    str | None,
+    typer.Option(
+        "--swap",
+        metavar="SIZE",
+        help="Add a compressed swap device (zram) of this size after boot, e.g. 512M; short for --set swap=SIZE.",
+    ),
+]
 Cmdline = Annotated[
     list[str] | None,
     typer.Option(

@@ -30,7 +30,7 @@ EXAMPLE = (
 )
 
 #: Options that conflict with the variants of an experiment file.
-_OF_VARIANTS: Final = ("patchset", "against", "settings", "cmdline")
+_OF_VARIANTS: Final = ("patchset", "against", "settings", "swap", "cmdline")
 #: Parameters that override an experiment file -> field of the request.
 _FIELDS: Final = {
     "name": "name",
@@ -94,6 +94,7 @@ def command(
     topology: option.Topology = option.DEFAULT_TOPOLOGY,
     accel: option.Accelerator = "auto",
     settings: option.Settings = None,
+    swap: option.Swap = None,
     cmdline: option.Cmdline = None,
     repeat: Annotated[
         int, typer.Option("--repeat", "-n", metavar="N", help="Fresh boots per variant and workload.")
@@ -154,6 +155,7 @@ def command(
     from orchestrator.execution.measure.plan import plan_of
     from orchestrator.execution.measure.request import MeasureRequest, experiment_of_manifest, manifest_of
     from orchestrator.execution.place import LOCAL, place_of
+    from orchestrator.experiment.knob import with_swap
     from orchestrator.guest.ssh import check_loopback
     from orchestrator.guest.workload import known_workloads, own_directories
     from orchestrator.kernel.series import load_series
@@ -195,7 +197,7 @@ def command(
             variants=variant or (),
             topology=topology,
             accelerator=accel,
-            settings=settings or (),
+            settings=with_swap(settings, swap),
             cmdline=cmdline or (),
             repeat=repeat,
             seed=seed,

@@ -16,7 +16,7 @@ from orchestrator.events import Events
 from orchestrator.execution.durations import Durations
 from orchestrator.execution.ending import Ending, GuestEnded, ending_of
 from orchestrator.experiment.experiment import ACCELERATORS
-from orchestrator.experiment.knob import is_named, knob_path, reads_back
+from orchestrator.experiment.knob import SWAP, is_named, knob_path, reads_back
 from orchestrator.guest.image import GuestImage, image_artefact
 from orchestrator.guest.selftests import SelftestPlan, Selftests, load_selftests, selftests_artefact
 from orchestrator.guest.ssh import Guest, check_loopback
@@ -360,6 +360,9 @@ class Bench:
             except UserError as error:  # the value has been checked, so the kernel is at fault
                 raise MachineFailure(Outcome.BOOT_FAILED, str(error)) from error
             return
+        if key == SWAP:
+            self._add_swap(guest, path, value)
+            return
         there = guest.run(["test", "-f", path], timeout_s=BOOT_TIMEOUT_S)
         if there.status != 0:
             raise UserError(f"--set {key}: the guest has no file {path}.")
@@ -367,6 +370,18 @@ class Bench:
             self._write_knob(guest, key, path, value)
         except UserError as error:
             raise UserError(f"--set {key}={value}: {error}") from error
+
+    @staticmethod
+    def _add_swap(guest: Guest, path: str, size: str) -> None:
+        # busybox's mkswap prints to standard output; its swapon says why it failed.
+        script = f"echo {size} >{path} && mkswap /dev/zram0 >/dev/null && swapon /dev/zram0"
+        done = guest.run(["sh", "-c", script], timeout_s=BOOT_TIMEOUT_S)
+        swaps = guest.read_text("/proc/swaps").splitlines()[1:]
+        if done.status != 0 or len(swaps) != 1:
+            said = (done.stderr.strip().splitlines() or ["the guest has no swap"])[-1]
+            raise UserError(
+                f"--swap {size}: {said}. The kernel needs CONFIG_SWAP and CONFIG_ZRAM, and the size must be possible."
+            )
 
     @staticmethod
     def _write_knob(guest: Guest, key: str, path: str, value: str) -> None:

@@ -20,6 +20,10 @@ from orchestrator.spelling import hint
 
 _THP = "/sys/kernel/mm/transparent_hugepage"
 _SYSCTLS = "/proc/sys/"
+#: The knob for the size of a compressed swap device (zram), which a guest does not have otherwise.
+SWAP = "swap"
+_SWAP_PATH = "/sys/block/zram0/disksize"
+_SWAP_SIZE = re.compile(r"[1-9]\d*[KMG]", re.ASCII)
 #: Where a knob without a name of its own may be.
 _ROOTS = ("/sys/", _SYSCTLS)
 _SYSCTL = re.compile(r"[a-z0-9_-]+(\.[A-Za-z0-9_/:@-]+)+")
@@ -156,6 +160,10 @@ def check_value(key: str, value: str, series: Series) -> None:
         UserError: unknown knob, or a value out of range.
     """
     knob = series_knob(key, series)
+    if key == SWAP and knob is None:
+        if not _SWAP_SIZE.fullmatch(value):
+            raise UserError(f"swap takes a size such as 512M or 1G, not {value!r}.")
+        return
     if knob is not None:
         choices: Sequence[str] = ()
         minimum, maximum = knob.minimum, knob.maximum
@@ -164,7 +172,7 @@ def check_value(key: str, value: str, series: Series) -> None:
         choices, minimum, maximum = baseline.choices, baseline.minimum, baseline.maximum
     else:
         if path_of_setting(key) is None:
-            known = [*(each.name for each in series.knobs), *BASELINE_KNOBS]
+            known = [*(each.name for each in series.knobs), *BASELINE_KNOBS, SWAP]
             raise UserError(
                 f"unknown knob {key!r}; {hint(key, known, 'the knobs are')} Other settings are named like "
                 "vm.swappiness or /sys/kernel/mm/ksm/run."
@@ -183,6 +191,11 @@ def check_value(key: str, value: str, series: Series) -> None:
 def series_knob(key: str, series: Series) -> Knob | None:
     """The knob of the series with this name; None if the baseline has it or nobody does."""
     return next((each for each in series.knobs if each.name == key), None)
+
+
+def with_swap(settings: Sequence[str] | None, swap: str | None) -> list[str]:
+    """The values of ``--set``, with that of ``--swap`` as one of them."""
+    return [*(settings or ()), *([f"{SWAP}={swap}"] if swap is not None else [])]
 
 
 def is_named(key: str, series: Series) -> bool:
@@ -215,6 +228,8 @@ def knob_path(key: str, series: Series) -> str:
         return knob.path
     if key in BASELINE_KNOBS:
         return BASELINE_KNOBS[key].path
+    if key == SWAP:
+        return _SWAP_PATH
     path = path_of_setting(key)
     assert path is not None
     return path

@@ -14,7 +14,7 @@ from orchestrator.execution.bench import Bench
 from orchestrator.execution.measure.request import experiment_of_manifest, manifest_of
 from orchestrator.experiment.cell import cells_of
 from orchestrator.experiment.experiment import Experiment, load_experiment
-from orchestrator.experiment.knob import combinations, knob_path, parse_settings, reads_back
+from orchestrator.experiment.knob import combinations, knob_path, parse_settings, reads_back, with_swap
 from orchestrator.experiment.variant import variants_of
 from orchestrator.guest.workload import Workload, load_workloads
 from orchestrator.kernel.series import Series, load_series
@@ -73,6 +73,8 @@ def test_an_early_stage_without_the_knob_has_one_variant(series: Series) -> None
         (["promotion_threshold=4,4"], "occurs twice"),
         (["promotion_threshold=4", "promotion_threshold=5"], "given twice"),
         (["swappiness=10"], "named like vm.swappiness"),
+        (["swap=many"], "a size such as 512M"),
+        (["swap=0M"], "a size such as 512M"),
         (["/etc/passwd=1"], "only files below /sys and /proc/sys"),
         (["/sys/../etc/passwd=1"], "only files below /sys and /proc/sys"),
         (["vm.swappiness=1", "/proc/sys/vm/swappiness=2"], "are the same file, /proc/sys/vm/swappiness"),
@@ -118,6 +120,14 @@ def test_any_sysctl_and_any_file_below_sys_is_a_setting(series: Series) -> None:
 )
 def test_a_setting_is_checked_by_reading_it_back(value: str, text: str, *, holds: bool) -> None:
     assert reads_back(value, text) is holds
+
+
+def test_swap_is_a_setting_of_every_variant(series: Series) -> None:
+    settings = parse_settings(with_swap(["vm.swappiness=10"], "512M"), series)
+    assert settings == {"vm.swappiness": ("10",), "swap": ("512M",)}
+    assert with_swap(None, None) == []
+    with pytest.raises(UserError, match="swap is given twice"):
+        parse_settings(with_swap(["swap=1G"], "512M"), series)
 
 
 def test_a_knob_that_no_variant_has_is_refused(series: Series) -> None:

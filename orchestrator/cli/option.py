@@ -153,6 +153,15 @@ Workloads = Annotated[
         "repeatable.",
     ),
 ]
+Sample = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--sample",
+        metavar="NAME",
+        help="Read more than the usual counters: psi, memcg, pagetypeinfo, slabinfo, processes (smaps_rollup of each "
+        "process of the workload), or files below /proc or /sys. Repeatable.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 BuildJobs = Annotated[
     int | None,

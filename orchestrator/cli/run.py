@@ -41,6 +41,7 @@ _FIELDS: Final = {
     "flavour": "flavour",
     "margin": "margin",
     "timeout": "timeout_s",
+    "sample": "sample",
 }
 
 
@@ -83,6 +84,7 @@ def command(
     copy_out: option.CopyOut = None,
     metric: option.OwnMetric = None,
     workloads: option.Workloads = None,
+    sample: option.Sample = None,
     variant: Annotated[
         list[str] | None,
         typer.Option(
@@ -210,6 +212,7 @@ def command(
             ),
             until_decided=until_decided,
             max_repeat=max_repeat,
+            sample=tuple(sample or ()),
         )
         asked = request.experiment(
             load_series(series or terminal.project.kernel_patches),

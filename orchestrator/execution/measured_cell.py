@@ -86,7 +86,12 @@ def _measure(
     workload = bench.workloads[cell.workload]
     if workload.command is not None:
         bring(booted.guest, workload.command.files)
-    sampler = Sampler(booted.guest, workload.sample_interval_ms, processes=workload.sample_processes)
+    sampler = Sampler(
+        booted.guest,
+        workload.sample_interval_ms,
+        experiment.sample,
+        processes=workload.sample_processes,
+    )
     samples: list[Sample] = []
     began = time.monotonic()
     try:

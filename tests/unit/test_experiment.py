@@ -318,6 +318,7 @@ def test_a_run_directory_knows_all_of_its_experiment(tmp_path: Path) -> None:
         margin=0.01,
         timeout_s=12.5,
         tradeoff={"x": "chunk/survivors.total"},
+        sample=("slabinfo", "/proc/stat"),
     )
     assert {f.name for f in fields(Experiment) if getattr(experiment, f.name) == f.default} == set()
     begun = manifest_of(experiment, bench, ["orchestrate", "run"])

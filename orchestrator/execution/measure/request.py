@@ -36,6 +36,7 @@ _REPLACES: Final = {
     "flavour": "flavour",
     "margin": "margin",
     "timeout_s": "timeout_s",
+    "sample": "sample",
 }
 
 
@@ -56,6 +57,7 @@ class MeasureRequest:
         timeout_s: timeout per workload in host seconds; None for the one in its manifest.
         until_decided: add boots until each primary metric is decided; the number of looks at the data is fixed.
         max_repeat: with `until_decided`, most fresh boots per variant and workload; None for the default.
+        sample: what else to read with the counters.
         given: names of the fields that were given on the command line; they override the file.
     """
 
@@ -77,6 +79,7 @@ class MeasureRequest:
     given: frozenset[str] = frozenset()
     until_decided: bool = False
     max_repeat: int | None = None
+    sample: tuple[str, ...] = ()
 
     def experiment(
         self, series: Series, workloads: Mapping[str, Workload], default: Sequence[str]
@@ -109,6 +112,7 @@ class MeasureRequest:
             flavour=self.flavour,
             margin=self.margin,
             timeout_s=self.timeout_s,
+            sample=self.sample,
         )
         return replace(asked, **looks)
 
@@ -172,6 +176,7 @@ def manifest_of(experiment: Experiment, bench: Bench, command: Sequence[str]) ->
         seed=experiment.seed,
         timeout_s=experiment.timeout_s,
         tradeoff=dict(experiment.tradeoff),
+        sample=experiment.sample,
     )
 
 
@@ -265,4 +270,5 @@ def described_experiment(manifest: Manifest) -> Experiment:
         margin=manifest.margin,
         timeout_s=manifest.timeout_s,
         tradeoff=manifest.tradeoff,
+        sample=tuple(manifest.sample),
     )

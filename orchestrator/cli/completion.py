@@ -78,9 +78,9 @@ def patchsets(incomplete: str) -> Iterator[Offer]:
 @_offered
 def workloads(incomplete: str) -> Iterator[Offer]:
     """For ``--workload``: names; after ``NAME:``, parameters; after ``NAME:KEY=``, values."""
-    from orchestrator.guest.workload import SIZE, SIZES, load_workloads
+    from orchestrator.guest.workload import SIZE, SIZES, known_workloads, own_directories
 
-    known = load_workloads(_project().guest_workloads)
+    known = known_workloads(_project().guest_workloads, own_directories())
     name, colon, rest = incomplete.partition(":")
     if not colon:
         for workload in known.values():

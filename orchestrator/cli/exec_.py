@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -12,12 +12,9 @@ from orchestrator.cli import option
 from orchestrator.cli.help import ArgvCommand
 from orchestrator.cli.terminal import terminal_of
 
-if TYPE_CHECKING:
-    from orchestrator.guest.ssh import CommandTimeout, Finished
-
 NAME = "exec"
 CLASS = ArgvCommand
-EXAMPLE = "Example: orchestrate exec --patchset baseline -- grep thp_ /proc/vmstat"
+EXAMPLE = "Example: orchestrate exec --patchset baseline --set vm.swappiness=10 -- grep thp_ /proc/vmstat"
 
 
 def command(
@@ -32,6 +29,7 @@ def command(
     topology: option.Topology = option.DEFAULT_TOPOLOGY,
     accel: option.Accelerator = "auto",
     settings: option.Settings = None,
+    swap: option.Swap = None,
     cmdline: option.Cmdline = None,
     flavour: option.Flavour = "measure",
     source: option.Source = None,
@@ -45,20 +43,28 @@ def command(
         ),
     ] = 600,
 ) -> int:
-    """Boot a variant, run one command in it, and exit with the command's status."""
+    """Boot a variant, run one command in it, and exit with the command's status.
+
+    Standard input goes to the command, and its output comes back byte for byte while it runs. In a loop of a shell,
+    `</dev/null` keeps the input for the loop, as with ssh.
+    """
     from orchestrator.cli.guest_of import GuestRequest, Up, guest_of
+    from orchestrator.experiment.knob import with_swap
     from orchestrator.guest.ssh import CommandTimeout
 
     def use(up: Up) -> int:
-        end: Finished | CommandTimeout
+        sys.stdout.flush()
+        sys.stderr.flush()
         try:
-            end = up.booted.guest.run(argv, timeout_s=timeout)
+            end = up.booted.guest.attach(
+                argv,
+                stdin=sys.stdin.buffer if sys.stdin else None,
+                stdout=sys.stdout.buffer,
+                stderr=sys.stderr.buffer,
+                timeout_s=timeout,
+            )
         except CommandTimeout as late:
-            end = late
-        sys.stdout.write(end.stdout)
-        sys.stderr.write(end.stderr)
-        if isinstance(end, CommandTimeout):
-            typer.echo(f"orchestrate: {end} Use --timeout to give it more time.", err=True)
+            typer.echo(f"orchestrate: {late} Use --timeout to give it more time.", err=True)
             return 3
         if end.status is None:
             typer.echo(f"orchestrate: {argv[0]} was killed by signal {end.signal}.", err=True)
@@ -67,6 +73,17 @@ def command(
 
     return guest_of(
         terminal_of(context),
-        GuestRequest(patchset, topology, accel, settings, cmdline, flavour, source, series, build_jobs, logs),
+        GuestRequest(
+            patchset,
+            topology,
+            accel,
+            with_swap(settings, swap),
+            cmdline,
+            flavour,
+            source,
+            series,
+            build_jobs,
+            logs,
+        ),
         use,
     )

@@ -81,10 +81,12 @@ def guest_of(terminal: Terminal, request: GuestRequest, use: Callable[[Up], int]
         InfrastructureError: the host failed before the guest was up.
     """
     from orchestrator.execution.ending import GuestEnded
+    from orchestrator.guest.ssh import check_loopback
     from orchestrator.machine.topology import Topology
 
     topology = Topology.parse(request.topology)
     topology.check_host(1)
+    check_loopback()  # before a kernel is built
     booted: Booted | None = None
     with _log_directory(request.logs) as logs:
         try:

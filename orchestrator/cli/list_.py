@@ -81,7 +81,7 @@ def _workload_text(entry: Entry, width: int) -> str:
 
 
 def _workloads(project: Project, _: Series) -> list[Entry]:
-    from orchestrator.guest.workload import SIZE, SIZES, load_workloads
+    from orchestrator.guest.workload import SIZE, SIZES, known_workloads, own_directories
 
     return [
         {
@@ -125,7 +125,7 @@ def _workloads(project: Project, _: Series) -> list[Entry]:
                 for metric in workload.metrics.values()
             ],
         }
-        for workload in load_workloads(project.guest_workloads).values()
+        for workload in known_workloads(project.guest_workloads, own_directories()).values()
     ]
 
 

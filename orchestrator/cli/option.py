@@ -14,7 +14,7 @@ from orchestrator.cli import completion
 from orchestrator.errors import UserError
 
 #: Options that are allowed with --resume, because they are not part of the run.
-_OF_RESUMING = {"resume", "jobs", "executor", "build_jobs", "as_json"}
+_OF_RESUMING = {"resume", "jobs", "executor", "build_jobs", "as_json", "workloads"}
 
 
 def is_given(context: typer.Context, parameter: str) -> bool:
@@ -109,14 +109,67 @@ Settings = Annotated[
         "--set",
         "-s",
         metavar="KEY=VALUE,...",
-        help="Set a sysfs knob after boot; in `run`, several values make a sweep.",
+        help="Set a knob, a sysctl such as vm.swappiness or a file below /sys after boot; in `run`, several values "
+        "make a sweep.",
         autocompletion=completion.settings,
+    ),
+]
+Swap = Annotated[
+    str | None,
+    typer.Option(
+        "--swap",
+        metavar="SIZE",
+        help="Add a compressed swap device (zram) of this size after boot, e.g. 512M; short for --set swap=SIZE.",
     ),
 ]
 Cmdline = Annotated[
     list[str] | None,
     typer.Option(
         "--cmdline", metavar="PARAMETER", help="Kernel parameter to add to the command line; repeatable."
+    ),
+]
+CopyIn = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--copy-in",
+        metavar="HOST[:GUEST]",
+        help="With cmd:, a file or directory to copy into the guest, with its shared libraries; default: into the "
+        "directory where the command runs. Repeatable.",
+    ),
+]
+CopyOut = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--copy-out",
+        metavar="GUEST",
+        help="With cmd:, a file of the guest to keep in the logs of the cell; repeatable.",
+    ),
+]
+OwnMetric = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--metric",
+        metavar="NAME=REGEX",
+        help="With cmd:, a number that the command prints; NAME,UNIT,higher=REGEX makes it a primary metric. "
+        "Repeatable.",
+    ),
+]
+Workloads = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--workloads",
+        metavar="DIR",
+        help="Directory with workloads of your own (NAME/NAME.toml), beside ~/.config/orchestrate/workloads; "
+        "repeatable.",
+    ),
+]
+Sample = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--sample",
+        metavar="NAME",
+        help="Read more than the usual counters: psi, memcg, pagetypeinfo, slabinfo, processes (smaps_rollup of each "
+        "process of the workload), or files below /proc or /sys. Repeatable.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]

@@ -14,6 +14,7 @@ import typer
 from orchestrator import defaults
 from orchestrator.cli import completion, option
 from orchestrator.cli.terminal import Terminal, terminal_of
+from orchestrator.errors import UserError
 from orchestrator.events import Events
 
 if TYPE_CHECKING:
@@ -23,10 +24,14 @@ if TYPE_CHECKING:
     from orchestrator.store.run import RunWriter
 
 NAME = "run"
-EXAMPLE = "Example: orchestrate run --patchset core-only --set promotion_threshold=1,64,256"
+EXAMPLE = (
+    "Example: orchestrate run --patchset core-only --set promotion_threshold=1,64,256\n\n"
+    "A command of your own: orchestrate run -p core-only --copy-in ./bench -w 'cmd:bench -n 3' "
+    "--metric 'rate,MB/s,higher=([0-9.]+) MB/s'"
+)
 
 #: Options that conflict with the variants of an experiment file.
-_OF_VARIANTS: Final = ("patchset", "against", "settings", "cmdline", "trees")
+_OF_VARIANTS: Final = ("patchset", "against", "settings", "swap", "cmdline", "trees")
 #: Options that conflict with --compare.
 _OF_SERIES: Final = ("patchset", "against", "source", "series", "variant")
 #: Parameters that override an experiment file -> field of the request.
@@ -39,6 +44,7 @@ _FIELDS: Final = {
     "flavour": "flavour",
     "margin": "margin",
     "timeout": "timeout_s",
+    "sample": "sample",
 }
 
 
@@ -80,10 +86,16 @@ def command(
             "--workload",
             "-w",
             metavar="WORKLOAD",
-            help="NAME or NAME:KEY=VALUE,...; with an experiment file, the NAME of one of its workloads. Repeatable.",
+            help="NAME or NAME:KEY=VALUE,..., or a command: 'cmd:PROGRAM ARGUMENTS'; with an experiment file, the "
+            "NAME of one of its workloads. Repeatable.",
             autocompletion=completion.workloads,
         ),
     ] = None,
+    copy_in: option.CopyIn = None,
+    copy_out: option.CopyOut = None,
+    metric: option.OwnMetric = None,
+    workloads: option.Workloads = None,
+    sample: option.Sample = None,
     variant: Annotated[
         list[str] | None,
         typer.Option(
@@ -95,6 +107,7 @@ def command(
     topology: option.Topology = option.DEFAULT_TOPOLOGY,
     accel: option.Accelerator = "auto",
     settings: option.Settings = None,
+    swap: option.Swap = None,
     cmdline: option.Cmdline = None,
     repeat: Annotated[
         int, typer.Option("--repeat", "-n", metavar="N", help="Fresh boots per variant and workload.")
@@ -147,11 +160,19 @@ def command(
 ) -> int:
     """Build, boot, measure, compare with the baseline and plot; print the table and the run directory."""
     from orchestrator.execution.admission import parse_jobs
+    from orchestrator.execution.measure.commands import (
+        CommandOptions,
+        check_known,
+        commands_of,
+        commands_of_run,
+    )
     from orchestrator.execution.measure.plan import plan_of
     from orchestrator.execution.measure.request import MeasureRequest, experiment_of_manifest, manifest_of
     from orchestrator.execution.place import LOCAL, place_of
+    from orchestrator.experiment.knob import with_swap
     from orchestrator.experiment.variant import others_of
-    from orchestrator.guest.workload import load_workloads
+    from orchestrator.guest.ssh import check_loopback
+    from orchestrator.guest.workload import known_workloads, own_directories
     from orchestrator.kernel.config import with_settings
     from orchestrator.kernel.series import FULL, load_series
     from orchestrator.store.manifest import RunKind
@@ -163,6 +184,9 @@ def command(
         if resume is not None:
             option.refuse_beside_resume(context)
             writer, bench = terminal.reopen(events, resume, RunKind.RUN, build_jobs)
+            known = known_workloads(terminal.project.guest_workloads, own_directories(workloads or ()))
+            bench.add_workloads({**known, **commands_of_run(writer.manifest.workloads)})
+            check_known(writer.manifest.workloads, bench.workloads)
             asked = experiment_of_manifest(writer.manifest)
             place = place_of(executor, guests, asked, bench)
             return _measure(terminal, events, asked, bench, writer, place, as_json)
@@ -177,15 +201,24 @@ def command(
             source = trees[0]
         elif series is not None and experiment is None and not patchset:
             patchset = [FULL]
+        chosen, commands = commands_of(
+            workload or (), CommandOptions(copy_in or (), copy_out or (), metric or ())
+        )
+        if commands and experiment is not None:
+            raise UserError("the experiment file defines the workloads; omit --workload cmd:.")
+        known = {
+            **known_workloads(terminal.project.guest_workloads, own_directories(workloads or ())),
+            **commands,
+        }
         request = MeasureRequest(
             file=experiment,
             patchsets=patchset or (),
             against=against,
-            workloads=workload or (),
+            workloads=chosen,
             variants=variant or (),
             topology=topology,
             accelerator=accel,
-            settings=settings or (),
+            settings=with_swap(settings, swap),
             cmdline=cmdline or (),
             repeat=repeat,
             seed=seed,
@@ -199,18 +232,18 @@ def command(
             until_decided=until_decided,
             max_repeat=max_repeat,
             trees=trees,
+            sample=tuple(sample or ()),
         )
-        asked = request.experiment(
-            load_series(terminal.series_directory(series)),
-            load_workloads(terminal.project.guest_workloads),
-            defaults.WORKLOADS,
-        )
+        asked = request.experiment(load_series(terminal.series_directory(series)), known, defaults.WORKLOADS)
         asked = replace(asked, flavour=with_settings(asked.flavour, config_set or ()))
         bench = terminal.bench(
             events, source, asked.accelerator, asked.flavour, build_jobs, series, others_of(asked.variants)
         )
+        bench.add_workloads(known)
         if executor == LOCAL:
             asked.topology.check_host(guests or 1)
+            if not dry_run:
+                check_loopback()
         if dry_run:
             plan = plan_of(asked, bench, executor, guests)
             if as_json:

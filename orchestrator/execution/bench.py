@@ -16,12 +16,12 @@ from orchestrator.events import Events
 from orchestrator.execution.durations import Durations
 from orchestrator.execution.ending import Ending, GuestEnded, ending_of
 from orchestrator.experiment.experiment import ACCELERATORS
-from orchestrator.experiment.knob import knob_path
+from orchestrator.experiment.knob import SWAP, is_named, knob_path, reads_back
 from orchestrator.guest.image import GuestImage, image_artefact
 from orchestrator.guest.selftests import SelftestPlan, Selftests, load_selftests, selftests_artefact
-from orchestrator.guest.ssh import Guest
+from orchestrator.guest.ssh import Guest, check_loopback
 from orchestrator.guest.topology_check import verify
-from orchestrator.guest.workload import Workload, load_workloads
+from orchestrator.guest.workload import Workload, known_workloads, own_directories
 from orchestrator.kernel.build import KernelBuild, kernel_artefact
 from orchestrator.kernel.config import Configuration, configuration
 from orchestrator.kernel.elf import build_id_of_notes
@@ -116,6 +116,7 @@ class Bench:
     others: Mapping[str, OtherKernel] = field(default_factory=dict)
     _sources: dict[str, SourceTree] = field(default_factory=dict)
     _images: dict[tuple[str, ...], GuestImage] = field(default_factory=dict)
+    _given_workloads: dict[str, Workload] = field(default_factory=dict)
     _machines: set[Machine] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _image_lock: threading.Lock = field(default_factory=threading.Lock)
@@ -128,12 +129,20 @@ class Bench:
         series = load_series(self.series_directory or self.project.kernel_patches)
         return series.with_others(self.others) if self.others else series
 
-    @cached_property
+    @property
     def workloads(self) -> Mapping[str, Workload]:
         """The workloads, by name."""
+        return {**self._known_workloads, **self._given_workloads}
+
+    def add_workloads(self, workloads: Mapping[str, Workload]) -> None:
+        """Add workloads that the command line gives, or replace those of the same name."""
+        self._given_workloads.update(workloads)
+
+    @cached_property
+    def _known_workloads(self) -> Mapping[str, Workload]:
         if self.shipped is not None:
             return self.shipped.workloads
-        return load_workloads(self.project.guest_workloads)
+        return known_workloads(self.project.guest_workloads, own_directories())
 
     @cached_property
     def durations(self) -> Durations:
@@ -292,9 +301,11 @@ class Bench:
             counts: whether to count a report of the kernel.
 
         Raises:
+            InfrastructureError: this host cannot reach its guests, as it has no loopback interface.
             GuestEnded: the guest did not come up, differs from the request, or ended before the block did. All
                 exceptions in the block that concern the guest are converted to it.
         """
+        check_loopback()
         image = self.image_with(layers)
         machine = Machine(
             kernel.bzimage,
@@ -366,13 +377,38 @@ class Bench:
 
     def _set_knob(self, guest: Guest, key: str, value: str) -> None:
         path = knob_path(key, self.series)
+        if is_named(key, self.series):
+            try:
+                self._write_knob(guest, key, path, value)
+            except UserError as error:  # the value has been checked, so the kernel is at fault
+                raise MachineFailure(Outcome.BOOT_FAILED, str(error)) from error
+            return
+        if key == SWAP:
+            self._add_swap(guest, path, value)
+            return
+        there = guest.run(["test", "-f", path], timeout_s=BOOT_TIMEOUT_S)
+        if there.status != 0:
+            raise UserError(f"--set {key}: the guest has no file {path}.")
         try:
-            guest.write_text(path, value)
-        except UserError as error:  # the value has been checked, so the kernel is at fault
-            raise MachineFailure(Outcome.BOOT_FAILED, str(error)) from error
-        # A multiple choice reads back as "always [madvise] never".
-        words = guest.read_text(path).split()
-        if value not in words and f"[{value}]" not in words:
-            raise MachineFailure(
-                Outcome.BOOT_FAILED, f"knob {key} was set to {value} but reads {' '.join(words)}"
+            self._write_knob(guest, key, path, value)
+        except UserError as error:
+            raise UserError(f"--set {key}={value}: {error}") from error
+
+    @staticmethod
+    def _add_swap(guest: Guest, path: str, size: str) -> None:
+        # busybox's mkswap prints to standard output; its swapon says why it failed.
+        script = f"echo {size} >{path} && mkswap /dev/zram0 >/dev/null && swapon /dev/zram0"
+        done = guest.run(["sh", "-c", script], timeout_s=BOOT_TIMEOUT_S)
+        swaps = guest.read_text("/proc/swaps").splitlines()[1:]
+        if done.status != 0 or len(swaps) != 1:
+            said = (done.stderr.strip().splitlines() or ["the guest has no swap"])[-1]
+            raise UserError(
+                f"--swap {size}: {said}. The kernel needs CONFIG_SWAP and CONFIG_ZRAM, and the size must be possible."
             )
+
+    @staticmethod
+    def _write_knob(guest: Guest, key: str, path: str, value: str) -> None:
+        guest.write_text(path, value)
+        text = guest.read_text(path)
+        if not reads_back(value, text):
+            raise UserError(f"knob {key} was set to {value} but reads {' '.join(text.split())[:80]}.")

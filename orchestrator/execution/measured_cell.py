@@ -15,6 +15,7 @@ from orchestrator.execution.derived import observations_from_counters
 from orchestrator.execution.ending import GuestEnded
 from orchestrator.experiment.cell import Cell
 from orchestrator.experiment.experiment import Experiment
+from orchestrator.guest.command import bring
 from orchestrator.guest.sampler import Sampler
 from orchestrator.guest.workload import run_workload
 from orchestrator.kernel.build import KernelBuild
@@ -83,7 +84,14 @@ def _measure(
 ) -> None:
     cell = result.cell
     workload = bench.workloads[cell.workload]
-    sampler = Sampler(booted.guest, workload.sample_interval_ms, processes=workload.sample_processes)
+    if workload.command is not None:
+        bring(booted.guest, workload.command.files)
+    sampler = Sampler(
+        booted.guest,
+        workload.sample_interval_ms,
+        experiment.sample,
+        processes=workload.sample_processes,
+    )
     samples: list[Sample] = []
     began = time.monotonic()
     try:

@@ -16,6 +16,7 @@ from orchestrator.document import Document, Shape, read_document
 from orchestrator.errors import UserError
 from orchestrator.experiment.cell import Cell, cells_of
 from orchestrator.experiment.variant import Variant, check_variant, with_control
+from orchestrator.guest.sampler import check_monitor
 from orchestrator.guest.workload import Workload, check_parameters
 from orchestrator.kernel.posting import series_directory
 from orchestrator.kernel.series import BASELINE, FULL, OtherKernel, Series
@@ -46,6 +47,7 @@ class Experiment:
         timeout_s: limit of one workload in host seconds; None for the limit in the workload's manifest.
         tradeoff: three metrics to plot against each other, each with a better direction: axis label ->
             ``workload/metric``; empty for none.
+        sample: what else to read with the counters, see :func:`check_monitor`.
     """
 
     name: str
@@ -60,6 +62,7 @@ class Experiment:
     margin: float = defaults.MARGIN
     timeout_s: float | None = None
     tradeoff: Mapping[str, str] = field(default_factory=dict)
+    sample: tuple[str, ...] = ()
     cells: tuple[Cell, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -73,6 +76,8 @@ class Experiment:
             raise UserError(f"margin is {self.margin:g}; give a fraction, e.g. 0.005 for 0.5 %.")
         if self.timeout_s is not None and not self.timeout_s > 0:
             raise UserError(f"timeout is {self.timeout_s:g} s; give more than 0.")
+        for monitor in self.sample:
+            check_monitor(monitor)
         names = [variant.name for variant in self.variants]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
@@ -151,6 +156,7 @@ class _ExperimentFile(Shape):
     timeout_s: float | None = None
     workload: dict[str, dict[str, str | int]] = field(default_factory=dict)
     tradeoff: dict[str, str] = field(default_factory=dict)
+    sample: tuple[str, ...] = ()
 
 
 def load_experiment(path: Path, series: Series, workloads: Mapping[str, Workload]) -> Experiment:
@@ -198,6 +204,7 @@ def load_experiment(path: Path, series: Series, workloads: Mapping[str, Workload
             margin=content.margin,
             timeout_s=content.timeout_s,
             tradeoff=content.tradeoff,
+            sample=content.sample,
         ),
     )
 

@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Knobs: sysfs files that a variant may set before its workload starts.
+"""Knobs: files in sysfs and /proc/sys that a variant may set before its workload starts.
 
 The knobs of the baseline kernel are listed here (Documentation/admin-guide/mm/transhuge.rst). The knobs that a
-series adds are listed in its ``series.toml``.
+series adds are listed in its ``series.toml``. Any other is named as sysctl(8) does (``vm.swappiness``) or by its path
+(``/sys/kernel/mm/ksm/run``); only the guest knows whether it exists and what it takes.
 """
 
 from __future__ import annotations
 
 import itertools
+import posixpath
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +19,16 @@ from orchestrator.kernel.series import Knob, Series
 from orchestrator.spelling import hint
 
 _THP = "/sys/kernel/mm/transparent_hugepage"
+_SYSCTLS = "/proc/sys/"
+#: The knob for the size of a compressed swap device (zram), which a guest does not have otherwise.
+SWAP = "swap"
+_SWAP_PATH = "/sys/block/zram0/disksize"
+_SWAP_SIZE = re.compile(r"[1-9]\d*[KMG]", re.ASCII)
+#: Where a knob without a name of its own may be.
+_ROOTS = ("/sys/", _SYSCTLS)
+_SYSCTL = re.compile(r"[a-z0-9_-]+(\.[A-Za-z0-9_/:@-]+)+")
+#: What the kernel prints for a boolean parameter (kernel/params.c, param_get_bool()).
+_BOOLEANS = {"Y": "1", "N": "0"}
 
 
 @dataclass(frozen=True)
@@ -136,6 +149,7 @@ def parse_settings(arguments: Iterable[str], series: Series) -> dict[str, tuple[
         for value in values:
             check_value(key, value, series)
         settings[key] = values
+    check_paths(settings, series)
     return settings
 
 
@@ -146,6 +160,10 @@ def check_value(key: str, value: str, series: Series) -> None:
         UserError: unknown knob, or a value out of range.
     """
     knob = series_knob(key, series)
+    if key == SWAP and knob is None:
+        if not _SWAP_SIZE.fullmatch(value):
+            raise UserError(f"swap takes a size such as 512M or 1G, not {value!r}.")
+        return
     if knob is not None:
         choices: Sequence[str] = ()
         minimum, maximum = knob.minimum, knob.maximum
@@ -153,8 +171,15 @@ def check_value(key: str, value: str, series: Series) -> None:
         baseline = BASELINE_KNOBS[key]
         choices, minimum, maximum = baseline.choices, baseline.minimum, baseline.maximum
     else:
-        known = [*(each.name for each in series.knobs), *BASELINE_KNOBS]
-        raise UserError(f"unknown knob {key!r}; {hint(key, known, 'the knobs are')}")
+        if path_of_setting(key) is None:
+            known = [*(each.name for each in series.knobs), *BASELINE_KNOBS, SWAP]
+            raise UserError(
+                f"unknown knob {key!r}; {hint(key, known, 'the knobs are')} Other settings are named like "
+                "vm.swappiness or /sys/kernel/mm/ksm/run."
+            )
+        if not value.strip() or "\n" in value:
+            raise UserError(f"knob {key} takes one line of text, not {value!r}.")
+        return
     if choices:
         if value not in choices:
             raise UserError(f"knob {key} takes one of {', '.join(choices)}, not {value!r}.")
@@ -168,10 +193,86 @@ def series_knob(key: str, series: Series) -> Knob | None:
     return next((each for each in series.knobs if each.name == key), None)
 
 
+def with_swap(settings: Sequence[str] | None, swap: str | None) -> list[str]:
+    """The values of ``--set``, with that of ``--swap`` as one of them."""
+    return [*(settings or ()), *([f"{SWAP}={swap}"] if swap is not None else [])]
+
+
+def is_named(key: str, series: Series) -> bool:
+    """Whether `key` is the name of a knob of the series or the baseline, so that its values have been checked."""
+    return series_knob(key, series) is not None or key in BASELINE_KNOBS
+
+
+def path_of_setting(key: str) -> str | None:
+    """The file of a setting that is not a named knob: a sysctl or a path; None if `key` is neither.
+
+    Raises:
+        UserError: the path is not below /sys or /proc/sys.
+
+    >>> path_of_setting("vm.swappiness")
+    '/proc/sys/vm/swappiness'
+    """
+    if key.startswith("/"):
+        path = posixpath.normpath(key)
+        if not path.startswith(_ROOTS):
+            raise UserError(f"--set {key}: only files below /sys and /proc/sys can be set.")
+        return path
+    # In the name of an interface a slash stands for a dot, as with sysctl(8).
+    return _SYSCTLS + key.translate(str.maketrans("./", "/.")) if _SYSCTL.fullmatch(key) else None
+
+
 def knob_path(key: str, series: Series) -> str:
-    """The file in the guest of knob `key`, which must exist."""
+    """The file in the guest of knob `key`, which has been checked with :func:`check_value`."""
     knob = series_knob(key, series)
-    return knob.path if knob is not None else BASELINE_KNOBS[key].path
+    if knob is not None:
+        return knob.path
+    if key in BASELINE_KNOBS:
+        return BASELINE_KNOBS[key].path
+    if key == SWAP:
+        return _SWAP_PATH
+    path = path_of_setting(key)
+    assert path is not None
+    return path
+
+
+def check_paths(keys: Iterable[str], series: Series) -> None:
+    """Check that no file is set twice under different names.
+
+    Raises:
+        UserError: two of `keys`, which exist, name the same file.
+    """
+    names: dict[str, str] = {}
+    for key in keys:
+        path = knob_path(key, series)
+        if path in names:
+            raise UserError(f"{names[path]} and {key} are the same file, {path}; set it once.")
+        names[path] = key
+
+
+def reads_back(value: str, text: str) -> bool:
+    """Whether a file that contains `text` has been set to `value`.
+
+    A choice reads back as ``always [madvise] never``, a boolean as ``Y`` or ``N``, a number perhaps in another base,
+    and several numbers with other spaces between them.
+
+    >>> reads_back("madvise", "always [madvise] never"), reads_back("0x10", "16"), reads_back("1", "0 1")
+    (True, True, False)
+    """
+    words = text.split()
+    if f"[{value.strip()}]" in words:
+        return True
+    wanted = value.split()
+    return len(wanted) == len(words) and all(map(_is_same, wanted, words))
+
+
+def _is_same(wanted: str, found: str) -> bool:
+    wanted, found = (_BOOLEANS.get(word, word) for word in (wanted, found))
+    if wanted == found:
+        return True
+    try:
+        return int(wanted, 0) == int(found, 0)
+    except ValueError:
+        return False
 
 
 def combinations(settings: Mapping[str, Sequence[str]]) -> list[dict[str, str]]:

@@ -8,10 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from orchestrator.errors import UserError
-from orchestrator.experiment.knob import check_value, combinations, series_knob
+from orchestrator.experiment.knob import check_paths, check_value, combinations, series_knob
 from orchestrator.kernel.series import BASELINE, OtherKernel, Series
 from orchestrator.machine.qemu import check_cmdline
 from orchestrator.store.manifest import Role
+
+#: What a variant's name must not contain: a dot separates the parts of a cell's name.
+_FOREIGN = re.compile(r"[^A-Za-z0-9@+_-]")
 
 
 @dataclass(frozen=True)
@@ -159,6 +162,7 @@ def check_variant(variant: Variant, series: Series) -> None:
             raise UserError(
                 f"variant {variant.name}: {variant.patchset} has no knob {key}; stage {knob.stage} introduces it."
             )
+    check_paths(variant.knobs, series)
 
 
 def _name(patchset: str, knobs: Mapping[str, str], sweep: Mapping[str, Sequence[str]], series: Series) -> str:
@@ -169,4 +173,7 @@ def _name(patchset: str, knobs: Mapping[str, str], sweep: Mapping[str, Sequence[
         return patchset
     if len(shown) == 1 and (key := next(iter(shown))) in labels:
         return f"{patchset}@{labels[key]}{shown[key]}"
-    return f"{patchset}@" + ",".join(f"{key.replace('/', '_')}={value}" for key, value in shown.items())
+    # The name is part of the names of directories and files.
+    return f"{patchset}@" + ",".join(
+        f"{_FOREIGN.sub('_', key).strip('_')}={_FOREIGN.sub('_', value)}" for key, value in shown.items()
+    )

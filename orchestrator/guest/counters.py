@@ -17,6 +17,8 @@ _CGROUP = "/sys/fs/cgroup/"
 _NODE_FILE = re.compile(r"/sys/devices/system/node/node(\d+)/(\w+)", re.ASCII)
 _PROCESS_FILE = re.compile(r"/proc/(\d+)/smaps_rollup (.+)", re.ASCII)
 _NODE_LINE = re.compile(r"Node (\d+), zone\s+(\S+)(.*)", re.ASCII)
+_NODE_ZONE = re.compile(r"Node\s+(\d+), zone\s+(\w+)(?:, type\s+(\w+))?", re.ASCII)
+_PRESSURE = "/proc/pressure/"
 _NODE_PREFIX = re.compile(r"Node \d+ ", re.ASCII)
 _PAIR = re.compile(r"\s*(.+?):?\s+(-?\d+)(?:\s+[A-Za-z]+)?\s*", re.ASCII)
 _CHOICE = re.compile(r"(\[)?([\w,+-]+)\]?")
@@ -127,6 +129,62 @@ def parse_zoneinfo(text: str) -> list[Value]:
     return values
 
 
+def parse_pressure(text: str, source: str, prefix: str) -> list[Value]:
+    """``/proc/pressure/*`` and ``*.pressure`` of a control group (kernel/sched/psi.c): total stall times in us.
+
+    The averages are left out: they follow from the totals of two readings.
+
+    >>> parse_pressure("some avg10=0.12 avg60=0.00 avg300=0.00 total=345\\n", "psi", "memory")[0][2:]
+    ('memory.some.total', 345)
+    """
+    return [
+        Value(source, None, f"{prefix}.{found[1]}.total", int(found[2]))
+        for found in re.finditer(r"^(some|full) .*\btotal=(\d+)$", text, re.MULTILINE | re.ASCII)
+    ]
+
+
+def parse_slabinfo(text: str) -> list[Value]:
+    """``/proc/slabinfo`` (mm/slab_common.c): objects in use and in all, and slabs, of each cache."""
+    values = []
+    for line in text.splitlines():
+        words = line.split()
+        if len(words) < 16 or not all(map(_is_integer, [*words[1:3], words[14]])):
+            continue
+        for counter, word in (("active_objs", words[1]), ("num_objs", words[2]), ("num_slabs", words[14])):
+            values.append(Value("slabinfo", None, f"{words[0]}.{counter}", int(word)))
+    return values
+
+
+def parse_pagetypeinfo(text: str) -> list[Value]:
+    """``/proc/pagetypeinfo`` (mm/vmstat.c): free blocks by zone, migrate type and order; page blocks by zone and type.
+
+    The kernel stops counting at 100000 and prints ">100000", which becomes 100000.
+    """
+    values = []
+    types: list[str] = []
+    for line in text.splitlines():
+        if line.startswith("Number of blocks type"):
+            types = line.split()[4:]
+            continue
+        found = _NODE_ZONE.match(line)
+        if not found:
+            continue
+        node, zone, kind = int(found[1]), found[2], found[3]
+        numbers = [word.lstrip(">") for word in line[found.end() :].split()]
+        if not all(map(_is_integer, numbers)):
+            continue
+        names = (
+            [f"{kind}.{order}" for order in range(len(numbers))]
+            if kind
+            else [f"blocks.{each}" for each in types]
+        )
+        values += [
+            Value("pagetypeinfo", node, f"{zone}.{name}", int(number))
+            for name, number in zip(names, numbers, strict=False)
+        ]
+    return values
+
+
 def parse_setting(text: str, counter: str, source: str = "thp") -> list[Value]:
     """A file with one number, or with a choice such as ``always [madvise] never``.
 
@@ -156,6 +214,8 @@ _PARSERS: Mapping[str, Callable[[str], list[Value]]] = {
     "/proc/meminfo": parse_meminfo,
     "/proc/buddyinfo": parse_buddyinfo,
     "/proc/zoneinfo": parse_zoneinfo,
+    "/proc/slabinfo": parse_slabinfo,
+    "/proc/pagetypeinfo": parse_pagetypeinfo,
 }
 
 
@@ -182,8 +242,12 @@ def parse_file(path: str, text: str) -> list[Value]:
     name = PurePosixPath(path).name
     if name == "smaps_rollup":
         return parse_smaps_rollup(text)
+    if path.startswith(_PRESSURE):
+        return parse_pressure(text, "psi", name)
     if path.startswith(_CGROUP):
         group = path.removeprefix(_CGROUP)
+        if name.endswith(".pressure"):
+            return parse_pressure(text, "memcg", group)
         single = parse_setting(text, group, "memcg")
         return single or [
             Value("memcg", None, f"{group}.{counter}", value) for counter, value in parse_pairs(text).items()

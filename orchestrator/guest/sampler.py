@@ -12,10 +12,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from fnmatch import fnmatch
 
-from orchestrator.errors import InfrastructureError
+from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.guest.counters import parse_file
 from orchestrator.guest.ssh import CommandTimeout, Guest, GuestLost, Remote
+from orchestrator.spelling import hint
 from orchestrator.store.observation import Metric, Observation, Phase, Sample
 
 _PROGRAM = "sampler"
@@ -40,6 +42,16 @@ EDGES = (
     f"{_THP}/*/*",
     f"{_THP}/*/*/*",
 )
+
+#: Names for ``--sample`` -> patterns.
+MONITORS: Mapping[str, tuple[str, ...]] = {
+    "psi": ("/proc/pressure/*",),
+    "pagetypeinfo": ("/proc/pagetypeinfo",),
+    "slabinfo": ("/proc/slabinfo",),
+    "memcg": ("/sys/fs/cgroup/memory.*", "/sys/fs/cgroup/*/memory.*"),
+}
+#: The name for the memory use of each process of the workload (smaps_rollup).
+PROCESSES = "processes"
 
 #: The metrics of :meth:`Sampler.observations`, in the form of metrics in a manifest.
 SAMPLER_METRICS: Mapping[str, Metric] = {
@@ -87,6 +99,18 @@ class Reading:
     host_s: float
     files: Mapping[str, str]
     cpu_ms: float
+
+
+def check_monitor(name: str) -> str:
+    """A value of ``--sample``: a name of :data:`MONITORS`, :data:`PROCESSES`, or a glob(7) of files.
+
+    Raises:
+        UserError: it is none of them.
+    """
+    if name != PROCESSES and name not in MONITORS and not name.startswith(("/proc/", "/sys/")):
+        known = (*MONITORS, PROCESSES)
+        raise UserError(f"--sample {name}: {hint(name, known, 'choose')} Or name files below /proc or /sys.")
+    return name
 
 
 class FormatError(InfrastructureError):
@@ -202,7 +226,7 @@ class Sampler:
 
     Args:
         interval_ms: guest milliseconds between two readings while a workload runs; 0 to read only before and after.
-        extra: glob(7) patterns of more files to read each time, e.g. of a control group.
+        extra: what else to read each time, see :func:`check_monitor`.
         processes: also read the memory use of each process of the workload. For that the kernel walks its page
             tables with mmap_lock held for reading.
     """
@@ -212,16 +236,28 @@ class Sampler:
     ) -> None:
         self._guest = guest
         self._interval_ms = interval_ms
-        self._extra = tuple(extra)
-        self._options = ["--processes"] if processes else []
+        self._asked = [name for name in extra if name != PROCESSES]
+        self._extra = [pattern for name in self._asked for pattern in MONITORS.get(name, (name,))]
+        self._options = ["--processes"] if processes or PROCESSES in extra else []
         self._readings: list[tuple[Phase, Reading]] = []
         self._remote: Remote | None = None
         self._end = ""
         self._ready = threading.Event()
 
     def before(self) -> None:
-        """Read all counters. Call it right before the workload."""
+        """Read all counters. Call it right before the workload.
+
+        Raises:
+            UserError: the guest has none of the files that were asked for.
+        """
         self._edge("before")
+        read = self._readings[-1][1].files
+        for name in self._asked:
+            patterns = MONITORS.get(name, (name,))
+            if not any(fnmatch(path, pattern) for path in read for pattern in patterns):
+                raise UserError(
+                    f"--sample {name}: the guest's kernel has no file {' '.join(patterns)}, or it cannot be read."
+                )
 
     def after(self) -> None:
         """Read all counters. Call it right after the workload.

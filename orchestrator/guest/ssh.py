@@ -8,21 +8,24 @@ distinguished. Everything uses one connection; a Guest may be used from several 
 from __future__ import annotations
 
 import base64
+import io
 import json
+import os
 import queue
 import secrets
+import select
 import shlex
 import signal
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Self
+from typing import IO, TYPE_CHECKING, Self, cast
 
 from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.guest.image import HOST_ALIAS, GuestImage
@@ -48,6 +51,8 @@ _CLOSE_TIMEOUT_S = 5.0
 #: Host seconds that the machine may take to notice why a connection broke; a panic's report is waited for.
 _REASON_S = 5.0
 _RETRY_S = 0.2
+#: Host seconds between two looks whether a command that waits for its standard input has ended.
+_INPUT_S = 0.2
 #: Ciphers that both sides support, the cheapest for an emulated CPU first.
 _CIPHERS = ("aes128-ctr", "aes256-ctr")
 
@@ -305,6 +310,31 @@ class Guest:
             on_line = lines.put
         return self._start(argv, stdout, stderr, stdin, on_line, environment, "", lines)
 
+    def attach(
+        self,
+        argv: Sequence[str],
+        *,
+        stdin: IO[bytes] | None,
+        stdout: IO[bytes],
+        stderr: IO[bytes],
+        timeout_s: float | None = None,
+    ) -> Finished:
+        """Run a command with the streams of this process, byte for byte, while it runs; nothing of them is kept.
+
+        Args:
+            argv: command line; it is not interpreted by a shell.
+            stdin: read until its end, or until the command ends; None for empty input.
+            stdout, stderr: written to as output arrives.
+            timeout_s: host seconds after which its whole process group is killed.
+
+        Raises:
+            GuestLost: the connection broke.
+            CommandTimeout: it took more than `timeout_s`.
+            BrokenPipeError: the reader of `stdout` or `stderr` has gone; the command was killed.
+            InfrastructureError: `stdin` cannot be read, or `stdout` or `stderr` cannot be written.
+        """
+        return self._start(argv, stdout, stderr, stdin, None, None, "").wait(timeout_s)
+
     def read_bytes(self, path: str) -> bytes:
         """The content of a file, including files in /proc and /sys.
 
@@ -432,9 +462,9 @@ class Guest:
     def _start(
         self,
         argv: Sequence[str],
-        stdout: Path | None,
-        stderr: Path | None,
-        stdin: str | bytes | None,
+        stdout: Path | IO[bytes] | None,
+        stderr: Path | IO[bytes] | None,
+        stdin: str | bytes | IO[bytes] | None,
         on_line: Callable[[str], None] | None,
         environment: Mapping[str, str] | None,
         directory: str,
@@ -468,9 +498,9 @@ class Remote:
         channel: paramiko.Channel,
         token: str,
         argv: tuple[str, ...],
-        stdin: bytes | None,
-        stdout: Path | None,
-        stderr: Path | None,
+        stdin: bytes | IO[bytes] | None,
+        stdout: Path | IO[bytes] | None,
+        stderr: Path | IO[bytes] | None,
         on_line: Callable[[str], None] | None,
         lines: queue.SimpleQueue[str | None] | None,
     ) -> None:
@@ -489,7 +519,7 @@ class Remote:
             for work in (
                 (self._pump, channel.recv, self._output, stdout, on_line),
                 (self._pump, channel.recv_stderr, self._errors, stderr, None),
-                (self._feed, stdin or b""),
+                (self._feed, stdin),
             )
         ]
         for thread in self._threads:
@@ -538,6 +568,8 @@ class Remote:
                 stderr,
             )
         if self._failure is not None:
+            with suppress(GuestLost):  # nobody takes its output any more
+                self._guest.kill(self._token, signal.SIGKILL)
             raise self._failure
         status: int | None = self._channel.exit_status
         name = None
@@ -590,38 +622,71 @@ class Remote:
             work(*arguments)
         except _connection_errors():
             pass  # the connection broke; wait() notices that there is no status
+        except _WriteFailedError as error:
+            self._failure = error.__cause__
+            self._channel.close()
         except BaseException as error:
             self._failure = error
             self._channel.close()
 
-    def _feed(self, data: bytes) -> None:
-        if data:
+    def _feed(self, data: bytes | IO[bytes] | None) -> None:
+        if isinstance(data, bytes):
             self._channel.sendall(data)
+        elif data is not None:
+            for chunk in self._read(data):
+                self._channel.sendall(chunk)
         self._channel.shutdown_write()
+
+    def _read(self, stream: IO[bytes]) -> Iterator[bytes]:
+        """What `stream` has, as it arrives, until its end or until the command ends.
+
+        A read that waits for a terminal would keep what is typed after the end of the command.
+        """
+        try:
+            descriptor = stream.fileno()
+        except io.UnsupportedOperation:  # it is in memory
+            yield from iter(lambda: stream.read(_CHUNK), b"")
+            return
+        while not self._channel.closed and not self._channel.status_event.is_set():
+            try:
+                if not select.select([descriptor], [], [], _INPUT_S)[0]:
+                    continue
+                chunk = os.read(descriptor, _CHUNK)
+            except OSError as error:
+                raise InfrastructureError(f"standard input cannot be read: {error.strerror}.") from error
+            if not chunk:
+                return
+            yield chunk
 
     def _pump(
         self,
         receive: Callable[[int], bytes],
         kept: bytearray,
-        path: Path | None,
+        target: Path | IO[bytes] | None,
         on_line: Callable[[str], None] | None,
     ) -> None:
-        stream: IO[bytes] | None = path.open("wb") if path else None
         rest = b""
+        file: IO[bytes] | None = None
         try:
+            if isinstance(target, Path):
+                with _written(target):
+                    file = target.open("wb")
+            stream = file or cast("IO[bytes] | None", target)
             while chunk := receive(_CHUNK):
-                if on_line is None:
+                if on_line is None and (file or stream is None):
                     kept += chunk
-                else:
+                elif on_line is not None:
                     *complete, rest = (rest + chunk).split(b"\n")
                     for line in complete:
                         on_line(line.decode(errors="replace"))
                 if stream:
-                    stream.write(chunk)
-                    stream.flush()
+                    with _written(target):
+                        stream.write(chunk)
+                        stream.flush()
         finally:
-            if stream:
-                stream.close()
+            if file:
+                with suppress(OSError):  # what could not be written has been said
+                    file.close()
             if on_line is not None:
                 if rest:
                     on_line(rest.decode(errors="replace"))
@@ -643,6 +708,41 @@ class Remote:
                 "stderr": self._text(self._errors)[-500:],
             }
         )
+
+
+class _WriteFailedError(Exception):
+    """Output of a command could not be written on this host: not an error of the connection, as an OSError would be."""
+
+
+@contextmanager
+def _written(target: Path | IO[bytes] | None) -> Iterator[None]:
+    """Raises another error than that of a broken connection if output cannot be written on this host."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            raise _WriteFailedError from error
+        name = target if isinstance(target, Path) else "the standard output or standard error of this command"
+        raise InfrastructureError(f"{name} cannot be written: {error.strerror or error}.") from error
+
+
+def check_loopback() -> None:
+    """Check that this host can reach a port of its own, through which it reaches its guests.
+
+    Raises:
+        InfrastructureError: the loopback interface is down, as in a new network namespace.
+    """
+    try:
+        with (
+            socket.create_server((_ADDRESS, 0)) as server,
+            socket.create_connection(server.getsockname(), timeout=_ANSWER_TIMEOUT_S),
+        ):
+            pass
+    except OSError as error:
+        raise InfrastructureError(
+            f"this host cannot connect to its own address {_ADDRESS}, through which it reaches its guests "
+            f"({error.strerror or error}); bring its loopback interface up: ip link set lo up."
+        ) from error
 
 
 def _connection_errors() -> tuple[type[Exception], ...]:

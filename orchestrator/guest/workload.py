@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import posixpath
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,21 +20,39 @@ from typing import Any, Literal, cast
 
 from orchestrator.document import Document, Shape, read_document
 from orchestrator.errors import UserError
+from orchestrator.guest.command import (
+    COMMAND_METRICS,
+    DIRECTORY,
+    PROGRAM,
+    Command,
+    GuestFile,
+    check_pattern,
+    files_of,
+    records_of,
+    values_in,
+)
 from orchestrator.guest.image import WORKLOADS
 from orchestrator.guest.ssh import Finished, Guest
 from orchestrator.spelling import meant
 from orchestrator.store.observation import CLOCK, METRIC_NAME, Better, Metric, Observation
 
-Kind = Literal["integer", "choice", "size"]
+Kind = Literal["integer", "choice", "size", "text"]
 
 #: A parameter that every workload has: it sets several other parameters at once.
 SIZE = "size"
 SIZES = ("quick", "full")
+#: Directories in ``guest_workloads`` without a manifest: shared code, and the program that starts commands.
+_SHARED = ("common", PROGRAM)
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _SIZE = re.compile(r"(\d+)([KMGT]?)", re.ASCII)
 _INTEGER = re.compile(r"-?\d+", re.ASCII)
 _SIZES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SHOWN = 160
+#: Of commands without a manifest: time limit in host seconds, and guest milliseconds between two samples.
+COMMAND_TIMEOUT_S = 3600.0
+COMMAND_SAMPLE_MS = 250
+#: What a command prints, in the log directory of its cell.
+COMMAND_OUTPUT = "command.output"
 
 
 @dataclass(frozen=True)
@@ -40,7 +60,7 @@ class Parameter:
     """One option of a workload.
 
     Args:
-        kind: ``integer``; ``choice`` of `choices`; ``size`` in bytes, given as 4096, 64K, 2M or 1G.
+        kind: ``integer``; ``choice`` of `choices`; ``size`` in bytes, given as 4096, 64K, 2M or 1G; ``text``.
         default: default value, as passed to the program.
         minimum, maximum: inclusive bounds of an integer or a size.
     """
@@ -63,6 +83,8 @@ class Parameter:
         >>> Parameter("memory", "size", "0", "Memory.", minimum=0, maximum=1 << 40).check("2M")
         '2097152'
         """
+        if self.kind == "text":
+            return text
         if self.kind == "choice":
             if text not in self.choices:
                 raise UserError(f"{self.name}={text}: choose {_alternatives(self.choices)}.")
@@ -81,7 +103,7 @@ class Parameter:
 
 @dataclass(frozen=True)
 class Workload:
-    """A program of ``guest_workloads/``.
+    """A program of ``guest_workloads/``, or any command.
 
     Args:
         title: one line of description.
@@ -93,6 +115,7 @@ class Workload:
         layers: layers of the guest image that it needs.
         quick: the parameters of ``size=quick``: parameter -> value, as passed to the program. ``size=full`` means
             the defaults.
+        command: the command that `program` starts; None if it does the work itself.
     """
 
     name: str
@@ -106,6 +129,7 @@ class Workload:
     quick: Mapping[str, str] = field(default_factory=dict)
     sample_processes: bool = False
     layers: tuple[str, ...] = ()
+    command: Command | None = None
 
 
 @dataclass(frozen=True)
@@ -130,7 +154,7 @@ class WorkloadFailed(Exception):  # noqa: N818 - named like an outcome
 class _ParameterTable(Shape):
     """``[parameters.NAME]`` of a manifest."""
 
-    type: Literal["integer", "choice", "size"]
+    type: Literal["integer", "choice", "size", "text"]
     default: int | str
     help: str
     unit: str = ""
@@ -148,6 +172,7 @@ class _MetricTable(Shape):
     better: Literal["lower", "higher", "neither"] = "neither"
     primary: bool = False
     clock: bool = False
+    pattern: str = ""
 
 
 @dataclass(frozen=True)
@@ -155,9 +180,12 @@ class _Manifest(Shape):
     """The manifest of a workload."""
 
     title: str
-    program: str
     timeout_s: int
     sample_interval_ms: int
+    program: str = ""
+    command: tuple[str, ...] = ()
+    files: dict[str, str] = field(default_factory=dict)
+    fetch: tuple[str, ...] = ()
     metrics: dict[str, _MetricTable] = field(default_factory=dict)
     parameters: dict[str, _ParameterTable] = field(default_factory=dict)
     quick: dict[str, int | str] = field(default_factory=dict)
@@ -180,10 +208,35 @@ def load_workloads(directory: Path) -> dict[str, Workload]:
     workloads = {}
     for each in sorted(directory.iterdir()):
         path = each / f"{each.name}.toml"
-        if each.is_dir() and each.name != "common":
+        if each.is_dir() and each.name not in _SHARED:
             if not path.is_file():
                 raise UserError(f"{path}: this manifest is missing, so {each.name} is not a workload.")
             workloads[each.name] = load_workload(path)
+    return workloads
+
+
+def own_directories(named: Sequence[Path] = ()) -> list[Path]:
+    """Directories with workloads of the user: ``~/.config/orchestrate/workloads`` if there is one, then `named`."""
+    home = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "orchestrate" / "workloads"
+    return [*([home] if home.is_dir() else []), *named]
+
+
+def known_workloads(project: Path, own: Sequence[Path] = ()) -> dict[str, Workload]:
+    """The workloads of the project and of the user.
+
+    Args:
+        project: directory ``guest_workloads``.
+        own: directories as :func:`own_directories` returns them.
+
+    Raises:
+        UserError: a manifest is invalid, or two workloads have the same name.
+    """
+    workloads = load_workloads(project)
+    for directory in own:
+        for name, workload in load_workloads(directory).items():
+            if name in workloads:
+                raise UserError(f"{directory / name}: there is another workload {name}; rename this one.")
+            workloads[name] = workload
     return workloads
 
 
@@ -204,6 +257,10 @@ def load_workload(path: Path) -> Workload:
                 ["quick", name], f"there is no such parameter{_suggestion(name, parameters)}"
             )
         quick[name] = document.checked(["quick", name], partial(parameters[name].check, str(value)))
+    command = _command(document, path.parent)
+    if command is not None:
+        metrics = _metrics_of_command(metrics, COMMAND_METRICS)
+        _check_fields(document, command, parameters)
     if not metrics:
         raise document.fault(["metrics"], "a workload must have at least one metric")
     if manifest.timeout_s <= 0:
@@ -215,7 +272,7 @@ def load_workload(path: Path) -> Workload:
     return Workload(
         path.stem,
         manifest.title,
-        manifest.program,
+        manifest.program if command is None else PROGRAM,
         parameters,
         metrics,
         float(manifest.timeout_s),
@@ -224,6 +281,74 @@ def load_workload(path: Path) -> Workload:
         quick,
         manifest.sample_processes,
         manifest.layers,
+        command,
+    )
+
+
+def _command(document: Document[_Manifest], directory: Path) -> Command | None:
+    manifest = document.content
+    if bool(manifest.program) == bool(manifest.command):
+        raise document.fault(["program"], "give either a program or a command")
+    if not manifest.command:
+        for key, given in (("files", manifest.files), ("fetch", manifest.fetch)):
+            if given:
+                raise document.fault([key], "only a workload with a command has this key")
+        for name, table in manifest.metrics.items():
+            if table.pattern:
+                raise document.fault(
+                    ["metrics", name, "pattern"], "only a workload with a command has this key"
+                )
+        return None
+    files: list[GuestFile] = []
+    for place, source in manifest.files.items():
+        files += document.checked(["files", place], partial(files_of, directory / source, place))
+    patterns = {}
+    for name, table in manifest.metrics.items():
+        if not table.pattern and name not in COMMAND_METRICS:
+            raise document.fault(["metrics", name, "pattern"], "this key is missing")
+        if table.pattern:
+            patterns[name] = document.checked(
+                ["metrics", name, "pattern"], partial(check_pattern, table.pattern)
+            )
+    return Command(manifest.command, tuple(files), manifest.fetch, patterns)
+
+
+def _metrics_of_command(own: Mapping[str, Metric], general: Mapping[str, Metric]) -> dict[str, Metric]:
+    """The metrics of a command: its own, and those of every command, which are primary only if none of its own is."""
+    is_judged = any(metric.primary for metric in own.values())
+    return {
+        **{name: replace(each, primary=each.primary and not is_judged) for name, each in general.items()},
+        **own,
+    }
+
+
+def _check_fields(
+    document: Document[_Manifest], command: Command, parameters: Mapping[str, Parameter]
+) -> None:
+    for name in command.fields:
+        if name != "seed" and name not in parameters:
+            raise document.fault(["command"], f"{{{name}}} is not a parameter{_suggestion(name, parameters)}")
+
+
+def command_workload(
+    name: str, text: str, command: Command, own: Sequence[Metric], record: Mapping[str, str]
+) -> Workload:
+    """A workload for a command of the command line.
+
+    Args:
+        text: the command as the user wrote it.
+        own: metrics from its output.
+        record: what ``run.json`` tells of it, as parameters.
+    """
+    return Workload(
+        name,
+        f"The command: {text}",
+        PROGRAM,
+        {key: Parameter(key, "text", value, "Given on the command line.") for key, value in record.items()},
+        _metrics_of_command({metric.name: metric for metric in own}, COMMAND_METRICS),
+        COMMAND_TIMEOUT_S,
+        COMMAND_SAMPLE_MS,
+        command=command,
     )
 
 
@@ -236,9 +361,9 @@ def _parameter(name: str, document: Document[_Manifest]) -> Parameter:
             "the name of a parameter must have only a-z, 0-9 and _, and must not be seed, clock or size",
         )
     # Each type has keys of its own.
-    numeric = table.type != "choice"
+    numeric = table.type in ("integer", "size")
     for key, value, is_its_own in (
-        ("choices", table.choices, not numeric),
+        ("choices", table.choices, table.type == "choice"),
         ("minimum", table.minimum, numeric),
         ("maximum", table.maximum, numeric),
     ):
@@ -261,7 +386,7 @@ def _parameter(name: str, document: Document[_Manifest]) -> Parameter:
         for key, value in (("minimum", minimum), ("maximum", maximum)):
             if value is None:
                 raise document.fault([*place, key], "must be a size such as 64K, 2M or 1G")
-    elif not table.choices:
+    elif table.type == "choice" and not table.choices:
         raise document.fault([*place, "choices"], "must have at least one string")
     if table.type != "integer" and not isinstance(table.default, str):
         raise document.fault([*place, "default"], f"must be a string, not {table.default!r}")
@@ -382,6 +507,10 @@ def run_workload(
     """
     given = check_parameters({workload.name: workload}, workload.name, parameters)
     values = {name: parameter.default for name, parameter in workload.parameters.items()} | given
+    if workload.command is not None:
+        return _run_command(
+            guest, workload, workload.command, {**values, "seed": str(seed)}, clock, log_dir, timeout_s
+        )
     argv = [f"{WORKLOADS}/{workload.program}", "--seed", str(seed), "--clock", clock]
     for name, value in values.items():
         argv += [f"--{name}", value]
@@ -391,6 +520,44 @@ def run_workload(
         stderr=log_dir / "workload.stderr",
         timeout_s=timeout_s,
     )
+    records = _records_of(done, workload)
+    return WorkloadResult(observations_of(records, workload, clock), records, done)
+
+
+def _run_command(
+    guest: Guest,
+    workload: Workload,
+    command: Command,
+    values: Mapping[str, str],
+    clock: str,
+    log_dir: Path,
+    timeout_s: float,
+) -> WorkloadResult:
+    done = guest.run(
+        command.arguments(values, clock),
+        stdout=log_dir / "workload.jsonl",
+        stderr=log_dir / COMMAND_OUTPUT,
+        timeout_s=timeout_s,
+        environment=command.environment,
+        directory=DIRECTORY,
+    )
+    records = _records_of(done, workload)
+    try:
+        found = values_in(done.stderr, command.patterns)
+        for path in command.fetched:
+            guest.download(posixpath.join(DIRECTORY, path), log_dir / f"fetched-{posixpath.basename(path)}")
+    except UserError as error:
+        raise WorkloadFailed(f"workload {workload.name}: {error}") from error
+    records += records_of(found, workload.metrics.values(), clock)
+    return WorkloadResult(observations_of(records, workload, clock), records, done)
+
+
+def _records_of(done: Finished, workload: Workload) -> list[dict[str, Any]]:
+    """What a workload printed.
+
+    Raises:
+        WorkloadFailed: it reports no success, or its output is invalid.
+    """
     records, fault = parse_output(done.stdout)
     last = records[-1] if records else {}
     if fault is None and last.get("end") != "ok":
@@ -402,7 +569,7 @@ def run_workload(
         words = f"; it printed: {printed[-1]}" if printed else ""
         how = "" if done.status == 1 and "end" in last else f" ({done.end})"
         raise WorkloadFailed(f"workload {workload.name}: {fault}{how}{words}")
-    return WorkloadResult(observations_of(records, workload, clock), records, done)
+    return records
 
 
 def parse_output(text: str) -> tuple[list[dict[str, Any]], str | None]:

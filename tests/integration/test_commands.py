@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+
 import pytest
 
 from orchestrator.cli.application import status_of
@@ -21,6 +24,26 @@ def built(baseline_kernel: KernelBuild) -> None:
 def test_exec_ends_with_the_status_of_its_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert status_of(["exec", *SMALL, "--", "sh", "-c", "echo said; exit 7"]) == 7
     assert capsys.readouterr().out == "said\n"
+
+
+def test_exec_is_a_part_of_a_pipe(
+    capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading, writing = os.pipe()
+    os.write(writing, b"\xff\x00\n")
+    os.close(writing)
+    with os.fdopen(reading) as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        argv = ["exec", *SMALL, "--set", "vm.swappiness=10", "--", "cat", "-", "/proc/sys/vm/swappiness"]
+        assert status_of(argv) == 0
+    assert capfdbinary.readouterr().out == b"\xff\x00\n10\n"
+
+
+def test_a_setting_that_the_guest_does_not_have_is_the_users_mistake(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert status_of(["exec", *SMALL, "--set", "vm.no_such_thing=10", "--", "true"]) == 2
+    assert "the guest has no file /proc/sys/vm/no_such_thing" in capsys.readouterr().err
 
 
 def test_exec_of_a_command_that_does_not_end_is_reported(capsys: pytest.CaptureFixture[str]) -> None:

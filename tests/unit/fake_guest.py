@@ -211,8 +211,11 @@ class FakeGuest(Guest):
         if not self.alive:
             raise self.lost()
         answer = self._world.answers(list(argv), stdin)
-        if stdout is not None:
+        if isinstance(stdout, Path):
             stdout.write_text(answer.stdout)
+        elif stdout is not None:
+            stdout.write(answer.stdout.encode())
+            stdout.flush()
         if on_line is not None:
             for line in answer.stdout.splitlines():
                 on_line(line)

@@ -128,3 +128,45 @@ def test_a_file_of_a_control_group() -> None:
     assert value == Value("memcg", None, "job/memory.current", 4096)
     (value,) = parse_file("/sys/fs/cgroup/job/memory.stat", "thp_reserved 8192\n")
     assert value == Value("memcg", None, "job/memory.stat.thp_reserved", 8192)
+
+
+def test_slabinfo_counts_objects_and_slabs_of_each_cache() -> None:
+    text = (
+        "slabinfo - version: 2.1\n"
+        "# name            <active_objs> <num_objs> <objsize> <objperslab> <pagesperslab> : tunables <limit> "
+        "<batchcount> <sharedfactor> : slabdata <active_slabs> <num_slabs> <sharedavail>\n"
+        "bio-96                31     32    128   32    1 : tunables    0    0    0 : slabdata      1      2      0\n"
+    )
+    assert parse_file("/proc/slabinfo", text) == [
+        Value("slabinfo", None, "bio-96.active_objs", 31),
+        Value("slabinfo", None, "bio-96.num_objs", 32),
+        Value("slabinfo", None, "bio-96.num_slabs", 2),
+    ]
+
+
+def test_pagetypeinfo_counts_free_blocks_and_page_blocks() -> None:
+    text = (
+        "Page block order: 9\nPages per block:  512\n\n"
+        "Free pages count per migrate type at order       0      1 \n"
+        "Node    1, zone      DMA, type    Unmovable      0 >100000 \n\n"
+        "Number of blocks type     Unmovable      Movable \n"
+        "Node 1, zone      DMA            1            7 \n"
+    )
+    assert parse_file("/proc/pagetypeinfo", text) == [
+        Value("pagetypeinfo", 1, "DMA.Unmovable.0", 0),
+        Value("pagetypeinfo", 1, "DMA.Unmovable.1", 100000),
+        Value("pagetypeinfo", 1, "DMA.blocks.Unmovable", 1),
+        Value("pagetypeinfo", 1, "DMA.blocks.Movable", 7),
+    ]
+
+
+def test_pressure_is_the_total_stall_time() -> None:
+    text = (
+        "some avg10=0.12 avg60=0.00 avg300=0.00 total=345\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=6\n"
+    )
+    assert parse_file("/proc/pressure/memory", text) == [
+        Value("psi", None, "memory.some.total", 345),
+        Value("psi", None, "memory.full.total", 6),
+    ]
+    of_group = parse_file("/sys/fs/cgroup/a/memory.pressure", text)
+    assert of_group[0] == Value("memcg", None, "a/memory.pressure.some.total", 345)

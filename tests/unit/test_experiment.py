@@ -14,7 +14,7 @@ from orchestrator.execution.bench import Bench
 from orchestrator.execution.measure.request import experiment_of_manifest, manifest_of
 from orchestrator.experiment.cell import cells_of
 from orchestrator.experiment.experiment import Experiment, load_experiment
-from orchestrator.experiment.knob import combinations, parse_settings
+from orchestrator.experiment.knob import combinations, knob_path, parse_settings, reads_back, with_swap
 from orchestrator.experiment.variant import variants_of
 from orchestrator.guest.workload import Workload, load_workloads
 from orchestrator.kernel.series import Series, load_series
@@ -72,11 +72,62 @@ def test_an_early_stage_without_the_knob_has_one_variant(series: Series) -> None
         (["enabled=sometimes"], "one of always, madvise, never"),
         (["promotion_threshold=4,4"], "occurs twice"),
         (["promotion_threshold=4", "promotion_threshold=5"], "given twice"),
+        (["swappiness=10"], "named like vm.swappiness"),
+        (["swap=many"], "a size such as 512M"),
+        (["swap=0M"], "a size such as 512M"),
+        (["/etc/passwd=1"], "only files below /sys and /proc/sys"),
+        (["/sys/../etc/passwd=1"], "only files below /sys and /proc/sys"),
+        (["vm.swappiness=1", "/proc/sys/vm/swappiness=2"], "are the same file, /proc/sys/vm/swappiness"),
+        (["enabled=never", "/sys/kernel/mm/transparent_hugepage/enabled=never"], "are the same file"),
+        (["vm.swappiness= "], "one line of text"),
     ],
 )
 def test_a_bad_setting_is_one_clear_sentence(series: Series, settings: list[str], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         parse_settings(settings, series)
+
+
+def test_any_sysctl_and_any_file_below_sys_is_a_setting(series: Series) -> None:
+    settings = parse_settings(
+        ["vm.swappiness=10,60", "/sys/kernel/mm/ksm/run=1", "net.ipv4.conf.eth0/1.tag=a"], series
+    )
+    assert settings["vm.swappiness"] == ("10", "60")
+    assert [knob_path(key, series) for key in settings] == [
+        "/proc/sys/vm/swappiness",
+        "/sys/kernel/mm/ksm/run",
+        "/proc/sys/net/ipv4/conf/eth0.1/tag",
+    ]
+    assert names(series, ["core-only:1"], "vm.swappiness=10,60", "/sys/kernel/mm/ksm/run=1") == [
+        *("baseline", "baseline-control", "core-only:1@vm_swappiness=10", "core-only:1@vm_swappiness=60"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "text", "holds"),
+    [
+        ("10", "10\n", True),
+        ("never", "always madvise [never]\n", True),
+        ("always", "always madvise [never]\n", False),
+        ("1", "Y\n", True),
+        ("N", "N\n", True),
+        ("0", "Y\n", False),
+        ("256 32 0", "256\t32\t0\n", True),
+        ("32", "256\t32\t0\n", False),
+        ("0x20", "32\n", True),
+        ("10", "100\n", False),
+        ("10", "", False),
+    ],
+)
+def test_a_setting_is_checked_by_reading_it_back(value: str, text: str, *, holds: bool) -> None:
+    assert reads_back(value, text) is holds
+
+
+def test_swap_is_a_setting_of_every_variant(series: Series) -> None:
+    settings = parse_settings(with_swap(["vm.swappiness=10"], "512M"), series)
+    assert settings == {"vm.swappiness": ("10",), "swap": ("512M",)}
+    assert with_swap(None, None) == []
+    with pytest.raises(UserError, match="swap is given twice"):
+        parse_settings(with_swap(["swap=1G"], "512M"), series)
 
 
 def test_a_knob_that_no_variant_has_is_refused(series: Series) -> None:
@@ -267,6 +318,7 @@ def test_a_run_directory_knows_all_of_its_experiment(tmp_path: Path) -> None:
         margin=0.01,
         timeout_s=12.5,
         tradeoff={"x": "chunk/survivors.total"},
+        sample=("slabinfo", "/proc/stat"),
     )
     assert {f.name for f in fields(Experiment) if getattr(experiment, f.name) == f.default} == set()
     begun = manifest_of(experiment, bench, ["orchestrate", "run"])

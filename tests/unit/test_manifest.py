@@ -65,6 +65,7 @@ def full() -> Manifest:
         margin=0.25,
         repeat=3,
         max_repeat=5,
+        sample=("slabinfo",),
         seed=9,
         timeout_s=12.5,
         tradeoff={"x": "chunk/survivors.total"},

@@ -16,14 +16,16 @@ from guest_data import FILES, ROOT, SAMPLER
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.errors import InfrastructureError
+from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.guest.sampler import (
     DURING,
+    PROCESSES,
     SAMPLER_METRICS,
     Decoder,
     FormatError,
     Reading,
     Sampler,
+    check_monitor,
     read_files,
 )
 from orchestrator.guest.ssh import Finished, GuestLost
@@ -331,3 +333,15 @@ def test_read_files_wants_exactly_one_reading() -> None:
 
     with pytest.raises(FormatError, match="0 readings"):
         read_files(Silent(), ["/proc/vmstat"])  # type: ignore[arg-type]
+
+
+def test_what_the_guest_does_not_have_cannot_be_sampled() -> None:
+    Sampler(RecordedGuest(), 0, ["/proc/vmst*"]).before()  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"--sample psi: the guest's kernel has no file /proc/pressure/\*"):
+        Sampler(RecordedGuest(), 0, ["psi"]).before()  # type: ignore[arg-type]
+
+
+def test_monitors_are_named_or_paths() -> None:
+    assert [check_monitor(each) for each in ("slabinfo", PROCESSES, "/proc/stat")]
+    with pytest.raises(UserError, match="--sample slabinf: did you mean slabinfo"):
+        check_monitor("slabinf")

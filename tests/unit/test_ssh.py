@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import os
 import socket
@@ -23,6 +24,7 @@ from orchestrator.guest.ssh import (
     CommandTimeout,
     Guest,
     GuestLost,
+    check_loopback,
     encode_command,
     ssh_command,
 )
@@ -289,3 +291,63 @@ def test_the_command_for_a_person_trusts_this_guest_only(tmp_path: Path) -> None
     argv = ssh_command(2222, GuestImage(tmp_path, "x"), ["uname"])
     assert argv[0] == "ssh" and argv[-2:] == ["root@127.0.0.1", "uname"]
     assert "StrictHostKeyChecking=yes" in argv and f"UserKnownHostsFile={tmp_path / 'known_hosts'}" in argv
+
+
+def test_streams_of_this_process_are_attached_byte_for_byte_while_the_command_runs(guest: Guest) -> None:
+    given, taken = os.pipe(), os.pipe()
+    errors = io.BytesIO()
+    ended: list[int | None] = []
+
+    def attached() -> None:
+        with os.fdopen(given[0], "rb") as stdin, os.fdopen(taken[1], "wb", buffering=0) as stdout:
+            ended.append(guest.attach(["cat"], stdin=stdin, stdout=stdout, stderr=errors).status)
+
+    thread = threading.Thread(target=attached)
+    thread.start()
+    os.write(given[1], b"\xff\x00\n")
+    assert os.read(taken[0], 10) == b"\xff\x00\n", "it comes back before the end of the input"
+    os.write(given[1], b"more")
+    os.close(given[1])
+    thread.join(10)
+    assert os.read(taken[0], 10) == b"more" and ended == [0]
+    os.close(taken[0])
+
+
+def test_a_command_that_reads_no_input_ends_although_the_input_does_not(guest: Guest) -> None:
+    reading, writing = os.pipe()
+    with os.fdopen(reading, "rb") as stdin, os.fdopen(writing, "wb"):
+        finished = guest.attach(["sh", "-c", "exit 3"], stdin=stdin, stdout=io.BytesIO(), stderr=io.BytesIO())
+    assert finished.status == 3
+
+
+def test_a_reader_of_the_output_that_has_gone_ends_the_command(guest: Guest, tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    script = 'echo $$ >"$1"; while :; do echo; done'
+    with os.fdopen(writing, "wb", buffering=0) as stdout, pytest.raises(BrokenPipeError):
+        argv = ["sh", "-c", script, "sh", str(tmp_path / "pid")]
+        guest.attach(argv, stdin=None, stdout=stdout, stderr=io.BytesIO())
+    pid = (tmp_path / "pid").read_text().strip()
+    stat = Path(f"/proc/{pid}/stat")
+    assert not stat.exists() or "Z" in stat.read_text().split()[2]
+
+
+@pytest.mark.parametrize("attached", [False, True])
+def test_a_full_disk_is_named_and_is_no_lost_connection(guest: Guest, *, attached: bool) -> None:
+    with pytest.raises(InfrastructureError, match="cannot be written: No space left on device"):
+        if attached:
+            with Path("/dev/full").open("wb", buffering=0) as full:
+                guest.attach(["echo", "x"], stdin=None, stdout=full, stderr=io.BytesIO())
+        else:
+            guest.run(["echo", "x"], stdout=Path("/dev/full"))
+    assert guest.run(["true"]).status == 0
+
+
+def test_a_host_without_loopback_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: object, **__: object) -> None:
+        raise OSError(101, "Network is unreachable")
+
+    check_loopback()
+    monkeypatch.setattr(socket, "create_connection", unreachable)
+    with pytest.raises(InfrastructureError, match="ip link set lo up"):
+        check_loopback()

@@ -286,5 +286,6 @@ def test_the_projects_manifests_are_sound() -> None:
     assert {"chunk", "fault_latency", "touch"} <= set(workloads)
     for workload in workloads.values():
         assert any(metric.primary for metric in workload.metrics.values()), workload.name
-        assert (ROOT / "guest_workloads" / workload.name / f"{workload.program}.c").is_file()
+        directory = workload.name if workload.command is None else workload.program
+        assert (ROOT / "guest_workloads" / directory / f"{workload.program}.c").is_file()
         json.dumps({name: parameter.help for name, parameter in workload.parameters.items()})

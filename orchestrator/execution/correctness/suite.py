@@ -373,9 +373,7 @@ def choose_for(series: Series, names: Sequence[str], own: bool) -> tuple[Suite, 
     chosen = choose(names)
     if own:
         return chosen
-    general = tuple(
-        suite for suite in chosen if suite.kind is not Kind.RESERVATIONS and suite.threshold is None
-    )
+    general = tuple(suite for suite in chosen if suite.kind is not Kind.RESERVATIONS and not suite.neutral)
     if names and general != chosen:
         other = next(suite.name for suite in chosen if suite not in general)
         every = ", ".join(suite.name for suite in choose_for(series, (), own))

@@ -36,6 +36,7 @@ _REPLACES: Final = {
     "flavour": "flavour",
     "margin": "margin",
     "timeout_s": "timeout_s",
+    "sample": "sample",
 }
 
 
@@ -57,6 +58,7 @@ class MeasureRequest:
         until_decided: add boots until each primary metric is decided; the number of looks at the data is fixed.
         max_repeat: with `until_decided`, most fresh boots per variant and workload; None for the default.
         trees: two sources to compare instead of patchsets.
+        sample: what else to read with the counters.
         given: names of the fields that were given on the command line; they override the file.
     """
 
@@ -79,6 +81,7 @@ class MeasureRequest:
     until_decided: bool = False
     max_repeat: int | None = None
     trees: tuple[str, str] | None = None
+    sample: tuple[str, ...] = ()
 
     def experiment(
         self, series: Series, workloads: Mapping[str, Workload], default: Sequence[str]
@@ -114,6 +117,7 @@ class MeasureRequest:
             flavour=self.flavour,
             margin=self.margin,
             timeout_s=self.timeout_s,
+            sample=self.sample,
         )
         return replace(asked, **looks)
 
@@ -177,6 +181,7 @@ def manifest_of(experiment: Experiment, bench: Bench, command: Sequence[str]) ->
         seed=experiment.seed,
         timeout_s=experiment.timeout_s,
         tradeoff=dict(experiment.tradeoff),
+        sample=experiment.sample,
     )
 
 
@@ -270,4 +275,5 @@ def described_experiment(manifest: Manifest) -> Experiment:
         margin=manifest.margin,
         timeout_s=manifest.timeout_s,
         tradeoff=manifest.tradeoff,
+        sample=tuple(manifest.sample),
     )

@@ -63,7 +63,8 @@ Source = Annotated[
     typer.Option(
         "--source",
         metavar="PATH",
-        help="Kernel git tree, directory or tarball, or PACKAGE=VERSION; default: Debian's source package.",
+        help="Kernel git tree (PATH#REF) or its URL, directory, tarball, PACKAGE=VERSION or debian:7.3; "
+        "default: Debian's source package.",
     ),
 ]
 SeriesDirectory = Annotated[

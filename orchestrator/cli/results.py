@@ -32,6 +32,7 @@ def list_runs(context: typer.Context, as_json: option.Json = False) -> int:
     for path in run_directories(terminal.project.results):
         try:
             run = Run.open(path)
+            outcomes = run.outcomes()
         except OrchestrateError as error:
             rows.append({"run": path.name, "problem": str(error)})
             continue
@@ -42,7 +43,7 @@ def list_runs(context: typer.Context, as_json: option.Json = False) -> int:
                 "kind": run.manifest.kind.value,
                 "topology": run.manifest.topology.text,
                 "accelerator": run.manifest.accelerator.name,
-                "outcomes": run.outcomes(),
+                "outcomes": outcomes,
             }
         )
     rows.sort(key=lambda row: (row.get("created", ""), row["run"]))

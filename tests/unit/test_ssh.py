@@ -8,12 +8,14 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import paramiko
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from paramiko.common import MSG_CHANNEL_CLOSE, MSG_CHANNEL_EOF, MSG_CHANNEL_OPEN
 from ssh_server import Server, compile_argv_exec, new_key
 
 from orchestrator.errors import InfrastructureError, UserError
@@ -289,3 +291,31 @@ def test_the_command_for_a_person_trusts_this_guest_only(tmp_path: Path) -> None
     argv = ssh_command(2222, GuestImage(tmp_path, "x"), ["uname"])
     assert argv[0] == "ssh" and argv[-2:] == ["root@127.0.0.1", "uname"]
     assert "StrictHostKeyChecking=yes" in argv and f"UserKnownHostsFile={tmp_path / 'known_hosts'}" in argv
+
+
+def test_nothing_is_sent_on_a_channel_that_is_closed(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dropbear ends the connection when it gets a message for a channel that both sides have closed."""
+    sent: list[tuple[int, bytes]] = []
+    send: Callable[[paramiko.Transport, paramiko.Message], None] = vars(paramiko.Transport)[
+        "_send_user_message"
+    ]
+
+    def sending(self: paramiko.Transport, message: paramiko.Message) -> None:
+        if self is guest._transport:
+            data = message.asbytes()
+            if data[0] == MSG_CHANNEL_EOF:
+                time.sleep(0.05)  # the command ends, and the server closes the channel
+            sent.append((data[0], data[1:5]))
+        send(self, message)
+
+    monkeypatch.setattr(paramiko.Transport, "_send_user_message", sending)
+    for _ in range(3):
+        assert guest.run(["true"]).status == 0
+        guest.kill("0123", 15)
+    closed: set[bytes] = set()
+    for kind, channel in sent:
+        if kind == MSG_CHANNEL_CLOSE:
+            closed.add(channel)
+        elif kind != MSG_CHANNEL_OPEN:
+            assert channel not in closed, f"message {kind} on a closed channel"
+    assert closed

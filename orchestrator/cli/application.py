@@ -17,6 +17,7 @@ from orchestrator.cli.help import LazyGroup, Listed
 from orchestrator.cli.interruption import Interruption, interruption_of
 from orchestrator.cli.terminal import Terminal
 from orchestrator.errors import InfrastructureError, OrchestrateError, missing_package
+from orchestrator.printable import printable
 
 #: The exception for a wrong command line. Some versions of typer contain their own copy of click.
 _UsageError: type[Any] = typer.BadParameter.__mro__[1]
@@ -188,4 +189,4 @@ def status_of(arguments: list[str]) -> int:
 
 
 def _say(message: str) -> None:
-    typer.echo(f"orchestrate: {message}", err=True)
+    typer.echo(f"orchestrate: {printable(message)}", err=True)

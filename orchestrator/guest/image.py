@@ -17,6 +17,7 @@ import shutil
 import tarfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache, reduce
 from pathlib import Path
@@ -256,9 +257,17 @@ def image_artefact(
         "image",
         image.key,
         image.make,
-        lambda directory: GuestImage(directory, directory.name),
+        _loaded,
         image.prepare,
     )
+
+
+def _loaded(directory: Path) -> GuestImage:
+    image = GuestImage(directory, directory.name)
+    with suppress(OSError):  # an image of an earlier version, whose initramfs everybody could read
+        if image.initramfs.stat().st_mode & 0o077:
+            image.initramfs.chmod(0o600)
+    return image
 
 
 def compile_workload(workloads: Path, name: str, program: Path) -> None:
@@ -391,6 +400,7 @@ class _Image:
         data = archive(entries)
         if self._recipe.compression == "gzip":
             data = gzip.compress(data, 9, mtime=0)
+        image.initramfs.touch(mode=0o600)  # it contains the private host key
         image.initramfs.write_bytes(data)
         image.client_key.touch(mode=0o600)
         image.client_key.write_bytes(self._keys.client.read_bytes())

@@ -31,6 +31,7 @@ from orchestrator.guest.archive import ArchiveEntry, archive
 from orchestrator.guest.keys import Keys, keys_artefact
 from orchestrator.guest.packages import Package, find_packages, root_of
 from orchestrator.guest.selftests import Selftests
+from orchestrator.kernel.build_log import host_trouble
 from orchestrator.process import require, run, version_of
 from orchestrator.project import Project
 
@@ -295,6 +296,13 @@ def _with_common(directory: Path, common: Path) -> list[str]:
 def _compile(program: Path, arguments: Sequence[str]) -> None:
     done = run([*_COMPILER, *arguments, "-o", str(program)], check=False)
     if done.returncode != 0:
+        trouble = host_trouble(done.stderr.splitlines())
+        if trouble is not None:
+            raise trouble
+        if done.returncode < 0:
+            raise InfrastructureError(
+                f"the compiler of the guest program {program.name} was killed by signal {-done.returncode}."
+            )
         first = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr)
         raise UserError(f"the guest program {program.name} does not compile: {first.strip()}")
 

@@ -17,7 +17,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -48,6 +48,8 @@ _WINDOW = 1 << 28
 _STOP_TIMEOUT_S = 20.0
 _ANSWER_TIMEOUT_S = 60.0
 _CLOSE_TIMEOUT_S = 5.0
+#: Host seconds that the guest has to kill a command which took too long. Its end is reported in any case.
+_KILL_TIMEOUT_S = 5.0
 #: Host seconds that the machine may take to notice why a connection broke; a panic's report is waited for.
 _REASON_S = 5.0
 _RETRY_S = 0.2
@@ -585,11 +587,16 @@ class Remote:
         return self._channel.status_event.wait(left())
 
     def _kill(self) -> None:
-        try:
-            self._guest.kill(self._token, signal.SIGKILL)
-            self._ended(_ANSWER_TIMEOUT_S)
-        except GuestLost:
-            pass  # the connection is lost as well
+        def kill() -> None:
+            with suppress(GuestLost):  # the connection is lost as well
+                self._guest.kill(self._token, signal.SIGKILL)
+
+        # A guest that is short of memory answers late; one whose QEMU is stopped never does.
+        killer = threading.Thread(target=kill, daemon=True, name="guest-kill")
+        killer.start()
+        killer.join(_KILL_TIMEOUT_S)
+        if not killer.is_alive():
+            self._ended(_KILL_TIMEOUT_S)
         self._channel.close()
 
     def _guarded(self, work: Callable[..., None], *arguments: object) -> None:

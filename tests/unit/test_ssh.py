@@ -319,3 +319,15 @@ def test_nothing_is_sent_on_a_channel_that_is_closed(guest: Guest, monkeypatch: 
         elif kind != MSG_CHANNEL_OPEN:
             assert channel not in closed, f"message {kind} on a closed channel"
     assert closed
+
+
+def test_a_guest_that_is_stopped_does_not_delay_a_timeout(
+    guest: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.guest.ssh._KILL_TIMEOUT_S", 0.2)
+    never = threading.Event()
+    monkeypatch.setattr(guest, "kill", lambda token, number: never.wait(30))
+    began = time.monotonic()
+    with pytest.raises(CommandTimeout):
+        guest.run(["sleep", "3"], timeout_s=0.2)
+    assert time.monotonic() - began < 2

@@ -1,30 +1,51 @@
 # SPDX-License-Identifier: GPL-2.0-only
 """A content-addressed cache of everything expensive: source trees, kernels, images, probe results.
 
-The key of an artefact is the hash of all its inputs. An artefact is built in a temporary directory and renamed
-into place, so an interruption leaves nothing half-made, and several processes can share one cache.
+The key of an artefact is the hash of all its inputs. An artefact is built in a temporary directory, written to the disk
+and renamed into place, so an interruption leaves nothing half-made, and several processes can share one cache.
+
+An entry has a seal, ``seal.json``: size, mtime and SHA-256 of each file. Each use compares sizes and mtimes, and the
+first use after a boot of the host the content too. A damaged entry counts as missing, so it is made again.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
+import logging
 import os
 import shutil
 import tempfile
+import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import platformdirs
 from filelock import FileLock, Timeout
 
+from orchestrator.errors import UserError
+from orchestrator.output import replace_file
+
+log = logging.getLogger(__name__)
+
 # Removing an SSH key would lock us out of running guests, and a run is resumed with the series that it began with;
 # the other kinds are small.
 _KEPT = ("ssh-keys", "probe", "packages", "calibration", "series")
 #: Part of every key. Increase it when the layout of stored artefacts changes.
 GENERATION = 1
+#: Kinds of entries after which the limit of the cache is checked; to measure its size takes a moment.
+_LARGE = ("image", "kernel", "source")
+_KEY = "key.json"
+_SEAL = "seal.json"
+#: Entries that this process uses, with the open file that holds the lock. Released when the process ends.
+_held: dict[Path, int] = {}
+_held_lock = threading.Lock()
 
 
 def digest(key: Mapping[str, Any]) -> str:
@@ -72,23 +93,55 @@ class CacheEntry:
 
 
 @dataclass(frozen=True)
+class Collected:
+    """An entry that was to be removed from the cache.
+
+    Args:
+        size: its size in bytes.
+        is_gone: whether it was removed; False if a process uses it.
+    """
+
+    entry: CacheEntry
+    size: int
+    is_gone: bool
+
+
+@dataclass(frozen=True)
 class Cache:
     """A cache below one directory.
 
     Args:
         root: the directory; created when first needed.
+        limit_bytes: size that it is reduced to after something large was added to it; None for no limit.
     """
 
     root: Path
+    limit_bytes: float | None = None
 
     @classmethod
     def default(cls) -> Cache:
-        """The cache of this user: ``$ORCHESTRATE_CACHE``, else the XDG cache directory."""
+        """The cache of this user: ``$ORCHESTRATE_CACHE``, else the XDG cache directory.
+
+        ``$ORCHESTRATE_CACHE_GIB`` limits its size.
+
+        Raises:
+            UserError: the limit is not a positive number.
+        """
         named = os.environ.get("ORCHESTRATE_CACHE")
+        limit = os.environ.get("ORCHESTRATE_CACHE_GIB")
+        limit_bytes = None
+        if limit:
+            try:
+                limit_bytes = float(limit) * 2**30
+            except ValueError:
+                limit_bytes = 0.0
+            if not 0 < limit_bytes < float("inf"):
+                raise UserError(f"ORCHESTRATE_CACHE_GIB={limit}: write a number of GiB above 0, e.g. 50.")
         # Absolute: programs that are given its paths run in other directories.
-        return cls(
+        root = (
             Path(named).expanduser().absolute() if named else Path(platformdirs.user_cache_dir("orchestrate"))
         )
+        return cls(root, limit_bytes)
 
     @property
     def unfit_to_build(self) -> str | None:
@@ -108,8 +161,8 @@ class Cache:
         return self.root / kind / digest({"generation": GENERATION, **key})
 
     def has(self, kind: str, key: Mapping[str, Any]) -> bool:
-        """Whether the artefact exists and is complete."""
-        return (self.path(kind, key) / "key.json").is_file()
+        """Whether the artefact exists and is undamaged."""
+        return self._fault(self.path(kind, key), key) is None
 
     def obtain(self, kind: str, key: Mapping[str, Any], make: Callable[[Path], None]) -> Path:
         """Return the directory of an artefact; call `make` if it does not exist yet.
@@ -127,18 +180,59 @@ class Cache:
         with self.lock(f"{kind}-{final.name}"):
             if self.has(kind, key):  # another process made it while we waited
                 return final
+            for left in final.parent.glob(f".{final.name}-*"):  # its maker was killed: we have the lock now
+                shutil.rmtree(left, ignore_errors=True)
+            if final.exists():
+                what = self._fault(final, key)
+                log.warning("%s/%s in the cache is damaged: %s; making it again", kind, final.name, what)
             working = Path(tempfile.mkdtemp(prefix=f".{final.name}-", dir=final.parent))
             try:
                 make(working)
-                (working / "key.json").write_text(json.dumps(key, indent=2, sort_keys=True) + "\n")
+                (working / _KEY).write_text(json.dumps(key, indent=2, sort_keys=True) + "\n")
+                seal(working)
                 working.chmod(0o755)
-                if final.exists():  # left by a version that was not atomic, or damaged by hand
+                _write_to_disk(working)
+                if final.exists():
                     shutil.rmtree(final)
                 working.rename(final)
+                _sync(final.parent)
             except BaseException:
                 shutil.rmtree(working, ignore_errors=True)
                 raise
+        if self.limit_bytes is not None and kind in _LARGE:
+            self.hold(final)
+            for each in self.collect(limit_bytes=self.limit_bytes):
+                log.info(
+                    "the cache is too large: %s %s", "removed" if each.is_gone else "kept", each.entry.name
+                )
         return final
+
+    def hold(self, directory: Path) -> bool:
+        """Keep an entry from being removed by :meth:`remove` for as long as this process lives.
+
+        Returns:
+            False if the entry was removed in the meantime. True if it is protected, or cannot be: on a file system
+            without locks, or without a free file descriptor.
+        """
+        with _held_lock:
+            if directory in _held and _is_open_file(directory / _KEY, _held[directory]):
+                return True
+            try:
+                descriptor = os.open(directory / _KEY, os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                return False
+            except OSError:
+                return True
+            with suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_SH)
+            if not _is_open_file(directory / _KEY, descriptor):
+                os.close(descriptor)
+                return False
+            previous = _held.pop(directory, None)
+            if previous is not None:  # the entry was made again
+                os.close(previous)
+            _held[directory] = descriptor
+            return True
 
     def lock(self, name: str) -> FileLock:
         """An inter-process lock of this cache; released when its holder dies."""
@@ -154,7 +248,7 @@ class Cache:
 
     def entries(self) -> Iterator[CacheEntry]:
         """All entries that can be rebuilt; SSH keys and small entries such as probe results are left out."""
-        for key in self.root.glob("*/*/key.json"):
+        for key in self.root.glob(f"*/*/{_KEY}"):
             kind = key.parent.parent.name
             if kind not in _KEPT:
                 yield CacheEntry(key.stat().st_mtime, key.parent, f"{kind}-{key.parent.name}")
@@ -176,15 +270,171 @@ class Cache:
         """
         try:
             with self.lock(entry.lock).acquire(timeout=0):
-                shutil.rmtree(entry.path)
-        except Timeout:
+                try:
+                    descriptor = os.open(entry.path / _KEY, os.O_RDONLY | os.O_CLOEXEC)
+                except FileNotFoundError:  # half-made, or an object directory, which its user has locked
+                    shutil.rmtree(entry.path)
+                    return True
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    # A use that begins now does not find the entry, and makes it again.
+                    shutil.rmtree(entry.path)
+                finally:
+                    os.close(descriptor)
+        except (Timeout, BlockingIOError):
             return False
         return True
 
     @staticmethod
+    def _fault(directory: Path, key: Mapping[str, Any]) -> str | None:
+        """Why the entry of `key` in `directory` cannot be used; None if it can."""
+        try:
+            stored = json.loads((directory / _KEY).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return f"{_KEY} is missing"
+        except (OSError, ValueError, RecursionError):
+            return f"{_KEY} cannot be read"
+        # A key may have tuples, which JSON stores as lists.
+        return damage(directory) if stored == json.loads(json.dumps(key)) else f"{_KEY} is of another key"
+
+    def collect(
+        self, max_age_s: float | None = None, limit_bytes: float | None = None, *, dry_run: bool = False
+    ) -> Iterator[Collected]:
+        """Remove entries, the least recently used first; those that a process uses are kept.
+
+        Args:
+            max_age_s: remove entries that were not used for this long; None: age does not matter.
+            limit_bytes: also remove entries until the rest has at most this size; None: size does not matter.
+            dry_run: remove nothing.
+
+        Returns:
+            All entries that are to be removed, with their sizes.
+        """
+        entries = [(entry, entry.size()) for entry in sorted(self.entries())]
+        total = sum(size for _, size in entries)
+        for entry, size in entries:
+            is_old = max_age_s is not None and time.time() - entry.used > max_age_s
+            if not is_old and (limit_bytes is None or total <= limit_bytes):
+                continue
+            is_gone = dry_run or self.remove(entry)
+            total -= size if is_gone else 0
+            yield Collected(entry, size, is_gone)
+
+    @staticmethod
     def _touch(directory: Path) -> None:
-        # `orchestrate results gc` removes entries by their time of last use.
-        os.utime(directory / "key.json")
+        # `orchestrate results gc` removes entries by their time of last use. The cache may be read-only.
+        with suppress(OSError):
+            os.utime(directory / _KEY)
+
+
+def seal(directory: Path) -> None:
+    """Write the seal of an entry: size, mtime and SHA-256 of each of its files as they are."""
+    files = {}
+    for name, path in _sealed_files(directory).items():
+        status = path.stat()
+        files[name] = [status.st_size, _mtime(name, status), file_digest(path)]
+    _write_seal(directory, files)
+
+
+def damage(directory: Path) -> str | None:
+    """What is wrong with an entry; None if it is as it was made.
+
+    Content is compared on the first use after a boot of the host, and for files whose mtime has changed. An entry
+    without a seal is from an earlier version of this program, and gets one.
+    """
+    try:
+        text = (directory / _SEAL).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        with suppress(OSError):  # a read-only cache
+            seal(directory)
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        return f"{_SEAL} cannot be read: {error}"
+    try:
+        content = json.loads(text)
+        is_first_use = content["boot_id"] != _boot_id()
+        files = {
+            name: (int(size), mtime, str(digest)) for name, (size, mtime, digest) in content["files"].items()
+        }
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return f"{_SEAL} is not valid"
+    has_changed = False
+    for name, (size, mtime, expected) in files.items():
+        path = directory / name
+        try:
+            status = path.stat()
+            if status.st_size != size:
+                return f"{name} has {status.st_size} bytes instead of {size}"
+            if is_first_use or _mtime(name, status) != mtime:
+                if file_digest(path) != expected:
+                    return f"the content of {name} has changed"
+                has_changed = True
+        except FileNotFoundError:
+            return f"{name} is missing"
+        except OSError as error:
+            return f"{name} cannot be read: {error.strerror or error}"
+    if is_first_use or has_changed:
+        with suppress(OSError):  # a read-only cache
+            _write_seal(
+                directory,
+                {
+                    name: [size, _mtime(name, (directory / name).stat()), expected]
+                    for name, (size, _, expected) in files.items()
+                },
+            )
+    return None
+
+
+def _sealed_files(directory: Path) -> dict[str, Path]:
+    """The files of an entry that never change: of a git repository only the objects, as git writes the others."""
+    found = {}
+    for path in sorted(directory.rglob("*")):
+        name = path.relative_to(directory).as_posix()
+        is_of_git, _, inner = name.partition(".git/")
+        if path.is_symlink() or not path.is_file() or name in (_KEY, _SEAL):
+            continue
+        if inner and is_of_git and not inner.startswith("objects/"):
+            continue
+        found[name] = path
+    return found
+
+
+def _mtime(name: str, status: os.stat_result) -> int | None:
+    """The mtime in ns; None for an object of git, whose mtime git changes when it would write the object again."""
+    return None if ".git/objects/" in name else status.st_mtime_ns
+
+
+def _write_seal(directory: Path, files: Mapping[str, list[int | str | None]]) -> None:
+    content = {"boot_id": _boot_id(), "files": files}
+    replace_file(directory / _SEAL, (json.dumps(content, indent=1) + "\n").encode())
+
+
+@lru_cache(maxsize=1)
+def _boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+
+
+def _write_to_disk(directory: Path) -> None:
+    """Write files and directories to the disk, so that the rename that follows cannot survive a crash without them."""
+    for path in directory.rglob("*"):
+        if not path.is_symlink() and (path.is_file() or path.is_dir()):
+            _sync(path)
+    _sync(directory)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _is_open_file(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except OSError:
+        return False
 
 
 T = TypeVar("T")
@@ -230,4 +480,7 @@ class Artefact(Generic[T]):
         self.prepare()
         key = self.key()
         assert key is not None, f"{self.kind}: prepare() has not made all inputs"
-        return self.load(self.cache.obtain(self.kind, key, self.make))
+        directory = self.cache.obtain(self.kind, key, self.make)
+        while not self.cache.hold(directory):  # `orchestrate results gc` removed it just now
+            directory = self.cache.obtain(self.kind, key, self.make)
+        return self.load(directory)

@@ -94,7 +94,7 @@ def read_document(path: Path, shape: type[S], what: str, schema: int | None = No
         raise UserError(f"{path}: cannot read {what} ({error}).") from error
     try:
         content = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # also a number with more digits than Python converts
         raise UserError(f"{path}: cannot read {what}: not valid TOML: {error}.") from error
     adapter: TypeAdapter[S] = _adapter(cast("Hashable", shape))
     from pydantic import ValidationError
@@ -103,8 +103,15 @@ def read_document(path: Path, shape: type[S], what: str, schema: int | None = No
         found = _shown(content["schema"])
         raise _fault(path, text, ["schema"], f"schema {found} is not supported; this version reads {schema}")
     try:
+        as_json = json.dumps(content, default=str)
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # a hexadecimal number with too many digits; tables too deep
+        raise UserError(f"{path}: cannot read {what}: {error}.") from error
+    try:
         # As JSON, a list is accepted where a tuple is declared, and a table where a dataclass is.
-        return Document(path, text, adapter.validate_json(json.dumps(content, default=str)))
+        return Document(path, text, adapter.validate_json(as_json))
     except ValidationError as error:
         place, sentence = _first_fault(shape, content, error.errors(include_url=False))
         raise _fault(path, text, place, sentence) from error
@@ -225,7 +232,7 @@ def line_of(text: str, place: Place) -> int:
     for number in range(1, len(lines) + 1):
         try:
             part = tomllib.loads("".join(lines[:number]))
-        except tomllib.TOMLDecodeError:
+        except ValueError:
             continue
         if _is_at(part, present):
             begin = before

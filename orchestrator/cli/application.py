@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import logging
+import resource
+import signal
 import sys
 from collections.abc import Mapping
 from io import TextIOWrapper
@@ -14,11 +16,17 @@ from typing import Annotated, Any, ClassVar
 import typer
 
 from orchestrator.cli.help import LazyGroup, Listed
+from orchestrator.cli.interruption import Interruption, interruption_of
 from orchestrator.cli.terminal import Terminal
-from orchestrator.errors import OrchestrateError, missing_package
+from orchestrator.errors import InfrastructureError, OrchestrateError, missing_package
+from orchestrator.printable import printable
 
 #: The exception for a wrong command line. Some versions of typer contain their own copy of click.
 _UsageError: type[Any] = typer.BadParameter.__mro__[1]
+
+#: Open files of a command: the fewest with which one guest runs, and enough for many guests at a time.
+_FEWEST_FILES = 128
+_ENOUGH_FILES = 4096
 
 _RUN = "Run"
 _LOOK = "Inspect runs"
@@ -113,7 +121,25 @@ def common(
     )
     for chatty in ("paramiko", "matplotlib", "PIL", "qemu", "asyncio", "filelock"):
         logging.getLogger(chatty).setLevel(logging.CRITICAL if not debug else logging.WARNING)
+    _check_open_files()
     context.obj = Terminal(quiet=quiet, verbose=verbose, debug=debug)
+
+
+def _check_open_files() -> None:
+    """Use as many file descriptors as the host allows, up to a limit.
+
+    Raises:
+        InfrastructureError: too few for a command; programs would fail in ways that do not tell why.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < _ENOUGH_FILES:
+        soft = min(hard, _ENOUGH_FILES) if hard != resource.RLIM_INFINITY else _ENOUGH_FILES
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    if soft < _FEWEST_FILES:
+        raise InfrastructureError(
+            f"this process may have only {soft} files open, and needs {_FEWEST_FILES}; raise the limit with: "
+            f"ulimit -n {_ENOUGH_FILES}"
+        )
 
 
 def main() -> None:
@@ -122,11 +148,12 @@ def main() -> None:
         # A title may have characters that the terminal's encoding lacks.
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    Interruption().install()
     sys.exit(status_of(sys.argv[1:]))
 
 
 def status_of(arguments: list[str]) -> int:
-    """Run one command line and return its exit status: 0, 1, 2, 3 or 130."""
+    """Run one command line and return its exit status: 0, 1, 2, 3, or 128 plus the signal that ended it."""
     # After the name of the command, --debug may be an option of a program in the guest.
     with_traceback = "--debug" in takewhile(lambda word: word.startswith("-"), arguments)
     try:
@@ -139,9 +166,11 @@ def status_of(arguments: list[str]) -> int:
     except _UsageError as error:
         error.show()
         return int(error.exit_code)
-    except (typer.Abort, KeyboardInterrupt):
-        _say("interrupted; all measurements so far are kept.")
-        return 130
+    except (typer.Abort, KeyboardInterrupt) as error:
+        interrupted = interruption_of(error)
+        how = "interrupted" if interrupted.signal == signal.SIGINT else f"ended by {interrupted.signal.name}"
+        _say(f"{how}; all measurements so far are kept.")
+        return interrupted.exit_status
     except OrchestrateError as error:
         if with_traceback:
             raise
@@ -157,6 +186,11 @@ def status_of(arguments: list[str]) -> int:
         return 1
     except BrokenPipeError:
         return 1
+    except MemoryError:
+        if with_traceback:
+            raise
+        _say("this host has no memory left for the command; end other programs, or use fewer --jobs.")
+        return 1
     except OSError as error:  # a full disk, a directory without permission
         if with_traceback:
             raise
@@ -166,4 +200,4 @@ def status_of(arguments: list[str]) -> int:
 
 
 def _say(message: str) -> None:
-    typer.echo(f"orchestrate: {message}", err=True)
+    typer.echo(f"orchestrate: {printable(message)}", err=True)

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import re
-import time
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -33,6 +32,7 @@ def list_runs(context: typer.Context, as_json: option.Json = False) -> int:
     for path in run_directories(terminal.project.results):
         try:
             run = Run.open(path)
+            outcomes = run.outcomes()
         except OrchestrateError as error:
             rows.append({"run": path.name, "problem": str(error)})
             continue
@@ -43,7 +43,7 @@ def list_runs(context: typer.Context, as_json: option.Json = False) -> int:
                 "kind": run.manifest.kind.value,
                 "topology": run.manifest.topology.text,
                 "accelerator": run.manifest.accelerator.name,
-                "outcomes": run.outcomes(),
+                "outcomes": outcomes,
             }
         )
     rows.sort(key=lambda row: (row.get("created", ""), row["run"]))
@@ -131,23 +131,17 @@ def collect(
     """Remove cached kernels, object directories, images and trees not used recently; runs are never removed."""
     terminal = terminal_of(context)
     limit_s = _age_s(older_than)
+    limit_bytes = None if keep_gib is None else keep_gib * 2**30
     cache = terminal.cache
-    entries = sorted(cache.entries())
-    sizes = {entry: entry.size() for entry in entries}
-    total = sum(sizes.values())
+    total = sum(entry.size() for entry in cache.entries())
     freed = 0
-    for entry in entries:
-        old = time.time() - entry.used > limit_s
-        large = keep_gib is not None and total - freed > keep_gib * 2**30
-        if not (old or large):
+    for each in cache.collect(limit_s, limit_bytes, dry_run=dry_run):
+        if not each.is_gone:
+            terminal.print(f"in use, kept {each.entry.name}")
             continue
-        if not dry_run and not cache.remove(entry):
-            terminal.print(f"in use, kept {entry.name}")
-            continue
-        freed += sizes[entry]
-        terminal.print(
-            f"{'would remove' if dry_run else 'removed'} {entry.name}  {sizes[entry] / 2**20:.0f} MiB"
-        )
+        freed += each.size
+        done = "would remove" if dry_run else "removed"
+        terminal.print(f"{done} {each.entry.name}  {each.size / 2**20:.0f} MiB")
     terminal.print(
         f"{freed / 2**30:.2f} GiB of {total / 2**30:.2f} GiB {'would be ' if dry_run else ''}freed"
     )

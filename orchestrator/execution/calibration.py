@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from orchestrator.analysis.calibration import DEFAULT_ROUNDS, DENSITIES, Calibration, Costs, Spread
-from orchestrator.cache import Cache
+from orchestrator.cache import Cache, seal
 from orchestrator.errors import InfrastructureError
 from orchestrator.events import Step
 from orchestrator.execution.bench import Bench
@@ -220,4 +220,5 @@ def _keep(cache: Cache, calibration: Calibration) -> Path:
     temporary = directory / f".answer.{os.getpid()}"
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(directory / "answer.json")
+    seal(directory)
     return directory

@@ -7,14 +7,18 @@ one guest at a time, so a worker with N threads runs N guests.
 
 from __future__ import annotations
 
+import asyncio
+import concurrent.futures
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from distributed import Client, Event
+from distributed import Client, Event, get_client
+from distributed.comm.core import CommClosedError
 from distributed.scheduler import KilledWorker
 
 from orchestrator.cache import Cache
@@ -34,6 +38,16 @@ from orchestrator.project import Project
 from orchestrator.store.outcome import Outcome
 
 _CONNECT_TIMEOUT_S = 10
+#: Host seconds to wait for a worker that takes the place of the last one.
+_WORKER_TIMEOUT_S = 30
+#: What a future raises if its worker died: the cell, the shipment, or the connection to the scheduler is gone.
+_WORKER_DIED = (
+    KilledWorker,
+    asyncio.CancelledError,
+    concurrent.futures.CancelledError,
+    CommClosedError,
+    TimeoutError,
+)
 
 
 @dataclass(frozen=True)
@@ -88,6 +102,8 @@ class Cluster:
             )
         self.slots = sum(worker["nthreads"] for worker in workers.values())
         self._shipment: Any = None
+        self._content: Shipment | None = None
+        self._shipping = threading.Lock()
         self._stop = Event(client=self._client)
 
     def ship(self, bench: Bench, kernels: Mapping[str, KernelBuild]) -> None:
@@ -96,7 +112,7 @@ class Cluster:
         Args:
             kernels: patchset -> its kernel.
         """
-        shipment = Shipment(
+        self._content = Shipment(
             {patchset: (kernel, _files(kernel.directory)) for patchset, kernel in kernels.items()},
             {layers: (image, _files(image.directory)) for layers, image in bench.images.items()},
             bench.series,
@@ -104,30 +120,40 @@ class Cluster:
             bench.accelerator,
             bench.flavour,
         )
-        self._shipment = self._client.scatter(shipment, broadcast=True, hash=False)
+        self._shipment = self._client.scatter(self._content, broadcast=True, hash=False)
 
     def measure(self, cell: Cell, experiment: Experiment, log_directory: Path) -> CellResult:
         """Measure one cell on a worker; blocks until it ends. If the worker dies, the cell is lost."""
         assert self._shipment is not None, "ship() must be called first"
-        future = self._client.submit(
-            measure_shipped,
-            cell,
-            experiment,
-            self._shipment,
-            self._stop.name,
-            pure=False,
-            key=f"cell-{cell.id}",
-        )
         try:
-            returned: Returned = future.result()
-        except KilledWorker as error:
+            future = self._client.submit(
+                measure_shipped,
+                cell,
+                experiment,
+                self._shipped(),
+                self._stop.name,
+                pure=False,
+                key=f"cell-{cell.id}",
+            )
+            try:
+                returned: Returned = future.result()
+            finally:
+                future.release()
+        except _WORKER_DIED as error:
             return CellResult(cell, Outcome.LOST, f"the worker that measured it died: {error}")
-        finally:
-            future.release()
         log_directory.mkdir(parents=True, exist_ok=True)
         for name, content in returned.logs.items():
             (log_directory / name).write_bytes(content)
         return returned.result
+
+    def _shipped(self) -> Any:
+        """The shipment on the workers; it is sent again if the last worker that had it died."""
+        with self._shipping:
+            if self._shipment.status in ("cancelled", "lost"):
+                self._shipment = self._client.scatter(
+                    self._content, broadcast=True, hash=False, timeout=_WORKER_TIMEOUT_S
+                )
+            return self._shipment
 
     def abort(self) -> None:
         """End every guest on every worker."""
@@ -153,22 +179,36 @@ def measure_shipped(cell: Cell, experiment: Experiment, shipment: Shipment, stop
     bench = Bench(Project(home), Cache(home / "cache"), Events(), flavour=shipment.flavour, shipped=shipped)
     patchset = experiment.variant(cell.variant).patchset
     kernel = replace(shipment.kernels[patchset][0], directory=home / "kernels" / patchset)
+    with (
+        aborted_when_asked(stop, bench.abort),
+        tempfile.TemporaryDirectory(prefix="orchestrate-cell-") as logs,
+    ):
+        result = measure_cell(cell, experiment, bench, kernel, Path(logs))
+        return Returned(result, _files(Path(logs)))
+
+
+@contextmanager
+def aborted_when_asked(stop: str, abort: Callable[[], None]) -> Iterator[None]:
+    """On a worker, in the thread of a task: call `abort` if the event is set while the block runs.
+
+    Args:
+        stop: name of the distributed event.
+    """
+    # Only the thread of a task can find the worker's client.
+    asked = Event(stop, client=get_client())
     finished = threading.Event()
 
     def watch() -> None:
-        asked = Event(stop)
         while not finished.is_set():
             if asked.wait(timeout=1):
-                bench.abort()
+                abort()
                 return
 
     threading.Thread(target=watch, daemon=True).start()
-    with tempfile.TemporaryDirectory(prefix="orchestrate-cell-") as logs:
-        try:
-            result = measure_cell(cell, experiment, bench, kernel, Path(logs))
-        finally:
-            finished.set()
-        return Returned(result, _files(Path(logs)))
+    try:
+        yield
+    finally:
+        finished.set()
 
 
 def _same_accelerator(asked: Accelerator) -> Accelerator:

@@ -17,6 +17,7 @@ from orchestrator.guest.ssh import CommandFailed, CommandTimeout, GuestLost
 from orchestrator.guest.workload import WorkloadFailed
 from orchestrator.machine.oops import Finding
 from orchestrator.machine.qemu import MachineFailure
+from orchestrator.printable import printable
 from orchestrator.store.outcome import Outcome
 
 #: Exceptions that always concern the guest.
@@ -39,6 +40,10 @@ class Ending:
     outcome: Outcome
     evidence: str = ""
     findings: tuple[Finding, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Make the evidence safe to print, since it has output of the guest."""
+        object.__setattr__(self, "evidence", printable(self.evidence))
 
     @property
     def is_ok(self) -> bool:

@@ -2,7 +2,7 @@
 """Parsers for text files with kernel counters. They are pure functions of the text.
 
 Nothing is filtered: counters unknown to this module are returned like all others. Lines without an integer, such as
-headings, are ignored.
+headings, are ignored; so are numbers with more digits than 64 bits have.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from typing import NamedTuple
 
 _THP = "/sys/kernel/mm/transparent_hugepage/"
 _CGROUP = "/sys/fs/cgroup/"
-_NODE_FILE = re.compile(r"/sys/devices/system/node/node(\d+)/(\w+)", re.ASCII)
-_PROCESS_FILE = re.compile(r"/proc/(\d+)/smaps_rollup (.+)", re.ASCII)
-_NODE_LINE = re.compile(r"Node (\d+), zone\s+(\S+)(.*)", re.ASCII)
-_NODE_ZONE = re.compile(r"Node\s+(\d+), zone\s+(\w+)(?:, type\s+(\w+))?", re.ASCII)
+_NODE_FILE = re.compile(r"/sys/devices/system/node/node(\d{1,9})/(\w+)", re.ASCII)
+_PROCESS_FILE = re.compile(r"/proc/(\d{1,9})/smaps_rollup (.+)", re.ASCII)
+_NODE_LINE = re.compile(r"Node (\d{1,9}), zone\s+(\S+)(.*)", re.ASCII)
+_NODE_ZONE = re.compile(r"Node\s+(\d{1,9}), zone\s+(\w+)(?:, type\s+(\w+))?", re.ASCII)
 _PRESSURE = "/proc/pressure/"
-_NODE_PREFIX = re.compile(r"Node \d+ ", re.ASCII)
-_PAIR = re.compile(r"\s*(.+?):?\s+(-?\d+)(?:\s+[A-Za-z]+)?\s*", re.ASCII)
+_NODE_PREFIX = re.compile(r"Node \d{1,9} ", re.ASCII)
+_PAIR = re.compile(r"\s*(.+?):?\s+(-?\d{1,20})(?:\s+[A-Za-z]+)?\s*", re.ASCII)
 _CHOICE = re.compile(r"(\[)?([\w,+-]+)\]?")
 #: The only line about a CPU that zoneinfo does not indent like the others.
 _LAST_OF_CPU = "vm stats threshold"
@@ -256,7 +256,7 @@ def parse_file(path: str, text: str) -> list[Value]:
 
 
 def _is_integer(text: str) -> bool:
-    return re.fullmatch(r"-?\d+", text, re.ASCII) is not None
+    return re.fullmatch(r"-?\d{1,20}", text, re.ASCII) is not None
 
 
 def _signed(text: str) -> int:

@@ -17,6 +17,7 @@ import shutil
 import tarfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache, reduce
 from pathlib import Path
@@ -30,6 +31,7 @@ from orchestrator.guest.archive import ArchiveEntry, archive
 from orchestrator.guest.keys import Keys, keys_artefact
 from orchestrator.guest.packages import Package, find_packages, root_of
 from orchestrator.guest.selftests import Selftests
+from orchestrator.kernel.build_log import host_trouble
 from orchestrator.process import require, run, version_of
 from orchestrator.project import Project
 
@@ -256,9 +258,17 @@ def image_artefact(
         "image",
         image.key,
         image.make,
-        lambda directory: GuestImage(directory, directory.name),
+        _loaded,
         image.prepare,
     )
+
+
+def _loaded(directory: Path) -> GuestImage:
+    image = GuestImage(directory, directory.name)
+    with suppress(OSError):  # an image of an earlier version, whose initramfs everybody could read
+        if image.initramfs.stat().st_mode & 0o077:
+            image.initramfs.chmod(0o600)
+    return image
 
 
 def compile_workload(workloads: Path, name: str, program: Path) -> None:
@@ -286,6 +296,13 @@ def _with_common(directory: Path, common: Path) -> list[str]:
 def _compile(program: Path, arguments: Sequence[str]) -> None:
     done = run([*_COMPILER, *arguments, "-o", str(program)], check=False)
     if done.returncode != 0:
+        trouble = host_trouble(done.stderr.splitlines())
+        if trouble is not None:
+            raise trouble
+        if done.returncode < 0:
+            raise InfrastructureError(
+                f"the compiler of the guest program {program.name} was killed by signal {-done.returncode}."
+            )
         first = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr)
         raise UserError(f"the guest program {program.name} does not compile: {first.strip()}")
 
@@ -391,6 +408,7 @@ class _Image:
         data = archive(entries)
         if self._recipe.compression == "gzip":
             data = gzip.compress(data, 9, mtime=0)
+        image.initramfs.touch(mode=0o600)  # it contains the private host key
         image.initramfs.write_bytes(data)
         image.client_key.touch(mode=0o600)
         image.client_key.write_bytes(self._keys.client.read_bytes())

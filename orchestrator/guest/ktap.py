@@ -12,6 +12,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from orchestrator.printable import printable
+
 _PLAN = re.compile(r"1\.\.(\d+)")
 _RESULT = re.compile(r"(?P<bad>not )?ok (?P<number>\d+)(?: -)? ?(?P<name>[^#]*?)(?: ?# ?(?P<directive>.*))?")
 _DIAGNOSTIC = re.compile(r"#(?: (?P<text>.*))?")
@@ -43,6 +45,11 @@ class TestResult:
     name: str
     status: Status
     text: str = ""
+
+    def __post_init__(self) -> None:
+        """Make name and text safe to print, since the guest printed them."""
+        object.__setattr__(self, "name", printable(self.name))
+        object.__setattr__(self, "text", printable(self.text))
 
 
 def parse_ktap(lines: Iterable[str]) -> tuple[list[TestResult], str]:

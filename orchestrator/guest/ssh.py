@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Self, cast
+from typing import IO, TYPE_CHECKING, Any, Self, cast
 
 from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.guest.image import HOST_ALIAS, GuestImage
@@ -44,10 +44,15 @@ _TOLD = 255
 #: dropbear rejects commands of 9000 bytes or more (MAX_CMD_LEN in its sysoptions.h).
 _LONGEST_COMMAND = 8000
 _CHUNK = 1 << 16
+#: Bytes that the guest may send ahead of the reader; output is read as it arrives. When a tenth of it is read, paramiko
+#: asks for more. This should be rare, as it does so without its lock; see _send_end_of_file().
+_WINDOW = 1 << 28
 #: Host seconds for a command to end after SIGTERM, and for a guest that is short of memory to answer a request.
 _STOP_TIMEOUT_S = 20.0
 _ANSWER_TIMEOUT_S = 60.0
 _CLOSE_TIMEOUT_S = 5.0
+#: Host seconds that the guest has to kill a command which took too long. Its end is reported in any case.
+_KILL_TIMEOUT_S = 5.0
 #: Host seconds that the machine may take to notice why a connection broke; a panic's report is waited for.
 _REASON_S = 5.0
 _RETRY_S = 0.2
@@ -401,26 +406,30 @@ class Guest:
         try:
             client = paramiko.SFTPClient.from_transport(self._transport)
         except _connection_errors() as error:
-            raise self.lost() from error
+            raise self.lost(error) from error
         assert client is not None
         try:
             yield client
         except (paramiko.SSHException, EOFError) as error:
-            raise self.lost() from error
+            raise self.lost(error) from error
         except OSError as error:
             if not self.alive:
-                raise self.lost() from error
+                raise self.lost(error) from error
             raise UserError(f"cannot {what} {source} to {target}: {error}.") from error
         finally:
             _end_of_input(client.get_channel())
         self.note({"argv": [what, source, target], "seconds": round(time.monotonic() - began, 3)})
 
-    def lost(self) -> GuestLost:
-        """The exception to raise when the connection turns out to be broken, with the machine's reason if any."""
+    def lost(self, error: Exception | None = None) -> GuestLost:
+        """The exception to raise when the connection turns out to be broken, with the machine's reason if any.
+
+        Args:
+            error: what the SSH library said. It says each reason only once.
+        """
         reason = self._why(_REASON_S)
         if reason is not None:
             return GuestLost(str(reason), reason)
-        error = self._transport.get_exception()
+        error = self._transport.get_exception() or error
         return GuestLost(f"{self._reason} ({error})" if str(error or "") else self._reason)
 
     def note(self, record: Mapping[str, object]) -> None:
@@ -449,15 +458,15 @@ class Guest:
             _end_of_input(channel)
             return text
         except _connection_errors() as error:
-            raise self.lost() from error
+            raise self.lost(error) from error
         finally:
             channel.close()
 
     def _channel(self) -> paramiko.Channel:
         try:
-            return self._transport.open_session()
+            return self._transport.open_session(window_size=_WINDOW)
         except _connection_errors() as error:
-            raise self.lost() from error
+            raise self.lost(error) from error
 
     def _start(
         self,
@@ -480,7 +489,7 @@ class Guest:
             _request(channel, f"exec {_PROGRAM} {token} {payload}")
             channel.event.clear()  # from now on it means that the channel is closed
         except _connection_errors() as error:
-            raise self.lost() from error
+            raise self.lost(error) from error
         data = stdin.encode() if isinstance(stdin, str) else stdin
         return Remote(self, channel, token, tuple(argv), data, stdout, stderr, on_line, lines)
 
@@ -610,11 +619,16 @@ class Remote:
         return self._channel.status_event.wait(left())
 
     def _kill(self) -> None:
-        try:
-            self._guest.kill(self._token, signal.SIGKILL)
-            self._ended(_ANSWER_TIMEOUT_S)
-        except GuestLost:
-            pass  # the connection is lost as well
+        def kill() -> None:
+            with suppress(GuestLost):  # the connection is lost as well
+                self._guest.kill(self._token, signal.SIGKILL)
+
+        # A guest that is short of memory answers late; one whose QEMU is stopped never does.
+        killer = threading.Thread(target=kill, daemon=True, name="guest-kill")
+        killer.start()
+        killer.join(_KILL_TIMEOUT_S)
+        if not killer.is_alive():
+            self._ended(_KILL_TIMEOUT_S)
         self._channel.close()
 
     def _guarded(self, work: Callable[..., None], *arguments: object) -> None:
@@ -635,7 +649,7 @@ class Remote:
         elif data is not None:
             for chunk in self._read(data):
                 self._channel.sendall(chunk)
-        self._channel.shutdown_write()
+        _send_end_of_file(self._channel)
 
     def _read(self, stream: IO[bytes]) -> Iterator[bytes]:
         """What `stream` has, as it arrives, until its end or until the command ends.
@@ -802,10 +816,26 @@ def _end_of_input(channel: paramiko.Channel | None) -> None:
     try:
         # paramiko sets this event when the channel closes; earlier it is set for the answer to a request.
         channel.event.clear()
-        channel.shutdown_write()
+        _send_end_of_file(channel)
         _await_close(channel)
     except _connection_errors():
         pass  # the connection broke; the next command reports it
+
+
+def _send_end_of_file(channel: paramiko.Channel) -> None:
+    """Send end-of-file, unless the channel is closed.
+
+    Channel.shutdown_write() of paramiko releases its lock before it sends. Meanwhile its other thread may answer when
+    the server closes the channel, and the end-of-file that follows is for a channel that no longer exists: dropbear
+    then ends the whole connection (getchannel() in its common-channel.c).
+    """
+    internals: Any = channel
+    with channel.lock:
+        if channel.closed:
+            return
+        message = internals._send_eof()
+        if message is not None:
+            internals.transport._send_user_message(message)
 
 
 def _await_close(channel: paramiko.Channel) -> None:

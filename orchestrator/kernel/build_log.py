@@ -73,16 +73,30 @@ def blames_source(log: Iterable[str]) -> bool:
     return any(map(_BLAMES_SOURCE.search, lines)) and not any(map(_DAMAGED.search, lines))
 
 
+_OUT_OF_MEMORY = (
+    "Killed signal terminated program",
+    "internal compiler error: Killed",
+    "virtual memory exhausted",
+    "Cannot allocate memory",
+    "out of memory allocating",
+)
+_DISK_FAILED = ("Read-only file system", "Input/output error", "Too many open files")
+
+
 def host_trouble(log: Iterable[str]) -> InfrastructureError | None:
     """The error to raise if make failed because of the host; None if it did not."""
     for line in log:
-        if "No space left on device" in line:
+        if "No space left on device" in line or "Disk quota exceeded" in line:
             return InfrastructureError(
                 "the disk is full; free space with `orchestrate results gc`, or set ORCHESTRATE_CACHE to another disk."
             )
-        if "Killed signal terminated program" in line or "internal compiler error: Killed" in line:
+        if any(said in line for said in _OUT_OF_MEMORY):
             return InfrastructureError(
                 "the compiler was killed, most likely because the host ran out of memory; use fewer build jobs."
+            )
+        if line.startswith("ccache: error:") or any(said in line for said in _DISK_FAILED):
+            return InfrastructureError(
+                f"the compiler failed because of this host: {line.strip().rstrip('.')}."
             )
         if re.search(r"fatal error: openssl/\S+: No such file", line):
             return InfrastructureError(

@@ -32,8 +32,7 @@ ISOLATED: Mapping[str, str] = {
     "GIT_TERMINAL_PROMPT": "0",
     "LC_ALL": "C",
 }
-#: No background work after a command has ended. No fsync: an artefact is renamed into place once it is complete, so
-#: the cache does not depend on it.
+#: No background work after a command has ended. No fsync: the cache writes a complete artefact to the disk.
 _SETTINGS = (
     "core.bare=false",
     "core.fsync=none",

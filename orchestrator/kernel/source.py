@@ -28,6 +28,8 @@ from orchestrator.kernel.repository import ISOLATED, SAFE, Repository, git_comma
 from orchestrator.process import kill_group, run
 
 _KIND = "source"
+#: Largest file in a tarball in bytes; the largest of a kernel has 20 MB. A file is read into memory.
+_LARGEST_MEMBER = 256 << 20
 #: Higher compression would dominate the import time; without any, another gigabyte would be written.
 _FAST = ("pack.compression=1", "fastimport.unpackLimit=0")
 _VERSION = re.compile(r"^(VERSION|PATCHLEVEL|SUBLEVEL|EXTRAVERSION)[ \t]*=[ \t]*(\S*)[ \t]*$", re.MULTILINE)
@@ -385,6 +387,7 @@ def read_archive(archive: Path, repository: Repository, step: Step) -> str:
     def files() -> Iterator[_File]:
         with tarfile.open(archive, "r|*") as tar:
             for member in tar:
+                _check_member(archive, member)
                 if member.isfile():
                     stream = tar.extractfile(member)
                     assert stream is not None
@@ -396,8 +399,39 @@ def read_archive(archive: Path, repository: Repository, step: Step) -> str:
 
     try:
         return _import(files(), repository, step)
-    except (tarfile.TarError, EOFError, lzma.LZMAError, zlib.error, gzip.BadGzipFile) as error:
+    except (
+        tarfile.TarError,
+        EOFError,
+        lzma.LZMAError,
+        zlib.error,
+        gzip.BadGzipFile,
+        OSError,
+        ValueError,
+        OverflowError,
+        KeyError,
+    ) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the host failed; a damaged archive has no errno
         raise UserError(f"{archive.name} cannot be unpacked: {error}.") from error
+
+
+def _check_member(archive: Path, member: tarfile.TarInfo) -> None:
+    """Refuse a member that git could not check out, or that does not fit in memory.
+
+    Raises:
+        UserError: its name leaves the directory or is in a git directory, or it is too large.
+    """
+    parts = member.name.split("/")
+    if member.name.startswith("/") or ".." in parts or any(part.lower() == ".git" for part in parts):
+        raise UserError(
+            f"{archive.name} has a file named {member.name[:200]!r}, which a kernel source cannot have; "
+            "name the tarball of a release, or a git tree."
+        )
+    if member.isfile() and member.size > _LARGEST_MEMBER:
+        raise UserError(
+            f"{archive.name} has the file {member.name[:200]!r} with {member.size / 2**20:.0f} MiB; "
+            "no file of a kernel source is that large."
+        )
 
 
 def _add(directory: Path, repository: Repository, step: Step) -> str:

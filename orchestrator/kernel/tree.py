@@ -120,6 +120,7 @@ def apply_stages(source: SourceTree, stages: Sequence[Stage], cache: Cache, even
             (directory / "tree.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
 
     directory = cache.obtain(_KIND, tree_key(source, stages), make)
+    cache.hold(directory)
     commit, tree, how = _facts(directory)
     return PatchedTree(
         directory / "repository.git", commit, tree, source, tuple(stages), how.variants, tuple(how.merged)

@@ -7,6 +7,7 @@ socket stays free for interactive use (``socat -,raw,echo=0 UNIX:console.sock``)
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 import time
@@ -17,6 +18,7 @@ from pathlib import Path
 from pexpect.fdpexpect import fdspawn
 
 from orchestrator.machine.oops import Finding, parse_console
+from orchestrator.printable import printable
 
 #: Line that the guest's init prints once SSH accepts connections.
 READY = "orchestrate: ready"
@@ -29,10 +31,18 @@ _PANIC_OVER = re.compile(r"---\[ end Kernel panic|PANIC: early exception|Rebooti
 # die(), arch/x86/kernel/dumpstack.c: a task died in the kernel, and the locks it held are never released.
 _OOPS = re.compile(r"Oops: [^\n]{1,80}\[#\d+\]")
 _CARRY = 120  # longer than any match of the patterns, so that none is missed between two reads
+_CHUNK = 1 << 20
+#: Bytes of a console log above which it is cut, and how many of its first bytes are kept then.
+LONGEST = 32 << 20
+KEPT = 8 << 20
 
 
 class ConsoleLog:
     """A console log that another process writes, and what has been found in it so far.
+
+    A guest can print without end. A log above :data:`LONGEST` bytes is cut: its first :data:`KEPT` bytes stay, followed
+    by a line that says how much is missing, and by what the guest prints next. Reports of the kernel in the part that
+    is removed are kept. The writer must append to the file (O_APPEND).
 
     Args:
         path: the log file; it may not exist yet.
@@ -52,17 +62,38 @@ class ConsoleLog:
         self.last_output = time.monotonic()
         self._ready_mark = _READY if ready_mark == READY else re.compile(re.escape(ready_mark) + _LINE_END)
         self._carry = ""
+        self._removed = 0
+        self._begin = 0
+        self._earlier: list[Finding] = []
 
     def poll(self) -> bool:
         """Read new output; return whether there was any."""
+        is_new = False
         try:
             with self.path.open("rb") as stream:
                 stream.seek(self.size)
-                new = stream.read()
+                while new := stream.read(_CHUNK):
+                    is_new = True
+                    self._take(new)
         except FileNotFoundError:
             return False
-        if not new:
-            return False
+        if self.size > LONGEST:
+            self._cut()
+        return is_new
+
+    def _cut(self) -> None:
+        self._earlier = self.findings()
+        with self.path.open("r+b") as stream:
+            end = stream.seek(0, os.SEEK_END)
+            self._removed += end - max(KEPT, self._begin)
+            stream.seek(KEPT)
+            stream.truncate()
+            stream.write(
+                f"\norchestrate: the console log was cut here; {self._removed} bytes are missing\n".encode()
+            )
+            self.size = self._begin = stream.tell()
+
+    def _take(self, new: bytes) -> None:
         self.size += len(new)
         self.last_output = time.monotonic()
         text = self._carry + new.decode(errors="replace")
@@ -72,7 +103,6 @@ class ConsoleLog:
         self.panic_over = self.panic_over or _match(_PANIC_OVER, text)
         if self.oopsed_at is None and _match(_OOPS, text):
             self.oopsed_at = time.monotonic()
-        return True
 
     @property
     def silent_s(self) -> float:
@@ -80,9 +110,14 @@ class ConsoleLog:
         return time.monotonic() - self.last_output
 
     def text(self) -> str:
-        """The whole log; empty if it does not exist yet."""
+        """The whole log, without control characters; empty if it does not exist yet."""
+        return self._text_from(0)
+
+    def _text_from(self, begin: int) -> str:
         try:
-            return self.path.read_text(encoding="utf-8", errors="replace")
+            with self.path.open("rb") as stream:
+                stream.seek(begin)
+                return printable(stream.read(LONGEST + KEPT).decode(errors="replace"))
         except FileNotFoundError:
             return ""
 
@@ -92,7 +127,7 @@ class ConsoleLog:
 
     def findings(self) -> list[Finding]:
         """The kernel's reports so far."""
-        return parse_console(self.text())
+        return [*self._earlier, *parse_console(self._text_from(self._begin))]
 
 
 @contextmanager

@@ -160,6 +160,8 @@ def qemu_argv(
     console = f"socket,id=console,path={_escaped(sockets.console)}"
     argv = [
         *(QEMU, "-nodefaults", "-no-user-config", "-display", "none"),
+        # A guest that breaks out of QEMU cannot start programs, get privileges or change priorities (seccomp(2)).
+        *("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),
         *("-machine", "q35", *accelerator.qemu_arguments, *topology.qemu_arguments()),
         *("-kernel", str(bzimage), "-initrd", str(initramfs), "-append", " ".join(words)),
         # A reset ends QEMU; a panic does not, so that the kernel can print its whole report before it resets itself.
@@ -167,7 +169,7 @@ def qemu_argv(
         *("-chardev", f"socket,id=qmp,path={_escaped(sockets.qmp)}", "-mon", "chardev=qmp,mode=control"),
         *("-chardev", f"socket,id=monitor,path={_escaped(sockets.monitor)},server=on,wait=off"),
         *("-mon", "chardev=monitor,mode=readline"),
-        *("-chardev", ",".join([console, "server=on,wait=off", f"logfile={_escaped(console_log)}"])),
+        *("-chardev", ",".join([console, "server=on,wait=off", f"logfile={_escaped(console_log)},logappend=on"])),
         *("-serial", "chardev:console"),
         # QEMU chooses a free port, so that two machines never conflict. restrict=on: no access to the network.
         *("-netdev", "user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:0-:22"),

@@ -30,10 +30,11 @@ MINIMUM_MEMORY_MIB = 128
 OVERHEAD_MIB = 320
 
 _GROUP = re.compile(
-    r"(?:(?P<count>\d+)\s*[xX*]\s*)?(?P<size>\d+(?:\.\d+)?)\s*(?P<unit>[KMGT]?)(?:i?B)?\s*(?:/\s*(?P<cpus>\d+))?",
+    r"(?:(?P<count>\d{1,9})\s*[xX*]\s*)?(?P<size>\d{1,9}(?:\.\d{1,9})?)\s*(?P<unit>[KMGT]?)(?:i?B)?"
+    r"\s*(?:/\s*(?P<cpus>\d{1,9}))?",
     re.IGNORECASE,
 )
-_SIZE = re.compile(r"(?P<size>\d+(?:\.\d+)?)\s*(?P<unit>[KMGT]?)(?:i?B)?", re.IGNORECASE)
+_SIZE = re.compile(r"(?P<size>\d{1,9}(?:\.\d{1,9})?)\s*(?P<unit>[KMGT]?)(?:i?B)?", re.IGNORECASE)
 _UNIT_MIB = {"K": 1 / 1024, "M": 1.0, "G": 1024.0, "T": 1024.0 * 1024}
 _EXAMPLES = (
     "examples: 4x2G (4 nodes of 2 GiB with 2 CPUs each), 2x2G/4 (4 CPUs per node), "

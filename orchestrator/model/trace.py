@@ -66,6 +66,10 @@ KNOBS: Final[Mapping[str, tuple[str, ...] | range]] = MappingProxyType(
 )
 
 
+#: Digits of the largest number in a trace. Python refuses to convert thousands of them.
+_DIGITS = 20
+
+
 class TraceError(ValueError):
     """A trace that cannot be parsed, or has an impossible operation; the message says where and why."""
 
@@ -279,15 +283,15 @@ class _TraceLine:
         word = self.word(what)
         if not (word.isascii() and word.isdecimal()):
             raise self.error(f"{what} is `{word}`, but must be a number.")
-        if not minimum <= int(word) <= maximum:
-            raise self.error(f"{what} is {word}, but must be from {minimum} to {maximum}.")
+        if len(word) > _DIGITS or not minimum <= int(word) <= maximum:
+            raise self.error(f"{what} is {word[:_DIGITS]}, but must be from {minimum} to {maximum}.")
         return int(word)
 
     def page(self, what: str) -> int:
         word = self.word(what)
         block, colon, page = word.partition(":")
         digits = [block, page] if colon else [block]
-        if not all(part.isascii() and part.isdecimal() for part in digits):
+        if not all(part.isascii() and part.isdecimal() and len(part) <= _DIGITS for part in digits):
             raise self.error(f"{what} is `{word}`, but must be BLOCK:PAGE or a page number.")
         number = int(block)
         if colon:

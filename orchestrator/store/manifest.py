@@ -509,7 +509,9 @@ def read_manifest(directory: Path) -> Manifest:
         content = json.loads(text)
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{directory} is not a run directory: it has no {FILE}.") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}.") from error
+    except (ValueError, RecursionError) as error:  # also a number with more digits than Python converts
         raise UserError(f"{path} is damaged: {error}.") from error
     schema = content.get("schema") if isinstance(content, dict) else None
     if not isinstance(schema, int):

@@ -4,10 +4,14 @@
 ``run.json`` is written before any slow work, and replaced atomically. Each finished cell is a directory in ``parts/``,
 renamed into place, so an interruption leaves complete cells only. The three tables next to ``run.json`` are created
 from the parts when the run ends, even if it ends early.
+
+A cell with a damaged or missing file is ``lost``, with the reason, so that it hides no other cell and is measured again
+when the run is resumed.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shlex
@@ -39,6 +43,12 @@ _PARTS = "parts"
 _LOGS = "logs"
 _LOCK = ".lock"
 _NO_END = "the end was not recorded"
+_CELL = "cell.json"
+_TABLES = ("metrics.parquet", "samples.parquet")
+#: SHA-256 of the two tables of a cell. Cells of earlier versions have none.
+_DIGESTS = "digests.json"
+#: First and last bytes of a Parquet file.
+_MAGIC = b"PAR1"
 _TIMED_NAME = re.compile(r"\d{8}T\d{6}Z-")
 
 
@@ -201,7 +211,9 @@ class RunWriter:
         try:
             tables.write(tables.metrics_table(row, observations), working / "metrics.parquet")
             tables.write(tables.samples_table(row.cell, samples), working / "samples.parquet")
-            replace_file(working / "cell.json", (json.dumps(row.to_dict(), indent=2) + "\n").encode())
+            digests = {name: _digest(working / name) for name in _TABLES}
+            replace_file(working / _DIGESTS, (json.dumps(digests, indent=2) + "\n").encode())
+            replace_file(working / _CELL, (json.dumps(row.to_dict(), indent=2) + "\n").encode())
             working.chmod(0o755)
             with self._mutex:
                 final = parts / row.cell
@@ -218,8 +230,9 @@ class RunWriter:
         return frozenset(row.cell for row in _ends(self.path, self._planned) if row.outcome is Outcome.OK)
 
     def has_ended(self, cell: str) -> bool:
-        """Whether an end of the cell is recorded, whatever it is."""
-        return (self.path / _PARTS / cell / "cell.json").is_file()
+        """Whether an end of the cell is recorded, whatever it is, and undamaged."""
+        directory = self.path / _PARTS / cell
+        return (directory / _CELL).is_file() and isinstance(_end_of(directory), CellRow)
 
     def ends(self) -> list[CellRow]:
         """The recorded ends of cells, in the order of the plan."""
@@ -439,26 +452,73 @@ def _locked(path: Path) -> FileLock:
     return lock
 
 
-def _ends(path: Path, planned: Iterable[str]) -> Iterator[CellRow]:
-    """The recorded results, in the order of the plan."""
-    for cell in planned:
-        try:
-            text = (path / _PARTS / cell / "cell.json").read_text(encoding="utf-8")
-        except FileNotFoundError:
+def _ends(path: Path, planned: Mapping[str, PlannedCell]) -> Iterator[CellRow]:
+    """The recorded results, in the order of the plan; a damaged one is lost, with the reason."""
+    for cell, entry in planned.items():
+        directory = path / _PARTS / cell
+        if not (directory / _CELL).exists():
             continue
-        yield CellRow.from_dict(json.loads(text))
+        end = _end_of(directory)
+        if isinstance(end, str):
+            what = f"the recorded result is damaged: {directory.relative_to(path)}/{end}"
+            end = CellRow(entry, outcome=Outcome.LOST, evidence=what)
+        yield end
+
+
+def _end_of(directory: Path) -> CellRow | str:
+    """The recorded result of a cell, or what is wrong with its files."""
+    try:
+        row = CellRow.from_dict(json.loads((directory / _CELL).read_text(encoding="utf-8")))
+        if row.cell != directory.name:
+            return f"{_CELL} is of another cell, {row.cell}"
+    except OSError as error:
+        return f"{_CELL} cannot be read ({error.strerror or error})"
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return f"{_CELL} is not the result of a cell"
+    return _fault_of_tables(directory) or row
+
+
+def _fault_of_tables(directory: Path) -> str | None:
+    """What is wrong with the tables of a cell; None if they are as they were written."""
+    try:
+        digests = json.loads((directory / _DIGESTS).read_text(encoding="utf-8"))
+        expected = {name: str(digests[name]) for name in _TABLES}
+    except FileNotFoundError:
+        expected = {}
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return f"{_DIGESTS} is damaged"
+    for name in _TABLES:
+        try:
+            content = (directory / name).read_bytes()
+        except FileNotFoundError:
+            return f"{name} is missing"
+        except OSError as error:
+            return f"{name} cannot be read ({error.strerror or error})"
+        is_whole = len(content) > 2 * len(_MAGIC) and content.startswith(_MAGIC) and content.endswith(_MAGIC)
+        if not is_whole or expected.get(name) not in (None, hashlib.sha256(content).hexdigest()):
+            return f"{name} is damaged"
+    return None
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _cell_rows(path: Path, planned: Iterable[PlannedCell]) -> list[dict[str, Any]]:
     """One row per planned cell, whether or not it has ended."""
-    plan = list(planned)
-    ends = {row.cell: row for row in _ends(path, [entry.cell for entry in plan])}
+    plan = {entry.cell: entry for entry in planned}
+    ends = {row.cell: row for row in _ends(path, plan)}
     return [
         (ends.get(entry.cell) or CellRow(entry, outcome=Outcome.LOST, evidence=_NO_END)).to_dict()
-        for entry in plan
+        for entry in plan.values()
     ]
 
 
 def _part_files(path: Path, name: str, planned: Iterable[str]) -> list[Path]:
-    files = (path / _PARTS / cell / f"{name}.parquet" for cell in planned)
-    return [file for file in files if file.is_file()]
+    """The undamaged tables of this name."""
+    directories = [path / _PARTS / cell for cell in planned]
+    return [
+        directory / f"{name}.parquet"
+        for directory in directories
+        if (directory / _CELL).exists() and isinstance(_end_of(directory), CellRow)
+    ]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from orchestrator.errors import UserError
 from orchestrator.store.schema import CELLS, METRICS, SAMPLES, TABLES
 
 if TYPE_CHECKING:
@@ -82,6 +83,9 @@ def read(
     Args:
         name: name of the table, a key of :data:`schema.TABLES`.
         selected: column -> values to select; None stands for all.
+
+    Raises:
+        UserError: one of the files is damaged.
     """
     import pyarrow.dataset as ds  # imported here, since it imports pandas
 
@@ -96,13 +100,37 @@ def read(
             one = ds.field(column).isin(pa.array(sorted(wanted), pa.string()))
             condition = one if condition is None else condition & one
     # A list of files keeps the order of the plan, so results computed from the rows are reproducible.
-    dataset = ds.dataset([str(path) for path in files], schema=schema, format="parquet")
-    found: pd.DataFrame = dataset.to_table(filter=condition).to_pandas()
+    try:
+        dataset = ds.dataset([str(path) for path in files], schema=schema, format="parquet")
+        found: pd.DataFrame = dataset.to_table(filter=condition).to_pandas()
+    except (pa.ArrowException, OSError) as error:
+        raise _damaged(files, error) from error
     return found
 
 
+def _damaged(files: Sequence[Path], error: Exception) -> UserError:
+    """The error for the first of `files` that cannot be read."""
+    for file in files:
+        try:
+            pq.ParquetFile(file).read()
+        except (pa.ArrowException, OSError) as its_own:
+            return UserError(f"{file} is damaged: {_first_line(its_own)}.")
+    return UserError(f"{files[0]} is damaged: {_first_line(error)}.")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
 def read_column(file: Path, column: str) -> list[Any]:
-    """The values of one column of a file."""
+    """The values of one column of a file.
+
+    Raises:
+        UserError: the file is damaged.
+    """
     # Not pq.read_table(), which imports pandas.
-    values: list[Any] = pq.ParquetFile(file).read(columns=[column]).column(column).to_pylist()
+    try:
+        values: list[Any] = pq.ParquetFile(file).read(columns=[column]).column(column).to_pylist()
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise _damaged([file], error) from error
     return values

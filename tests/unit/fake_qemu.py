@@ -43,7 +43,7 @@ class Fake:
             (word[5:] for word in " ".join(sys.argv).split() if word.startswith("fake=")),
             "ready",
         )
-        self.log = Path(option("-chardev", "socket,id=console")["logfile"]).open("w", buffering=1)  # noqa: SIM115
+        self.log = Path(option("-chardev", "socket,id=console")["logfile"]).open("a", buffering=1)  # noqa: SIM115
         self.status = "running"
         self.qmp = socket.socket(socket.AF_UNIX)
 

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import re
 import socket
 import threading
 from pathlib import Path
 
 import pytest
 
+from orchestrator.machine import console as console_module
 from orchestrator.machine.console import ConsoleLog, dialogue
 
 CONSOLE = Path(__file__).parent / "data" / "console"
@@ -100,3 +102,36 @@ def test_a_dialogue(tmp_path: Path) -> None:
 def test_a_dialogue_with_nobody(tmp_path: Path) -> None:
     with pytest.raises(OSError), dialogue(tmp_path / "console"):
         pass
+
+
+def test_a_log_without_end_is_cut_and_says_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(console_module, "LONGEST", 4000)
+    monkeypatch.setattr(console_module, "KEPT", 1000)
+    path = tmp_path / "console.log"
+    log = ConsoleLog(path)
+    written = 0
+    for number in range(500):
+        text = f"[    1.{number:06d}] line {number} of a guest that prints without end\n"
+        if number == 40:
+            text += "[    1.000041] WARNING: CPU: 0 PID: 1 at mm/a.c:7 made_up+0x1/0x2\n"
+        with path.open("a") as stream:
+            stream.write(text)
+        written += len(text)
+        log.poll()
+        assert path.stat().st_size <= 4000 + len(text)
+    kept = path.read_text()
+    assert kept.startswith("[    1.000000] line 0 of")
+    found = re.search(r"\norchestrate: the console log was cut here; (\d+) bytes are missing\n", kept)
+    assert found is not None
+    assert written - int(found[1]) == len(kept) - len(found[0])
+    assert log.tail(1).endswith("line 499 of a guest that prints without end")
+    assert [each.title.startswith("WARNING") for each in log.findings()].count(True) == 1, (
+        "a report in the part that was removed"
+    )
+
+
+def test_control_characters_of_a_guest_are_not_printed(tmp_path: Path) -> None:
+    path = tmp_path / "console.log"
+    path.write_bytes(b"\x1b[2J\x1b]0;owned\x07[    1.0] text\r\n\xc2\x9b31m\x00\n")
+    shown = ConsoleLog(path).text()
+    assert shown == "\\x1b[2J\\x1b]0;owned\\x07[    1.0] text\n\\x9b31m\\x00\n"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import shutil
 import stat
 import subprocess
@@ -22,6 +23,7 @@ from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.events import Event, Events
 from orchestrator.guest.archive import ArchiveEntry, archive
 from orchestrator.guest.image import (
+    compile_workload,
     find_library,
     image_artefact,
     load_recipe,
@@ -290,6 +292,7 @@ def test_an_image_is_built_once_and_holds_what_the_recipe_says(project: Project,
     assert image_artefact(project, cache, Events(seen.append)).obtain() == image
     assert [event.kind for event in seen] == ["start", "end"]
 
+    assert image.initramfs.stat().st_mode & 0o777 == 0o600, "it has the private host key"
     found = unpack(image.initramfs.read_bytes())
     modes = {name: stat.filemode(mode) for name, (mode, _, _) in found.items()}
     assert modes["init"] == "-rwxr-xr-x" and modes["tmp"] == "drwxrwxrwt"
@@ -403,6 +406,30 @@ def test_a_program_that_does_not_compile_is_the_users_fault(project: Project, tm
     with pytest.raises(UserError, match=r"guest program toy does not compile: .*unused"):
         image_artefact(project, Cache(tmp_path / "cache"), Events()).obtain()
     assert not image_artefact(project, Cache(tmp_path / "cache"), Events()).is_made
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ("/usr/bin/ld: final link failed: No space left on device", "the disk is full"),
+        ("toy.c: fatal error: error writing to /tmp/a.s: No space left on device", "the disk is full"),
+        ("cc1: error: Killed signal terminated program cc1", "ran out of memory"),
+        ("cc1: out of memory allocating 65536 bytes", "ran out of memory"),
+        (
+            "ccache: error: Failed to create directory /c: Permission denied",
+            "because of this host: ccache: error",
+        ),
+    ],
+)
+def test_a_host_that_cannot_compile_is_not_the_users_fault(
+    said: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "gcc"
+    program.write_text(f"#!/bin/sh\necho '{said}' >&2\nexit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(InfrastructureError, match=expected):
+        compile_workload(ROOT / "guest_workloads", "chunk", tmp_path / "chunk")
 
 
 def test_a_package_may_have_moved_its_files_below_usr(project: Project, tmp_path: Path) -> None:

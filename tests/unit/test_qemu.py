@@ -86,6 +86,9 @@ def test_the_command_line() -> None:
     assert arguments(words, "-icount") == ["shift=0,sleep=off"]
     assert arguments(words, "-kernel") == ["/k/bzImage"] and arguments(words, "-initrd") == ["/i/initramfs"]
     assert "-gdb" not in words and "-S" not in words
+    assert arguments(words, "-sandbox") == [
+        "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+    ]
     (network,) = arguments(words, "-netdev")
     assert "restrict=on" in network and "hostfwd=tcp:127.0.0.1:0-:22" in network
 

@@ -2,9 +2,11 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from records import manifest, planned
 
+from orchestrator.cli.application import status_of
 from orchestrator.errors import UserError
 from orchestrator.store.manifest import AcceleratorRecord, Manifest, Role, WorkloadRecord
 from orchestrator.store.observation import Observation, Phase, Sample
@@ -326,3 +329,95 @@ def test_a_run_that_decides_as_it_goes_plans_each_cell_when_it_is_due(tmp_path: 
     assert run.cells["outcome"].tolist() == ["ok", "lost"]
     with pytest.raises(UserError, match="directory name"):
         RunWriter.reopen(writer.path).plan(replace(cells[2], cell="../elsewhere"))
+
+
+def _half(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("file", "harm"),
+    [
+        ("cell.json", _half),
+        ("cell.json", lambda path: path.write_text("[" * 100_000)),
+        ("cell.json", lambda path: path.write_text("9")),
+        ("cell.json", lambda path: path.write_text('{"cell": null}')),
+        ("cell.json", lambda path: path.write_bytes(b"\xff\xfe")),
+        ("metrics.parquet", Path.unlink),
+        ("metrics.parquet", _half),
+        ("metrics.parquet", _flip),
+        ("samples.parquet", lambda path: path.write_bytes(b"")),
+        ("samples.parquet", _flip),
+        ("digests.json", _half),
+    ],
+)
+def test_a_damaged_cell_is_lost_and_hides_no_other(
+    file: str, harm: Callable[[Path], object], tmp_path: Path
+) -> None:
+    writer = RunWriter.create(tmp_path, "x", plan())
+    for cell in ("baseline.chunk.1", "core-only@256.chunk.1"):
+        writer.record(end_of(writer, cell), OBSERVED, SAMPLED)
+    harm(writer.path / "parts" / "baseline.chunk.1" / file)
+    run = Run.open(writer.path)
+    assert list(run.cells["outcome"]) == ["lost", "ok", "lost", "lost"]
+    assert run.cells["evidence"][0].startswith(
+        f"the recorded result is damaged: parts/baseline.chunk.1/{file} "
+    )
+    assert list(run.metrics["cell"]) == ["core-only@256.chunk.1"]
+    assert set(run.samples["cell"]) == {"core-only@256.chunk.1"}
+    assert run.outcomes() == {"lost": 3, "ok": 1}
+    assert writer.completed_cells() == {"core-only@256.chunk.1"}, "a resumed run measures it again"
+    assert not writer.has_ended("baseline.chunk.1")
+    writer.record(end_of(writer, "baseline.chunk.1"), OBSERVED, SAMPLED)
+    writer.finish()
+    assert list(Run.open(writer.path).metrics["cell"]) == ["baseline.chunk.1", "core-only@256.chunk.1"]
+
+
+def test_a_cell_of_an_earlier_version_has_no_digests(tmp_path: Path) -> None:
+    writer = RunWriter.create(tmp_path, "x", plan())
+    writer.record(end_of(writer, "baseline.chunk.1"), OBSERVED, SAMPLED)
+    (writer.path / "parts" / "baseline.chunk.1" / "digests.json").unlink()
+    assert writer.completed_cells() == {"baseline.chunk.1"}
+
+
+@pytest.mark.parametrize("table", ["cells", "metrics", "samples"])
+def test_a_damaged_table_of_a_stored_run_is_one_sentence(table: str, tmp_path: Path) -> None:
+    writer = RunWriter.create(tmp_path, "x", plan())
+    writer.record(end_of(writer, "baseline.chunk.1"), OBSERVED, SAMPLED)
+    writer.finish()
+    shutil.rmtree(writer.path / "parts")
+    _half(writer.path / f"{table}.parquet")
+    with pytest.raises(UserError, match=rf"{table}\.parquet is damaged: "):
+        getattr(Run.open(writer.path), table)
+    if table == "cells":
+        with pytest.raises(UserError, match=r"cells\.parquet is damaged: "):
+            Run.open(writer.path).outcomes()
+
+
+def test_a_damaged_run_hides_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("table", "cell", "manifest", "whole"):
+        writer = RunWriter.create(tmp_path, name, plan())
+        writer.record(end_of(writer, "baseline.chunk.1"), OBSERVED, SAMPLED)
+        writer.finish()
+        if name == "table":
+            shutil.rmtree(writer.path / "parts")
+            _half(writer.path / "cells.parquet")
+        elif name == "cell":
+            _half(writer.path / "parts" / "baseline.chunk.1" / "cell.json")
+        elif name == "manifest":
+            (writer.path / "run.json").write_text(f'{{"schema": {"9" * 5000}}}')
+    monkeypatch.setenv("ORCHESTRATE_RESULTS", str(tmp_path))
+    assert status_of(["results", "list", "--json"]) == 0
+    rows = {row["run"].rpartition("-")[2]: row for row in json.loads(capsys.readouterr().out)}
+    assert rows["whole"]["outcomes"] == {"lost": 3, "ok": 1}
+    assert rows["cell"]["outcomes"] == {"lost": 4}
+    assert "cells.parquet is damaged" in rows["table"]["problem"]
+    assert "run.json is damaged" in rows["manifest"]["problem"]

@@ -9,12 +9,14 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import paramiko
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from paramiko.common import MSG_CHANNEL_CLOSE, MSG_CHANNEL_EOF, MSG_CHANNEL_OPEN
 from ssh_server import Server, compile_argv_exec, new_key
 
 from orchestrator.errors import InfrastructureError, UserError
@@ -351,3 +353,43 @@ def test_a_host_without_loopback_is_said_at_once(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(socket, "create_connection", unreachable)
     with pytest.raises(InfrastructureError, match="ip link set lo up"):
         check_loopback()
+
+
+def test_nothing_is_sent_on_a_channel_that_is_closed(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dropbear ends the connection when it gets a message for a channel that both sides have closed."""
+    sent: list[tuple[int, bytes]] = []
+    send: Callable[[paramiko.Transport, paramiko.Message], None] = vars(paramiko.Transport)[
+        "_send_user_message"
+    ]
+
+    def sending(self: paramiko.Transport, message: paramiko.Message) -> None:
+        if self is guest._transport:
+            data = message.asbytes()
+            if data[0] == MSG_CHANNEL_EOF:
+                time.sleep(0.05)  # the command ends, and the server closes the channel
+            sent.append((data[0], data[1:5]))
+        send(self, message)
+
+    monkeypatch.setattr(paramiko.Transport, "_send_user_message", sending)
+    for _ in range(3):
+        assert guest.run(["true"]).status == 0
+        guest.kill("0123", 15)
+    closed: set[bytes] = set()
+    for kind, channel in sent:
+        if kind == MSG_CHANNEL_CLOSE:
+            closed.add(channel)
+        elif kind != MSG_CHANNEL_OPEN:
+            assert channel not in closed, f"message {kind} on a closed channel"
+    assert closed
+
+
+def test_a_guest_that_is_stopped_does_not_delay_a_timeout(
+    guest: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.guest.ssh._KILL_TIMEOUT_S", 0.2)
+    never = threading.Event()
+    monkeypatch.setattr(guest, "kill", lambda token, number: never.wait(30))
+    began = time.monotonic()
+    with pytest.raises(CommandTimeout):
+        guest.run(["sleep", "3"], timeout_s=0.2)
+    assert time.monotonic() - began < 2

@@ -147,7 +147,9 @@ def test_a_test_of_our_own_is_not_compared_with_the_baseline() -> None:
 
 
 def test_reports_of_the_kernel_fail_it_unless_the_baseline_has_them() -> None:
-    other = replace(WARNING, title="lockdep: possible circular locking dependency detected")
+    other = replace(
+        WARNING, title="lockdep: possible circular locking dependency", fingerprint="lockdep: a, b"
+    )
     before = result("baseline", "stress", {}, (WARNING,))
     after = result("full", "stress", {}, (WARNING, other))
     troubles, notes = judge([before, after])

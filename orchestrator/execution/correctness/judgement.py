@@ -57,10 +57,10 @@ def judge(
         meant = {} if result.suite.strict else different or {}
         for trouble, is_note in _of_tests(result, on_baseline, meant, _failing_at_times(result, results)):
             (notes if is_note else troubles).append(trouble)
-        known = {finding.title for finding in on_baseline.findings} if on_baseline else set()
+        known = {finding.fingerprint for finding in yardstick.findings} if yardstick else set()
         for finding in result.findings:
             said = Trouble(result.cell, f"{finding.title} ({finding.count} x)", finding.text)
-            (notes if finding.title in known else troubles).append(said)
+            (notes if finding.fingerprint in known else troubles).append(said)
         for leak, trouble in _of_leaks(result):
             (notes if on_baseline and leak in _signatures(on_baseline) else troubles).append(trouble)
     return troubles, notes

@@ -128,6 +128,10 @@ def ending_of(
         reason = failure or error
         if reason is not None and not (failure is not None and failure.outcome in _REPORTED):
             evidence += f"\nthen: {_first_line(reason)}"
+        # A bisection looks for one defect by its fingerprint, even where another is worse.
+        for other in findings:
+            if other is not worst and other.fingerprint != other.title:
+                evidence += f"\nalso: {other.title}\nfingerprint: {other.fingerprint}"
         return Ending(worst.outcome, evidence, tuple(findings))
     if failure is not None:
         return Ending(failure.outcome, failure.evidence)

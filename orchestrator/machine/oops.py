@@ -21,6 +21,8 @@ from typing import Any, Self
 from orchestrator.machine.report_kind import RULES, End, Field, ReportKind, Rules, Severity, Where
 from orchestrator.store.outcome import Outcome
 
+#: What marks the start of a test in the kernel's log; the name of the test follows.
+TEST_MARK = "orchestrate: test "
 #: Most lines of one report: enough for a lockdep report, but limited in case a stall repeats endlessly.
 MAXIMUM_LINES = 400
 #: Characters of a line that are read. The kernel's own lines are shorter (LOG_LINE_MAX of kernel/printk/printk.c).
@@ -54,6 +56,7 @@ class Finding:
         reason: what is wrong, without addresses and numbers.
         locks: the locks of a lock report: the one acquired, and the one held.
         frames: functions of the call trace, innermost first.
+        test: the test that ran, if the log is marked with :data:`TEST_MARK`.
         caller: who printed it: ``T`` and a PID, or ``C`` and a CPU; empty without CONFIG_PRINTK_CALLER.
         fingerprint: what identifies the defect: kind, function and reason or locks. It has no line, command, PID or
             CPU, so that it is the same in another boot and in another version of the kernel.
@@ -73,6 +76,7 @@ class Finding:
     frames: tuple[str, ...] = ()
     caller: str = ""
     fingerprint: str = ""
+    test: str = ""
 
     def __post_init__(self) -> None:
         if not self.fingerprint:
@@ -82,6 +86,11 @@ class Finding:
     def is_stall(self) -> bool:
         """Whether it only says that time passed: a host that starves its guest causes that, too."""
         return self.kind in _STALLS
+
+    @property
+    def ends_lockdep(self) -> bool:
+        """Whether the locks of what ran after it were not checked."""
+        return self.kind in _END_LOCKDEP
 
     @property
     def evidence(self) -> str:
@@ -105,6 +114,7 @@ class Finding:
         return cls(**{**known, "locks": tuple(known["locks"]), "frames": tuple(known["frames"])})
 
 
+_END_LOCKDEP = frozenset(kind.name for kind in RULES.kinds if kind.ends_lockdep)
 _STALLS = frozenset(kind.name for kind in RULES.kinds if kind.stall)
 
 
@@ -148,7 +158,7 @@ class _Reader:
         for index, kind in enumerate(rules.kinds):
             for word in kind.words:
                 self._with_word[word].append(index)
-        self.skip = re.compile(rf"(?:{'|'.join(rules.skip)})|(?:{'|'.join(rules.exact)})$")
+        self.skip = re.compile("|".join(rules.skip))
         self.continues = re.compile("|".join(rules.continuation)).match
         self.precedes = re.compile("|".join(rules.prelude)).match
         self.consequence = rules.consequence
@@ -241,6 +251,8 @@ class _Report:
     in_trace: bool = False
     #: Whether a ``cut here`` line came: what follows is another report, unless the kind has it within.
     cut: bool = False
+    #: The test that ran when it began.
+    test: str = ""
 
     def __post_init__(self) -> None:
         self.certain = len(self.lines)
@@ -311,6 +323,7 @@ class _Parser:
         self._last: deque[_Recent] = deque(maxlen=16)
         self._number = 0
         self._tail = ""
+        self._test = ""
 
     def read(self, text: str) -> None:
         """Read the next part of the log."""
@@ -347,7 +360,7 @@ class _Parser:
     def _headlines(self, text: str) -> list[int]:
         """Where lines begin that may be headlines."""
         found: set[int] = set()
-        for word in self._reader.words:
+        for word in (*self._reader.words, TEST_MARK):
             at = text.find(word)
             while at >= 0:
                 found.add(text.rfind("\n", 0, at) + 1)
@@ -385,6 +398,8 @@ class _Parser:
             if len(self._streams) > 128:
                 self._streams = {name: each for name, each in self._streams.items() if each.report}
             stream = self._streams[line.caller] = _Stream()
+        if line.body.startswith(TEST_MARK):
+            self._test = line.body.removeprefix(TEST_MARK).strip()
         begun = self._reader.begins(line.body)
         report = stream.report
         if report is None and begun is None and line.caller.startswith("C") and self._open:
@@ -432,7 +447,7 @@ class _Parser:
     def _begin(self, stream: _Stream, line: _Line, kind: ReportKind, match: re.Match[str]) -> None:
         before = self._before(stream.recent)
         stream.recent.clear()
-        stream.report = _Report(kind, match, [*before, line], len(before), 0)
+        stream.report = _Report(kind, match, [*before, line], len(before), 0, test=self._test)
         self._open += 1
         if kind.end is End.LINE:
             self._close(stream)
@@ -647,6 +662,7 @@ class _Reading:
             frames=self.frames,
             caller=report.lines[report.head].caller,
             fingerprint=self._fingerprint(place),
+            test=report.test,
         )
 
     def _fingerprint(self, place: str) -> str:

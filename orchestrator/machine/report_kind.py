@@ -88,6 +88,7 @@ class ReportKind:
         outcome: ``kernel-panic`` if the kernel stops.
         stall: whether it only says that time passed: a host that starves its guest causes that, too.
         traced: whether it is a defect only with a call trace.
+        ends_lockdep: whether lockdep checks nothing after it (``debug_locks_off()``, ``add_taint()``).
     """
 
     name: str
@@ -104,6 +105,7 @@ class ReportKind:
     outcome: Outcome = Outcome.KERNEL_BUG
     stall: bool = False
     traced: bool = False
+    ends_lockdep: bool = False
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,6 @@ class Rules:
         kinds: the first that matches a line is its kind.
         skip: starts of the names of functions that are not at fault: those that print reports, check, copy, free, or
             wait for a lock on behalf of their caller.
-        exact: such functions whose names are the start of others'.
         continuation: starts of lines that belong to the report above them.
         prelude: starts of lines that belong to the report below them.
         consequence: words in the reason of a panic, each with the names of the kinds of report that cause it; none
@@ -123,7 +124,6 @@ class Rules:
 
     kinds: tuple[ReportKind, ...]
     skip: tuple[str, ...]
-    exact: tuple[str, ...]
     continuation: tuple[str, ...]
     prelude: tuple[str, ...]
     consequence: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -161,6 +161,7 @@ _KINDS = (
         ("PANIC: early",),
         "{reason}",
         outcome=Outcome.KERNEL_PANIC,
+        identity=(Field.REASON,),
     ),
     ReportKind(
         "double-fault",
@@ -204,18 +205,21 @@ _KINDS = (
         guilty=_LOCKED,
         end=End.PROSE,
         identity=(Field.REASON, Field.LOCKS),
+        ends_lockdep=True,
     ),
     ReportKind(
         "lock-key",
         _re(r"INFO: trying to register (?P<reason>non-static key)"),
         ("INFO: trying to",),
         "lockdep: {reason}",
+        ends_lockdep=True,
     ),
     ReportKind(
         "lockdep-limit",  # look_up_lock_class(), add_lock_to_list()
         _re(r"BUG: (?P<reason>(?:MAX_LOCK\w+|MAX_STACK_TRACE_ENTRIES|looking up invalid subclass).*)"),
         ("BUG: MAX_", "BUG: looking"),
         "lockdep: {reason}",
+        ends_lockdep=True,
         identity=(Field.REASON,),
     ),
     ReportKind(
@@ -226,6 +230,7 @@ _KINDS = (
         guilty=(Where.HEADLINE, Where.TRACE),
         end=End.BOX,
         named=_re(r"(?P<access>(?:Read|Write) of size \d+)"),
+        ends_lockdep=True,
     ),
     ReportKind(
         "kfence",
@@ -300,6 +305,7 @@ _KINDS = (
         ("soft lockup",),
         "soft lockup",
         stall=True,
+        identity=(Field.FUNCTION,),
     ),
     ReportKind(
         "hard-lockup",
@@ -307,6 +313,7 @@ _KINDS = (
         ("hard LOCKUP",),
         "hard lockup",
         stall=True,
+        identity=(Field.FUNCTION,),
     ),
     ReportKind(
         "rcu-stall",
@@ -318,6 +325,7 @@ _KINDS = (
         "RCU stall",
         within=_re(r"rcu: rcu\w+ kthread"),
         stall=True,
+        identity=(Field.FUNCTION,),
     ),
     ReportKind(
         "hung-task",
@@ -326,6 +334,7 @@ _KINDS = (
         "hung task",
         guilty=(Where.TRACE,),
         stall=True,
+        identity=(Field.FUNCTION,),
     ),
     ReportKind(
         "workqueue-lockup",
@@ -335,6 +344,7 @@ _KINDS = (
         guilty=(Where.NAMED,),
         named=_re(r" +(?:in-flight: \d+(?:\([A-Z]+\))?:|pending: )(?P<function>[\w.]+)"),
         stall=True,
+        identity=(Field.FUNCTION,),
     ),
     ReportKind(
         "csd-lock",  # kernel/smp.c
@@ -343,6 +353,7 @@ _KINDS = (
         "CSD lock not released",
         guilty=(Where.HEADLINE, Where.TRACE),
         stall=True,
+        identity=(Field.FUNCTION,),
     ),
     ReportKind(
         "netdevice-leak",  # netdev_wait_allrefs_any()
@@ -350,6 +361,7 @@ _KINDS = (
         ("unregister_netdevice: waiting",),
         "network device {reason} is still in use",
         end=End.LINE,
+        identity=(Field.REASON,),
     ),
     ReportKind(
         "bad-page",
@@ -370,6 +382,7 @@ _KINDS = (
         "BUG: Bad page map",
         guilty=(Where.TRACE,),
         skip=_re(r"print_bad_pte|vm_normal_(?:page|folio)"),
+        identity=(Field.FUNCTION,),
     ),
     ReportKind(
         "rss-counter",
@@ -377,6 +390,7 @@ _KINDS = (
         ("BUG: Bad rss",),
         "BUG: Bad rss-counter state {reason}",
         end=End.LINE,
+        identity=(Field.REASON,),
     ),
     ReportKind(
         "page-table-bytes",
@@ -384,6 +398,7 @@ _KINDS = (
         ("BUG: non-zero",),
         "BUG: {reason}",
         end=End.LINE,
+        identity=(Field.REASON,),
     ),
     ReportKind(
         "bad-entry",  # pte_ERROR() and similar
@@ -414,6 +429,7 @@ _KINDS = (
         ("vmstat_refresh: ",),
         "negative counter {reason}",
         end=End.LINE,
+        identity=(Field.REASON,),
     ),
     ReportKind(
         "zone",  # page_outside_zone_boundaries()
@@ -421,6 +437,7 @@ _KINDS = (
         ("outside node",),
         "page {reason}",
         end=End.LINE,
+        identity=(Field.REASON,),
     ),
     ReportKind(
         "vmalloc-tree",  # mm/vmalloc.c
@@ -428,6 +445,7 @@ _KINDS = (
         ("tree is corrupted",),
         "vmalloc: {reason}",
         end=End.LINE,
+        identity=(Field.REASON,),
     ),
     ReportKind(
         "sleep-in-atomic",
@@ -475,6 +493,7 @@ _KINDS = (
         ("kmemleak: ",),
         "kmemleak: {reason}",
         end=End.LINE,
+        identity=(Field.REASON,),
     ),
     ReportKind(
         "kmemleak-fault",
@@ -498,6 +517,7 @@ _KINDS = (
         ("W+X mappings: FAILED",),
         "{reason}",
         end=End.LINE,
+        identity=(Field.REASON,),
     ),
     ReportKind(
         "irq",  # __report_bad_irq()
@@ -513,6 +533,7 @@ _KINDS = (
         ("Fixing recursive",),
         "{reason}",
         end=End.LINE,
+        identity=(Field.REASON,),
     ),
     ReportKind(
         "percpu-ref",  # percpu_ref_switch_to_atomic_rcu()
@@ -521,6 +542,7 @@ _KINDS = (
         "percpu reference count below one",
         guilty=(Where.HEADLINE,),
         end=End.LINE,
+        identity=(Field.FUNCTION,),
     ),
     ReportKind(
         "busy-inodes",
@@ -528,6 +550,7 @@ _KINDS = (
         ("VFS: Busy",),
         "VFS: {reason}",
         end=End.LINE,
+        identity=(Field.REASON,),
     ),
     ReportKind(
         "buffer",
@@ -535,19 +558,13 @@ _KINDS = (
         ("VFS: brelse",),
         "VFS: {reason}",
         end=End.LINE,
+        identity=(Field.REASON,),
     ),
     ReportKind(
         "oops",
         _re(
             r"(?:Oops: )?(?P<reason>[A-Za-z][^:,\[]{2,60})(?:, [^:\[]{1,60})?(?: 0x[0-9a-f]+)?: [0-9a-f]{4,16} \[#\d+\]"
         ),
-        (" [#",),
-        "{reason}",
-        end=End.OOPS,
-    ),
-    ReportKind(
-        "oops",
-        _re(r"(?P<reason>Oops): [0-9a-f]{4,16} \[#\d+\]"),
         (" [#",),
         "{reason}",
         end=End.OOPS,
@@ -628,16 +645,13 @@ _SKIP = (
     r"usercopy_abort",
     r"fortify_",
     r"trigger_",
-    r"check_hung",
     r"csd_lock",
     r"__die",
     r"object_err",
-    r"slab_(?:err|bug|fix|pad)",
     r"__slab_",
     # They check.
     r"_{0,2}kasan_",
     r"__asan_",
-    r"__hwasan",
     r"kfence_",
     r"_{0,2}ubsan_",
     r"_{0,2}check_",
@@ -648,7 +662,6 @@ _SKIP = (
     r"register_lock_class",
     r"mark_(?:lock|usage)",
     r"validate_chain",
-    r"check_noncircular",
     r"valid_state",
     r"debug_",
     r"__debug_",
@@ -675,7 +688,6 @@ _SKIP = (
     r"free_debug",
     r"alloc_debug",
     r"___slab_alloc",
-    r"cache_free",
     # They wait.
     r"__schedule",
     r"schedule",
@@ -705,8 +717,6 @@ _SKIP = (
     r"preempt_(?:schedule|count)",
     r"__cond_resched",
 )
-_EXACT = (r"schedule", r"preempt_schedule", r"vprintk", r"_printk", r"print_tainted")
-
 _CONTINUATION = (
     r"\s",
     r"$",
@@ -715,8 +725,6 @@ _CONTINUATION = (
     r"Hardware name:",
     r"Modules linked in:",
     r"Workqueue:",
-    r"RIP: ",
-    r"RSP: ",
     r"R[A-Z0-9]{2}: ",
     r"[CDEFGS]S: ",
     r"CR\d: ",
@@ -725,8 +733,6 @@ _CONTINUATION = (
     r"Code: ",
     r"#PF: ",
     r"PGD ",
-    r"Oops: ",
-    r"Comm: ",
     r"page: ",
     r"head: ",
     r"flags: ",
@@ -752,7 +758,6 @@ _CONTINUATION = (
     r"NMI backtrace",
     r"Sending NMI",
     r"rcu: ",
-    r"---\[ end trace",
     r"-{20}",
     r"={20}",
     r"Showing all locks",
@@ -788,7 +793,6 @@ _CONTINUATION = (
     r"This frame has",
     r"Last potentially",
     r"kernel tried to",
-    r"BUG: unable",
     r"name ",
     r"[0-9a-f]{8}: ",
     r"workqueue ",
@@ -799,12 +803,10 @@ _CONTINUATION = (
     r"index ",
     r"shift exponent",
     r"load of value",
-    r"kasan: ",
 )
 _PRELUDE = (
     r"list_\w+ corruption",
     r"\[[A-Z][\w ]+\] 0x",
-    r"page: ?\S*:",
     r" *page:",
     r"head:",
     r"flags:",
@@ -820,10 +822,7 @@ _PRELUDE = (
     r"mm [0-9a-f]",
     r"usercopy:",
     r"DEBUG_LOCKS_WARN_ON",
-    r"ODEBUG:",
-    r"refcount_t:",
     r"kernel tried to execute",
-    r"kasan: ",
 )
 _OOPSES = (
     "oops",
@@ -839,7 +838,6 @@ _OOPSES = (
 RULES = Rules(
     kinds=_KINDS,
     skip=_SKIP,
-    exact=_EXACT,
     continuation=_CONTINUATION,
     prelude=_PRELUDE,
     consequence={

@@ -6,9 +6,9 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -486,19 +486,373 @@ def test_a_file_is_read_in_pieces(
 # --- the table -------------------------------------------------------------------------------------------------------
 
 
-def _read(rules: Rules, texts: Sequence[str]) -> list[list[tuple[object, ...]]]:
-    return [
-        [
-            tuple(getattr(each, field.name) for field in fields(each))
-            for each in parse_console(text, advice=True, rules=rules)
-        ]
-        for text in texts
-    ]
-
-
 def test_kinds_are_defects_unless_they_say_so() -> None:
     assert {kind.name for kind in RULES.kinds if kind.severity is Severity.ADVICE} == {
         "fault-injection",
         "workqueue-hog",
         "initcall",
     }
+
+
+#: Functions of Linux that are not at fault where they appear above their caller in a trace.
+HELPERS = [
+    "dump_stack_lvl",
+    "show_stack",
+    "show_regs",
+    "__warn",
+    "__warn_printk",
+    "report_bug",
+    "handle_bug",
+    "exc_invalid_op",
+    "asm_exc_invalid_op",
+    "panic",
+    "oops_end",
+    "die_addr",
+    "page_fault_oops",
+    "print_report",
+    "nmi_cpu_backtrace",
+    "sched_show_task",
+    "watchdog_timer_fn",
+    "rcu_sched_clock_irq",
+    "spin_dump",
+    "spin_bug",
+    "bad_page",
+    "dump_page",
+    "usercopy_abort",
+    "fortify_panic",
+    "trigger_all_cpu_backtrace",
+    "csd_lock_wait_toolong",
+    "object_err",
+    "slab_err",
+    "__slab_free",
+    "kasan_report",
+    "__kasan_check_write",
+    "__asan_load8",
+    "kfence_report_error",
+    "ubsan_epilogue",
+    "__ubsan_handle_out_of_bounds",
+    "check_bytes_and_report",
+    "__check_object_size",
+    "lockdep_rcu_suspicious",
+    "__lock_acquire",
+    "lock_acquire",
+    "lock_release",
+    "assign_lock_key",
+    "register_lock_class",
+    "mark_lock_irq",
+    "validate_chain",
+    "debug_print_object",
+    "__debug_check_no_obj_freed",
+    "do_raw_spin_lock",
+    "__might_resched",
+    "refcount_warn_saturate",
+    "__list_add_valid_or_report",
+    "__list_del_entry_valid",
+    "should_fail_ex",
+    "__should_failslab",
+    "memcpy",
+    "__memset",
+    "memmove",
+    "strscpy",
+    "strncpy",
+    "_copy_to_user",
+    "copy_from_user",
+    "rep_movs_alternative",
+    "clear_page_erms",
+    "copy_page",
+    "kfree",
+    "kvfree",
+    "kmem_cache_free",
+    "__kmalloc_noprof",
+    "slab_free_after_rcu_debug",
+    "free_to_partial_list",
+    "free_debug_processing",
+    "alloc_debug_processing",
+    "___slab_alloc",
+    "__schedule",
+    "schedule",
+    "io_schedule_timeout",
+    "context_switch",
+    "do_wait",
+    "wait_for_completion",
+    "__wait_on_bit",
+    "__mutex_lock",
+    "mutex_lock_nested",
+    "ww_mutex_lock",
+    "down_read",
+    "__down_write",
+    "up_write",
+    "rwsem_down_read_slowpath",
+    "_raw_spin_lock",
+    "__raw_spin_lock_irqsave",
+    "queued_spin_lock_slowpath",
+    "native_queued_spin_lock_slowpath",
+    "rt_mutex_schedule",
+    "folio_wait_bit_common",
+    "bit_wait_io",
+    "out_of_line_wait_on_bit",
+    "msleep",
+    "usleep_range_state",
+    "___might_sleep",
+    "do_task_dead",
+    "valid_state",
+    "__die_body",
+    "preempt_schedule_irq",
+    "__cond_resched",
+]
+
+#: Lines that follow a call trace in reports of Linux, or stand above a headline in it.
+CONTINUED = """
+ [unloaded]: x
+Call trace:
+CPU: 0 UID: 0 PID: 9 Comm: sh Not tainted 6.12.117 #1
+Hardware name: QEMU Standard PC (i440FX + PIIX, 1996)
+Modules linked in:
+Workqueue: events f
+RIP: 0033:0x7f0000000000
+RSP: 002b:00007ffd00000000 EFLAGS: 00000246
+RAX: ffffffffffffffda
+CS:  0010 DS: 0000 ES: 0000 CR0: 0000000080050033
+CR2: 0000000000000008
+DR0: 0000000000000000
+PKRU: 55555554
+Code: 90 90
+#PF: supervisor write access in kernel mode
+PGD 0 P4D 0
+page: refcount:0 mapcount:0 mapping:0000000000000000 index:0x0 pfn:0x1
+head: 0100000000000000
+flags: 0x100000000000000(node=0|zone=1)
+raw: 0100000000000000
+memcg:ffff888100000000
+aops:shmem_aops ino:1
+anon flags: 0x1
+file f
+ksm flags: 0x1
+page_type: f0(buddy)
+page dumped because: nonzero mapcount
+addr:00007f0000000000 vm_flags:08100073
+vma ffff888100000000 start 0 end 1
+stack backtrace:
+task:khugepaged state:D stack:0 pid:38
+#0: ffff888003a2b118 (&mm->mmap_lock){++++}-{4:4}, at: f+0x1/0x2
+1 lock held by sh/9:
+no locks held by sh/9.
+locks held by sh/9:
+Not tainted 6.12.117 #1
+Tainted: [W]=WARN
+"echo 0 > /proc/sys/kernel/hung_task_timeout_secs" disables this message.
+NMI backtrace for cpu 1
+Sending NMI from CPU 0 to CPUs 1:
+rcu: 	1-...!: (1 GPs behind)
+--------------------
+====================
+Showing all locks held in the system:
+Allocated by task 9:
+The buggy address belongs to the object at ffff888103d4f0c0
+Memory state around the buggy address:
+irq event stamp: 1
+hardirqs last  enabled at (1): f+0x1/0x2
+softirqs last  enabled at (1): f+0x1/0x2
+in_atomic(): 1, irqs_disabled(): 0, non_block: 0, pid: 9, name: sh
+preempt_count: 1, expected: 0
+RCU nest depth: 0, expected: 0
+Preemption disabled at:
+INFO: lockdep is turned off.
+note: sh[9] exited with irqs disabled
+Disabling lock debugging due to kernel taint
+Kernel Offset: disabled
+caller is f+0x1/0x2
+Read of size 8 at addr ffff888103d4f0c0 by task chunk/161
+invalid access to 0 of size 1
+backtrace (crc 0):
+comm "sh", pid 9, jiffies 4294667296
+hex dump (first 32 bytes):
+unreferenced object 0xffff888103d4f0c0 (size 96):
+Object   0000000000000000: 6b 6b
+Slab 0xffffea00040f53c0 objects=32 used=1
+Redzone  0000000000000000: cc cc
+Padding  0000000000000000: 5a 5a
+FIX kmalloc-64: Restoring Right Redzone
+>ffff888103d4f080: 00 00 00 00
+page_owner tracks the page as allocated
+page last allocated via order 0
+This frame has 1 object:
+Last potentially related work creation:
+kernel tried to execute NX-protected page - exploit attempt? (uid: 0)
+name failslab, interval 1, probability 100
+00000000: 11 22 33 44
+workqueue events: flags=0x0
+pool 2: cpus=0 node=0 flags=0x0 nice=0 hung=0s workers=3
+Showing busy workqueues and worker pools:
+Showing backtraces of running workers in stalled CPU-bound worker pools:
+preempt=0x0 lock=0->0 RCU=0->1 workfn=f
+index 8 is out of range for type 'int [4]'
+shift exponent 70 is too large for 64-bit type 'long int'
+load of value 7 is not a valid value for type '_Bool'
+""".strip("\n").splitlines()
+
+ABOVE = """
+list_add corruption. next->prev should be prev (1), but was 2.
+[Right Redzone overwritten] 0xffff888103d4f0c0-0xffff888103d4f0c7 @offset=192
+page: refcount:0 mapcount:0 mapping:0000000000000000 index:0x0 pfn:0x1
+head: 0100000000000000
+flags: 0x100000000000000(node=0|zone=1)
+raw: 0100000000000000
+memcg:ffff888100000000
+aops:shmem_aops ino:1
+anon flags: 0x1
+page_type: f0(buddy)
+page dumped because: VM_WARN_ON_PAGE(1)
+page_owner tracks the page as allocated
+page last free pid 1 tgid 1 stack trace:
+vma ffff888100000000 start 0 end 1
+mm ffff888100000000 task_size 1
+usercopy: Kernel memory exposure attempt detected from SLUB object 'a' (offset 1, size 2)!
+DEBUG_LOCKS_WARN_ON(1)
+kernel tried to execute NX-protected page - exploit attempt? (uid: 0)
+""".strip("\n").splitlines()
+
+_SYNTHETIC = [
+    *(f"BUG: scheduling while atomic: sh/9/0x2\n{trace(name, 'mine')}" for name in HELPERS),
+    *(f"BUG: scheduling while atomic: sh/9/0x2\n{trace('mine')}\n{line}" for line in CONTINUED),
+    *(f"{line}\n{warning('mine', 'mm/a.c:7')}" for line in ABOVE),
+    f"BUG: scheduling while atomic: sh/9/0x2\n{trace('mine')}\n\n more",
+]
+
+
+@pytest.mark.parametrize("name", HELPERS)
+def test_a_helper_is_not_at_fault(name: str) -> None:
+    assert only(stamped(f"BUG: scheduling while atomic: sh/9/0x2\n{trace(name, 'mine')}")).function == "mine"
+
+
+@pytest.mark.parametrize("line", CONTINUED)
+def test_a_report_goes_on_with(line: str) -> None:
+    text = stamped(f"BUG: scheduling while atomic: sh/9/0x2\n{trace('mine')}\n{line}\nunrelated")
+    assert only(text).text.endswith(line.rstrip())
+
+
+@pytest.mark.parametrize("line", ABOVE)
+def test_a_report_begins_with(line: str) -> None:
+    assert only(stamped(f"unrelated\n{line}\n{warning('mine', 'mm/a.c:7')}")).text.startswith(
+        stamped(line).rstrip()
+    )
+
+
+def _corpus() -> list[str]:
+    """Everything that tests hold the rules to."""
+    texts = [*GUILTY.values(), *_SYNTHETIC, *OTHER, KASAN, OOPS]
+    texts += [text for pair in (*DIFFERENT.values(), *SAME.values()) for text in pair]
+    texts += [str(case["text"]) for case in HEADLINES]
+    texts += [
+        f"{cause}\neth0: link up\nKernel panic - not syncing: {reason}\n" for reason, cause in PANICS.items()
+    ]
+    return [*map(stamped, texts), *LOGS.values(), *RECORDED.values()]
+
+
+#: Reports whose kind no other text here has.
+OTHER = [
+    "BUG: KMSAN: uninit-value in reads_it+0x1/0x2\n" + trace("reads_it") + "\n" + "=" * 40,
+    "BUG: KCSAN: data-race in reads_it / writes_it\n" + "=" * 40,
+    "NMI watchdog: Watchdog detected hard LOCKUP on cpu 1\nRIP: 0010:spins+0x1/0x2",
+    "general protection fault, maybe for address 0x1\nRIP: 0010:f+0x1/0x2",
+    "Oops: 0002 [#1] PREEMPT SMP\nRIP: 0010:f+0x1/0x2",
+    "PANIC: early exception 0x0e IP 10:ffffffff81e6fc3a error 0 cr2 0xffff88800009f000",
+    "WARNING: mm/huge_memory.c:123 at thp_resv_fill+0x1c/0x31, CPU#0: chunk/161",
+    "------------[ cut here ]------------\nsaid\nWARNING: mm/a.c:1 at f+0x1c/0x31, CPU#0: chunk/161",
+    (
+        "WARNING: suspicious RCU usage\n6.12.117 #1 Not tainted\n-----\nmm/khugepaged.c:77 suspicious"
+        f" rcu_dereference_check() usage!\nother info\n{trace('dump_stack_lvl', 'lockdep_rcu_suspicious', 'derefs_it')}"
+    ),
+    "BUG: Bad page map in process a  pte:0001 pmd:0002\n"
+    + trace("dump_stack_lvl", "print_bad_pte", "vm_normal_page", "maps_it"),
+    "BUG: non-zero pgtables_bytes on freeing mm: 4096",
+    "BUG: sleeping function called from invalid context at mm/a.c:7\n" + trace("__might_resched", "sleeps"),
+    "BUG: spinlock bad magic on CPU#0, chunk/12\n" + trace("spin_bug", "takes_it"),
+    "irq 9: nobody cared\n" + trace("__report_bad_irq", "note_interrupt", "handle_irq_event", "its_driver"),
+    "kmemleak: Cannot insert 0x1234 into the object search tree (overlaps existing)\n" + trace("inserts_it"),
+    "rcu: INFO: rcu_sched detected stalls on CPUs/tasks:\nrcu: rcu_sched kthread starved for 9 jiffies!\n"
+    + trace("spins"),
+    "FAULT_INJECTION: forcing a failure.\nname failslab\n" + trace("should_fail_ex", "fail_usercopy", "mine"),
+    "BUG: something new\n" + trace("mine"),
+    f"WARNING: something is off\n{trace('dump_stack_lvl', 'mine')}",
+]
+#: Reason of a panic -> what causes it.
+PANICS = {
+    "Fatal exception": OOPS,
+    "Attempted to kill init! exitcode=0x00000009": OOPS,
+    "kernel: panic_on_warn set ...": warning("warns", "mm/a.c:7"),
+    "hung_task: blocked tasks": f"INFO: task a b:12 blocked for more than 9 seconds.\n{trace('schedule', 'waits')}",
+    "softlockup: hung tasks": "watchdog: BUG: soft lockup - CPU#1 stuck for 26s! [a b:1]\nRIP: 0010:spins+0x1/0x2",
+    "Hard LOCKUP": "NMI watchdog: Watchdog detected hard LOCKUP on cpu 1\nRIP: 0010:spins+0x1/0x2",
+    "RCU Stall": f"rcu: INFO: rcu_sched self-detected stall on CPU\n{trace('spins')}",
+}
+RECORDED = {
+    path.stem: path.read_text(encoding="utf-8") for path in sorted((CONSOLE / "recorded").glob("*.log"))
+}
+
+
+def _without(items: tuple[str, ...], item: str) -> tuple[str, ...]:
+    return tuple(each for each in items if each != item)
+
+
+def _mutants() -> dict[str, tuple[Rules, str]]:
+    """The rules, each time with one thing less, and what a text must have to notice it."""
+    found: dict[str, tuple[Rules, str]] = {}
+    for list_name in ("skip", "continuation", "prelude"):
+        items = getattr(RULES, list_name)
+        for item in items:
+            change: dict[str, Any] = {list_name: _without(items, item)}
+            found[f"{list_name} {item}"] = replace(RULES, **change), item
+    for reason in RULES.consequence:
+        rest = {words: kinds for words, kinds in RULES.consequence.items() if words != reason}
+        found[f"consequence {reason}"] = replace(RULES, consequence=rest), reason
+    for at, kind in enumerate(RULES.kinds):
+        before, after = RULES.kinds[:at], RULES.kinds[at + 1 :]
+        word = "|".join(map(re.escape, kind.words))
+        found[f"kind {at} {kind.name}"] = replace(RULES, kinds=(*before, *after)), word
+        less: dict[str, dict[str, Any]] = {
+            name: {name: None} for name in ("named", "skip", "within") if getattr(kind, name) is not None
+        }
+        less |= {"traced": {"traced": False}} if kind.traced else {}
+        less |= {
+            f"identity {each.value}": {"identity": tuple(e for e in kind.identity if e is not each)}
+            for each in kind.identity
+        }
+        if kind.severity is Severity.ADVICE:
+            less["severity"] = {"severity": Severity.DEFECT}
+        for name, change in less.items():
+            changed = replace(RULES, kinds=(*before, replace(kind, **change), *after))
+            found[f"{name} of {at} {kind.name}"] = changed, word
+    return found
+
+
+@pytest.fixture(scope="module")
+def expected() -> dict[str, tuple[list[Finding], list[Finding]]]:
+    return {text: _both(text, RULES) for text in sorted(_corpus(), key=len)}
+
+
+def _both(text: str, rules: Rules) -> tuple[list[Finding], list[Finding]]:
+    return parse_console(text, rules=rules), parse_console(text, advice=True, rules=rules)
+
+
+MUTANTS = _mutants()
+
+
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_no_rule_can_be_deleted_unnoticed(
+    mutant: str, expected: dict[str, tuple[list[Finding], list[Finding]]]
+) -> None:
+    rules, word = MUTANTS[mutant]
+    assert any(_both(text, rules) != found for text, found in expected.items() if re.search(word, text))
+
+
+def test_a_report_belongs_to_the_test_that_ran() -> None:
+    marks = [stamped(f"orchestrate: test {name}", "T7") for name in ("first", "second", "third")]
+    noise = "".join(stamped(f"line {number}", "T1") for number in range(300))
+    text = "".join((marks[0], noise, marks[1], noise, stamped(KASAN, "T9"), noise, marks[2], noise))
+    assert [(each.function, each.test) for each in parse_console(text)] == [("copies_it", "second")]
+
+
+def test_after_which_reports_lockdep_is_off() -> None:
+    texts = {"kasan": KASAN, "cycle": lock_cycle("a", "b"), "warning": warning("f", "mm/a.c:7")}
+    assert {name for name, text in texts.items() if only(stamped(text)).ends_lockdep} == {"kasan", "cycle"}

@@ -55,6 +55,7 @@ int main(void)
 
 	mount("proc", "/proc", "proc", 0, NULL);
 	mount("sys", "/sys", "sysfs", 0, NULL);
+	mount("dev", "/dev", "devtmpfs", 0, NULL);
 	mount("debugfs", "/sys/kernel/debug", "debugfs", 0, NULL);
 	file = fopen("/proc/cmdline", "r");
 	if (!file || !fgets(line, sizeof(line), file))

@@ -22,6 +22,7 @@
 #include <linux/refcount.h>
 #include <linux/rwsem.h>
 #include <linux/sched/mm.h>
+#include <linux/sched/task_stack.h>
 #include <linux/slab.h>
 #include <linux/smp.h>
 #include <linux/spinlock.h>
@@ -38,7 +39,7 @@ static volatile long many = 64;
 
 /* KASAN */
 
-PROVOKE kasan_write(void)
+PROVOKE provoke_kasan_write(void)
 {
 	char *object = kmalloc(64, GFP_KERNEL);
 
@@ -47,7 +48,7 @@ PROVOKE kasan_write(void)
 	kfree(object);
 }
 
-PROVOKE kasan_memcpy(void)
+PROVOKE provoke_kasan_memcpy(void)
 {
 	char *object = kmalloc(64, GFP_KERNEL);
 	static char source[128];
@@ -57,16 +58,16 @@ PROVOKE kasan_memcpy(void)
 	kfree(object);
 }
 
-PROVOKE kasan_freed(void)
+PROVOKE provoke_kasan_freed(void)
 {
 	int *object = kmalloc(64, GFP_KERNEL);
 
 	kfree(object);
 	OPTIMIZER_HIDE_VAR(object);
-	zero = object[2] & 0;
+	zero = READ_ONCE(object[2]) & 0;
 }
 
-PROVOKE kasan_double_free(void)
+PROVOKE provoke_kasan_double_free(void)
 {
 	void *object = kmalloc(64, GFP_KERNEL);
 
@@ -75,25 +76,25 @@ PROVOKE kasan_double_free(void)
 	kfree(object);
 }
 
-PROVOKE kasan_stack(void)
+PROVOKE provoke_kasan_stack(void)
 {
 	char array[32] = {};
 
 	sink = array;
 	OPTIMIZER_HIDE_VAR(sink);
-	zero = ((char *)sink)[many / 2 + 2] & 0;
+	zero = READ_ONCE(((char *)sink)[many / 2 + 2]) & 0;
 }
 
-PROVOKE kasan_global(void)
+PROVOKE provoke_kasan_global(void)
 {
 	static char array[32];
 	char *pointer = array;
 
 	OPTIMIZER_HIDE_VAR(pointer);
-	zero = pointer[many / 2 + 2] & 0;
+	zero = READ_ONCE(pointer[many / 2 + 2]) & 0;
 }
 
-PROVOKE kasan_user(void)
+PROVOKE provoke_kasan_user(void)
 {
 	int *pointer = (int *)0x1000;
 
@@ -101,22 +102,22 @@ PROVOKE kasan_user(void)
 	kasan_check_write(pointer, 4);
 }
 
-PROVOKE kasan_page(void)
+PROVOKE provoke_kasan_page(void)
 {
 	struct page *page = alloc_page(GFP_KERNEL);
 	int *pointer = page_address(page);
 
 	__free_page(page);
 	OPTIMIZER_HIDE_VAR(pointer);
-	zero = pointer[3] & 0;
+	zero = READ_ONCE(pointer[3]) & 0;
 }
 
 /* Several reports of one boot: kasan_multi_shot. */
-PROVOKE kasan_three(void)
+PROVOKE provoke_kasan_three(void)
 {
-	kasan_write();
-	kasan_freed();
-	kasan_memcpy();
+	provoke_kasan_write();
+	provoke_kasan_freed();
+	provoke_kasan_memcpy();
 }
 
 /* lockdep */
@@ -136,7 +137,7 @@ PROVOKE lock_a_then_b(void)
 	mutex_unlock(&lock_a);
 }
 
-PROVOKE lock_cycle(void)
+PROVOKE provoke_lock_cycle(void)
 {
 	lock_a_then_b();
 	mutex_lock(&lock_b);
@@ -145,7 +146,7 @@ PROVOKE lock_cycle(void)
 	mutex_unlock(&lock_b);
 }
 
-PROVOKE lock_cycle_mmap(void)
+PROVOKE provoke_lock_cycle_mmap(void)
 {
 	mmap_read_lock(current->mm);
 	mutex_lock(&lock_c);
@@ -157,7 +158,7 @@ PROVOKE lock_cycle_mmap(void)
 	mutex_unlock(&lock_c);
 }
 
-PROVOKE lock_twice(void)
+PROVOKE provoke_lock_twice(void)
 {
 	struct pair { spinlock_t one, two; } *pair = kzalloc(sizeof(*pair), GFP_KERNEL);
 	int i;
@@ -182,7 +183,7 @@ static void take_spin_a(struct timer_list *unused)
 
 static DEFINE_TIMER(spin_timer, take_spin_a);
 
-PROVOKE lock_softirq(void)
+PROVOKE provoke_lock_softirq(void)
 {
 	mod_timer(&spin_timer, jiffies + 1);
 	msleep(50);
@@ -190,7 +191,7 @@ PROVOKE lock_softirq(void)
 	spin_unlock(&spin_a);
 }
 
-PROVOKE lock_unsafe_order(void)
+PROVOKE provoke_lock_unsafe_order(void)
 {
 	mod_timer(&spin_timer, jiffies + 1);
 	msleep(50);
@@ -202,7 +203,7 @@ PROVOKE lock_unsafe_order(void)
 	spin_unlock_bh(&spin_a);
 }
 
-PROVOKE lock_wait_context(void)
+PROVOKE provoke_lock_wait_context(void)
 {
 	raw_spin_lock(&raw_a);
 	spin_lock(&spin_b);
@@ -210,14 +211,14 @@ PROVOKE lock_wait_context(void)
 	raw_spin_unlock(&raw_a);
 }
 
-PROVOKE lock_unbalanced(void)
+PROVOKE provoke_lock_unbalanced(void)
 {
 	mutex_lock(&lock_a);
 	mutex_unlock(&lock_a);
 	rwsem_release(&lock_b.dep_map, _RET_IP_);
 }
 
-PROVOKE lock_freed(void)
+PROVOKE provoke_lock_freed(void)
 {
 	struct mutex *lock = kmalloc(sizeof(*lock), GFP_KERNEL);
 
@@ -226,12 +227,12 @@ PROVOKE lock_freed(void)
 	kfree(lock);
 }
 
-PROVOKE lock_kept(void)
+PROVOKE provoke_lock_kept(void)
 {
 	mutex_lock(&lock_a);
 }
 
-PROVOKE lock_no_key(void)
+PROVOKE provoke_lock_no_key(void)
 {
 	struct mutex lock;
 
@@ -243,14 +244,14 @@ PROVOKE lock_no_key(void)
 	mutex_unlock(&lock);
 }
 
-PROVOKE rcu_suspicious(void)
+PROVOKE provoke_rcu_suspicious(void)
 {
 	static int __rcu *pointer;
 
 	sink = (void *)rcu_dereference(pointer);
 }
 
-PROVOKE spin_magic(void)
+PROVOKE provoke_spin_magic(void)
 {
 	spinlock_t lock;
 
@@ -258,14 +259,14 @@ PROVOKE spin_magic(void)
 	spin_lock(&lock);
 }
 
-PROVOKE sleep_in_atomic(void)
+PROVOKE provoke_sleep_in_atomic(void)
 {
 	spin_lock(&spin_b);
 	might_sleep();
 	spin_unlock(&spin_b);
 }
 
-PROVOKE schedule_in_atomic(void)
+PROVOKE provoke_schedule_in_atomic(void)
 {
 	preempt_disable();
 	schedule_timeout_uninterruptible(1);
@@ -277,7 +278,7 @@ static void leak_lock(struct work_struct *unused)
 	rcu_read_lock();
 }
 
-PROVOKE work_leaks(void)
+PROVOKE provoke_work_leaks(void)
 {
 	static DECLARE_WORK(work, leak_lock);
 
@@ -287,17 +288,17 @@ PROVOKE work_leaks(void)
 
 /* Warnings, assertions, sanitizers */
 
-PROVOKE warn(void)
+PROVOKE provoke_warn(void)
 {
 	WARN_ON(many == 64);
 }
 
-PROVOKE warn_text(void)
+PROVOKE provoke_warn_text(void)
 {
 	WARN(1, "provoked: %ld is many\n", many);
 }
 
-PROVOKE warn_moved(void)
+PROVOKE provoke_warn_moved(void)
 {
 	int a, b;
 
@@ -306,12 +307,12 @@ PROVOKE warn_moved(void)
 	WARN_ON(a != b);
 }
 
-PROVOKE bug(void)
+PROVOKE provoke_bug(void)
 {
 	BUG_ON(many == 64);
 }
 
-PROVOKE bug_header(void)
+PROVOKE provoke_bug_header(void)
 {
 	struct page *page = alloc_page(GFP_KERNEL);
 
@@ -319,7 +320,7 @@ PROVOKE bug_header(void)
 	get_page(page);
 }
 
-PROVOKE warn_page(void)
+PROVOKE provoke_warn_page(void)
 {
 	struct page *page = alloc_page(GFP_KERNEL);
 
@@ -327,21 +328,21 @@ PROVOKE warn_page(void)
 	__free_page(page);
 }
 
-PROVOKE refcount_zero(void)
+PROVOKE provoke_refcount_zero(void)
 {
 	static refcount_t count = REFCOUNT_INIT(0);
 
 	refcount_inc(&count);
 }
 
-PROVOKE refcount_below(void)
+PROVOKE provoke_refcount_below(void)
 {
 	static refcount_t count = REFCOUNT_INIT(0);
 
 	sink = (void *)(long)refcount_sub_and_test(1, &count);
 }
 
-PROVOKE list_added_twice(void)
+PROVOKE provoke_list_added_twice(void)
 {
 	static LIST_HEAD(head);
 	static struct list_head entry;
@@ -350,7 +351,7 @@ PROVOKE list_added_twice(void)
 	list_add(&entry, &head);
 }
 
-PROVOKE list_deleted_twice(void)
+PROVOKE provoke_list_deleted_twice(void)
 {
 	static LIST_HEAD(head);
 	static struct list_head entry;
@@ -360,7 +361,7 @@ PROVOKE list_deleted_twice(void)
 	list_del(&entry);
 }
 
-PROVOKE ubsan_bounds(void)
+PROVOKE provoke_ubsan_bounds(void)
 {
 	static struct { int array[4]; int after[64]; } object;
 
@@ -368,12 +369,12 @@ PROVOKE ubsan_bounds(void)
 	sink = &object;
 }
 
-PROVOKE ubsan_shift(void)
+PROVOKE provoke_ubsan_shift(void)
 {
 	zero = (1L << (many + 6)) & 0;
 }
 
-PROVOKE ubsan_bool(void)
+PROVOKE provoke_ubsan_bool(void)
 {
 	static char value = 7;
 	bool *pointer = (bool *)&value;
@@ -383,7 +384,7 @@ PROVOKE ubsan_bool(void)
 		zero = 0;
 }
 
-PROVOKE object_freed_active(void)
+PROVOKE provoke_object_freed_active(void)
 {
 	struct timer_list *timer = kmalloc(sizeof(*timer), GFP_KERNEL);
 
@@ -392,7 +393,7 @@ PROVOKE object_freed_active(void)
 	kfree(timer);
 }
 
-PROVOKE usercopy(void)
+PROVOKE provoke_usercopy(void)
 {
 	char *object = kmalloc(64, GFP_KERNEL);
 	unsigned long length = many + 16;
@@ -405,19 +406,19 @@ PROVOKE usercopy(void)
 
 /* Faults */
 
-PROVOKE fault_null(void)
+PROVOKE provoke_fault_null(void)
 {
 	int *pointer = (int *)zero;
 
 	pointer[2] = 1;
 }
 
-PROVOKE fault_page(void)
+PROVOKE provoke_fault_page(void)
 {
-	*(volatile int *)0xffffc90000000000 = 1;
+	*(volatile int *)0xffff87ffdeadb000 = 1;
 }
 
-PROVOKE fault_gpf(void)
+PROVOKE provoke_fault_gpf(void)
 {
 	unsigned long address = 0xdead000000000100;
 
@@ -425,17 +426,17 @@ PROVOKE fault_gpf(void)
 	asm volatile("movl $1, (%0)" : : "r" (address) : "memory");
 }
 
-PROVOKE fault_divide(void)
+PROVOKE provoke_fault_divide(void)
 {
 	zero = many / zero;
 }
 
-PROVOKE fault_opcode(void)
+PROVOKE provoke_fault_opcode(void)
 {
 	asm volatile("ud2");
 }
 
-PROVOKE fault_jump(void)
+PROVOKE provoke_fault_jump(void)
 {
 	void (*function)(void) = (void *)zero;
 
@@ -443,43 +444,43 @@ PROVOKE fault_jump(void)
 	function();
 }
 
-PROVOKE fault_memset(void)
+PROVOKE provoke_fault_memset(void)
 {
-	void *pointer = (void *)0xffffc90000000000;
+	void *pointer = (void *)0xffff87ffdeadb000;
 
 	OPTIMIZER_HIDE_VAR(pointer);
 	__memset(pointer, 0, many);
 }
 
-PROVOKE recurse(void)
+PROVOKE provoke_recurse(void)
 {
 	volatile char frame[512];
 
 	frame[0] = zero;
 	sink = (void *)frame;
-	recurse();
+	provoke_recurse();
 	frame[1] = zero;
 }
 
 static void oops_in_timer(struct timer_list *unused)
 {
-	fault_null();
+	provoke_fault_null();
 }
 
 static DEFINE_TIMER(oops_timer, oops_in_timer);
 
-PROVOKE fault_interrupt(void)
+PROVOKE provoke_fault_interrupt(void)
 {
 	mod_timer(&oops_timer, jiffies + 1);
 	msleep(1000);
 }
 
-PROVOKE just_panic(void)
+PROVOKE provoke_just_panic(void)
 {
 	panic("provoked: %ld", many);
 }
 
-PROVOKE stack_end(void)
+PROVOKE provoke_stack_end(void)
 {
 	*end_of_stack(current) = 0;
 	msleep(10);
@@ -487,7 +488,7 @@ PROVOKE stack_end(void)
 
 /* Memory management */
 
-PROVOKE bad_page_mapping(void)
+PROVOKE provoke_bad_page_mapping(void)
 {
 	struct page *page = alloc_page(GFP_KERNEL);
 
@@ -495,34 +496,34 @@ PROVOKE bad_page_mapping(void)
 	__free_page(page);
 }
 
-PROVOKE bad_page_refcount(void)
+PROVOKE provoke_bad_page_refcount(void)
 {
 	struct page *page = alloc_pages(GFP_KERNEL, 0);
 
-	page_ref_set(page, 1);
+	set_page_count(page, 1);
 	atomic_set(&page->_mapcount, 3);
 	__free_page(page);
 }
 
-PROVOKE page_poison(void)
+PROVOKE provoke_page_poison(void)
 {
 	struct page *page = alloc_pages(GFP_KERNEL, 3);
 	char *pointer = page_address(page);
 
 	__free_pages(page, 3);
 	OPTIMIZER_HIDE_VAR(pointer);
-	*(unsigned char __force *)pointer = 0x11;
-	pointer[8] = 0x22;
+	/* Not instrumented, or KASAN would be first. */
+	asm volatile("movb $0x11, (%0)" : : "r" (pointer) : "memory");
 	page = alloc_pages(GFP_KERNEL, 3);
 	__free_pages(page, 3);
 }
 
-PROVOKE bad_rss(void)
+PROVOKE provoke_bad_rss(void)
 {
 	add_mm_counter(current->mm, MM_ANONPAGES, 5);
 }
 
-PROVOKE bad_pmd(void)
+PROVOKE provoke_bad_pmd(void)
 {
 	static pmd_t pmd;
 
@@ -530,12 +531,12 @@ PROVOKE bad_pmd(void)
 	pmd_clear_bad(&pmd);
 }
 
-PROVOKE vmstat_negative(void)
+PROVOKE provoke_vmstat_negative(void)
 {
 	mod_node_page_state(NODE_DATA(0), NR_ISOLATED_ANON, -300);
 }
 
-PROVOKE slub_right(void)
+PROVOKE provoke_slub_right(void)
 {
 	char *object = kmalloc(64, GFP_KERNEL);
 
@@ -544,7 +545,7 @@ PROVOKE slub_right(void)
 	kfree(object);
 }
 
-PROVOKE slub_poison(void)
+PROVOKE provoke_slub_poison(void)
 {
 	char *object = kmalloc(64, GFP_KERNEL);
 	int i;
@@ -555,7 +556,7 @@ PROVOKE slub_poison(void)
 		sink = kmalloc(64, GFP_KERNEL);
 }
 
-PROVOKE slub_remaining(void)
+PROVOKE provoke_slub_remaining(void)
 {
 	struct kmem_cache *cache = kmem_cache_create("provoked", 40, 0, SLAB_NO_MERGE, NULL);
 
@@ -563,7 +564,7 @@ PROVOKE slub_remaining(void)
 	kmem_cache_destroy(cache);
 }
 
-PROVOKE leak(void)
+PROVOKE provoke_leak(void)
 {
 	int i;
 
@@ -576,7 +577,7 @@ PROVOKE leak(void)
 
 /* Time passes */
 
-PROVOKE hang(void)
+PROVOKE provoke_hang(void)
 {
 	mutex_lock(&lock_c);
 	set_current_state(TASK_UNINTERRUPTIBLE);
@@ -584,7 +585,7 @@ PROVOKE hang(void)
 	mutex_unlock(&lock_c);
 }
 
-PROVOKE spin_long(void)
+PROVOKE provoke_spin_long(void)
 {
 	unsigned long end = jiffies + 45 * HZ;
 
@@ -594,7 +595,7 @@ PROVOKE spin_long(void)
 	preempt_enable();
 }
 
-PROVOKE spin_in_rcu(void)
+PROVOKE provoke_spin_in_rcu(void)
 {
 	unsigned long end = jiffies + 45 * HZ;
 
@@ -606,10 +607,10 @@ PROVOKE spin_in_rcu(void)
 
 static void spin_work(struct work_struct *unused)
 {
-	spin_long();
+	provoke_spin_long();
 }
 
-PROVOKE work_stuck(void)
+PROVOKE provoke_work_stuck(void)
 {
 	static DECLARE_WORK(work, spin_work);
 
@@ -647,7 +648,7 @@ static int warn_thread(void *right)
 	return 0;
 }
 
-PROVOKE two_cpus(void)
+PROVOKE provoke_two_cpus(void)
 {
 	struct task_struct *left, *right;
 
@@ -658,7 +659,7 @@ PROVOKE two_cpus(void)
 	msleep(8000);
 }
 
-#define NAMED(function) { #function, function }
+#define NAMED(defect) { #defect, provoke_##defect }
 
 static const struct {
 	const char *name;
@@ -688,7 +689,7 @@ static const struct {
 	NAMED(two_cpus),
 };
 
-static ssize_t provoke_write(struct file *file, const char __user *buffer,
+static ssize_t provoke_file_write(struct file *file, const char __user *buffer,
 			     size_t size, loff_t *position)
 {
 	char name[64] = {};
@@ -706,7 +707,7 @@ static ssize_t provoke_write(struct file *file, const char __user *buffer,
 }
 
 static const struct file_operations provoke_operations = {
-	.write = provoke_write,
+	.write = provoke_file_write,
 };
 
 static int __init provoke_init(void)

@@ -134,6 +134,9 @@ _RIP = re.compile(r" {0,2}RIP: [0-9a-f]{4}:(?P<function>[\w.]+)\+0x")
 _FRAME = re.compile(r" +(?:\[<[0-9a-f]+>\] )?(?P<function>[\w.]+)\+0x[0-9a-f]+/0x[0-9a-f]+")
 _SYMBOL = re.compile(r"\b(?P<function>[A-Za-z_][\w.]{0,200})\+0x[0-9a-f]+(?:/0x[0-9a-f]+)?(?: \[\w{1,60}\])?")
 _LOCK = re.compile(r"(?:[# ]{0,3}\d*:? *)?[0-9a-f]{8,16} \((?P<lock>.{1,160}?)\)\{[^}]{0,16}\}")
+_RELEASED = re.compile(r".{1,40} is trying to (?:release|contend) lock \((?P<lock>.{1,160}?)\) at:$")
+# What a task holds besides is no part of the defect: each write() holds the lock of its file system.
+_BESIDES = re.compile(r"other info that might help|stack backtrace:|\d+ locks? held by")
 _ACQUIRED = re.compile(r", at: (?:\[<[0-9a-f]+>\] )?(?P<function>[\w.]+)\+0x")
 _TRACE_BEGINS = re.compile(r"\s*(?i:call trace:)")
 _TRACE_OVER = re.compile(r"(?: </TASK>|Allocated by|Freed by|Last potentially|---\[ end trace)")
@@ -581,8 +584,19 @@ class _Reading:
     def locks(self) -> tuple[str, ...]:
         if Field.LOCKS not in self._kind.identity:
             return ()
-        found = [match["lock"] for body in self._bodies if (match := _LOCK.match(body))]
+        found = [
+            match["lock"]
+            for body in self._said_of_locks
+            if (match := _LOCK.match(body) or _RELEASED.match(body))
+        ]
         return tuple(dict.fromkeys(found))[:2]
+
+    @cached_property
+    def _said_of_locks(self) -> Sequence[str]:
+        """The lines up to the locks that the task holds besides; all if no lock is named before."""
+        ends = next((at for at, body in enumerate(self._bodies) if _BESIDES.match(body)), len(self._bodies))
+        before = self._bodies[:ends]
+        return before if any(_LOCK.match(body) or _RELEASED.match(body) for body in before) else self._bodies
 
     @cached_property
     def reason(self) -> str:
@@ -618,7 +632,7 @@ class _Reading:
             case Where.TRACE:
                 yield from self.frames
             case Where.ACQUISITION:
-                for body in self._bodies:
+                for body in self._said_of_locks:
                     if acquired := _ACQUIRED.search(body):
                         yield acquired["function"]
                         return
@@ -675,7 +689,8 @@ class _Reading:
                 case Field.REASON:
                     parts.append(self.reason)
                 case Field.LOCKS:
-                    parts.append(", ".join(sorted(self.locks)))
+                    # "#2" counts classes of the same name in the order of their first use (print_lock_name()).
+                    parts.append(", ".join(sorted(re.sub(r"#\d+", "", lock) for lock in self.locks)))
         return ": ".join(part for part in parts if part)
 
 

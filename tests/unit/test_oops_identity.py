@@ -150,6 +150,10 @@ SAME = {
         "Oops: Oops: 0002 [#1] PREEMPT SMP\nRIP: 0010:walk.isra.0+0x1/0x2",
         "Oops: Oops: 0002 [#4] PREEMPT SMP\nRIP: 0010:walk.constprop.3+0x1/0x2",
     ),
+    "lock classes that were used in another order": (
+        lock_cycle("&a->lock#2", "&mm->mmap_lock"),
+        lock_cycle("&a->lock#5", "&mm->mmap_lock"),
+    ),
     "a cycle that is reported from its other side": (
         lock_cycle("&a->lock", "&mm->mmap_lock"),
         lock_cycle("&mm->mmap_lock", "&a->lock"),
@@ -856,3 +860,17 @@ def test_a_report_belongs_to_the_test_that_ran() -> None:
 def test_after_which_reports_lockdep_is_off() -> None:
     texts = {"kasan": KASAN, "cycle": lock_cycle("a", "b"), "warning": warning("f", "mm/a.c:7")}
     assert {name for name, text in texts.items() if only(stamped(text)).ends_lockdep} == {"kasan", "cycle"}
+
+
+def test_locks_that_a_task_holds_besides_identify_nothing() -> None:
+    held = (
+        "other info that might help us debug this:\n1 lock held by sh/9:\n"
+        " #0: ffff8880055a43f0 (sb_writers#3){.+.+}-{0:0}, at: ksys_write+0xcb/0x170\nstack backtrace:"
+    )
+    wait = "sh/9 is trying to lock:\nffffffff826917b8 (spin_b){....}-{3:3}, at: takes_it+0x18/0x30"
+    finding = only(stamped(f"[ BUG: Invalid wait context ]\n{wait}\n{held}\n{trace('takes_it')}"))
+    assert (finding.locks, finding.function) == (("spin_b",), "takes_it")
+    unlock = "sh/9 is trying to release lock (lock_b) at:\n[<ffffffff817aa6b1>] releases_it+0x151/0x1e0"
+    text = f"WARNING: bad unlock balance detected!\n{unlock}\n{held}\n{trace('lock_release', 'releases_it')}"
+    finding = only(stamped(text))
+    assert (finding.locks, finding.function) == (("lock_b",), "releases_it")

@@ -12,7 +12,7 @@ from orchestrator.cli import completion, option
 from orchestrator.cli.terminal import Terminal, terminal_of
 
 if TYPE_CHECKING:
-    from orchestrator.kernel.decoding import Decoder
+    from orchestrator.kernel.decoding import AddressDecoder
 
 NAME = "decode"
 EXAMPLE = "Example: orchestrate decode console.log --patchset core-only:5 --config debug-vm"
@@ -89,10 +89,10 @@ def command(
     return 0
 
 
-def _of_file(vmlinux: Path, directory: Path | None) -> Decoder:
-    from orchestrator.kernel.decoding import Decoder, source_of_directory
+def _of_file(vmlinux: Path, directory: Path | None) -> AddressDecoder:
+    from orchestrator.kernel.decoding import AddressDecoder, source_of_directory
 
-    return Decoder(vmlinux, source_of_directory(directory)) if directory else Decoder(vmlinux)
+    return AddressDecoder(vmlinux, source_of_directory(directory)) if directory else AddressDecoder(vmlinux)
 
 
 def _of_patchset(
@@ -103,8 +103,8 @@ def _of_patchset(
     series: Path | None,
     build_jobs: int | None,
     log: str,
-) -> Decoder:
-    from orchestrator.kernel.decoding import Decoder, source_of_tree
+) -> AddressDecoder:
+    from orchestrator.kernel.decoding import AddressDecoder, source_of_tree
 
     with terminal.events() as events:
         bench = terminal.bench(events, source, flavour=flavour, build_jobs=build_jobs, series=series)
@@ -113,6 +113,6 @@ def _of_patchset(
         # The kernel that ran usually has no debugging information, and for that another build ID, but the same code.
         same = [bench.kernel(patchset).build_id] if bench.has_kernel(patchset) else []
         tree = bench.tree(patchset)
-        decoder = Decoder(kernel.vmlinux, source_of_tree(tree.repository, tree.tree))
+        decoder = AddressDecoder(kernel.vmlinux, source_of_tree(tree.repository, tree.tree))
         decoder.check(log, same)
     return decoder

@@ -24,7 +24,7 @@ from orchestrator.guest.topology_check import verify
 from orchestrator.guest.workload import Workload, load_workloads
 from orchestrator.kernel.build import KernelBuild, kernel_artefact
 from orchestrator.kernel.config import Configuration, configuration
-from orchestrator.kernel.decoding import Decoder, source_of_tree
+from orchestrator.kernel.decoding import AddressDecoder, source_of_tree
 from orchestrator.kernel.elf import build_id_of_notes
 from orchestrator.kernel.series import BASELINE, OtherKernel, Series, load_series
 from orchestrator.kernel.source import Origin, SourceTree, find_origin, source_artefact, with_commit
@@ -358,7 +358,7 @@ class Bench:
             return list(findings)
         vmlinux, tree = self._decoding[kernel.digest]
         try:
-            decoder = Decoder(vmlinux, source_of_tree(tree.repository, tree.tree))
+            decoder = AddressDecoder(vmlinux, source_of_tree(tree.repository, tree.tree))
             return [replace(each, text=decoder.decoded(each.text)) for each in findings]
         except (UserError, InfrastructureError):  # the report itself is worth more than its source lines
             return list(findings)

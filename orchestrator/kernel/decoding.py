@@ -89,7 +89,7 @@ def point_in(line: str) -> CodePoint | None:
     return CodePoint(match["name"], int(match["offset"], 16), int(match["size"], 16), exact)
 
 
-class Decoder:
+class AddressDecoder:
     """Source lines of the addresses in reports of one kernel.
 
     Args:

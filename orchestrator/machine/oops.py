@@ -119,7 +119,7 @@ _STALLS = frozenset(kind.name for kind in RULES.kinds if kind.stall)
 
 
 @dataclass(frozen=True, slots=True)
-class _Line:
+class _ConsoleLine:
     number: int
     raw: str
     #: The message without timestamp, caller and log level.
@@ -245,7 +245,7 @@ class _Report:
 
     kind: ReportKind
     match: re.Match[str]
-    lines: list[_Line]
+    lines: list[_ConsoleLine]
     #: Index of the headline in `lines`.
     head: int
     #: Number of lines that certainly belong to it.
@@ -260,7 +260,7 @@ class _Report:
     def __post_init__(self) -> None:
         self.certain = len(self.lines)
 
-    def take(self, line: _Line, continues: bool) -> bool:
+    def take(self, line: _ConsoleLine, continues: bool) -> bool:
         """Take the next line; return whether the report goes on after it."""
         kind, body = self.kind, line.body
         self.lines.append(line)
@@ -289,7 +289,7 @@ class _Report:
             return foreign < _UNTRACED
         return (self.in_trace or kind.end in (End.OOPS, End.BOX)) and foreign <= _FOREIGN
 
-    def surplus(self) -> list[_Line]:
+    def surplus(self) -> list[_ConsoleLine]:
         """Remove the lines at the end that do not belong to it, and return them."""
         rest = self.lines[self.certain :]
         del self.lines[self.certain :]
@@ -300,7 +300,7 @@ class _Report:
 class _Stream:
     """The lines of one caller, or of all if the log does not tell them apart."""
 
-    recent: deque[_Line] = field(default_factory=lambda: deque(maxlen=_BEFORE))
+    recent: deque[_ConsoleLine] = field(default_factory=lambda: deque(maxlen=_BEFORE))
     report: _Report | None = None
 
 
@@ -390,12 +390,12 @@ class _Parser:
         prefix = _PREFIX.search(raw)
         if prefix is not None:
             caller = prefix["caller"] or ""
-            self._feed(_Line(self._number, raw[prefix.start() :], raw[prefix.end() :], caller))
+            self._feed(_ConsoleLine(self._number, raw[prefix.start() :], raw[prefix.end() :], caller))
         elif not self._trusted or _EARLY.match(raw):
-            self._feed(_Line(self._number, raw, raw))
+            self._feed(_ConsoleLine(self._number, raw, raw))
         return min(over, len(text))
 
-    def _feed(self, line: _Line) -> None:
+    def _feed(self, line: _ConsoleLine) -> None:
         stream = self._streams.get(line.caller)
         if stream is None:
             if len(self._streams) > 128:
@@ -429,7 +429,9 @@ class _Parser:
             return
         self._begin(stream, line, *begun)
 
-    def _belongs(self, report: _Report, line: _Line, begun: tuple[ReportKind, re.Match[str]] | None) -> bool:
+    def _belongs(
+        self, report: _Report, line: _ConsoleLine, begun: tuple[ReportKind, re.Match[str]] | None
+    ) -> bool:
         """Whether a line may be a part of the report above it."""
         kind = report.kind
         if kind.end is End.PANIC:
@@ -447,7 +449,7 @@ class _Parser:
             return True
         return False
 
-    def _begin(self, stream: _Stream, line: _Line, kind: ReportKind, match: re.Match[str]) -> None:
+    def _begin(self, stream: _Stream, line: _ConsoleLine, kind: ReportKind, match: re.Match[str]) -> None:
         before = self._before(stream.recent)
         stream.recent.clear()
         stream.report = _Report(kind, match, [*before, line], len(before), 0, test=self._test)
@@ -455,7 +457,7 @@ class _Parser:
         if kind.end is End.LINE:
             self._close(stream)
 
-    def _before(self, recent: Sequence[_Line]) -> list[_Line]:
+    def _before(self, recent: Sequence[_ConsoleLine]) -> list[_ConsoleLine]:
         """The lines above a headline that belong to it: a ruler, a ``cut here`` line, a dump of a page."""
         lines = list(recent)
         first = len(lines)
@@ -499,10 +501,10 @@ class _Parser:
         known = self._folded.get(key)
         self._folded[key] = replace(known, count=known.count + 1) if known else finding
 
-    def _is_foreign(self, line: _Line) -> bool:
+    def _is_foreign(self, line: _ConsoleLine) -> bool:
         return not self._reader.continues(line.body)
 
-    def _caused(self, panic: Finding, line: _Line) -> Finding:
+    def _caused(self, panic: Finding, line: _ConsoleLine) -> Finding:
         """The panic together with the report that caused it, if there is one."""
         for stream in self._streams.values():
             self._close(stream)

@@ -11,7 +11,13 @@ import pytest
 
 from orchestrator.cli.application import status_of
 from orchestrator.errors import UserError
-from orchestrator.kernel.decoding import CodePoint, Decoder, build_ids_of, point_in, source_of_directory
+from orchestrator.kernel.decoding import (
+    AddressDecoder,
+    CodePoint,
+    build_ids_of,
+    point_in,
+    source_of_directory,
+)
 from orchestrator.kernel.elf import build_id, text_symbols
 
 SOURCE = """\
@@ -80,7 +86,7 @@ def report(tree: Path, wrong: int = 0, said: str = "") -> str:
 
 
 def test_each_frame_has_its_line_with_the_inlined_functions(tree: Path) -> None:
-    decoder = Decoder(tree / "vmlinux", source_of_directory(tree))
+    decoder = AddressDecoder(tree / "vmlinux", source_of_directory(tree))
     decoder.check(report(tree))
     lines = decoder.decoded(report(tree)).splitlines()
     rip = next(index for index, line in enumerate(lines) if "RIP:" in line)
@@ -94,7 +100,7 @@ def test_each_frame_has_its_line_with_the_inlined_functions(tree: Path) -> None:
 
 def test_a_return_address_is_that_of_the_call(tree: Path) -> None:
     size = sizes(tree)["calls_it"]
-    decoder = Decoder(tree / "vmlinux")
+    decoder = AddressDecoder(tree / "vmlinux")
     (symbol,) = (each for each in text_symbols(tree / "vmlinux") if each.name == "calls_it")
     dump = subprocess.run(
         ["objdump", "-d", tree / "vmlinux"], capture_output=True, text=True, check=True
@@ -109,13 +115,13 @@ def test_a_return_address_is_that_of_the_call(tree: Path) -> None:
 
 
 def test_without_source_there_is_the_place_alone(tree: Path) -> None:
-    assert "store_twice at mm/made_up.c:6\n" in Decoder(tree / "vmlinux").decoded(report(tree))
+    assert "store_twice at mm/made_up.c:6\n" in AddressDecoder(tree / "vmlinux").decoded(report(tree))
 
 
 def test_a_decoded_report_reads_as_before(tree: Path) -> None:
     from orchestrator.machine.oops import parse_console
 
-    decoder = Decoder(tree / "vmlinux", source_of_directory(tree))
+    decoder = AddressDecoder(tree / "vmlinux", source_of_directory(tree))
     before, after = (parse_console(text) for text in (report(tree), decoder.decoded(report(tree))))
     assert [each.fingerprint for each in before] == [each.fingerprint for each in after]
 
@@ -136,7 +142,7 @@ def test_points(line: str, point: CodePoint | None) -> None:
 
 def test_another_build_is_refused_by_its_build_id(tree: Path) -> None:
     mine, other = build_id(tree / "vmlinux"), "0123456789" * 4
-    decoder = Decoder(tree / "vmlinux")
+    decoder = AddressDecoder(tree / "vmlinux")
     decoder.check(report(tree, said=f" {mine}"))
     assert build_ids_of(report(tree, said=f" {mine}")) == {mine}
     with pytest.raises(UserError, match=f"its build ID is {mine}, that of the log is {other}; name"):
@@ -147,11 +153,11 @@ def test_another_build_is_refused_by_its_build_id(tree: Path) -> None:
 
 def test_another_build_is_refused_by_its_functions(tree: Path) -> None:
     with pytest.raises(UserError, match=r"2 of 2 functions in the log, e\.g\. at_fault, have another size"):
-        Decoder(tree / "vmlinux").check(report(tree, wrong=64))
+        AddressDecoder(tree / "vmlinux").check(report(tree, wrong=64))
 
 
 def test_another_release_is_refused(tree: Path) -> None:
-    decoder = Decoder(tree / "vmlinux")
+    decoder = AddressDecoder(tree / "vmlinux")
     decoder.check("[    0.000000] Linux version 6.12.117 (c@d)\n" + report(tree))
     with pytest.raises(UserError, match=r"the log is of Linux 6\.6\.1; name"):
         decoder.check("[    0.000000] Linux version 6.6.1 (c@d)\n" + report(tree))
@@ -159,7 +165,7 @@ def test_another_release_is_refused(tree: Path) -> None:
 
 def test_a_kernel_without_debugging_information_is_refused(tree: Path) -> None:
     with pytest.raises(UserError, match="has no debugging information; name a vmlinux"):
-        Decoder(tree / "stripped")
+        AddressDecoder(tree / "stripped")
 
 
 # --- the command -----------------------------------------------------------------------------------------------------

@@ -57,7 +57,7 @@ def judge(
         meant = {} if result.suite.strict else different or {}
         for trouble, is_note in _of_tests(result, on_baseline, meant, _failing_at_times(result, results)):
             (notes if is_note else troubles).append(trouble)
-        known = {finding.fingerprint for finding in yardstick.findings} if yardstick else set()
+        known = {finding.fingerprint for finding in on_baseline.findings} if on_baseline else set()
         for finding in result.findings:
             during = f" during {finding.test}" if finding.test else ""
             said = Trouble(result.cell, f"{finding.title} ({finding.count} x){during}", finding.text)

@@ -17,6 +17,7 @@ from orchestrator.execution.bench import Booted
 from orchestrator.guest.ktap import Status, TestResult, parse_khugepaged, parse_ktap
 from orchestrator.guest.selftests import Selftest, Selftests
 from orchestrator.guest.ssh import CommandTimeout, Guest
+from orchestrator.kernel.series import Series
 from orchestrator.machine.oops import TEST_MARK
 from orchestrator.spelling import hint
 

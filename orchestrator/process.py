@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 #: Debian packages of the programs that are started, for error messages.
 PACKAGES = {
+    "addr2line": "binutils",
     "apt-get": "apt",
     "bc": "bc",
     "bison": "bison",

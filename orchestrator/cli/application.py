@@ -49,6 +49,11 @@ class _Commands(LazyGroup):
         "bisect": Listed(
             "orchestrator.cli.bisect", _RUN, "Find the first stage that shows an outcome or moves a metric."
         ),
+        "decode": Listed(
+            "orchestrator.cli.decode",
+            _LOOK,
+            "Show the source lines of the kernel's reports in a console log.",
+        ),
         "simulate": Listed(
             "orchestrator.cli.simulate", _RUN, "Calculate the chunk test for a machine of any size."
         ),

@@ -6,7 +6,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from orchestrator.guest.topology_check import verify
 from orchestrator.guest.workload import Workload, known_workloads, own_directories
 from orchestrator.kernel.build import KernelBuild, kernel_artefact
 from orchestrator.kernel.config import Configuration, configuration
+from orchestrator.kernel.decoding import AddressDecoder, source_of_tree
 from orchestrator.kernel.elf import build_id_of_notes
 from orchestrator.kernel.series import BASELINE, OtherKernel, Series, load_series
 from orchestrator.kernel.source import Origin, SourceTree, find_origin, source_artefact, with_commit
@@ -49,12 +50,14 @@ class Booted:
     Args:
         boot_s: duration of the boot in host seconds, from QEMU's start.
         counts: whether to count a report of the kernel; default: all are counted.
+        decode: adds source lines to reports of the kernel.
     """
 
     machine: Machine
     guest: Guest
     boot_s: float
     counts: Callable[[Finding], bool] = lambda finding: True
+    decode: Callable[[Sequence[Finding]], list[Finding]] = list
 
     def findings(self) -> list[Finding]:
         """The kernel's reports so far."""
@@ -70,7 +73,7 @@ class Booted:
         Raises:
             Exception: `error`, if it does not concern the guest.
         """
-        ending = ending_of(error, self.findings()[since:], self.machine.failure)
+        ending = ending_of(error, self.decode(self.findings()[since:]), self.machine.failure)
         if ending is None:
             assert error is not None
             raise error
@@ -117,6 +120,7 @@ class Bench:
     _sources: dict[str, SourceTree] = field(default_factory=dict)
     _images: dict[tuple[str, ...], GuestImage] = field(default_factory=dict)
     _given_workloads: dict[str, Workload] = field(default_factory=dict)
+    _decoding: dict[str, tuple[Path, PatchedTree]] = field(default_factory=dict)
     _machines: set[Machine] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _image_lock: threading.Lock = field(default_factory=threading.Lock)
@@ -238,7 +242,11 @@ class Bench:
 
     def kernel(self, patchset: str, dwarf: bool = False) -> KernelBuild:
         """The kernel of `patchset`, from the cache or newly built."""
-        return self._kernel_artefact(patchset, dwarf).obtain()
+        kernel = self._kernel_artefact(patchset, dwarf).obtain()
+        with_dwarf = self._kernel_artefact(patchset, dwarf=True)
+        if with_dwarf.is_made:  # the same code, so that its source lines are those of reports
+            self._decoding[kernel.digest] = with_dwarf.obtain().vmlinux, self.tree(patchset)
+        return kernel
 
     def has_kernel(self, patchset: str) -> bool:
         """Whether the kernel of `patchset` is in the cache. This may apply its stages, but builds nothing."""
@@ -335,13 +343,14 @@ class Bench:
                 for key, value in (knobs or {}).items():
                     self._set_knob(guest, key, value)
                 is_up = True
-                yield Booted(machine, guest, boot_s, counts)
+                yield Booted(machine, guest, boot_s, counts, lambda found: self._decoded(kernel, found))
             except GuestEnded:
                 raise
             except Exception as error:
                 if is_up and isinstance(error, InfrastructureError):
                     machine.why(_REASON_S)  # the connection may have noticed the end of the guest first
                 findings = [finding for finding in machine.findings() if counts(finding)]
+                findings = self._decoded(kernel, findings)
                 ending = ending_of(error, findings, machine.failure, is_up=is_up)
                 if ending is None:
                     raise
@@ -353,6 +362,17 @@ class Bench:
             machines = list(self._machines)
         for machine in machines:
             machine.close()
+
+    def _decoded(self, kernel: KernelBuild, findings: Sequence[Finding]) -> list[Finding]:
+        """Reports with source lines, if the kernel has been built with debugging information, too."""
+        if not findings or kernel.digest not in self._decoding:
+            return list(findings)
+        vmlinux, tree = self._decoding[kernel.digest]
+        try:
+            decoder = AddressDecoder(vmlinux, source_of_tree(tree.repository, tree.tree))
+            return [replace(each, text=decoder.decoded(each.text)) for each in findings]
+        except (UserError, InfrastructureError):  # the report itself is worth more than its source lines
+            return list(findings)
 
     def _forget(self, machine: Machine) -> None:
         with self._lock:

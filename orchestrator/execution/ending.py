@@ -61,7 +61,7 @@ class Ending:
         others = [each for each in self.findings if not self.evidence.startswith(f"{each.title}\n")]
         return (
             f"{self.outcome.value}: {self.evidence}",
-            *(f"{each.outcome.value}: {each.title}\n{each.text}" for each in others),
+            *(f"{each.outcome.value}: {each.evidence}" for each in others),
         )
 
     @property
@@ -128,11 +128,15 @@ def ending_of(
         before = "".join(f"\nbefore: {each.title}" for each in findings)
         return Ending(Outcome.LOST, f"{failure.evidence}{before}")
     if worst is not None:
-        evidence = f"{worst.title}\n{worst.text}"
+        evidence = worst.evidence
         # For a panic the report says everything; for any other end, add a line.
         reason = failure or error
         if reason is not None and not (failure is not None and failure.outcome in _REPORTED):
             evidence += f"\nthen: {_first_line(reason)}"
+        # A bisection looks for one defect by its fingerprint, even where another is worse.
+        for other in findings:
+            if other is not worst and other.fingerprint != other.title:
+                evidence += f"\nalso: {other.title}\nfingerprint: {other.fingerprint}"
         return Ending(worst.outcome, evidence, tuple(findings))
     if failure is not None:
         return Ending(failure.outcome, failure.evidence)

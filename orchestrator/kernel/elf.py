@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 # Constants of elf(5).
 _NT_GNU_BUILD_ID = 3
 _SHN_UNDEF = 0
+_STT_SECTION = 3
 _STT_FILE = 4
+_SHF_ALLOC = 0x2
+_SHF_EXECINSTR = 0x4
 #: Qualifiers at the start of a type name.
 _QUALIFIERS = {"DW_TAG_const_type": "const", "DW_TAG_volatile_type": "volatile"}
 
@@ -118,6 +121,29 @@ def symbol(vmlinux: Path, name: str) -> Symbol:
             if found:
                 return max(found, key=lambda each: each[0])[1]
     raise UserError(f"{vmlinux} has no symbol {name}; it may be inlined, or added by a later stage.")
+
+
+def text_symbols(vmlinux: Path) -> Iterator[Symbol]:
+    """All named symbols in the sections with code.
+
+    Raises:
+        UserError: the file is not an ELF file.
+    """
+    from elftools.elf.sections import SymbolTableSection
+
+    with _opened(vmlinux) as elf:
+        code = {
+            number
+            for number, section in enumerate(elf.iter_sections())
+            if section["sh_flags"] & _SHF_EXECINSTR and section["sh_flags"] & _SHF_ALLOC
+        }
+        table = elf.get_section_by_name(".symtab")
+        if not isinstance(table, SymbolTableSection):
+            return
+        strings = table.stringtable.data()
+        for offset, info, _, section, value, size in struct.iter_unpack("<IBBHQQ", table.data()):
+            if section in code and offset and info & 0xF not in (_STT_SECTION, _STT_FILE):
+                yield Symbol(strings[offset : strings.index(b"\0", offset)].decode(), value, size)
 
 
 def _symbols_of(table: SymbolTableSection, name: str) -> Iterator[tuple[int, Symbol]]:

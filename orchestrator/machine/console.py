@@ -26,11 +26,16 @@ READY = "orchestrate: ready"
 # The kernel may print a message, starting with its timestamp, before the newline has left the serial port.
 _LINE_END = r"[\s\[]"
 _READY = re.compile(re.escape(READY) + _LINE_END)
-_PANIC = re.compile(r"Kernel panic - not syncing|PANIC: early exception|PANIC: double fault")
-_PANIC_OVER = re.compile(r"---\[ end Kernel panic|PANIC: early exception|Rebooting in \d+ seconds")
+# A message of the kernel begins with its timestamp (CONFIG_PRINTK_TIME, CONFIG_PRINTK_CALLER): a program that prints
+# the words of a panic does not end the machine.
+_STAMP = r"\[ {0,12}\d{1,10}\.\d{6}\](?:\[ {0,8}[TC]\d{1,8}\])? "
+# early_fixup_exception(), arch/x86/mm/extable.c, prints before there are timestamps.
+_EARLY = r"PANIC: early exception 0x[0-9a-f]{1,4} IP [0-9a-f]+:"
+_PANIC = re.compile(_STAMP + r"(?:Kernel panic - not syncing|(?:traps: )?PANIC: double fault)|" + _EARLY)
+_PANIC_OVER = re.compile(_STAMP + r"(?:---\[ end Kernel panic|Rebooting in \d+ seconds)|" + _EARLY)
 # die(), arch/x86/kernel/dumpstack.c: a task died in the kernel, and the locks it held are never released.
-_OOPS = re.compile(r"Oops: [^\n]{1,80}\[#\d+\]")
-_CARRY = 120  # longer than any match of the patterns, so that none is missed between two reads
+_OOPS = re.compile(_STAMP + r"Oops: [^\n]{1,120}\[#\d+\]")
+_CARRY = 240  # longer than any match of the patterns, so that none is missed between two reads
 _CHUNK = 1 << 20
 #: Bytes of a console log above which it is cut, and how many of its first bytes are kept then.
 LONGEST = 32 << 20

@@ -603,7 +603,7 @@ class Machine:
             return MachineFailure(outcome, f"{what}\n{self.console.tail()}".strip())
         if outcome is Outcome.BOOT_FAILED:
             outcome = worst.outcome
-        return MachineFailure(outcome, f"{what}: {worst.title}\n{worst.text}")
+        return MachineFailure(outcome, f"{what}: {worst.evidence}")
 
     def _ended(self, returncode: int) -> MachineFailure:
         before = "" if self._booted else " before the guest was up"

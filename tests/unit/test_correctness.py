@@ -146,8 +146,29 @@ def test_a_test_of_our_own_is_not_compared_with_the_baseline() -> None:
     assert not notes
 
 
+def test_a_known_report_is_known_by_its_fingerprint_wherever_it_moved() -> None:
+    known = replace(WARNING, fingerprint="warning: f")
+    moved = replace(known, title="WARNING in f at mm/f.c:41")
+    other = replace(known, fingerprint="warning: g")
+    before, after = result("baseline", "stress", {}, (known,)), result("full", "stress", {}, (moved,))
+    assert judge([before, after])[0] == []
+    troubles, _ = judge([before, result("full", "stress", {}, (other,))])
+    assert len(troubles) == 1
+
+
+def test_tests_after_a_lockdep_report_are_noted_as_unchecked() -> None:
+    cycle = replace(WARNING, kind="lockdep", fingerprint="lockdep: a, b", test="two")
+    tests = dict.fromkeys(("one", "two", "three", "four"), Status.PASSED)
+    _, notes = judge([result("full", "stress", tests, (cycle,))])
+    assert [each.what for each in notes] == [
+        "lockdep was off after its report: the locks of the 2 tests after two were not checked"
+    ]
+
+
 def test_reports_of_the_kernel_fail_it_unless_the_baseline_has_them() -> None:
-    other = replace(WARNING, title="lockdep: possible circular locking dependency detected")
+    other = replace(
+        WARNING, title="lockdep: possible circular locking dependency", fingerprint="lockdep: a, b"
+    )
     before = result("baseline", "stress", {}, (WARNING,))
     after = result("full", "stress", {}, (WARNING, other))
     troubles, notes = judge([before, after])

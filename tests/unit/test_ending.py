@@ -325,7 +325,7 @@ def test_the_logs_of_another_guest_are_not_overwritten(act: Any, tmp_path: Path)
 
 
 _REPORT = Finding(Outcome.KERNEL_BUG, "KASAN: use-after-free", "its text", 1)
-_STALL = Finding(Outcome.KERNEL_BUG, "RCU stall in made_up", "its text", 1)
+_STALL = Finding(Outcome.KERNEL_BUG, "RCU stall in made_up", "its text", 1, kind="rcu-stall")
 _DEATH = Finding(Outcome.KERNEL_PANIC, "Kernel panic: made up", "its text", 9)
 _SIGNAL = MachineFailure(Outcome.LOST, "QEMU was ended by signal 9\nits words")
 

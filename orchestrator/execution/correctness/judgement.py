@@ -57,13 +57,26 @@ def judge(
         meant = {} if result.suite.strict else different or {}
         for trouble, is_note in _of_tests(result, on_baseline, meant, _failing_at_times(result, results)):
             (notes if is_note else troubles).append(trouble)
-        known = {finding.title for finding in on_baseline.findings} if on_baseline else set()
+        known = {finding.fingerprint for finding in on_baseline.findings} if on_baseline else set()
         for finding in result.findings:
-            said = Trouble(result.cell, f"{finding.title} ({finding.count} x)", finding.text)
-            (notes if finding.title in known else troubles).append(said)
+            during = f" during {finding.test}" if finding.test else ""
+            said = Trouble(result.cell, f"{finding.title} ({finding.count} x){during}", finding.text)
+            (notes if finding.fingerprint in known else troubles).append(said)
+        notes += _of_lockdep(result)
         for leak, trouble in _of_leaks(result):
             (notes if on_baseline and leak in _signatures(on_baseline) else troubles).append(trouble)
     return troubles, notes
+
+
+def _of_lockdep(result: SuiteResult) -> list[Trouble]:
+    """A note if lockdep was off for a part of the suite."""
+    last = next((finding for finding in result.findings if finding.ends_lockdep), None)
+    if last is None:
+        return []
+    tests = [test.name for test in result.found.results]
+    begins = next((at for at, name in enumerate(tests) if name.partition(": ")[0] == last.test), None)
+    which = "later tests" if begins is None else f"the {len(tests) - begins - 1} tests after {last.test}"
+    return [Trouble(result.cell, f"lockdep was off after its report: the locks of {which} were not checked")]
 
 
 def _failing_at_times(result: SuiteResult, results: Sequence[SuiteResult]) -> set[str]:

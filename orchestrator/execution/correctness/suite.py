@@ -18,6 +18,7 @@ from orchestrator.guest.ktap import Status, TestResult, parse_khugepaged, parse_
 from orchestrator.guest.selftests import Selftest, Selftests
 from orchestrator.guest.ssh import CommandTimeout, Guest
 from orchestrator.kernel.series import Series
+from orchestrator.machine.oops import TEST_MARK
 from orchestrator.spelling import hint
 
 RESERVATIONS: Final = "/usr/lib/tests/reservations"
@@ -289,6 +290,7 @@ class SuiteRun:
                 continue
             # Do not let page cache of one program affect the next.
             self.guest.run(["sh", "-c", "echo 3 >/proc/sys/vm/drop_caches"], timeout_s=_ANSWER_S)
+            self._mark(test.name)
             lines: list[str] = []
             fault = ""
             try:
@@ -311,9 +313,14 @@ class SuiteRun:
                 "--timeout",
                 f"{_STRESS_S}s",
             ]
+            self._mark(f"stress-{name}")
             lines: list[str] = []
             fault = self._stream([*argv, *words], f"stress-{name}", lines, _SUITE_TIMEOUT_S)
             self.found.results.append(result_of_stressor(name, lines, fault))
+
+    def _mark(self, test: str) -> None:
+        """Mark the kernel's log, so that a report in it belongs to a test. Tests of this project do so themselves."""
+        self.guest.write_text("/dev/kmsg", f"<5>{TEST_MARK}{test}")
 
     def _stream(
         self, argv: Sequence[str], name: str, lines: list[str], timeout_s: float, *, is_all: bool = False

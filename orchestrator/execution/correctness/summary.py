@@ -62,7 +62,7 @@ class SuiteResult:
                 for test in self.found.results
             ],
             "faults": list(self.found.faults),
-            "reports": [asdict(finding) for finding in self.findings],
+            "reports": [finding.to_json() for finding in self.findings],
             "leaks": [asdict(leak) for leak in self.found.leaks],
         }
 
@@ -81,7 +81,7 @@ class SuiteResult:
             found,
             Outcome(facts["outcome"]),
             facts["evidence"],
-            [Finding(**{**each, "outcome": Outcome(each["outcome"])}) for each in facts["reports"]],
+            [Finding.of_json(each) for each in facts["reports"]],
             facts["boot_s"],
             facts["run_s"],
             facts["total_s"],

@@ -200,6 +200,17 @@ static int run_in_child(const struct test *test, unsigned int timeout_s)
 	return WIFEXITED(status) ? WEXITSTATUS(status) : 1;
 }
 
+/* Mark the kernel's log, so that a report in it belongs to a test; see machine/oops.py. */
+static void mark(const struct test *test)
+{
+	FILE *log = fopen("/dev/kmsg", "w");
+
+	if (!log)
+		return;
+	fprintf(log, "<5>orchestrate: test %s\n", test->name);
+	fclose(log);
+}
+
 /* Print a line of KTAP. Returns whether the test passed or was skipped. */
 static bool run_test(const struct test *test, int number, unsigned int timeout_s)
 {
@@ -213,6 +224,7 @@ static bool run_test(const struct test *test, int number, unsigned int timeout_s
 		       test->stage);
 		return true;
 	}
+	mark(test);
 	status = run_in_child(test, timeout_s);
 	swap_end();
 	expect_nothing_left();

@@ -546,6 +546,34 @@ int cpu_of_nodes(const struct node *nodes, int count, int n)
 	workload_fail("a CPU was taken offline");
 }
 
+long free_blocks(int node)
+{
+	static const int order_of_region = 9;
+	FILE *file = fopen("/proc/buddyinfo", "re");
+	char line[512];
+	long blocks = 0;
+
+	if (!file)
+		workload_fail("cannot read /proc/buddyinfo: %s", strerror(errno));
+	while (fgets(line, sizeof(line), file)) {
+		int of, used = 0, order = 0;
+
+		if (sscanf(line, "Node %d, zone %*s%n", &of, &used) != 1 || !used || of != node)
+			continue;
+		/* A number per order, from 0. */
+		for (char *at = line + used, *end;; at = end, order++) {
+			long count = strtol(at, &end, 10);
+
+			if (end == at)
+				break;
+			if (order >= order_of_region)
+				blocks += count << (order - order_of_region);
+		}
+	}
+	fclose(file);
+	return blocks;
+}
+
 char *map_regions(size_t size)
 {
 	char *start = mmap(NULL, size + REGION, PROT_READ | PROT_WRITE,

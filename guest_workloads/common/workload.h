@@ -162,6 +162,8 @@ uint64_t zeroed_bytes(void);
 double zeroing_insns(uint64_t bytes);
 /* Writes a short text to a file, e.g. in /proc; returns false on failure. */
 bool write_text(const char *path, const char *text);
+/* Free memory of a node in blocks of 2 MiB, each of which can become a huge page: orders 9 and above of /proc/buddyinfo. */
+long free_blocks(int node);
 /* A private anonymous mapping of `size` bytes, aligned to a region; NULL on failure. */
 char *map_regions(size_t size);
 

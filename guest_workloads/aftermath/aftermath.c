@@ -18,7 +18,8 @@
  *  - is in a memcg with a small limit: how much memory does it hold that is
  *    charged to nobody?
  *
- * Each part has processes of its own, and memory is free again after it.
+ * Each part has processes of its own, and starts when the memory of the part
+ * before is free again, in blocks as large as possible.
  */
 #include "workload.h"
 
@@ -82,10 +83,49 @@ static bool has_reservations(void)
 	return vmstat("nr_thp_reserved") >= 0;
 }
 
+static long hugetlb_pages(void)
+{
+	FILE *file = fopen(HUGETLB, "re");
+	long pages = -1;
+
+	if (file && fscanf(file, "%ld", &pages) != 1)
+		pages = -1;
+	if (file)
+		fclose(file);
+	return pages;
+}
+
+static void set_hugetlb_pages(long pages)
+{
+	char text[32];
+
+	snprintf(text, sizeof(text), "%ld", pages);
+	if (!write_text(HUGETLB, text))
+		workload_fail("cannot change the number of hugetlb pages: %s", strerror(errno));
+}
+
 static void compact(void)
 {
 	if (!write_text("/proc/sys/vm/compact_memory", "1"))
 		workload_fail("this kernel does not compact memory: %s", strerror(errno));
+}
+
+/*
+ * Start from the same state of memory in each part. Pages on per-CPU lists keep their blocks from being free; an
+ * allocation that fails empties these lists (mm/page_alloc.c), and compaction does not.
+ */
+static void settle(void)
+{
+	long before = hugetlb_pages(), free = 0;
+
+	write_text("/proc/sys/vm/drop_caches", "3");
+	if (before >= 0) {
+		for (int n = 0; n < node_count; n++)
+			free += free_bytes(nodes[n].id) / REGION;
+		set_hugetlb_pages(before + free);
+		set_hugetlb_pages(before);
+	}
+	compact();
 }
 
 /* ---- processes ---- */
@@ -163,7 +203,7 @@ static void blocks_come_back(long percent)
 	long before, after, ranges, huge;
 	char *start;
 
-	compact();
+	settle();
 	before = free_blocks(node);
 	ranges = before * percent / 100;
 	if (ranges < 1)
@@ -191,6 +231,7 @@ static void cost_of_the_end(long ranges)
 	uint64_t began, empty;
 	char *start;
 
+	settle();
 	pin_to_cpu(cpu_of_nodes(nodes, node_count, 0));
 	start = map_ranges(ranges);
 	/* The page tables of the mapping are there, so that the first touch is that of a range. */
@@ -250,8 +291,7 @@ static void dump_while_it_lives(long percent)
 
 	if (!has_reservations())
 		return;
-	write_text("/proc/sys/vm/drop_caches", "3");
-	compact();
+	settle();
 	before = free_blocks(node);
 	sparse = sparse_begin(&nodes[0], before * percent / 100, 1, NULL);
 	took = dump(&dumped);
@@ -266,15 +306,18 @@ static void dump_while_it_lives(long percent)
 /* A sparse process has all of a node; a neighbour on that node needs base pages. */
 static void neighbour(long percent)
 {
-	size_t size = free_bytes(nodes[0].id) / 100 * percent / PAGE * PAGE, all = 0;
-	long pages = size / PAGE, remote = 0, ranges;
+	size_t size, all = 0;
+	long pages, remote = 0, ranges;
 	pid_t sparse;
 	void **page;
 	int *on;
 	char *start;
 
-	if (node_count < 2 || !pages)
+	if (node_count < 2)
 		return;
+	settle();
+	size = free_bytes(nodes[0].id) / 100 * percent / PAGE * PAGE;
+	pages = size / PAGE;
 	for (int n = 0; n < node_count; n++)
 		all += free_bytes(nodes[n].id);
 	/* More than the node has, but less than the machine has. */
@@ -305,38 +348,23 @@ static void neighbour(long percent)
 	sparse_end(sparse);
 }
 
-static long hugetlb_pages(void)
-{
-	FILE *file = fopen(HUGETLB, "re");
-	long pages = -1;
-
-	if (file && fscanf(file, "%ld", &pages) != 1)
-		pages = -1;
-	if (file)
-		fclose(file);
-	return pages;
-}
-
 /* Sparse processes have most of each node; then hugetlb pages are wanted. */
 static void hugetlb(long percent, long wanted_percent)
 {
 	pid_t sparse[MAX_NODES];
 	long wanted = 0, before = hugetlb_pages(), got;
-	char text[32];
 
 	if (before < 0)
 		return;
-	compact();
+	settle();
 	for (int n = 0; n < node_count; n++)
 		wanted += free_blocks(nodes[n].id) * wanted_percent / 100;
 	for (int n = 0; n < node_count; n++)
 		sparse[n] = sparse_begin(&nodes[n], free_blocks(nodes[n].id) * percent / 100, 1,
 					 NULL);
-	snprintf(text, sizeof(text), "%ld", before + wanted);
-	write_text(HUGETLB, text);
+	set_hugetlb_pages(before + wanted);
 	got = hugetlb_pages() - before;
-	snprintf(text, sizeof(text), "%ld", before);
-	write_text(HUGETLB, text);
+	set_hugetlb_pages(before);
 	for (int n = 0; n < node_count; n++)
 		sparse_end(sparse[n]);
 	metric("hugetlb_wanted.total", "pages", wanted);
@@ -346,12 +374,15 @@ static void hugetlb(long percent, long wanted_percent)
 /* Ranges are filled in part, memory is compacted, the rest is filled: can they be promoted in place? */
 static void in_place_after_compaction(long ranges)
 {
-	long made = counted("thp_res_alloc"), in_place = counted("thp_res_collapse");
+	long made, in_place;
 	char *start;
 
 	/* In kernels that do not promote in place, there is no such counter. */
-	if (!has_reservations() || in_place < 0)
+	if (vmstat("thp_res_collapse") < 0)
 		return;
+	settle();
+	made = counted("thp_res_alloc");
+	in_place = counted("thp_res_collapse");
 	pin_to_node(&nodes[0]);
 	start = map_ranges(ranges);
 	touch_ranges(start, ranges, 0, pages_per_range);
@@ -376,12 +407,14 @@ static void in_place_after_compaction(long ranges)
 /* A sparse process in a memcg with a small limit. */
 static void memcg(long limit_mib, long percent)
 {
-	long ranges = meminfo_kib("MemFree:") / (REGION / KIB) * percent / 100, before, reserved;
+	long ranges, before, reserved;
 	pid_t sparse;
 	char text[32];
 
 	if (!has_reservations())
 		return;
+	settle();
+	ranges = meminfo_kib("MemFree:") / (REGION / KIB) * percent / 100;
 	write_text("/sys/fs/cgroup/cgroup.subtree_control", "+memory");
 	snprintf(text, sizeof(text), "%ld", limit_mib * (long)MIB);
 	if ((mkdir(MEMCG, 0755) && errno != EEXIST) || !write_text(MEMCG "/memory.max", text))
@@ -412,12 +445,12 @@ int main(int argc, char **argv)
 	options_done();
 	node_count = nodes_find(nodes);
 
-	blocks_come_back(percent);
-	cost_of_the_end(ranges);
-	dump_while_it_lives(percent);
-	memcg(limit_mib, percent);
-	in_place_after_compaction(ranges);
-	hugetlb(percent, wanted_percent);
 	neighbour(neighbour_percent);
+	hugetlb(percent, wanted_percent);
+	in_place_after_compaction(ranges);
+	memcg(limit_mib, percent);
+	blocks_come_back(percent);
+	dump_while_it_lives(percent);
+	cost_of_the_end(ranges);
 	workload_end();
 }

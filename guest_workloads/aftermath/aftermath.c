@@ -360,8 +360,8 @@ static void hugetlb(long percent, long wanted_percent)
 	for (int n = 0; n < node_count; n++)
 		wanted += free_blocks(nodes[n].id) * wanted_percent / 100;
 	for (int n = 0; n < node_count; n++)
-		sparse[n] = sparse_begin(&nodes[n], free_blocks(nodes[n].id) * percent / 100, 1,
-					 NULL);
+		sparse[n] =
+			sparse_begin(&nodes[n], free_blocks(nodes[n].id) * percent / 100, 1, NULL);
 	set_hugetlb_pages(before + wanted);
 	got = hugetlb_pages() - before;
 	set_hugetlb_pages(before);

@@ -160,7 +160,9 @@ PROVOKE provoke_lock_cycle_mmap(void)
 
 PROVOKE provoke_lock_twice(void)
 {
-	struct pair { spinlock_t one, two; } *pair = kzalloc(sizeof(*pair), GFP_KERNEL);
+	struct pair {
+		spinlock_t one, two;
+	} *pair = kzalloc(sizeof(*pair), GFP_KERNEL);
 	int i;
 
 	for (i = 0; i < 2; i++) {
@@ -363,7 +365,10 @@ PROVOKE provoke_list_deleted_twice(void)
 
 PROVOKE provoke_ubsan_bounds(void)
 {
-	static struct { int array[4]; int after[64]; } object;
+	static struct {
+		int array[4];
+		int after[64];
+	} object;
 
 	object.array[many / 8] = 1;
 	sink = &object;
@@ -423,7 +428,7 @@ PROVOKE provoke_fault_gpf(void)
 	unsigned long address = 0xdead000000000100;
 
 	OPTIMIZER_HIDE_VAR(address);
-	asm volatile("movl $1, (%0)" : : "r" (address) : "memory");
+	asm volatile("movl $1, (%0)" : : "r"(address) : "memory");
 }
 
 PROVOKE provoke_fault_divide(void)
@@ -513,7 +518,7 @@ PROVOKE provoke_page_poison(void)
 	__free_pages(page, 3);
 	OPTIMIZER_HIDE_VAR(pointer);
 	/* Not instrumented, or KASAN would be first. */
-	asm volatile("movb $0x11, (%0)" : : "r" (pointer) : "memory");
+	asm volatile("movb $0x11, (%0)" : : "r"(pointer) : "memory");
 	page = alloc_pages(GFP_KERNEL, 3);
 	__free_pages(page, 3);
 }
@@ -541,7 +546,7 @@ PROVOKE provoke_slub_right(void)
 	char *object = kmalloc(64, GFP_KERNEL);
 
 	OPTIMIZER_HIDE_VAR(object);
-	asm volatile("movb $1, 66(%0)" : : "r" (object) : "memory");
+	asm volatile("movb $1, 66(%0)" : : "r"(object) : "memory");
 	kfree(object);
 }
 
@@ -551,7 +556,7 @@ PROVOKE provoke_slub_poison(void)
 	int i;
 
 	kfree(object);
-	asm volatile("movb $1, 16(%0)" : : "r" (object) : "memory");
+	asm volatile("movb $1, 16(%0)" : : "r"(object) : "memory");
 	for (i = 0; i < 4096; i++)
 		sink = kmalloc(64, GFP_KERNEL);
 }
@@ -665,32 +670,75 @@ static const struct {
 	const char *name;
 	void (*run)(void);
 } defects[] = {
-	NAMED(kasan_write), NAMED(kasan_memcpy), NAMED(kasan_freed),
-	NAMED(kasan_double_free), NAMED(kasan_stack), NAMED(kasan_global),
-	NAMED(kasan_user), NAMED(kasan_page), NAMED(kasan_three),
-	NAMED(lock_cycle), NAMED(lock_cycle_mmap), NAMED(lock_twice),
-	NAMED(lock_softirq), NAMED(lock_unsafe_order), NAMED(lock_wait_context),
-	NAMED(lock_unbalanced), NAMED(lock_freed), NAMED(lock_kept),
-	NAMED(lock_no_key), NAMED(rcu_suspicious), NAMED(spin_magic),
-	NAMED(sleep_in_atomic), NAMED(schedule_in_atomic), NAMED(work_leaks),
-	NAMED(warn), NAMED(warn_text), NAMED(warn_moved), NAMED(bug),
-	NAMED(bug_header), NAMED(warn_page), NAMED(refcount_zero),
-	NAMED(refcount_below), NAMED(list_added_twice),
-	NAMED(list_deleted_twice), NAMED(ubsan_bounds), NAMED(ubsan_shift),
-	NAMED(ubsan_bool), NAMED(object_freed_active), NAMED(usercopy),
-	NAMED(fault_null), NAMED(fault_page), NAMED(fault_gpf),
-	NAMED(fault_divide), NAMED(fault_opcode), NAMED(fault_jump),
-	NAMED(fault_memset), NAMED(recurse), NAMED(fault_interrupt),
-	NAMED(just_panic), NAMED(stack_end), NAMED(bad_page_mapping),
-	NAMED(bad_page_refcount), NAMED(page_poison), NAMED(bad_rss),
-	NAMED(bad_pmd), NAMED(vmstat_negative), NAMED(slub_right),
-	NAMED(slub_poison), NAMED(slub_remaining), NAMED(leak), NAMED(hang),
-	NAMED(spin_long), NAMED(spin_in_rcu), NAMED(work_stuck),
+	NAMED(kasan_write),
+	NAMED(kasan_memcpy),
+	NAMED(kasan_freed),
+	NAMED(kasan_double_free),
+	NAMED(kasan_stack),
+	NAMED(kasan_global),
+	NAMED(kasan_user),
+	NAMED(kasan_page),
+	NAMED(kasan_three),
+	NAMED(lock_cycle),
+	NAMED(lock_cycle_mmap),
+	NAMED(lock_twice),
+	NAMED(lock_softirq),
+	NAMED(lock_unsafe_order),
+	NAMED(lock_wait_context),
+	NAMED(lock_unbalanced),
+	NAMED(lock_freed),
+	NAMED(lock_kept),
+	NAMED(lock_no_key),
+	NAMED(rcu_suspicious),
+	NAMED(spin_magic),
+	NAMED(sleep_in_atomic),
+	NAMED(schedule_in_atomic),
+	NAMED(work_leaks),
+	NAMED(warn),
+	NAMED(warn_text),
+	NAMED(warn_moved),
+	NAMED(bug),
+	NAMED(bug_header),
+	NAMED(warn_page),
+	NAMED(refcount_zero),
+	NAMED(refcount_below),
+	NAMED(list_added_twice),
+	NAMED(list_deleted_twice),
+	NAMED(ubsan_bounds),
+	NAMED(ubsan_shift),
+	NAMED(ubsan_bool),
+	NAMED(object_freed_active),
+	NAMED(usercopy),
+	NAMED(fault_null),
+	NAMED(fault_page),
+	NAMED(fault_gpf),
+	NAMED(fault_divide),
+	NAMED(fault_opcode),
+	NAMED(fault_jump),
+	NAMED(fault_memset),
+	NAMED(recurse),
+	NAMED(fault_interrupt),
+	NAMED(just_panic),
+	NAMED(stack_end),
+	NAMED(bad_page_mapping),
+	NAMED(bad_page_refcount),
+	NAMED(page_poison),
+	NAMED(bad_rss),
+	NAMED(bad_pmd),
+	NAMED(vmstat_negative),
+	NAMED(slub_right),
+	NAMED(slub_poison),
+	NAMED(slub_remaining),
+	NAMED(leak),
+	NAMED(hang),
+	NAMED(spin_long),
+	NAMED(spin_in_rcu),
+	NAMED(work_stuck),
 	NAMED(two_cpus),
 };
 
-static ssize_t provoke_file_write(struct file *file, const char __user *buffer,
-			     size_t size, loff_t *position)
+static ssize_t provoke_file_write(struct file *file, const char __user *buffer, size_t size,
+				  loff_t *position)
 {
 	char name[64] = {};
 	int i;

@@ -73,7 +73,7 @@ class GuestFile:
 
 
 @dataclass(frozen=True)
-class Command:
+class GuestCommand:
     """A program to run, and what goes with it.
 
     Args:

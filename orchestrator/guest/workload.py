@@ -24,7 +24,7 @@ from orchestrator.guest.command import (
     COMMAND_METRICS,
     DIRECTORY,
     PROGRAM,
-    Command,
+    GuestCommand,
     GuestFile,
     check_pattern,
     files_of,
@@ -129,7 +129,7 @@ class Workload:
     quick: Mapping[str, str] = field(default_factory=dict)
     sample_processes: bool = False
     layers: tuple[str, ...] = ()
-    command: Command | None = None
+    command: GuestCommand | None = None
 
 
 @dataclass(frozen=True)
@@ -285,7 +285,7 @@ def load_workload(path: Path) -> Workload:
     )
 
 
-def _command(document: Document[_Manifest], directory: Path) -> Command | None:
+def _command(document: Document[_Manifest], directory: Path) -> GuestCommand | None:
     manifest = document.content
     if bool(manifest.program) == bool(manifest.command):
         raise document.fault(["program"], "give either a program or a command")
@@ -310,7 +310,7 @@ def _command(document: Document[_Manifest], directory: Path) -> Command | None:
             patterns[name] = document.checked(
                 ["metrics", name, "pattern"], partial(check_pattern, table.pattern)
             )
-    return Command(manifest.command, tuple(files), manifest.fetch, patterns)
+    return GuestCommand(manifest.command, tuple(files), manifest.fetch, patterns)
 
 
 def _metrics_of_command(own: Mapping[str, Metric], general: Mapping[str, Metric]) -> dict[str, Metric]:
@@ -323,7 +323,7 @@ def _metrics_of_command(own: Mapping[str, Metric], general: Mapping[str, Metric]
 
 
 def _check_fields(
-    document: Document[_Manifest], command: Command, parameters: Mapping[str, Parameter]
+    document: Document[_Manifest], command: GuestCommand, parameters: Mapping[str, Parameter]
 ) -> None:
     for name in command.fields:
         if name != "seed" and name not in parameters:
@@ -331,7 +331,7 @@ def _check_fields(
 
 
 def command_workload(
-    name: str, text: str, command: Command, own: Sequence[Metric], record: Mapping[str, str]
+    name: str, text: str, command: GuestCommand, own: Sequence[Metric], record: Mapping[str, str]
 ) -> Workload:
     """A workload for a command of the command line.
 
@@ -527,7 +527,7 @@ def run_workload(
 def _run_command(
     guest: Guest,
     workload: Workload,
-    command: Command,
+    command: GuestCommand,
     values: Mapping[str, str],
     clock: str,
     log_dir: Path,

@@ -25,7 +25,7 @@ FRAGMENTS = HERE.parents[1] / "vm_images" / "kernel"
 
 
 @dataclass(frozen=True)
-class Boot:
+class Recording:
     """One guest.
 
     Args:
@@ -43,21 +43,21 @@ class Boot:
 
 SYSCTL = "/proc/sys/kernel"
 BOOTS = (
-    Boot(
+    Recording(
         (
             "warn", "warn_text", "warn_moved", "warn_page", "refcount_zero", "refcount_below",
             "ubsan_bounds", "ubsan_shift", "ubsan_bool", "sleep_in_atomic", "schedule_in_atomic", "work_leaks",
             "object_freed_active", "bad_pmd", "bad_rss", "bad_page_mapping", "bad_page_refcount", "rcu_suspicious",
         )
     ),
-    Boot(
+    Recording(
         (
             "kasan_write", "kasan_memcpy", "kasan_freed", "kasan_double_free", "kasan_stack", "kasan_global",
             "kasan_user", "kasan_page", "kasan_three",
         ),
         "kasan_multi_shot",
     ),
-    Boot(
+    Recording(
         (
             "fault_null", "fault_page", "fault_gpf", "fault_divide", "fault_opcode", "fault_jump", "fault_memset",
             "bug", "bug_header", "list_added_twice", "list_deleted_twice", "usercopy",
@@ -68,33 +68,33 @@ BOOTS = (
         ),
         "kasan_multi_shot",
     ),
-    Boot(("slub_right", "slub_poison", "slub_remaining"), "slab_debug=FZPU kasan_multi_shot"),
-    Boot(("page_poison",), "page_poison=1"),
-    Boot(("vmstat_negative", "/proc/sys/vm/stat_refresh=1"), name="vmstat_negative"),
-    Boot(
+    Recording(("slub_right", "slub_poison", "slub_remaining"), "slab_debug=FZPU kasan_multi_shot"),
+    Recording(("page_poison",), "page_poison=1"),
+    Recording(("vmstat_negative", "/proc/sys/vm/stat_refresh=1"), name="vmstat_negative"),
+    Recording(
         ("leak", "sleep:8", "/sys/kernel/debug/kmemleak=scan", "sleep:2", "/sys/kernel/debug/kmemleak=scan"),
         name="leak",
     ),
     *(
-        Boot((name,))
+        Recording((name,))
         for name in (
             "lock_cycle", "lock_cycle_mmap", "lock_twice", "lock_softirq", "lock_unsafe_order", "lock_wait_context",
             "lock_unbalanced", "lock_freed", "lock_kept", "lock_no_key", "recurse", "fault_interrupt", "just_panic",
             "stack_end", "two_cpus",
         )
     ),
-    Boot((f"{SYSCTL}/panic_on_warn=1", "warn_text"), name="panic_on_warn"),
-    Boot((f"{SYSCTL}/panic_on_oops=1", "fault_null"), name="panic_on_oops"),
-    Boot((f"{SYSCTL}/panic_on_warn=1", "kasan_freed"), name="panic_on_kasan"),
-    Boot((f"{SYSCTL}/hung_task_timeout_secs=10", "hang"), name="hang"),
-    Boot(
+    Recording((f"{SYSCTL}/panic_on_warn=1", "warn_text"), name="panic_on_warn"),
+    Recording((f"{SYSCTL}/panic_on_oops=1", "fault_null"), name="panic_on_oops"),
+    Recording((f"{SYSCTL}/panic_on_warn=1", "kasan_freed"), name="panic_on_kasan"),
+    Recording((f"{SYSCTL}/hung_task_timeout_secs=10", "hang"), name="hang"),
+    Recording(
         (f"{SYSCTL}/hung_task_timeout_secs=10", f"{SYSCTL}/hung_task_panic=1", "hang"),
         name="panic_on_hang",
     ),
-    Boot(("spin_long",)),
-    Boot(("spin_in_rcu",), "rcupdate.rcu_cpu_stall_timeout=10 nosoftlockup"),
-    Boot(("work_stuck",), "workqueue.watchdog_thresh=10 nosoftlockup rcupdate.rcu_cpu_stall_suppress=1"),
-    Boot(("spin_magic",)),
+    Recording(("spin_long",)),
+    Recording(("spin_in_rcu",), "rcupdate.rcu_cpu_stall_timeout=10 nosoftlockup"),
+    Recording(("work_stuck",), "workqueue.watchdog_thresh=10 nosoftlockup rcupdate.rcu_cpu_stall_suppress=1"),
+    Recording(("spin_magic",)),
 )  # fmt: skip
 
 MARK = re.compile(r"\] provoke: (?P<step>\S+)")
@@ -140,7 +140,7 @@ def initramfs(work: Path) -> Path:
     return archive
 
 
-def record(boot: Boot, kernel: Path, archive: Path) -> str:
+def record(boot: Recording, kernel: Path, archive: Path) -> str:
     """Boot, and return the console log."""
     cmdline = (
         f"console=ttyS0 loglevel=7 panic=-1 comm=provoke_it {boot.cmdline} provoke={','.join(boot.steps)}"
@@ -159,7 +159,7 @@ def record(boot: Boot, kernel: Path, archive: Path) -> str:
     return said.decode(errors="replace").replace("\r", "")
 
 
-def cut(boot: Boot, log: str) -> dict[str, str]:
+def cut(boot: Recording, log: str) -> dict[str, str]:
     """The logs of the steps, each with the banner of the kernel."""
     lines = [line for line in log.splitlines() if line.startswith("[")]
     banner = [line for line in lines if "] Linux version " in line][:1]

@@ -96,7 +96,7 @@ class FakeQemu:
         kernel = Path(argv[list(argv).index("-kernel") + 1])
         world.stages = int(kernel.parent.name.rpartition("-")[2])
         console = next(word for word in argv if "id=console" in word)
-        self.console = Path(console.partition("logfile=")[2])
+        self.console = Path(console.partition("logfile=")[2].partition(",")[0])
         self.console.write_text("")
 
     def poll(self) -> int | None:

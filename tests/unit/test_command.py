@@ -13,7 +13,7 @@ from guest_data import ROOT
 from orchestrator.errors import UserError
 from orchestrator.execution.measure.commands import CommandOptions, check_known, commands_of, commands_of_run
 from orchestrator.execution.measure.request import workload_record
-from orchestrator.guest.command import COMMAND_METRICS, Command, bring, files_of, values_in
+from orchestrator.guest.command import COMMAND_METRICS, GuestCommand, bring, files_of, values_in
 from orchestrator.guest.image import compile_workload
 from orchestrator.guest.ssh import Finished
 from orchestrator.guest.workload import (
@@ -88,7 +88,7 @@ def test_a_command_becomes_a_workload_named_after_its_program() -> None:
         ["touch:size=quick", "cmd:/opt/My-Bench -n 3", "cmd:My-Bench 'a b'"], CommandOptions()
     )
     assert names == ["touch:size=quick", "cmd_my_bench", "cmd_my_bench_2"]
-    assert found["cmd_my_bench_2"].command == Command(("My-Bench", "a b"))
+    assert found["cmd_my_bench_2"].command == GuestCommand(("My-Bench", "a b"))
     assert set(found["cmd_my_bench"].metrics) == set(COMMAND_METRICS)
     assert [each.name for each in found["cmd_my_bench"].metrics.values() if each.primary] == [
         "run_{clock}.sum"
@@ -143,7 +143,7 @@ def test_a_library_outside_of_the_loaders_directories_is_found_by_the_command(tm
         input=b"int f(void); int main(void){return f();}",
         check=True,
     )
-    command = Command(("program",), tuple(files_of(program, "program")))
+    command = GuestCommand(("program",), tuple(files_of(program, "program")))
     assert str(library) in [each.path for each in command.files]
     assert command.environment["LD_LIBRARY_PATH"] == str(tmp_path)
     library.unlink()

@@ -399,7 +399,7 @@ def test_an_ending_survives_the_way_between_processes() -> None:
 
 def test_an_option_of_the_program_in_the_guest_is_not_ours(act: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(COMMANDS, "exec", [*COMMANDS["exec"], "--debug"])
-    monkeypatch.setattr("orchestrator.guest.ssh.Guest.run", _refuses)
+    monkeypatch.setattr("orchestrator.guest.ssh.Guest.attach", _refuses)
     seen = act("exec", "well")
     assert seen.status == 1 and "orchestrate: the disk is full." in seen.err
 

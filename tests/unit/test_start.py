@@ -62,7 +62,7 @@ def test_the_version_imports_no_command() -> None:
     assert {name for name in imported_by("--version") if name.startswith("orchestrator.")} <= {
         "orchestrator.cli", "orchestrator.cli.application", "orchestrator.cli.help", "orchestrator.cli.terminal",
         "orchestrator.errors", "orchestrator.events", "orchestrator.spelling", "orchestrator.analysis",
-        "orchestrator.analysis.layout",
+        "orchestrator.analysis.layout", "orchestrator.cli.interruption", "orchestrator.printable",
     }  # fmt: skip
 
 

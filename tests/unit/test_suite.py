@@ -52,10 +52,10 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, update: str = "exit 0"
 
 
 def test_another_suite_is_searched_without_changing_the_host(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, linux: Path, cache: Cache
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache: Cache
 ) -> None:
     debian = host(tmp_path, monkeypatch)
-    debian.publish("6.12.9-1", linux)
+    debian.publish("6.12.9-1", write_tree(tmp_path / "linux"))
     tree = import_source("debian:6.12", "linux-source-6.1", cache, Events())
     assert tree.description == f"{PACKAGE} 6.12.9-1"
     asked = debian.asked()

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.errors import UserError
-from orchestrator.guest.command import COMMAND_METRICS, Command, GuestFile, check_pattern, files_of
+from orchestrator.guest.command import COMMAND_METRICS, GuestCommand, GuestFile, check_pattern, files_of
 from orchestrator.guest.workload import Workload, command_workload
 from orchestrator.store.manifest import WorkloadRecord
 from orchestrator.store.observation import METRIC_NAME, Better, Metric
@@ -136,7 +136,7 @@ def _workload(name: str, text: str, options: CommandOptions) -> Workload:
         placed.append(f"{host}:{place}")
         files.update((each.path, each) for each in files_of(host, place))
     metrics, patterns = _metrics(options.metrics)
-    command = Command(tuple(_words(text)), tuple(files.values()), tuple(options.copy_out), patterns)
+    command = GuestCommand(tuple(_words(text)), tuple(files.values()), tuple(options.copy_out), patterns)
     record = {
         _COMMAND: text,
         _COPY_IN: shlex.join(placed),

@@ -25,7 +25,7 @@ FRAGMENTS = HERE.parents[1] / "vm_images" / "kernel"
 
 
 @dataclass(frozen=True)
-class Recording:
+class RecordedBoot:
     """One guest.
 
     Args:
@@ -43,21 +43,21 @@ class Recording:
 
 SYSCTL = "/proc/sys/kernel"
 BOOTS = (
-    Recording(
+    RecordedBoot(
         (
             "warn", "warn_text", "warn_moved", "warn_page", "refcount_zero", "refcount_below",
             "ubsan_bounds", "ubsan_shift", "ubsan_bool", "sleep_in_atomic", "schedule_in_atomic", "work_leaks",
             "object_freed_active", "bad_pmd", "bad_rss", "bad_page_mapping", "bad_page_refcount", "rcu_suspicious",
         )
     ),
-    Recording(
+    RecordedBoot(
         (
             "kasan_write", "kasan_memcpy", "kasan_freed", "kasan_double_free", "kasan_stack", "kasan_global",
             "kasan_user", "kasan_page", "kasan_three",
         ),
         "kasan_multi_shot",
     ),
-    Recording(
+    RecordedBoot(
         (
             "fault_null", "fault_page", "fault_gpf", "fault_divide", "fault_opcode", "fault_jump", "fault_memset",
             "bug", "bug_header", "list_added_twice", "list_deleted_twice", "usercopy",
@@ -68,33 +68,33 @@ BOOTS = (
         ),
         "kasan_multi_shot",
     ),
-    Recording(("slub_right", "slub_poison", "slub_remaining"), "slab_debug=FZPU kasan_multi_shot"),
-    Recording(("page_poison",), "page_poison=1"),
-    Recording(("vmstat_negative", "/proc/sys/vm/stat_refresh=1"), name="vmstat_negative"),
-    Recording(
+    RecordedBoot(("slub_right", "slub_poison", "slub_remaining"), "slab_debug=FZPU kasan_multi_shot"),
+    RecordedBoot(("page_poison",), "page_poison=1"),
+    RecordedBoot(("vmstat_negative", "/proc/sys/vm/stat_refresh=1"), name="vmstat_negative"),
+    RecordedBoot(
         ("leak", "sleep:8", "/sys/kernel/debug/kmemleak=scan", "sleep:2", "/sys/kernel/debug/kmemleak=scan"),
         name="leak",
     ),
     *(
-        Recording((name,))
+        RecordedBoot((name,))
         for name in (
             "lock_cycle", "lock_cycle_mmap", "lock_twice", "lock_softirq", "lock_unsafe_order", "lock_wait_context",
             "lock_unbalanced", "lock_freed", "lock_kept", "lock_no_key", "recurse", "fault_interrupt", "just_panic",
             "stack_end", "two_cpus",
         )
     ),
-    Recording((f"{SYSCTL}/panic_on_warn=1", "warn_text"), name="panic_on_warn"),
-    Recording((f"{SYSCTL}/panic_on_oops=1", "fault_null"), name="panic_on_oops"),
-    Recording((f"{SYSCTL}/panic_on_warn=1", "kasan_freed"), name="panic_on_kasan"),
-    Recording((f"{SYSCTL}/hung_task_timeout_secs=10", "hang"), name="hang"),
-    Recording(
+    RecordedBoot((f"{SYSCTL}/panic_on_warn=1", "warn_text"), name="panic_on_warn"),
+    RecordedBoot((f"{SYSCTL}/panic_on_oops=1", "fault_null"), name="panic_on_oops"),
+    RecordedBoot((f"{SYSCTL}/panic_on_warn=1", "kasan_freed"), name="panic_on_kasan"),
+    RecordedBoot((f"{SYSCTL}/hung_task_timeout_secs=10", "hang"), name="hang"),
+    RecordedBoot(
         (f"{SYSCTL}/hung_task_timeout_secs=10", f"{SYSCTL}/hung_task_panic=1", "hang"),
         name="panic_on_hang",
     ),
-    Recording(("spin_long",)),
-    Recording(("spin_in_rcu",), "rcupdate.rcu_cpu_stall_timeout=10 nosoftlockup"),
-    Recording(("work_stuck",), "workqueue.watchdog_thresh=10 nosoftlockup rcupdate.rcu_cpu_stall_suppress=1"),
-    Recording(("spin_magic",)),
+    RecordedBoot(("spin_long",)),
+    RecordedBoot(("spin_in_rcu",), "rcupdate.rcu_cpu_stall_timeout=10 nosoftlockup"),
+    RecordedBoot(("work_stuck",), "workqueue.watchdog_thresh=10 nosoftlockup rcupdate.rcu_cpu_stall_suppress=1"),
+    RecordedBoot(("spin_magic",)),
 )  # fmt: skip
 
 MARK = re.compile(r"\] provoke: (?P<step>\S+)")
@@ -140,7 +140,7 @@ def initramfs(work: Path) -> Path:
     return archive
 
 
-def record(boot: Recording, kernel: Path, archive: Path) -> str:
+def record(boot: RecordedBoot, kernel: Path, archive: Path) -> str:
     """Boot, and return the console log."""
     cmdline = (
         f"console=ttyS0 loglevel=7 panic=-1 comm=provoke_it {boot.cmdline} provoke={','.join(boot.steps)}"
@@ -159,7 +159,7 @@ def record(boot: Recording, kernel: Path, archive: Path) -> str:
     return said.decode(errors="replace").replace("\r", "")
 
 
-def cut(boot: Recording, log: str) -> dict[str, str]:
+def cut(boot: RecordedBoot, log: str) -> dict[str, str]:
     """The logs of the steps, each with the banner of the kernel."""
     lines = [line for line in log.splitlines() if line.startswith("[")]
     banner = [line for line in lines if "] Linux version " in line][:1]

@@ -20,6 +20,7 @@ from orchestrator.analysis.plots.boots import boots
 from orchestrator.analysis.plots.counters import counters
 from orchestrator.analysis.plots.memory import memory_over_time
 from orchestrator.analysis.plots.overview import overview
+from orchestrator.analysis.plots.promotions import promotions
 from orchestrator.analysis.plots.reserved import reserved_pages
 from orchestrator.analysis.plots.style import Plot, pens_of, style
 from orchestrator.analysis.plots.sweep import sweeps
@@ -249,6 +250,18 @@ def test_ranges_become_huge_by_the_way_that_the_kernel_counted(tmp_path: Path) -
     assert not curves["core-only@256"].shares["at_fault"].any()
     half = {name: float(np.interp(0.5, curve.total, curve.cost)) for name, curve in curves.items()}
     assert half["core-only@256"] > 5 * half["baseline"]
+
+
+def test_ranges_that_never_become_huge_are_a_sentence_and_no_empty_picture(tmp_path: Path) -> None:
+    run = replace(SMALL, repeat=1, samples=False, histograms=False).write(tmp_path)
+    curves = {
+        name: replace(
+            curve, shares={way: 0 * share for way, share in curve.shares.items()}, cost=0 * curve.cost
+        )
+        for name, curve in promotion_curves(run)["fault_latency"].items()
+    }
+    (plot,) = promotions(run, pens_of(run), {"fault_latency": curves})
+    assert plot.figure is None and plot.reason.startswith("no range became huge in ")
 
 
 def test_every_boot_is_a_point_beside_the_band_of_the_control(tmp_path: Path) -> None:

@@ -42,6 +42,10 @@ def promotions(run: Run, pens: Mapping[str, Pen], found: Mapping[str, Mapping[st
         )
     for workload, curves in found.items():
         shown = [variant for variant in pens if variant in curves]
+        drawn = f"{name}-{workload}" if len(found) > 1 else name
+        if not any(curves[variant].shares[way].any() for variant in shown for way in WAYS):
+            yield Plot(drawn, title, reason=f"no range became huge in {title_of(run, workload)}")
+            continue
         figure, axes = panel_figure(
             run,
             f"{title}: {title_of(run, workload)}",
@@ -78,7 +82,7 @@ def promotions(run: Run, pens: Mapping[str, Pen], found: Mapping[str, Mapping[st
         for axis in axes[-1]:
             axis.set_xlabel(f"cost of touches and khugepaged, {clock_of(run)}")
         legend_below(figure, list(handles.values()), list(handles))
-        yield Plot(f"{name}-{workload}" if len(found) > 1 else name, title, figure)
+        yield Plot(drawn, title, figure)
 
 
 def extended(curve: Curve, end: float) -> Curve:

@@ -43,6 +43,13 @@ def find_packages(names: Sequence[str], cache: Cache) -> Mapping[str, Package]:
 
     The result is cached until the state of dpkg or apt changes, since calling apt takes half a second.
 
+    Args:
+        names: packages; ``a | b`` is a where apt knows it, else b, as in the dependencies of a package: Debian 13 has
+            other names for some libraries.
+
+    Returns:
+        Each of `names`, as it was given -> its package.
+
     Raises:
         InfrastructureError: apt does not know one of them, or this host has no apt.
     """
@@ -57,7 +64,7 @@ def find_packages(names: Sequence[str], cache: Cache) -> Mapping[str, Package]:
     key = {"packages": wanted, "host": {path: _stamp(Path(path)) for path in _STAMPS}}
     answer = cache.obtain("package-versions", key, make) / "packages.json"
     found = [Package(**each) for each in json.loads(answer.read_text(encoding="utf-8"))]
-    return {package.name: package for package in found}
+    return dict(zip(wanted, found, strict=True))
 
 
 def _ask(names: Sequence[str]) -> list[Package]:
@@ -67,15 +74,17 @@ def _ask(names: Sequence[str]) -> list[Package]:
                 f"{tool} is missing on this host: the guest image is made from the Debian packages "
                 f"{', '.join(names)}, which need dpkg and apt."
             )
+    choices = [[choice.strip() for choice in name.split("|")] for name in names]
+    every = list(dict.fromkeys(choice for group in choices for choice in group))
     listed = run(
-        ["dpkg-query", "-W", "-f", "${Package} ${db:Status-Status} ${Version}\\n", *names], check=False
+        ["dpkg-query", "-W", "-f", "${Package} ${db:Status-Status} ${Version}\\n", *every], check=False
     ).stdout
     versions = {
         fields[0]: Package(fields[0], fields[2], installed=True)
         for fields in (line.split() for line in listed.splitlines())
         if len(fields) == 3 and fields[1] == "installed"
     }
-    missing = [name for name in names if name not in versions]
+    missing = [choice for choice in every if choice not in versions]
     if missing:
         shown = run(["apt-cache", "show", "--no-all-versions", *missing], check=False).stdout
         for paragraph in shown.split("\n\n"):
@@ -83,12 +92,15 @@ def _ask(names: Sequence[str]) -> list[Package]:
             version = re.search(r"^Version: (\S+)$", paragraph, re.MULTILINE)
             if package and version:
                 versions.setdefault(package[1], Package(package[1], version[1], installed=False))
-    unknown = next((name for name in missing if name not in versions), None)
-    if unknown is not None:
-        raise InfrastructureError(
-            f"apt does not know the package {unknown}, which the guest image needs; run apt-get update."
-        )
-    return [versions[name] for name in names]
+    found = []
+    for group in choices:
+        chosen = next((choice for choice in group if choice in versions), None)
+        if chosen is None:
+            raise InfrastructureError(
+                f"apt does not know the package {' or '.join(group)}, which the guest image needs; run apt-get update."
+            )
+        found.append(versions[chosen])
+    return found
 
 
 def _stamp(path: Path) -> list[int]:

@@ -222,6 +222,19 @@ def test_a_package_that_is_not_installed_is_downloaded_once(
         find_packages(["here", "nowhere"], cache)
 
 
+def test_a_package_may_have_another_name_on_another_debian(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.guest.packages.run", FakeDebian())
+    found = find_packages(["nowhere | other", "here | nowhere"], Cache(tmp_path))
+    assert {name: package.name for name, package in found.items()} == {
+        "nowhere | other": "other",
+        "here | nowhere": "here",
+    }
+    with pytest.raises(InfrastructureError, match="apt does not know the package nowhere or no_other_name,"):
+        find_packages(["nowhere | no_other_name"], Cache(tmp_path))
+
+
 def test_debian_is_asked_once_for_all_packages_until_it_knows_something_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -186,6 +186,7 @@ class Laboratory:
         for name, text in (
             ("base", "CONFIG_NUMA=y\nCONFIG_TRANSPARENT_HUGEPAGE=y\nCONFIG_MEMCG=y\n"),
             ("measure", ""),
+            ("dwarf", ""),
         ):
             (root / "vm_images" / "kernel" / f"{name}.config").write_text(text)
         for name, text in _TREE.items():

@@ -227,7 +227,7 @@ class RunWriter:
 
     def completed_cells(self) -> frozenset[str]:
         """IDs of the cells that ended ok and need not run again."""
-        return frozenset(row.cell for row in _ends(self.path, self._planned) if row.outcome is Outcome.OK)
+        return frozenset(row.cell for row in self.ends() if row.outcome is Outcome.OK)
 
     def has_ended(self, cell: str) -> bool:
         """Whether an end of the cell is recorded, whatever it is, and undamaged."""
@@ -236,12 +236,12 @@ class RunWriter:
 
     def ends(self) -> list[CellRow]:
         """The recorded ends of cells, in the order of the plan."""
-        return list(_ends(self.path, self._planned))
+        return list(_ends(self._planned, _judged(self.path, self._planned)))
 
     def outcomes(self) -> dict[Outcome, int]:
         """Number of cells per outcome, without cells that have not ended."""
         counts: dict[Outcome, int] = {}
-        for row in _ends(self.path, self._planned):
+        for row in self.ends():
             counts[row.outcome] = counts.get(row.outcome, 0) + 1
         return counts
 
@@ -252,12 +252,10 @@ class RunWriter:
         """
         from orchestrator.store import tables
 
-        rows = _cell_rows(self.path, self._planned.values())
-        tables.write(tables.cells_table(rows), self.path / "cells.parquet")
+        judged = _judged(self.path, self._planned)
+        tables.write(tables.cells_table(_cell_rows(self._planned, judged)), self.path / "cells.parquet")
         for name in ("metrics", "samples"):
-            tables.concatenate(
-                _part_files(self.path, name, self._planned), name, self.path / f"{name}.parquet"
-            )
+            tables.concatenate(_part_files(self.path, name, judged), name, self.path / f"{name}.parquet")
         self.update_manifest(ended_utc=datetime.now(UTC).isoformat(timespec="seconds"))
         self._lock.release()
 
@@ -311,14 +309,22 @@ class Run:
         whole = self._whole_cells()
         if whole is not None:
             return tables.read([whole], "cells")
-        frame: pd.DataFrame = tables.cells_table(_cell_rows(self.path, self.manifest.cells)).to_pandas()
+        frame: pd.DataFrame = tables.cells_table(_cell_rows(self._planned, self._judged)).to_pandas()
         return frame
+
+    @cached_property
+    def _planned(self) -> Mapping[str, PlannedCell]:
+        return {entry.cell: entry for entry in self.manifest.cells}
+
+    @cached_property
+    def _judged(self) -> Mapping[str, CellRow | str]:
+        return _judged(self.path, self._planned)
 
     def outcomes(self) -> dict[str, int]:
         """Number of planned cells per outcome, most frequent first. This is fast, for lists of runs."""
         whole = self._whole_cells()
         if whole is None:
-            ends = [row["outcome"] for row in _cell_rows(self.path, self.manifest.cells)]
+            ends = [row["outcome"] for row in _cell_rows(self._planned, self._judged)]
         else:
             from orchestrator.store import tables
 
@@ -385,7 +391,7 @@ class Run:
         from orchestrator.store import tables
 
         if (self.path / _PARTS).is_dir():
-            files = _part_files(self.path, name, [entry.cell for entry in self.manifest.cells])
+            files = _part_files(self.path, name, self._judged)
         else:
             files = [path for path in [self.path / f"{name}.parquet"] if path.is_file()]
         return tables.read(files, name, selected)
@@ -452,16 +458,18 @@ def _locked(path: Path) -> FileLock:
     return lock
 
 
-def _ends(path: Path, planned: Mapping[str, PlannedCell]) -> Iterator[CellRow]:
-    """The recorded results, in the order of the plan; a damaged one is lost, with the reason."""
-    for cell, entry in planned.items():
-        directory = path / _PARTS / cell
-        if not (directory / _CELL).exists():
-            continue
-        end = _end_of(directory)
+def _judged(path: Path, planned: Iterable[str]) -> dict[str, CellRow | str]:
+    """Per cell with a recorded result, in the order of the plan: the result, or what is wrong with its files."""
+    directories = {cell: path / _PARTS / cell for cell in planned}
+    return {cell: _end_of(place) for cell, place in directories.items() if (place / _CELL).exists()}
+
+
+def _ends(planned: Mapping[str, PlannedCell], judged: Mapping[str, CellRow | str]) -> Iterator[CellRow]:
+    """The recorded results; a damaged one is lost, with the reason."""
+    for cell, end in judged.items():
         if isinstance(end, str):
-            what = f"the recorded result is damaged: {directory.relative_to(path)}/{end}"
-            end = CellRow(entry, outcome=Outcome.LOST, evidence=what)
+            what = f"the recorded result is damaged: {_PARTS}/{cell}/{end}"
+            end = CellRow(planned[cell], outcome=Outcome.LOST, evidence=what)
         yield end
 
 
@@ -504,21 +512,19 @@ def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _cell_rows(path: Path, planned: Iterable[PlannedCell]) -> list[dict[str, Any]]:
+def _cell_rows(
+    planned: Mapping[str, PlannedCell], judged: Mapping[str, CellRow | str]
+) -> list[dict[str, Any]]:
     """One row per planned cell, whether or not it has ended."""
-    plan = {entry.cell: entry for entry in planned}
-    ends = {row.cell: row for row in _ends(path, plan)}
+    ends = {row.cell: row for row in _ends(planned, judged)}
     return [
-        (ends.get(entry.cell) or CellRow(entry, outcome=Outcome.LOST, evidence=_NO_END)).to_dict()
-        for entry in plan.values()
+        (ends.get(cell) or CellRow(entry, outcome=Outcome.LOST, evidence=_NO_END)).to_dict()
+        for cell, entry in planned.items()
     ]
 
 
-def _part_files(path: Path, name: str, planned: Iterable[str]) -> list[Path]:
+def _part_files(path: Path, name: str, judged: Mapping[str, CellRow | str]) -> list[Path]:
     """The undamaged tables of this name."""
-    directories = [path / _PARTS / cell for cell in planned]
     return [
-        directory / f"{name}.parquet"
-        for directory in directories
-        if (directory / _CELL).exists() and isinstance(_end_of(directory), CellRow)
+        path / _PARTS / cell / f"{name}.parquet" for cell, end in judged.items() if isinstance(end, CellRow)
     ]

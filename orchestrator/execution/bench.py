@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -120,7 +120,8 @@ class Bench:
     _sources: dict[str, SourceTree] = field(default_factory=dict)
     _images: dict[tuple[str, ...], GuestImage] = field(default_factory=dict)
     _given_workloads: dict[str, Workload] = field(default_factory=dict)
-    _decoding: dict[str, tuple[Path, PatchedTree]] = field(default_factory=dict)
+    _origins: dict[str, Origin] = field(default_factory=dict)
+    _decoders: dict[str, AddressDecoder] = field(default_factory=dict)
     _machines: set[Machine] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
     _image_lock: threading.Lock = field(default_factory=threading.Lock)
@@ -236,25 +237,35 @@ class Bench:
         if other is None or other.source is None:
             return self.source_tree
         if other.source not in self._sources:
-            origin = find_origin(other.source, self.series.bases.package, self.cache)
+            origin = self._origin_of(other.source)
             self._sources[other.source] = source_artefact(origin, self.cache, self.events).obtain()
         return self._sources[other.source]
+
+    def _origin_of(self, source: str) -> Origin:
+        """The origin of a variant's own source. It is asked for once: a branch may move, and an address is far away."""
+        if source not in self._origins:
+            self._origins[source] = find_origin(source, self.series.bases.package, self.cache)
+        return self._origins[source]
 
     def kernel(self, patchset: str, dwarf: bool = False) -> KernelBuild:
         """The kernel of `patchset`, from the cache or newly built."""
         kernel = self._kernel_artefact(patchset, dwarf).obtain()
-        with_dwarf = self._kernel_artefact(patchset, dwarf=True)
-        if with_dwarf.is_made:  # the same code, so that its source lines are those of reports
-            self._decoding[kernel.digest] = with_dwarf.obtain().vmlinux, self.tree(patchset)
+        # The same code, so that its source lines are those of reports.
+        with_dwarf = kernel if dwarf else self._kernel_artefact(patchset, dwarf=True).existing()
+        if with_dwarf is not None and kernel.digest not in self._decoders:
+            tree = self.tree(patchset)
+            with suppress(UserError):  # a report is worth more than its source lines
+                self._decoders[kernel.digest] = AddressDecoder(
+                    with_dwarf.vmlinux, source_of_tree(tree.repository, tree.tree)
+                )
         return kernel
 
     def has_kernel(self, patchset: str) -> bool:
         """Whether the kernel of `patchset` is in the cache. This may apply its stages, but builds nothing."""
         other = self.others.get(patchset)
-        if other is not None and other.source is not None:
-            origin = find_origin(other.source, self.series.bases.package, self.cache)
-            if not origin.is_imported(self.cache):
-                return False
+        own = None if other is None else other.source
+        if own is not None and not self._origin_of(own).is_imported(self.cache):
+            return False
         return self.has_source() and self._kernel_artefact(patchset).is_made
 
     def _kernel_artefact(self, patchset: str, dwarf: bool = False) -> Artefact[KernelBuild]:
@@ -365,13 +376,12 @@ class Bench:
 
     def _decoded(self, kernel: KernelBuild, findings: Sequence[Finding]) -> list[Finding]:
         """Reports with source lines, if the kernel has been built with debugging information, too."""
-        if not findings or kernel.digest not in self._decoding:
+        decoder = self._decoders.get(kernel.digest)
+        if not findings or decoder is None:
             return list(findings)
-        vmlinux, tree = self._decoding[kernel.digest]
         try:
-            decoder = AddressDecoder(vmlinux, source_of_tree(tree.repository, tree.tree))
             return [replace(each, text=decoder.decoded(each.text)) for each in findings]
-        except (UserError, InfrastructureError):  # the report itself is worth more than its source lines
+        except (UserError, InfrastructureError):
             return list(findings)
 
     def _forget(self, machine: Machine) -> None:

@@ -178,10 +178,11 @@ class AddressDecoder:
             address = self.address_of(point)
             if address is not None:
                 wanted[point] = address if point.exact or point.offset == 0 else address - 1
-        missing = sorted(set(wanted.values()) - set(self._known))
-        if missing:
-            self._known |= self._ask(missing)
-        return {point: self._known.get(address, ()) for point, address in wanted.items()}
+        known = self._known
+        missing = sorted(set(wanted.values()) - set(known))
+        if missing:  # threads share a decoder: one that loses another's answers asks again
+            self._known = known = {**known, **self._ask(missing)}
+        return {point: known.get(address, ()) for point, address in wanted.items()}
 
     def _ask(self, addresses: Sequence[int]) -> dict[int, tuple[CodeLine, ...]]:
         # Addresses are echoed (-a), so that each begins a new answer; -i adds the callers of inlined functions.

@@ -59,8 +59,8 @@ def measured_chunk(run: Run) -> MeasuredChunk:
         UserError: it has none.
     """
     described = run.manifest.workloads.get(WORKLOAD)
-    cells = run.cells
-    cells = cells[(cells["workload"] == WORKLOAD) & (cells["outcome"] == "ok")]
+    cells = run.ok_cells
+    cells = cells[cells["workload"] == WORKLOAD]
     if described is None or cells.empty:
         raise UserError(
             f"{run.path.name} has no chunk test that ended ok; choose a run of the workload chunk."

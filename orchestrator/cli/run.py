@@ -185,7 +185,7 @@ def command(
             option.refuse_beside_resume(context)
             writer, bench = terminal.reopen(events, resume, RunKind.RUN, build_jobs)
             known = known_workloads(terminal.project.guest_workloads, own_directories(workloads or ()))
-            bench.add_workloads({**known, **commands_of_run(writer.manifest.workloads)})
+            bench.use_workloads({**known, **commands_of_run(writer.manifest.workloads)})
             check_known(writer.manifest.workloads, bench.workloads)
             asked = experiment_of_manifest(writer.manifest)
             place = place_of(executor, guests, asked, bench)
@@ -239,7 +239,7 @@ def command(
         bench = terminal.bench(
             events, source, asked.accelerator, asked.flavour, build_jobs, series, others_of(asked.variants)
         )
-        bench.add_workloads(known)
+        bench.use_workloads(known)
         if executor == LOCAL:
             asked.topology.check_host(guests or 1)
             if not dry_run:

@@ -136,11 +136,11 @@ class Bench:
 
     @property
     def workloads(self) -> Mapping[str, Workload]:
-        """The workloads, by name."""
-        return {**self._known_workloads, **self._given_workloads}
+        """The workloads, by name: those that were given, or all that are known."""
+        return self._given_workloads or self._known_workloads
 
-    def add_workloads(self, workloads: Mapping[str, Workload]) -> None:
-        """Add workloads that the command line gives, or replace those of the same name."""
+    def use_workloads(self, workloads: Mapping[str, Workload]) -> None:
+        """Use these workloads, which a command line can add to."""
         self._given_workloads.update(workloads)
 
     @cached_property

@@ -242,12 +242,11 @@ def _variant(document: Document[_ExperimentFile], index: int, series: Series) ->
     knobs = {key: str(value) for key, value in entry.set.items()}
     cmdline = entry.cmdline
     place: list[str | int] = ["variant", index]
+    other = None
     if entry.source is None and entry.series is None:
         if entry.patchset is None:
             raise document.fault([*place, "patchset"], "this key is missing")
-        variant = document.checked(
-            place, lambda: Variant(entry.name, Role(entry.role), entry.patchset or "", knobs, cmdline)
-        )
+        patchset = entry.patchset
     else:
         own = None if entry.series is None else _beside(document.path, entry.series)
         other = OtherKernel(
@@ -257,11 +256,13 @@ def _variant(document: Document[_ExperimentFile], index: int, series: Series) ->
             else str(document.checked(place, lambda: series_directory(own, Cache.default()))),
             entry.patchset or (BASELINE if own is None else FULL),
         )
-        name = f"of-{entry.name}"
-        variant = document.checked(
-            place, lambda: Variant(entry.name, Role(entry.role), name, knobs, cmdline, other)
-        )
-        series = document.checked(place, lambda: series.with_others({name: other}))
+        patchset = f"of-{entry.name}"
+    variant = document.checked(
+        place, lambda: Variant(entry.name, Role(entry.role), patchset, knobs, cmdline, other)
+    )
+    if other is not None:
+        others = {patchset: other}
+        series = document.checked(place, lambda: series.with_others(others))
     document.checked(place, lambda: check_variant(variant, series))
     return variant
 

@@ -145,12 +145,11 @@ def bring(guest: Guest, files: Sequence[GuestFile]) -> None:
         raise UserError(f"cannot copy {len(files)} files ({mib} MiB) into the guest: {said}.")
 
 
-def files_of(host: Path, place: str, *, executable: bool | None = None) -> list[GuestFile]:
+def files_of(host: Path, place: str) -> list[GuestFile]:
     """A file of this host, or all files below a directory, with the shared libraries that they need.
 
     Args:
         place: path in the guest; below :data:`DIRECTORY` if it is not absolute.
-        executable: whether the file may be executed in the guest; None for as on this host.
 
     Raises:
         UserError: it cannot be read, or one of its libraries is not on this host.
@@ -167,7 +166,7 @@ def files_of(host: Path, place: str, *, executable: bool | None = None) -> list[
             sources = {target: host}
         found = {}
         for path, source in sources.items():
-            runs = source.stat().st_mode & 0o111 != 0 if executable is None else executable
+            runs = source.stat().st_mode & 0o111 != 0
             found[path] = GuestFile(path, 0o755 if runs else 0o644, source.read_bytes())
     except OSError as error:
         raise UserError(

@@ -236,8 +236,8 @@ class Sampler:
     ) -> None:
         self._guest = guest
         self._interval_ms = interval_ms
-        self._asked = [name for name in extra if name != PROCESSES]
-        self._extra = [pattern for name in self._asked for pattern in MONITORS.get(name, (name,))]
+        self._asked = {name: MONITORS.get(name, (name,)) for name in extra if name != PROCESSES}
+        self._extra = [pattern for patterns in self._asked.values() for pattern in patterns]
         self._options = ["--processes"] if processes or PROCESSES in extra else []
         self._readings: list[tuple[Phase, Reading]] = []
         self._remote: Remote | None = None
@@ -252,8 +252,7 @@ class Sampler:
         """
         self._edge("before")
         read = self._readings[-1][1].files
-        for name in self._asked:
-            patterns = MONITORS.get(name, (name,))
+        for name, patterns in self._asked.items():
             if not any(fnmatch(path, pattern) for path in read for pattern in patterns):
                 raise UserError(
                     f"--sample {name}: the guest's kernel has no file {' '.join(patterns)}, or it cannot be read."

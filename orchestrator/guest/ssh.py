@@ -687,12 +687,12 @@ class Remote:
                     file = target.open("wb")
             stream = file or cast("IO[bytes] | None", target)
             while chunk := receive(_CHUNK):
-                if on_line is None and (file or stream is None):
-                    kept += chunk
-                elif on_line is not None:
+                if on_line is not None:
                     *complete, rest = (rest + chunk).split(b"\n")
                     for line in complete:
                         on_line(line.decode(errors="replace"))
+                elif target is None or file:  # a stream of the caller is not kept as well
+                    kept += chunk
                 if stream:
                     with _written(target):
                         stream.write(chunk)

@@ -17,10 +17,8 @@ from orchestrator.store.run import Run
 def survivors(run: Run, pens: Mapping[str, Pen]) -> Plot:
     """Bars with the median of each variant, and points for all repetitions."""
     name, title = "survivors", "Children that fit in memory"
-    metrics = run.metrics
-    metrics = metrics[
-        metrics["metric"].str.startswith("survivors") & metrics["cell"].isin(run.ok_cells["cell"])
-    ]
+    metrics = run.ok_metrics
+    metrics = metrics[metrics["metric"].str.startswith("survivors")]
     if metrics.empty:
         return Plot(name, title, reason="no cell that ended ok has a metric survivors*")
     panels = list(dict.fromkeys(zip(metrics["workload"], metrics["metric"], strict=True)))

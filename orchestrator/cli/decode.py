@@ -66,7 +66,7 @@ def command(
     terminal = terminal_of(context)
     try:
         findings = parse_console_file(log, advice=True)
-        text = log.read_text(encoding="utf-8", errors="replace")
+        text = log.read_text(encoding="utf-8", errors="replace") if findings else ""
     except OSError as error:
         raise UserError(f"cannot read {log}: {error.strerror}.") from error
     if not findings:

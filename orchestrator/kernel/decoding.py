@@ -9,6 +9,7 @@ Documentation/core-api/printk-formats.rst). addr2line(1) of binutils finds file,
 from __future__ import annotations
 
 import bisect
+import mmap
 import posixpath
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -144,7 +145,11 @@ class AddressDecoder:
             )
 
     def _has_release(self, release: str) -> bool:
-        return f"Linux version {release} ".encode() in self.vmlinux.read_bytes()
+        with (
+            self.vmlinux.open("rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+        ):
+            return content.find(f"Linux version {release} ".encode()) >= 0
 
     @cached_property
     def _symbols(self) -> tuple[Mapping[str, Sequence[Symbol]], Sequence[int]]:

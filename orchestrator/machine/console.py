@@ -17,7 +17,7 @@ from pathlib import Path
 
 from pexpect.fdpexpect import fdspawn
 
-from orchestrator.machine.oops import Finding, parse_console
+from orchestrator.machine.oops import EARLY, STAMP, Finding, parse_console
 from orchestrator.printable import printable
 
 #: Line that the guest's init prints once SSH accepts connections.
@@ -26,15 +26,12 @@ READY = "orchestrate: ready"
 # The kernel may print a message, starting with its timestamp, before the newline has left the serial port.
 _LINE_END = r"[\s\[]"
 _READY = re.compile(re.escape(READY) + _LINE_END)
-# A message of the kernel begins with its timestamp (CONFIG_PRINTK_TIME, CONFIG_PRINTK_CALLER): a program that prints
-# the words of a panic does not end the machine.
-_STAMP = r"\[ {0,12}\d{1,10}\.\d{6}\](?:\[ {0,8}[TC]\d{1,8}\])? "
-# early_fixup_exception(), arch/x86/mm/extable.c, prints before there are timestamps.
-_EARLY = r"PANIC: early exception 0x[0-9a-f]{1,4} IP [0-9a-f]+:"
-_PANIC = re.compile(_STAMP + r"(?:Kernel panic - not syncing|(?:traps: )?PANIC: double fault)|" + _EARLY)
-_PANIC_OVER = re.compile(_STAMP + r"(?:---\[ end Kernel panic|Rebooting in \d+ seconds)|" + _EARLY)
+# A message of the kernel begins with its timestamp: a program that prints the words of a panic does not end the
+# machine.
+_PANIC = re.compile(STAMP + r" (?:Kernel panic - not syncing|(?:traps: )?PANIC: double fault)|" + EARLY)
+_PANIC_OVER = re.compile(STAMP + r" (?:---\[ end Kernel panic|Rebooting in \d+ seconds)|" + EARLY)
 # die(), arch/x86/kernel/dumpstack.c: a task died in the kernel, and the locks it held are never released.
-_OOPS = re.compile(_STAMP + r"Oops: [^\n]{1,120}\[#\d+\]")
+_OOPS = re.compile(STAMP + r" Oops: [^\n]{1,120}\[#\d+\]")
 _CARRY = 240  # longer than any match of the patterns, so that none is missed between two reads
 _CHUNK = 1 << 20
 #: Bytes of a console log above which it is cut, and how many of its first bytes are kept then.

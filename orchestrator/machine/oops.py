@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from orchestrator.machine.report_kind import RULES, End, Field, ReportKind, Rules, Severity, Where
+from orchestrator.printable import printable
 from orchestrator.store.outcome import Outcome
 
 #: What marks the start of a test in the kernel's log; the name of the test follows.
@@ -127,9 +128,12 @@ class _ConsoleLine:
     caller: str = ""
 
 
-_PREFIX = re.compile(r"(?:<\d{1,4}>)?\[ {0,12}\d{1,10}\.\d{6}\](?:\[ {0,8}(?P<caller>[TC]\d{1,8})\])? ?")
-# early_fixup_exception(), arch/x86/mm/extable.c, prints before there are timestamps.
-_EARLY = re.compile(r"PANIC: early exception 0x[0-9a-f]{1,4} IP [0-9a-f]+:")
+#: The timestamp of a message of the kernel (CONFIG_PRINTK_TIME, CONFIG_PRINTK_CALLER).
+STAMP = r"\[ {0,12}\d{1,10}\.\d{6}\](?:\[ {0,8}(?P<caller>[TC]\d{1,8})\])?"
+#: early_fixup_exception(), arch/x86/mm/extable.c, prints before there are timestamps.
+EARLY = r"PANIC: early exception 0x[0-9a-f]{1,4} IP [0-9a-f]+:"
+_PREFIX = re.compile(r"(?:<\d{1,4}>)?" + STAMP + " ?")
+_EARLY = re.compile(EARLY)
 _RIP = re.compile(r" {0,2}RIP: [0-9a-f]{4}:(?P<function>[\w.]+)\+0x")
 _FRAME = re.compile(r" +(?:\[<[0-9a-f]+>\] )?(?P<function>[\w.]+)\+0x[0-9a-f]+/0x[0-9a-f]+")
 _SYMBOL = re.compile(r"\b(?P<function>[A-Za-z_][\w.]{0,200})\+0x[0-9a-f]+(?:/0x[0-9a-f]+)?(?: \[\w{1,60}\])?")
@@ -180,16 +184,8 @@ class _Reader:
 
 
 @lru_cache(maxsize=2)
-def _reader_of(rules: int) -> _Reader:
-    return _Reader(_KNOWN[rules])
-
-
-_KNOWN: dict[int, Rules] = {}
-
-
 def _reader(rules: Rules) -> _Reader:
-    _KNOWN[id(rules)] = rules
-    return _reader_of(id(rules))
+    return _Reader(rules)
 
 
 def parse_console(text: str, *, advice: bool = False, rules: Rules = RULES) -> list[Finding]:
@@ -234,9 +230,9 @@ def _chunks(path: Path) -> Iterator[str]:
                 rest = rest_of
                 continue
             piece, rest = (whole + newline, rest_of) if newline else (rest_of, b"")
-            yield piece.decode(errors="replace")
+            yield printable(piece.decode(errors="replace"))
         if rest:
-            yield rest.decode(errors="replace")
+            yield printable(rest.decode(errors="replace"))
 
 
 @dataclass
@@ -248,14 +244,14 @@ class _Report:
     lines: list[_ConsoleLine]
     #: Index of the headline in `lines`.
     head: int
-    #: Number of lines that certainly belong to it.
-    certain: int
     traced: bool = False
     in_trace: bool = False
     #: Whether a ``cut here`` line came: what follows is another report, unless the kind has it within.
     cut: bool = False
     #: The test that ran when it began.
     test: str = ""
+    #: Number of lines that certainly belong to it.
+    certain: int = field(init=False)
 
     def __post_init__(self) -> None:
         self.certain = len(self.lines)
@@ -452,7 +448,7 @@ class _Parser:
     def _begin(self, stream: _Stream, line: _ConsoleLine, kind: ReportKind, match: re.Match[str]) -> None:
         before = self._before(stream.recent)
         stream.recent.clear()
-        stream.report = _Report(kind, match, [*before, line], len(before), 0, test=self._test)
+        stream.report = _Report(kind, match, [*before, line], len(before), test=self._test)
         self._open += 1
         if kind.end is End.LINE:
             self._close(stream)
@@ -561,12 +557,11 @@ class _Reading:
         """The groups of the line that the kind names."""
         if self._kind.named is None:
             return {}
-        found: dict[str, str] = {}
         for body in self._bodies:
             match = self._kind.named.match(body)
             if match is not None:
                 return {name: text for name, text in match.groupdict().items() if text}
-        return found
+        return {}
 
     @cached_property
     def frames(self) -> tuple[str, ...]:

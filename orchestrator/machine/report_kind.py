@@ -108,7 +108,7 @@ class ReportKind:
     ends_lockdep: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Rules:
     """Everything by which a log is read.
 

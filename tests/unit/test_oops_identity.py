@@ -490,6 +490,15 @@ def test_a_file_is_read_in_pieces(
 # --- the table -------------------------------------------------------------------------------------------------------
 
 
+def test_control_characters_of_a_file_are_made_visible(tmp_path: Path) -> None:
+    log = tmp_path / "console.log"
+    log.write_bytes(
+        b"[    9.000000] Kernel panic - not syncing: made up\r\n[    9.000001] CPU: 0 PID: 1 Comm: x\x1b]0;y\x07\r\n"
+    )
+    (found,) = parse_console_file(log)
+    assert "Comm: x\\x1b]0;y\\x07" in found.text and not {"\x1b", "\x07", "\r"} & set(found.text)
+
+
 def test_kinds_are_defects_unless_they_say_so() -> None:
     assert {kind.name for kind in RULES.kinds if kind.severity is Severity.ADVICE} == {
         "fault-injection",

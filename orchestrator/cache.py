@@ -46,6 +46,8 @@ _SEAL = "seal.json"
 #: Entries that this process uses, with the open file that holds the lock. Released when the process ends.
 _held: dict[Path, int] = {}
 _held_lock = threading.Lock()
+#: Entries whose content this process has compared; a read-only cache cannot record that.
+_compared: set[Path] = set()
 
 
 def digest(key: Mapping[str, Any]) -> str:
@@ -345,14 +347,16 @@ def damage(directory: Path) -> str | None:
     try:
         text = (directory / _SEAL).read_text(encoding="utf-8")
     except FileNotFoundError:
-        with suppress(OSError):  # a read-only cache
-            seal(directory)
+        if directory not in _compared:
+            with suppress(OSError):  # a read-only cache
+                seal(directory)
+            _compared.add(directory)
         return None
     except (OSError, UnicodeDecodeError) as error:
         return f"{_SEAL} cannot be read: {error}"
     try:
         content = json.loads(text)
-        is_first_use = content["boot_id"] != _boot_id()
+        is_first_use = content["boot_id"] != _boot_id() and directory not in _compared
         files = {
             name: (int(size), mtime, str(digest)) for name, (size, mtime, digest) in content["files"].items()
         }
@@ -382,6 +386,7 @@ def damage(directory: Path) -> str | None:
                     for name, (size, _, expected) in files.items()
                 },
             )
+    _compared.add(directory)
     return None
 
 

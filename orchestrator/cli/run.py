@@ -234,6 +234,8 @@ def command(
             trees=trees,
             sample=tuple(sample or ()),
         )
+        if series is not None:  # a range or mail becomes a directory, once
+            series = terminal.series_directory(series)
         asked = request.experiment(load_series(terminal.series_directory(series)), known, defaults.WORKLOADS)
         asked = replace(asked, flavour=with_settings(asked.flavour, config_set or ()))
         bench = terminal.bench(

@@ -223,17 +223,16 @@ def _commits(tree: Path, base: str, tip: str, given: str) -> _Posting:
     first, last = commit_of(base), commit_of(tip)
     top = Path(git("rev-parse", "--absolute-git-dir"))
     # The first parents: a merge is one step, as in git bisect --first-parent.
-    steps = git("rev-list", "--first-parent", "--count", f"{first}..{last}")
-    if steps == "0":
+    steps = git("rev-list", "--first-parent", "--reverse", f"{first}..{last}").splitlines()
+    if not steps:
         raise UserError(f"--series {given}: {tip} adds no commit to {base}; write TREE#OLDER..NEWER.")
-    if int(steps) > _MOST:
+    if len(steps) > _MOST:
         raise UserError(
-            f"--series {given}: {steps} commits are too many, as each is a stage; choose a range of at most {_MOST}, "
-            "e.g. between two release candidates."
+            f"--series {given}: {len(steps)} commits are too many, as each is a stage; choose a range of at most "
+            f"{_MOST}, e.g. between two release candidates."
         )
-    below = git("rev-list", "--first-parent", "--reverse", f"{first}..{last}").splitlines()[0]
     # Where the branch left `base`: its patches are for that commit, as in base-commit of git format-patch.
-    start = git("rev-parse", f"{below}^")
+    start = git("rev-parse", f"{steps[0]}^")
     patches = [
         (subject, text)
         for subject, text in _logged(tree, start, last)

@@ -196,7 +196,7 @@ def origin_commit(source: str | None, tree: str) -> str | None:
     """
     path, _, reference = (source or "").partition("#")
     place = Path(path).expanduser()
-    if not source or not any(map(_is_git, (place / ".git", place))):
+    if not source or not is_git_tree(path):
         return None
     words = ["-C", str(place), "rev-parse", "--verify", "--quiet"]
     ids = [
@@ -214,23 +214,34 @@ def _is_git(path: Path) -> bool:
 
 
 def _package(package: str, known: Sequence[str], cache: Cache, exact: str | None = None) -> Origin:
-    chosen = choose_version(package, known, _imported_versions(package, cache), exact)
+    return _packaged(choose_version(package, known, _imported_versions(package, cache), exact))
+
+
+def _packaged(chosen: PackageVersion, options: Sequence[str] = ()) -> Origin:
+    """The source in a version of a package.
+
+    Args:
+        options: options of apt-get(8), to download it from another suite than those of this host.
+    """
 
     def take(repository: Repository, step: Step) -> str:
         if chosen.archive is not None:
             return _unpack(chosen.archive, repository, step)
         with tempfile.TemporaryDirectory(prefix="orchestrate-source-") as directory:
             step.note("downloading")
-            return _unpack(download(chosen, Path(directory)), repository, step)
+            return _unpack(download(chosen, Path(directory), options), repository, step)
 
-    return Origin({"package": package, "version": chosen.version}, str(chosen), take, chosen)
+    return Origin({"package": chosen.package, "version": chosen.version}, str(chosen), take, chosen)
 
 
 def _imported_versions(package: str, cache: Cache) -> list[str]:
     """The versions of a package in the cache, most recently used first."""
     found: list[tuple[float, str]] = []
     for path in (cache.root / _KIND).glob("*/key.json"):
-        key = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            key = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue  # a damaged entry, which is made again when it is used
         # Skip entries with another generation of the cache layout: they would not be found.
         if key.get("package") == package and path.parent == cache.path(_KIND, key):
             found.append((path.stat().st_mtime, key["version"]))
@@ -249,13 +260,7 @@ def _of_suite(package: str, name: str | None, cache: Cache, exact: str | None = 
             if exact is not None or not imported:
                 raise
             chosen = PackageVersion(package, imported[0])
-
-    def take(repository: Repository, step: Step) -> str:
-        with tempfile.TemporaryDirectory(prefix="orchestrate-source-") as directory:
-            step.note("downloading")
-            return _unpack(download(chosen, Path(directory), options), repository, step)
-
-    return Origin({"package": package, "version": chosen.version}, str(chosen), take, chosen)
+    return _packaged(chosen, options)
 
 
 def _tarball(path: Path, asked: str) -> Origin:

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from orchestrator.cache import Cache
+from orchestrator.cache import Artefact, Cache
 from orchestrator.errors import UserError
 from orchestrator.events import Events
 from orchestrator.kernel.message import read, split
@@ -119,12 +119,13 @@ def apply_stages(source: SourceTree, stages: Sequence[Stage], cache: Cache, even
             }
             (directory / "tree.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
 
-    directory = cache.obtain(_KIND, tree_key(source, stages), make)
-    cache.hold(directory)
-    commit, tree, how = _facts(directory)
-    return PatchedTree(
-        directory / "repository.git", commit, tree, source, tuple(stages), how.variants, tuple(how.merged)
-    )
+    def load(directory: Path) -> PatchedTree:
+        commit, tree, how = _facts(directory)
+        return PatchedTree(
+            directory / "repository.git", commit, tree, source, tuple(stages), how.variants, tuple(how.merged)
+        )
+
+    return Artefact(cache, _KIND, lambda: tree_key(source, stages), make, load).obtain()
 
 
 def _facts(directory: Path) -> tuple[str, str, _Applied]:

@@ -20,9 +20,7 @@ EXAMPLE = "Example: orchestrate decode console.log --patchset core-only:5 --conf
 
 def command(
     context: typer.Context,
-    log: Annotated[
-        Path, typer.Argument(metavar="LOG", help="A console log, of this host or from elsewhere.")
-    ],
+    log: Annotated[Path, typer.Argument(metavar="LOG", help="Console log, from this host or another one.")],
     patchset: Annotated[
         str | None,
         typer.Option(

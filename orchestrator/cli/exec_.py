@@ -45,8 +45,9 @@ def command(
 ) -> int:
     """Boot a variant, run one command in it, and exit with the command's status.
 
-    Standard input goes to the command, and its output comes back byte for byte while it runs. In a loop of a shell,
-    `</dev/null` keeps the input for the loop, as with ssh.
+    Standard input goes to the command, and its output comes back byte for byte while it runs. In a shell loop,
+    redirect its input from /dev/null, or it consumes the input of the loop, as ssh
+    does.
     """
     from orchestrator.cli.guest_of import GuestRequest, Up, guest_of
     from orchestrator.experiment.knob import with_swap

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Signals that end the command: SIGTERM and SIGHUP end it as Ctrl-C does: results are stored, and nothing is left.
+"""SIGTERM and SIGHUP end the command as Ctrl-C does: results are stored, and no process is left behind.
 
 A second signal that arrives while the command ends is ignored, since it would interrupt the writing of results.
 """
@@ -20,7 +20,7 @@ class Interrupted(KeyboardInterrupt):
     """A signal asked the command to end.
 
     Args:
-        signal: the signal.
+        number: the signal.
     """
 
     def __init__(self, number: signal.Signals) -> None:

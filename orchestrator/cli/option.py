@@ -72,7 +72,7 @@ SeriesDirectory = Annotated[
     typer.Option(
         "--series",
         metavar="SERIES",
-        help="Another series: a directory with a series.toml or of patches, an mbox, or TREE#BASE..TIP.",
+        help="Another series: a directory with a series.toml or patches, an mbox, a Maildir, or TREE#BASE..TIP.",
     ),
 ]
 Topology = Annotated[

@@ -85,7 +85,10 @@ def list_stages(
 def init(
     context: typer.Context,
     directory: Annotated[
-        Path, typer.Argument(metavar="DIR", help="Directory to write to, or of the patches.")
+        Path,
+        typer.Argument(
+            metavar="DIR", help="Directory to write to; without --series, the one with the patches."
+        ),
     ],
     given: option.SeriesDirectory = None,
     as_json: option.Json = False,

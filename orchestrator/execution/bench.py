@@ -433,7 +433,7 @@ class Bench:
         if done.status != 0 or len(swaps) != 1:
             said = (done.stderr.strip().splitlines() or ["the guest has no swap"])[-1]
             raise UserError(
-                f"--swap {size}: {said}. The kernel needs CONFIG_SWAP and CONFIG_ZRAM, and the size must be possible."
+                f"--swap {size}: {said}. The kernel needs CONFIG_SWAP and CONFIG_ZRAM, and the size must be valid."
             )
 
     @staticmethod

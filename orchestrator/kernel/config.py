@@ -163,7 +163,7 @@ def _setting(text: str) -> tuple[str, str]:
     match = _SET.fullmatch(text.strip())
     if match is None or not match[2] or "+CONFIG_" in match[2]:
         raise UserError(
-            f"--config-set {text}: write CONFIG_NAME=VALUE, where VALUE is y, n, m, a number or a text."
+            f"--config-set {text}: write CONFIG_NAME=VALUE, where VALUE is y, n, m, a number or a string."
         )
     return match[1], match[2]
 

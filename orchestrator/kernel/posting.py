@@ -63,7 +63,7 @@ def series_directory(given: Path, cache: Cache) -> Path:
             mbox, or a range of commits as ``TREE#BASE..TIP``.
 
     Raises:
-        UserError: there is no such series, or it is none.
+        UserError: it does not exist, or is not a series.
     """
     if (given / SERIES_FILE).is_file():
         return given

@@ -478,7 +478,7 @@ def _end_of(directory: Path) -> CellRow | str:
     try:
         row = CellRow.from_dict(json.loads((directory / _CELL).read_text(encoding="utf-8")))
         if row.cell != directory.name:
-            return f"{_CELL} is of another cell, {row.cell}"
+            return f"{_CELL} belongs to another cell, {row.cell}"
     except OSError as error:
         return f"{_CELL} cannot be read ({error.strerror or error})"
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):

@@ -100,6 +100,10 @@ def test_the_callers_words_come_last_on_the_kernels_command_line() -> None:
     assert words.index("panic=-1") < words.index("panic=5")
 
 
+def test_linux_does_not_test_the_timer_since_a_busy_host_fails_that() -> None:
+    assert "no_timer_check" in arguments(argv(), "-append")[0].split()
+
+
 def test_a_comma_in_a_path_is_doubled() -> None:
     console = next(value for value in arguments(argv(), "-chardev") if "id=console" in value)
     assert "logfile=/logs/core-only@a=1,,2/console.log" in console

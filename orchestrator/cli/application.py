@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import resource
 import signal
@@ -27,6 +28,12 @@ _UsageError: type[Any] = typer.BadParameter.__mro__[1]
 #: Open files of a command: the fewest with which one guest runs, and enough for many guests at a time.
 _FEWEST_FILES = 128
 _ENOUGH_FILES = 4096
+
+#: What no file can have as its name is a mistake of the command line; everything else is the host's failure.
+_BAD_NAME = {
+    errno.ENAMETOOLONG: "no file can have a name as long as this; give a shorter one",
+    errno.ELOOP: "its symbolic links point at each other; give the file that is meant",
+}
 
 _RUN = "Run"
 _LOOK = "Inspect runs"
@@ -199,6 +206,9 @@ def status_of(arguments: list[str]) -> int:
     except OSError as error:  # a full disk, a directory without permission
         if with_traceback:
             raise
+        if error.errno in _BAD_NAME and error.filename:
+            _say(f"{_BAD_NAME[error.errno]}: {error.filename}")
+            return 2
         _say(f"{error.strerror or error} ({error.filename})" if error.filename else str(error))
         return 1
     return status if isinstance(status, int) else 0

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import tempfile
 from collections.abc import Callable, Mapping, Sequence, Set
@@ -386,7 +387,7 @@ def _bases(document: Document[_SeriesFile]) -> Bases:
     reference = None
     if content.reference is not None:
         reference = document.path.parent / content.directory / content.reference
-        if not reference.is_file():
+        if not _is_file(reference):
             raise document.fault(["reference"], f"the reference archive {reference} does not exist")
     return Bases(
         content.linux,
@@ -396,6 +397,11 @@ def _bases(document: Document[_SeriesFile]) -> Bases:
         content.source,
         content.base_commit,
     )
+
+
+def _is_file(path: Path) -> bool:
+    """Like ``path.is_file()``, which raises for a name that no file can have."""
+    return os.path.isfile(path)  # noqa: PTH113 - the method raises
 
 
 def _check_groups(document: Document[_SeriesFile]) -> None:
@@ -429,7 +435,7 @@ def _stage(document: Document[_SeriesFile], index: int, bases: Bases, patches: P
             [*place, "group"], f"unknown group {entry.group!r}; choose one of {', '.join(groups)}"
         )
     patch = patches / entry.patch
-    if not patch.is_file():
+    if not _is_file(patch):
         raise document.fault([*place, "patch"], f"the patch {patch} does not exist")
     several = _messages_of(patch)
     if several > 1:
@@ -440,7 +446,7 @@ def _stage(document: Document[_SeriesFile], index: int, bases: Bases, patches: P
         )
     variants = tuple(AlternativePatch(name, patches / name / entry.patch) for name in entry.variants)
     for variant in variants:
-        if not variant.patch.is_file():
+        if not _is_file(variant.patch):
             raise document.fault(
                 [*place, "variants"], f"variant {variant.name}: the patch {variant.patch} does not exist"
             )

@@ -54,6 +54,23 @@ GUEST = ["-p", "core-only", "--topology", "2x512M"]
 
 
 @pytest.mark.parametrize(
+    "arguments",
+    [
+        ["run", "--dry-run", "-p", "baseline", "--series", "a" * 300],
+        ["run", "--dry-run", "-p", "baseline", "--workloads", "a" * 300],
+        ["report", "a" * 300],
+        ["compare", "a" * 300, "b"],
+    ],
+    ids=lambda arguments: arguments[0] + arguments[-2],
+)
+def test_a_name_that_is_too_long_for_a_file(
+    arguments: list[str], results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "no file can have a name as long as this; give a shorter one: " in refused(arguments, capsys)
+    assert files(results) == []
+
+
+@pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
         (["test", "--only", "foo"], "--only foo: these suites have no such test; there are "),

@@ -164,6 +164,18 @@ def test_a_damaged_file_is_refused_in_a_sentence(reader: str) -> None:
     _try(reader, 15)
 
 
+@pytest.mark.parametrize("name", ["9" * 300, "\\u0000", "../" * 2000])
+@pytest.mark.parametrize("key", ["reference", "patch", "variants"])
+def test_a_name_that_no_file_can_have_is_refused_in_a_sentence(key: str, name: str, tmp_path: Path) -> None:
+    (tmp_path / "6.12").symlink_to(ROOT / "kernel_patches" / "6.12")
+    lines = (ROOT / "kernel_patches" / "series.toml").read_text().splitlines()
+    line = next(number for number, each in enumerate(lines) if each.startswith(f"{key} = "))
+    lines[line] = f'{key} = ["{name}"]' if key == "variants" else f'{key} = "{name}"'
+    (tmp_path / "series.toml").write_text("\n".join(lines))
+    with pytest.raises(UserError, match=r"does not exist|valid"):
+        load_series(tmp_path)
+
+
 @pytest.mark.thorough
 @pytest.mark.parametrize("reader", _READERS)
 def test_many_damaged_files_are_refused_in_a_sentence(reader: str) -> None:

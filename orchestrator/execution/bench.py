@@ -32,6 +32,7 @@ from orchestrator.kernel.tree import PatchedTree, apply_stages
 from orchestrator.machine.accelerator import Accelerator, choose_accelerator
 from orchestrator.machine.oops import Finding
 from orchestrator.machine.qemu import Machine, MachineFailure
+from orchestrator.machine.shortcut import shortcuts
 from orchestrator.machine.topology import Topology
 from orchestrator.project import Project
 from orchestrator.spelling import hint
@@ -335,6 +336,7 @@ class Bench:
             log_directory,
             gdb=gdb,
             events=self.events,
+            shortcuts=shortcuts(kernel.vmlinux, kernel.config, self.accelerator),
         )
         is_up = False
         with ExitStack() as stack:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 # Constants of elf(5).
 _NT_GNU_BUILD_ID = 3
+#: XEN_ELFNOTE_PHYS32_ENTRY of include/xen/interface/elfnote.h: where a hypervisor starts the kernel without a loader.
+_PVH_ENTRY = 18
 _SHN_UNDEF = 0
 _STT_SECTION = 3
 _STT_FILE = 4
@@ -94,14 +96,30 @@ def build_id_of_notes(notes: bytes) -> str:
     return found
 
 
+def has_pvh_entry(vmlinux: Path) -> bool:
+    """Whether a hypervisor can start the file as it is (CONFIG_PVH).
+
+    Raises:
+        UserError: the file is not an ELF file.
+    """
+    with _opened(vmlinux) as elf:
+        sections = [section for section in elf.iter_sections() if section["sh_type"] == "SHT_NOTE"]
+        return any(_note_in(section.data(), b"Xen\0", _PVH_ENTRY) for section in sections)
+
+
 def _build_id_in(notes: bytes) -> str | None:
+    found = _note_in(notes, b"GNU\0", _NT_GNU_BUILD_ID)
+    return None if found is None else found.hex()
+
+
+def _note_in(notes: bytes, owner: bytes, wanted: int) -> bytes | None:
     at = 0
     while at + 12 <= len(notes):
         name_size, size, kind = struct.unpack_from("<III", notes, at)
         name_at = at + 12
         at = name_at + (name_size + 3 & ~3)
-        if kind == _NT_GNU_BUILD_ID and notes[name_at : name_at + name_size] == b"GNU\0":
-            return notes[at : at + size].hex()
+        if kind == wanted and notes[name_at : name_at + name_size] == owner:
+            return notes[at : at + size]
         at += size + 3 & ~3
     return None
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import re
 import shlex
@@ -19,7 +20,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -29,11 +30,15 @@ from orchestrator import process
 from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.events import Events
 from orchestrator.machine.accelerator import QEMU, Accelerator
+from orchestrator.machine.apic_timer import ApicTimer, Stub, StubError, tell_frequency
 from orchestrator.machine.console import ConsoleLog, dialogue
 from orchestrator.machine.oops import Finding
 from orchestrator.machine.qmp import Qmp, QmpError
+from orchestrator.machine.shortcut import Shortcuts
 from orchestrator.machine.topology import Topology
 from orchestrator.store.outcome import Outcome
+
+log = logging.getLogger(__name__)
 
 #: Seconds between two checks of the supervisor: the longest delay before a panic is noticed. The cost is negligible.
 POLL_S = 0.05
@@ -60,6 +65,8 @@ CMDLINE = (
 )
 #: More of them, for gdb.
 _OF_GDB = ("nokaslr", "panic=0")
+#: The longest of a :class:`Shortcuts`.
+_LONGEST_LPJ = "lpj=1000000000"
 #: Bytes of the longest kernel command line.
 _LONGEST = 2047
 
@@ -130,7 +137,7 @@ def check_cmdline(cmdline: Sequence[str]) -> None:
         UserError: it is longer than x86 takes (Documentation/arch/x86/boot.rst, cmdline_size; COMMAND_LINE_SIZE of
             arch/x86/include/asm/setup.h is 2048 with the terminating zero).
     """
-    length = len(" ".join([*CMDLINE, *_OF_GDB, *cmdline]).encode())
+    length = len(" ".join([*CMDLINE, *_OF_GDB, _LONGEST_LPJ, *cmdline]).encode())
     if length > _LONGEST:
         own = length - len(" ".join(cmdline).encode())
         raise UserError(
@@ -149,6 +156,7 @@ def qemu_argv(
     sockets: Sockets,
     gdb: bool = False,
     wait_for_gdb: bool = False,
+    shortcuts: Shortcuts = Shortcuts(),  # noqa: B008 - it is frozen
 ) -> list[str]:
     """The command line of QEMU (qemu(1)).
 
@@ -157,15 +165,19 @@ def qemu_argv(
         console_log: file that QEMU writes the console output to.
         gdb: serve gdb on :attr:`Sockets.gdb`, and boot the kernel with nokaslr.
         wait_for_gdb: do not start the CPUs until gdb continues.
+        shortcuts: shortcuts of the boot. If the kernel is told the frequency of its timer, the CPUs do not start until
+            :func:`tell_frequency` starts them, through the same socket.
     """
-    words = [*CMDLINE, *(_OF_GDB if gdb else []), *cmdline]
+    tells_timer = shortcuts.timer is not None
+    words = [*CMDLINE, *(_OF_GDB if gdb else []), *shortcuts.cmdline, *cmdline]
     console = f"socket,id=console,path={_escaped(sockets.console)}"
     argv = [
         *(QEMU, "-nodefaults", "-no-user-config", "-display", "none"),
         # A guest that breaks out of QEMU cannot start programs, get privileges or change priorities (seccomp(2)).
         *("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),
         *("-machine", "q35", *accelerator.qemu_arguments, *topology.qemu_arguments()),
-        *("-kernel", str(bzimage), "-initrd", str(initramfs), "-append", " ".join(words)),
+        *shortcuts.firmware,
+        *("-kernel", str(shortcuts.elf or bzimage), "-initrd", str(initramfs), "-append", " ".join(words)),
         # A reset ends QEMU; a panic does not, so that the kernel can print its whole report before it resets itself.
         *("-no-reboot", "-action", "panic=none"),
         *("-chardev", f"socket,id=qmp,path={_escaped(sockets.qmp)}", "-mon", "chardev=qmp,mode=control"),
@@ -180,14 +192,14 @@ def qemu_argv(
         *("-device", "virtio-rng-pci"),
         *("-device", "pvpanic"),
     ]  # fmt: skip
-    if gdb or wait_for_gdb:
+    if gdb or wait_for_gdb or tells_timer:
         argv += [
             "-chardev",
             f"socket,id=gdb,path={_escaped(sockets.gdb)},server=on,wait=off",
             "-gdb",
             "chardev:gdb",
         ]
-    if wait_for_gdb:
+    if wait_for_gdb or tells_timer:
         argv += ["-S"]
     return argv
 
@@ -209,6 +221,7 @@ class Machine:
         wait_for_gdb: like `gdb`, but the CPUs do not start until gdb continues.
         events: receives the progress of the boot.
         ready_mark: line that the guest prints when it is up.
+        shortcuts: shortcuts of the boot.
 
     Raises:
         MachineFailure: QEMU did not start; the evidence is its output.
@@ -227,6 +240,7 @@ class Machine:
         wait_for_gdb: bool = False,
         events: Events | None = None,
         ready_mark: str | None = None,
+        shortcuts: Shortcuts = Shortcuts(),  # noqa: B008 - it is frozen
     ) -> None:
         self.topology = topology
         self.accelerator = accelerator
@@ -248,6 +262,9 @@ class Machine:
         )
         self._gdb = gdb or wait_for_gdb
         self._wait_for_gdb = wait_for_gdb
+        # Whoever debugs the boot starts the CPUs.
+        self._shortcuts = replace(shortcuts, timer=None) if wait_for_gdb else shortcuts
+        self._stub: Stub | None = None
         self._sockets: Sockets | None = None
         self._argv: list[str] = []
         self._qmp: Qmp | None = None
@@ -439,6 +456,8 @@ class Machine:
                     running.wait(2.0)
                 except subprocess.TimeoutExpired:
                     process.kill_group(running)
+            if self._stub is not None:
+                self._stub.close()
             if self._supervisor.is_alive() and threading.current_thread() is not self._supervisor:
                 self._supervisor.join(5.0)
             if self._qmp is not None:
@@ -455,7 +474,9 @@ class Machine:
         self.log_dir.mkdir(parents=True, exist_ok=True)
         self.console_log.unlink(missing_ok=True)
         self._sockets = Sockets(_private_directory())
-        self._argv = qemu_argv(*self._arguments, self._sockets, self._gdb, self._wait_for_gdb)
+        self._argv = qemu_argv(
+            *self._arguments, self._sockets, self._gdb, self._wait_for_gdb, self._shortcuts
+        )
         self._qmp = Qmp(self._sockets.qmp, self._heard)
         self._began = time.monotonic()
         self._supervisor.start()
@@ -471,6 +492,28 @@ class Machine:
             )
         self.ssh_port = int(found["port"])
         self._describe(alive=True)
+        if self._shortcuts.timer is not None:
+            self._tell_timer(self._shortcuts.timer)
+
+    def _tell_timer(self, timer: ApicTimer) -> None:
+        """Start the CPUs, and tell the kernel the frequency of its timer once it is about to measure it."""
+        try:
+            stub = self._stub = Stub(self.sockets.gdb)
+        except OSError as error:
+            self.watch(within_s=2.0)
+            raise MachineFailure(Outcome.LOST, f"QEMU's gdb stub does not answer: {error}") from error
+
+        def tell() -> None:
+            try:
+                tell_frequency(stub, timer)
+            except StubError as error:
+                # The kernel measures it then. A guest that ended before has its own report.
+                log.debug("%s: the timer's frequency was not told: %s", self.log_dir.name, error)
+                with contextlib.suppress(QmpError):
+                    self.qmp.execute("cont", timeout_s=2.0)
+            stub.close()
+
+        threading.Thread(target=tell, name=f"timer {self.log_dir.name}", daemon=True).start()
 
     def _await_connection(self) -> None:
         deadline = time.monotonic() + START_TIMEOUT_S

@@ -19,6 +19,7 @@ def command(
     patchset: option.Patchset,
     topology: option.Topology = "2x1G",
     accel: option.Accelerator = "tcg",
+    qemu: option.Qemu = None,
     settings: option.Settings = None,
     cmdline: option.Cmdline = None,
     flavour: option.Flavour = "measure",

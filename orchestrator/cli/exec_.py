@@ -28,6 +28,7 @@ def command(
     patchset: option.Patchset,
     topology: option.Topology = option.DEFAULT_TOPOLOGY,
     accel: option.Accelerator = "auto",
+    qemu: option.Qemu = None,
     settings: option.Settings = None,
     swap: option.Swap = None,
     cmdline: option.Cmdline = None,

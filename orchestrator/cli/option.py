@@ -87,6 +87,27 @@ Topology = Annotated[
 Accelerator = Annotated[
     str, typer.Option("--accel", "-a", metavar="NAME", help="Accelerator: auto, icount, tcg or kvm.")
 ]
+
+
+def _use_qemu(context: typer.Context, given: Path | None) -> Path | None:
+    """Let all guests of this command run in the QEMU of ``--qemu``."""
+    if given is not None and not context.resilient_parsing:
+        from orchestrator.cli.terminal import terminal_of
+        from orchestrator.machine.accelerator import qemu_at
+
+        terminal_of(context).qemu = qemu_at(given)
+    return given
+
+
+Qemu = Annotated[
+    Path | None,
+    typer.Option(
+        "--qemu",
+        metavar="PATH",
+        help="Use this qemu-system-x86_64 instead of the one in $PATH, e.g. one you built.",
+        callback=_use_qemu,
+    ),
+]
 Flavour = Annotated[
     str,
     typer.Option(

@@ -106,6 +106,7 @@ def command(
     ] = None,
     topology: option.Topology = option.DEFAULT_TOPOLOGY,
     accel: option.Accelerator = "auto",
+    qemu: option.Qemu = None,
     settings: option.Settings = None,
     swap: option.Swap = None,
     cmdline: option.Cmdline = None,

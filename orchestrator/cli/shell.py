@@ -22,6 +22,7 @@ def command(
     patchset: option.Patchset,
     topology: option.Topology = option.DEFAULT_TOPOLOGY,
     accel: option.Accelerator = "auto",
+    qemu: option.Qemu = None,
     settings: option.Settings = None,
     cmdline: option.Cmdline = None,
     flavour: option.Flavour = "measure",

@@ -29,7 +29,7 @@ from orchestrator.kernel.elf import build_id_of_notes
 from orchestrator.kernel.series import BASELINE, OtherKernel, Series, load_series
 from orchestrator.kernel.source import Origin, SourceTree, find_origin, source_artefact, with_commit
 from orchestrator.kernel.tree import PatchedTree, apply_stages
-from orchestrator.machine.accelerator import Accelerator, choose_accelerator
+from orchestrator.machine.accelerator import QEMU, Accelerator, choose_accelerator
 from orchestrator.machine.oops import Finding
 from orchestrator.machine.qemu import Machine, MachineFailure
 from orchestrator.machine.topology import Topology
@@ -105,6 +105,7 @@ class Bench:
         series_directory: directory of another series than that of the project.
         shipped: parts that need not be built on this host.
         others: kernels with a source or a series of their own: patchset -> kernel.
+        qemu: the QEMU to start, a name or an absolute path.
     """
 
     project: Project
@@ -117,6 +118,7 @@ class Bench:
     series_directory: Path | None = None
     shipped: Shipped | None = None
     others: Mapping[str, OtherKernel] = field(default_factory=dict)
+    qemu: str = QEMU
     _sources: dict[str, SourceTree] = field(default_factory=dict)
     _images: dict[tuple[str, ...], GuestImage] = field(default_factory=dict)
     _given_workloads: dict[str, Workload] = field(default_factory=dict)
@@ -207,7 +209,7 @@ class Bench:
         """The chosen accelerator, and the reason."""
         if self.shipped is not None:
             return self.shipped.accelerator
-        return choose_accelerator(self.accelerator_request, self.cache, self.events)
+        return choose_accelerator(self.accelerator_request, self.cache, self.events, self.qemu)
 
     def check(self) -> None:
         """Check the request before any slow work.

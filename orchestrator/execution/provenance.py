@@ -21,6 +21,7 @@ from orchestrator.execution.processor import processor_model
 from orchestrator.experiment.variant import Variant
 from orchestrator.kernel.build import BuildFailed, KernelBuild
 from orchestrator.kernel.series import OtherKernel, Series
+from orchestrator.machine.accelerator import QEMU
 from orchestrator.machine.topology import Node, Topology
 from orchestrator.process import run, version_of
 from orchestrator.store.manifest import (
@@ -45,7 +46,7 @@ from orchestrator.store.manifest import (
 
 _GIT_TIMEOUT_S = 30
 _VERSION_OF = {
-    "qemu": "qemu-system-x86_64",
+    "qemu": QEMU,
     "gcc": "gcc",
     "ld": "ld",
     "make": "make",
@@ -95,7 +96,10 @@ def begin(
         flavour=bench.flavour,
         topology=topology_record(topology),
         accelerator=AcceleratorRecord(
-            name=bench.accelerator_request, clock=None, reason="requested; not yet chosen"
+            name=bench.accelerator_request,
+            clock=None,
+            reason="requested; not yet chosen",
+            program=None if bench.qemu == QEMU else bench.qemu,
         ),
         host=host_record(),
         calibration=calibration_record(bench.cache),

@@ -108,6 +108,7 @@ class AcceleratorRecord(Record):
         cpu: CPU model of the guest, in the syntax of QEMU's ``-cpu``.
         qemu: version of QEMU.
         qemu_digest: SHA-256 of the QEMU binary.
+        program: path of the QEMU of ``--qemu``; None for the host's.
     """
 
     name: str
@@ -116,6 +117,7 @@ class AcceleratorRecord(Record):
     cpu: str | None = None
     qemu: str | None = None
     qemu_digest: str | None = None
+    program: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -75,6 +75,32 @@ SeriesDirectory = Annotated[
         help="Another series: a directory with a series.toml or patches, an mbox, a Maildir, or TREE#BASE..TIP.",
     ),
 ]
+Kernel = Annotated[
+    str | None,
+    typer.Option(
+        "--kernel",
+        metavar="BZIMAGE",
+        help="Boot this kernel, built elsewhere, instead of a patchset.",
+    ),
+]
+Vmlinux = Annotated[
+    str | None,
+    typer.Option(
+        "--vmlinux",
+        metavar="VMLINUX",
+        help="The vmlinux of --kernel; its build ID is compared with the guest's, and gdb reads it.",
+    ),
+]
+GuestPatchset = Annotated[
+    str | None,
+    typer.Option(
+        "--patchset",
+        "-p",
+        metavar="NAME",
+        help="Group or prefix of the series, or baseline: e.g. core-only, core-only:5, full.",
+        autocompletion=completion.patchsets,
+    ),
+]
 Topology = Annotated[
     str,
     typer.Option(

@@ -234,17 +234,20 @@ class KernelRecord(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class OtherKernelRecord(Record):
-    """The kernel of a variant that has a source or a series of its own.
+    """The kernel of a variant that has a source or a series of its own, or that was built elsewhere.
 
     Args:
         source: its ``--source``; None for that of the run.
         series: directory of its series; None for that of the run.
         patchset: its patchset in that series.
+        kernel, vmlinux: its files, if it was built elsewhere.
     """
 
     source: str | None = None
     series: str | None = None
     patchset: str
+    kernel: str | None = None
+    vmlinux: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

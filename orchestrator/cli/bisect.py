@@ -112,6 +112,7 @@ def command(
         ),
     ] = None,
     accel: option.Accelerator = "auto",
+    qemu: option.Qemu = None,
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed for all random choices.")] = 1,
     flavour: option.Flavour = "measure",
     config_set: option.ConfigSet = None,

@@ -17,9 +17,12 @@ EXAMPLE = "Example: orchestrate boot --patchset core-only --topology 2x1G --set 
 
 def command(
     context: typer.Context,
-    patchset: option.Patchset,
+    patchset: option.GuestPatchset = None,
+    kernel: option.Kernel = None,
+    vmlinux: option.Vmlinux = None,
     topology: option.Topology = option.DEFAULT_TOPOLOGY,
     accel: option.Accelerator = "auto",
+    qemu: option.Qemu = None,
     settings: option.Settings = None,
     cmdline: option.Cmdline = None,
     flavour: option.Flavour = "measure",
@@ -47,6 +50,19 @@ def command(
 
     return guest_of(
         terminal,
-        GuestRequest(patchset, topology, accel, settings, cmdline, flavour, source, series, build_jobs, logs),
+        GuestRequest(
+            patchset,
+            topology,
+            accel,
+            settings,
+            cmdline,
+            flavour,
+            source,
+            series,
+            build_jobs,
+            logs,
+            kernel=kernel,
+            vmlinux=vmlinux,
+        ),
         use,
     )

@@ -66,6 +66,7 @@ def command(
     shrink: Annotated[bool, typer.Option(help="Shrink each diverging trace to a minimal one.")] = True,
     topology: option.Topology = defaults.CHECK_TOPOLOGY,
     accel: option.Accelerator = "auto",
+    qemu: option.Qemu = None,
     cmdline: option.Cmdline = None,
     flavour: option.Flavour = "measure",
     source: option.Source = None,

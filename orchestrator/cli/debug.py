@@ -16,9 +16,12 @@ EXAMPLE = "Example: orchestrate debug --patchset core-only --topology 2x1G --bre
 
 def command(
     context: typer.Context,
-    patchset: option.Patchset,
+    patchset: option.GuestPatchset = None,
+    kernel: option.Kernel = None,
+    vmlinux: option.Vmlinux = None,
     topology: option.Topology = "2x1G",
     accel: option.Accelerator = "tcg",
+    qemu: option.Qemu = None,
     settings: option.Settings = None,
     cmdline: option.Cmdline = None,
     flavour: option.Flavour = "measure",
@@ -65,6 +68,6 @@ def command(
 
     request = GuestRequest(
         patchset, topology, accel, settings, cmdline, flavour, source, series, build_jobs, logs,
-        gdb=True, dwarf=True, breakpoints=breakpoints or (),
+        kernel=kernel, vmlinux=vmlinux, gdb=True, dwarf=True, breakpoints=breakpoints or (),
     )  # fmt: skip
     return guest_of(terminal, request, use)

@@ -14,7 +14,11 @@ from orchestrator.cli.terminal import terminal_of
 
 NAME = "exec"
 CLASS = ArgvCommand
-EXAMPLE = "Example: orchestrate exec --patchset baseline --set vm.swappiness=10 -- grep thp_ /proc/vmstat"
+EXAMPLE = (
+    "Example: orchestrate exec --patchset baseline --set vm.swappiness=10 -- grep thp_ /proc/vmstat\n\n"
+    "A kernel built elsewhere: orchestrate exec --kernel bzImage --vmlinux vmlinux --qemu ~/qemu/build/"
+    "qemu-system-x86_64 -- uname -r"
+)
 
 
 def command(
@@ -25,9 +29,12 @@ def command(
             metavar="-- COMMAND [ARGUMENT]...", help="Command to run in the guest, without a shell."
         ),
     ],
-    patchset: option.Patchset,
+    patchset: option.GuestPatchset = None,
+    kernel: option.Kernel = None,
+    vmlinux: option.Vmlinux = None,
     topology: option.Topology = option.DEFAULT_TOPOLOGY,
     accel: option.Accelerator = "auto",
+    qemu: option.Qemu = None,
     settings: option.Settings = None,
     swap: option.Swap = None,
     cmdline: option.Cmdline = None,
@@ -85,6 +92,8 @@ def command(
             series,
             build_jobs,
             logs,
+            kernel=kernel,
+            vmlinux=vmlinux,
         ),
         use,
     )

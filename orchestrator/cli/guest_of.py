@@ -31,14 +31,16 @@ class GuestRequest:
     """The guest that the options request.
 
     Args:
+        patchset: None if `kernel` is given.
         settings: ``KEY=VALUE``, one value per knob.
         logs: directory for the logs of the guest; None to keep nothing.
         gdb: serve gdb.
         dwarf: build the kernel with debugging information.
         breakpoints: places that the kernel must have.
+        kernel, vmlinux: files of a kernel that was built elsewhere.
     """
 
-    patchset: str
+    patchset: str | None
     topology: str
     accel: str = "auto"
     settings: Sequence[str] | None = None
@@ -51,6 +53,28 @@ class GuestRequest:
     gdb: bool = False
     dwarf: bool = False
     breakpoints: Sequence[str] = ()
+    kernel: str | None = None
+    vmlinux: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The patchset, or a name for the kernel that takes its place."""
+        return self.patchset or "kernel"
+
+    def check(self) -> None:
+        """Check that exactly one kernel is named.
+
+        Raises:
+            UserError: it is not, or an option does not go with it.
+        """
+        if self.patchset is None and self.kernel is None:
+            raise UserError("give a patchset, e.g. --patchset baseline, or a kernel with --kernel BZIMAGE.")
+        if self.patchset is not None and self.kernel is not None:
+            raise UserError("--kernel takes the place of a patchset; omit --patchset or --kernel.")
+        if self.kernel is None and self.vmlinux is not None:
+            raise UserError("--vmlinux goes with --kernel; give --kernel BZIMAGE too.")
+        if self.kernel is not None and self.gdb and self.vmlinux is None:
+            raise UserError("gdb needs the vmlinux of --kernel; give --vmlinux.")
 
 
 @dataclass(frozen=True)
@@ -84,6 +108,7 @@ def guest_of(terminal: Terminal, request: GuestRequest, use: Callable[[Up], int]
     from orchestrator.guest.ssh import check_loopback
     from orchestrator.machine.topology import Topology
 
+    request.check()
     topology = Topology.parse(request.topology)
     topology.check_host(1)
     check_loopback()  # before a kernel is built
@@ -111,7 +136,7 @@ def guest_of(terminal: Terminal, request: GuestRequest, use: Callable[[Up], int]
                 raise
             ending, status = error.ending, error.exit_status
             if booted is None:
-                _say(f"{request.patchset} did not come up:")
+                _say(f"{request.name} did not come up:")
         if ending.is_ok:
             return status
         for report in ending.reports:
@@ -135,23 +160,28 @@ def _booted(
     from orchestrator.experiment.variant import Variant, check_variant
     from orchestrator.store.manifest import Role
 
+    others = {}
+    if request.kernel is not None:
+        from orchestrator.kernel.prebuilt import other_of_files
+
+        others[request.name] = other_of_files(request.kernel, request.vmlinux)
     bench = terminal.bench(
-        events, request.source, request.accel, request.flavour, request.build_jobs, request.series
+        events, request.source, request.accel, request.flavour, request.build_jobs, request.series, others
     )
     knobs = {}
     for key, values in parse_settings(request.settings or (), bench.series).items():
         if len(values) > 1:
             raise UserError(f"--set {key}: a guest takes one value, not {','.join(values)}.")
         knobs[key] = values[0]
-    asked = Variant(request.patchset, Role.PATCHED, request.patchset, knobs, tuple(request.cmdline or ()))
+    asked = Variant(request.name, Role.PATCHED, request.name, knobs, tuple(request.cmdline or ()))
     check_variant(asked, bench.series)
-    kernel = bench.kernel(request.patchset, request.dwarf)
+    kernel = bench.kernel(request.name, request.dwarf)
     if request.breakpoints:
         from orchestrator.debugger.gdb import check_places
 
         check_places(kernel.vmlinux, request.breakpoints)
     image = bench.image
-    with events.step("boot", request.patchset) as step:
+    with events.step("boot", request.name) as step:
         step.note(bench.accelerator.reason)
         booted = stack.enter_context(
             bench.boot(

@@ -75,6 +75,32 @@ SeriesDirectory = Annotated[
         help="Another series: a directory with a series.toml or patches, an mbox, a Maildir, or TREE#BASE..TIP.",
     ),
 ]
+Kernel = Annotated[
+    str | None,
+    typer.Option(
+        "--kernel",
+        metavar="BZIMAGE",
+        help="Boot this kernel, built elsewhere, instead of a patchset.",
+    ),
+]
+Vmlinux = Annotated[
+    str | None,
+    typer.Option(
+        "--vmlinux",
+        metavar="VMLINUX",
+        help="The vmlinux of --kernel; its build ID is compared with the guest's, and gdb reads it.",
+    ),
+]
+GuestPatchset = Annotated[
+    str | None,
+    typer.Option(
+        "--patchset",
+        "-p",
+        metavar="NAME",
+        help="Group or prefix of the series, or baseline: e.g. core-only, core-only:5, full.",
+        autocompletion=completion.patchsets,
+    ),
+]
 Topology = Annotated[
     str,
     typer.Option(
@@ -86,6 +112,27 @@ Topology = Annotated[
 ]
 Accelerator = Annotated[
     str, typer.Option("--accel", "-a", metavar="NAME", help="Accelerator: auto, icount, tcg or kvm.")
+]
+
+
+def _use_qemu(context: typer.Context, given: Path | None) -> Path | None:
+    """Let all guests of this command run in the QEMU of ``--qemu``."""
+    if given is not None and not context.resilient_parsing:
+        from orchestrator.cli.terminal import terminal_of
+        from orchestrator.machine.accelerator import qemu_at
+
+        terminal_of(context).qemu = qemu_at(given)
+    return given
+
+
+Qemu = Annotated[
+    Path | None,
+    typer.Option(
+        "--qemu",
+        metavar="PATH",
+        help="Use this qemu-system-x86_64 instead of the one in $PATH, e.g. one you built.",
+        callback=_use_qemu,
+    ),
 ]
 Flavour = Annotated[
     str,

@@ -27,13 +27,14 @@ NAME = "run"
 EXAMPLE = (
     "Example: orchestrate run --patchset core-only --set promotion_threshold=1,64,256\n\n"
     "A command of your own: orchestrate run -p core-only --copy-in ./bench -w 'cmd:bench -n 3' "
-    "--metric 'rate,MB/s,higher=([0-9.]+) MB/s'"
+    "--metric 'rate,MB/s,higher=([0-9.]+) MB/s'\n\n"
+    "Two kernels built elsewhere: orchestrate run --kernel old/bzImage --kernel new/bzImage -w fault_latency"
 )
 
 #: Options that conflict with the variants of an experiment file.
-_OF_VARIANTS: Final = ("patchset", "against", "settings", "swap", "cmdline", "trees")
+_OF_VARIANTS: Final = ("patchset", "against", "settings", "swap", "cmdline", "trees", "kernel", "vmlinux")
 #: Options that conflict with --compare.
-_OF_SERIES: Final = ("patchset", "against", "source", "series", "variant")
+_OF_SERIES: Final = ("patchset", "against", "source", "series", "variant", "kernel", "vmlinux")
 #: Parameters that override an experiment file -> field of the request.
 _FIELDS: Final = {
     "name": "name",
@@ -45,6 +46,7 @@ _FIELDS: Final = {
     "margin": "margin",
     "timeout": "timeout_s",
     "sample": "sample",
+    "against": "against",
 }
 
 
@@ -80,6 +82,23 @@ def command(
             help="Compare two kernel sources instead of patchsets, e.g. --compare ~/linux#v6.12 ~/linux#v6.13.",
         ),
     ] = None,
+    kernel: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--kernel",
+            metavar="BZIMAGE",
+            help="A kernel that was built elsewhere, as a variant; repeatable. Without --patchset and --against, the "
+            "first of several is the baseline.",
+        ),
+    ] = None,
+    vmlinux: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--vmlinux",
+            metavar="VMLINUX",
+            help="The vmlinux of --kernel, whose build ID is compared with the guest's; repeatable, in the same order.",
+        ),
+    ] = None,
     workload: Annotated[
         list[str] | None,
         typer.Option(
@@ -106,6 +125,7 @@ def command(
     ] = None,
     topology: option.Topology = option.DEFAULT_TOPOLOGY,
     accel: option.Accelerator = "auto",
+    qemu: option.Qemu = None,
     settings: option.Settings = None,
     swap: option.Swap = None,
     cmdline: option.Cmdline = None,
@@ -174,6 +194,7 @@ def command(
     from orchestrator.guest.ssh import check_loopback
     from orchestrator.guest.workload import known_workloads, own_directories
     from orchestrator.kernel.config import with_settings
+    from orchestrator.kernel.prebuilt import others_of_options
     from orchestrator.kernel.series import FULL, load_series
     from orchestrator.store.manifest import RunKind
     from orchestrator.store.run import RunWriter
@@ -199,7 +220,7 @@ def command(
         if trees is not None:
             option.refuse(context, _OF_SERIES, "--compare takes two whole sources")
             source = trees[0]
-        elif series is not None and experiment is None and not patchset:
+        elif series is not None and experiment is None and not patchset and not kernel:
             patchset = [FULL]
         chosen, commands = commands_of(
             workload or (), CommandOptions(copy_in or (), copy_out or (), metric or ())
@@ -232,6 +253,7 @@ def command(
             until_decided=until_decided,
             max_repeat=max_repeat,
             trees=trees,
+            kernels=others_of_options(kernel or (), vmlinux or ()),
             sample=tuple(sample or ()),
         )
         if series is not None:  # a range or mail becomes a directory, once

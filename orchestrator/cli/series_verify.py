@@ -35,6 +35,7 @@ def command(
     ] = None,
     topology: option.Topology = defaults.VERIFY_TOPOLOGY,
     accel: option.Accelerator = "auto",
+    qemu: option.Qemu = None,
     flavour: option.Flavour = "measure",
     source: option.Source = None,
     series: option.SeriesDirectory = None,

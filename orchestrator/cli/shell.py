@@ -19,9 +19,12 @@ EXAMPLE = "Example: orchestrate shell --patchset core-only --set promotion_thres
 
 def command(
     context: typer.Context,
-    patchset: option.Patchset,
+    patchset: option.GuestPatchset = None,
+    kernel: option.Kernel = None,
+    vmlinux: option.Vmlinux = None,
     topology: option.Topology = option.DEFAULT_TOPOLOGY,
     accel: option.Accelerator = "auto",
+    qemu: option.Qemu = None,
     settings: option.Settings = None,
     cmdline: option.Cmdline = None,
     flavour: option.Flavour = "measure",
@@ -49,6 +52,19 @@ def command(
 
     return guest_of(
         terminal_of(context),
-        GuestRequest(patchset, topology, accel, settings, cmdline, flavour, source, series, build_jobs, logs),
+        GuestRequest(
+            patchset,
+            topology,
+            accel,
+            settings,
+            cmdline,
+            flavour,
+            source,
+            series,
+            build_jobs,
+            logs,
+            kernel=kernel,
+            vmlinux=vmlinux,
+        ),
         use,
     )

@@ -38,11 +38,13 @@ class Terminal:
         quiet: print no progress.
         verbose: print every step, and every program that is started.
         debug: print tracebacks.
+        qemu: path of the QEMU to use; None for the host's.
     """
 
     quiet: bool = False
     verbose: bool = False
     debug: bool = False
+    qemu: str | None = None
 
     @cached_property
     def project(self) -> Project:
@@ -112,6 +114,7 @@ class Terminal:
             UserError: unknown accelerator or kernel configuration.
         """
         from orchestrator.execution.bench import Bench
+        from orchestrator.machine.accelerator import QEMU
 
         directory = self.series_directory(series) if series is not None else None
         bench = Bench(
@@ -124,6 +127,7 @@ class Terminal:
             build_jobs,
             directory,
             others=others or {},
+            qemu=self.qemu or QEMU,
         )
         bench.check()
         events.listen(bench.durations.observe)
@@ -147,6 +151,7 @@ class Terminal:
 
         writer = driver.reopen(self.project.results, name, kind)
         manifest = writer.manifest
+        self.qemu = manifest.accelerator.program
         series, directory = driver.series_of(manifest, self.project.kernel_patches)
         source = requested_source(manifest, series)
         others = {

@@ -52,6 +52,7 @@ def command(
     ] = True,
     topology: option.Topology = defaults.TEST_TOPOLOGY,
     accel: option.Accelerator = "tcg",
+    qemu: option.Qemu = None,
     cmdline: option.Cmdline = None,
     series: option.SeriesDirectory = None,
     source: option.Source = None,

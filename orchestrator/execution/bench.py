@@ -26,10 +26,11 @@ from orchestrator.kernel.build import KernelBuild, kernel_artefact
 from orchestrator.kernel.config import Configuration, configuration
 from orchestrator.kernel.decoding import AddressDecoder, source_of_tree
 from orchestrator.kernel.elf import build_id_of_notes
+from orchestrator.kernel.prebuilt import prebuilt_artefact
 from orchestrator.kernel.series import BASELINE, OtherKernel, Series, load_series
 from orchestrator.kernel.source import Origin, SourceTree, find_origin, source_artefact, with_commit
 from orchestrator.kernel.tree import PatchedTree, apply_stages
-from orchestrator.machine.accelerator import Accelerator, choose_accelerator
+from orchestrator.machine.accelerator import QEMU, Accelerator, choose_accelerator
 from orchestrator.machine.oops import Finding
 from orchestrator.machine.qemu import Machine, MachineFailure
 from orchestrator.machine.shortcut import shortcuts
@@ -106,6 +107,7 @@ class Bench:
         series_directory: directory of another series than that of the project.
         shipped: parts that need not be built on this host.
         others: kernels with a source or a series of their own: patchset -> kernel.
+        qemu: the QEMU to start, a name or an absolute path.
     """
 
     project: Project
@@ -118,6 +120,7 @@ class Bench:
     series_directory: Path | None = None
     shipped: Shipped | None = None
     others: Mapping[str, OtherKernel] = field(default_factory=dict)
+    qemu: str = QEMU
     _sources: dict[str, SourceTree] = field(default_factory=dict)
     _images: dict[tuple[str, ...], GuestImage] = field(default_factory=dict)
     _given_workloads: dict[str, Workload] = field(default_factory=dict)
@@ -208,7 +211,7 @@ class Bench:
         """The chosen accelerator, and the reason."""
         if self.shipped is not None:
             return self.shipped.accelerator
-        return choose_accelerator(self.accelerator_request, self.cache, self.events)
+        return choose_accelerator(self.accelerator_request, self.cache, self.events, self.qemu)
 
     def check(self) -> None:
         """Check the request before any slow work.
@@ -227,8 +230,13 @@ class Bench:
         """The kernel configuration of this bench's flavour."""
         return configuration(self.project.vm_images, self.flavour, dwarf)
 
+    def is_prebuilt(self, patchset: str) -> bool:
+        """Whether the kernel of `patchset` was built elsewhere, so that its source is not known."""
+        other = self.others.get(patchset)
+        return other is not None and other.kernel is not None
+
     def tree(self, patchset: str) -> PatchedTree:
-        """The source with the stages of `patchset` applied."""
+        """The source with the stages of `patchset` applied; there is none for a kernel that was built elsewhere."""
         source = self._source_of(patchset)
         return apply_stages(source, self.series.select(patchset), self.cache, self.events)
 
@@ -250,6 +258,8 @@ class Bench:
 
     def kernel(self, patchset: str, dwarf: bool = False) -> KernelBuild:
         """The kernel of `patchset`, from the cache or newly built."""
+        if self.is_prebuilt(patchset):
+            return self._prebuilt(patchset).obtain()
         kernel = self._kernel_artefact(patchset, dwarf).obtain()
         # The same code, so that its source lines are those of reports.
         with_dwarf = kernel if dwarf else self._kernel_artefact(patchset, dwarf=True).existing()
@@ -263,11 +273,20 @@ class Bench:
 
     def has_kernel(self, patchset: str) -> bool:
         """Whether the kernel of `patchset` is in the cache. This may apply its stages, but builds nothing."""
+        if self.is_prebuilt(patchset):
+            return True
         other = self.others.get(patchset)
         own = None if other is None else other.source
         if own is not None and not self._origin_of(own).is_imported(self.cache):
             return False
         return self.has_source() and self._kernel_artefact(patchset).is_made
+
+    def _prebuilt(self, patchset: str) -> Artefact[KernelBuild]:
+        """The kernel of `patchset`, which was built elsewhere."""
+        other = self.others[patchset]
+        assert other.kernel is not None
+        vmlinux = None if other.vmlinux is None else Path(other.vmlinux)
+        return prebuilt_artefact(Path(other.kernel), vmlinux, self.cache)
 
     def _kernel_artefact(self, patchset: str, dwarf: bool = False) -> Artefact[KernelBuild]:
         configuration = self.configuration(dwarf)
@@ -397,7 +416,17 @@ class Bench:
             differences = verify(guest, topology)
         except UserError as error:  # the request is ours, not the user's
             raise MachineFailure(Outcome.BOOT_FAILED, str(error)) from error
-        if running != kernel.build_id:
+        if not kernel.build_id:
+            release = guest.read_text("/proc/sys/kernel/osrelease").strip()
+            if release != kernel.release:
+                raise MachineFailure(
+                    Outcome.BOOT_FAILED, f"the guest runs {release}, and --kernel is {kernel.release}"
+                )
+        elif running != kernel.build_id and kernel.is_prebuilt:
+            raise UserError(
+                f"--vmlinux has the build ID {kernel.build_id}, and --kernel {running}: they are of different builds."
+            )
+        elif running != kernel.build_id:
             raise MachineFailure(
                 Outcome.BOOT_FAILED, f"the guest runs kernel {running}, but {kernel.build_id} was built"
             )

@@ -217,7 +217,7 @@ def _same_accelerator(asked: Accelerator) -> Accelerator:
     Raises:
         InfrastructureError: it is not.
     """
-    own = Accelerator.named(asked.name, asked.reason)
+    own = Accelerator.named(asked.name, asked.reason, asked.program)
     if (own.cpu, own.qemu) != (asked.cpu, asked.qemu):
         raise InfrastructureError(
             f"a worker has QEMU {own.qemu} with CPU model {own.cpu}, and the run QEMU {asked.qemu} with {asked.cpu}: "

@@ -18,6 +18,7 @@ from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.events import Event, Events
 from orchestrator.execution.bench import Bench
 from orchestrator.execution.provenance import (
+    builds,
     built,
     keep_build_log,
     measuring_code,
@@ -97,6 +98,12 @@ def check_same_series(writer: RunWriter, bench: Bench) -> None:
     """
     for variant in writer.manifest.variants:
         stages = bench.series.select(variant.patchset)
+        if bench.is_prebuilt(variant.patchset):
+            if variant.kernel is not None and bench.kernel(variant.patchset).digest != variant.kernel.digest:
+                raise UserError(
+                    f"the kernel of {variant.name} has changed since {writer.path.name} began; start a new run."
+                )
+            continue
         same_stages = [stage.digest for stage in variant.stages] == [stage.digest for stage in stages]
         # A source of its own may have changed without the patches.
         if same_stages and (variant.other is None or variant.tree is None):
@@ -205,11 +212,14 @@ def prepare(
         UserError: the source has changed since the run began, or a patch does not apply.
         InfrastructureError: the host failed.
     """
-    record_source(writer, bench)
+    is_source_needed = builds(writer.manifest.variants)
+    if is_source_needed:
+        record_source(writer, bench)
     record_accelerator(writer, bench)
     kernels = {patchset: build(writer, bench, patchset) for patchset in dict.fromkeys(patchsets)}
     writer.update_manifest(image={name: bench.image_with(layers).digest for name, layers in images.items()})
-    (writer.path / "logs" / "kernel.config").write_text(bench.configuration().text, encoding="utf-8")
+    if is_source_needed:
+        (writer.path / "logs" / "kernel.config").write_text(bench.configuration().text, encoding="utf-8")
     return kernels
 
 

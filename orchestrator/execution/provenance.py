@@ -21,6 +21,7 @@ from orchestrator.execution.processor import processor_model
 from orchestrator.experiment.variant import Variant
 from orchestrator.kernel.build import BuildFailed, KernelBuild
 from orchestrator.kernel.series import OtherKernel, Series
+from orchestrator.machine.accelerator import QEMU
 from orchestrator.machine.topology import Node, Topology
 from orchestrator.process import run, version_of
 from orchestrator.store.manifest import (
@@ -45,7 +46,7 @@ from orchestrator.store.manifest import (
 
 _GIT_TIMEOUT_S = 30
 _VERSION_OF = {
-    "qemu": "qemu-system-x86_64",
+    "qemu": QEMU,
     "gcc": "gcc",
     "ld": "ld",
     "make": "make",
@@ -53,6 +54,9 @@ _VERSION_OF = {
     "gdb": "gdb",
     "ccache": "ccache",
 }
+
+#: The source of a run whose kernels were all built elsewhere.
+_ELSEWHERE = "none, as the kernels were built elsewhere"
 
 
 def begin(
@@ -82,7 +86,7 @@ def begin(
         name=name,
         command=tuple(command),
         code=measuring_code(),
-        source=source_record(bench),
+        source=source_record(bench) if builds(variants) else SourceRecord(description=_ELSEWHERE),
         series=SeriesRecord(
             name=series.name,
             title=series.title,
@@ -95,7 +99,10 @@ def begin(
         flavour=bench.flavour,
         topology=topology_record(topology),
         accelerator=AcceleratorRecord(
-            name=bench.accelerator_request, clock=None, reason="requested; not yet chosen"
+            name=bench.accelerator_request,
+            clock=None,
+            reason="requested; not yet chosen",
+            program=None if bench.qemu == QEMU else bench.qemu,
         ),
         host=host_record(),
         calibration=calibration_record(bench.cache),
@@ -104,6 +111,11 @@ def begin(
         workloads=dict(workloads),
         cells=tuple(cells),
     )
+
+
+def builds(variants: Sequence[VariantRecord]) -> bool:
+    """Whether a kernel source is needed: not if the kernels of all variants were built elsewhere."""
+    return any(each.other is None or each.other.kernel is None for each in variants) or not variants
 
 
 def measuring_code() -> Code:
@@ -222,6 +234,8 @@ def requested_source(manifest: Manifest, series: Series) -> str | None:
     source = manifest.source
     if source.package_version is not None:
         return f"{source.package}={source.package_version}"
+    if source.requested is None and source.description == _ELSEWHERE:
+        return None
     if source.requested != series.bases.package:
         return source.requested
     # Older runs have the version only in the description.
@@ -231,6 +245,15 @@ def requested_source(manifest: Manifest, series: Series) -> str | None:
 
 def built(variant: VariantRecord, kernel: KernelBuild, bench: Bench) -> VariantRecord:
     """The record of a variant in ``run.json`` after its kernel is built."""
+    if variant.other is not None and variant.other.kernel is not None:
+        record = KernelRecord(
+            release=kernel.release,
+            build_id=kernel.build_id,
+            digest=kernel.digest,
+            compiler=kernel.compiler,
+            configuration="",
+        )
+        return replace(variant, base=BaseRecord(description="built elsewhere"), kernel=record)
     tree = bench.tree(variant.patchset)
     return replace(
         variant,

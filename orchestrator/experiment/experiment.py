@@ -19,6 +19,7 @@ from orchestrator.experiment.variant import Variant, check_variant, with_control
 from orchestrator.guest.sampler import check_monitor
 from orchestrator.guest.workload import Workload, check_parameters
 from orchestrator.kernel.posting import series_directory
+from orchestrator.kernel.prebuilt import other_of_files
 from orchestrator.kernel.series import BASELINE, FULL, OtherKernel, Series
 from orchestrator.machine.topology import Topology, TopologyTable
 from orchestrator.store.manifest import Role
@@ -136,6 +137,8 @@ class _VariantTable(Shape):
     patchset: str | None = None
     source: str | None = None
     series: str | None = None
+    kernel: str | None = None
+    vmlinux: str | None = None
     role: Literal["baseline", "patched"] = "patched"
     set: dict[str, str | int] = field(default_factory=dict)
     cmdline: tuple[str, ...] = ()
@@ -243,7 +246,19 @@ def _variant(document: Document[_ExperimentFile], index: int, series: Series) ->
     cmdline = entry.cmdline
     place: list[str | int] = ["variant", index]
     other = None
-    if entry.source is None and entry.series is None:
+    if entry.kernel is not None or entry.vmlinux is not None:
+        for key in ("patchset", "source", "series"):
+            if getattr(entry, key) is not None:
+                raise document.fault([*place, key], "a variant with a kernel of its own has nothing to build")
+        if entry.kernel is None:
+            raise document.fault([*place, "vmlinux"], "this goes with the key kernel")
+        files = [
+            None if each is None else str(_beside(document.path, each))
+            for each in (entry.kernel, entry.vmlinux)
+        ]
+        other = document.checked(place, lambda: other_of_files(files[0] or "", files[1]))
+        patchset = f"of-{entry.name}"
+    elif entry.source is None and entry.series is None:
         if entry.patchset is None:
             raise document.fault([*place, "patchset"], "this key is missing")
         patchset = entry.patchset
@@ -268,6 +283,6 @@ def _variant(document: Document[_ExperimentFile], index: int, series: Series) ->
 
 
 def _beside(file: Path, given: str) -> Path:
-    """The path of a series in an experiment file, which is relative to the file."""
+    """A path in an experiment file, which is relative to the file."""
     path = Path(given).expanduser()
     return path if path.is_absolute() else file.parent / path

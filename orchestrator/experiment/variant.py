@@ -6,9 +6,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from orchestrator.errors import UserError
-from orchestrator.experiment.knob import check_paths, check_value, combinations, series_knob
+from orchestrator.experiment.knob import check_paths, check_value, combinations, knob_path, series_knob
+from orchestrator.kernel.prebuilt import release_of
 from orchestrator.kernel.series import BASELINE, OtherKernel, Series
 from orchestrator.machine.qemu import check_cmdline
 from orchestrator.store.manifest import Role
@@ -115,6 +117,46 @@ def compared(
         labels[1], Role.PATCHED, f"tree-{labels[1]}", knobs, tuple(cmdline), OtherKernel(source=trees[1])
     )
     return with_control([first, second])
+
+
+def of_kernels(
+    kernels: Sequence[OtherKernel],
+    settings: Mapping[str, tuple[str, ...]],
+    cmdline: Sequence[str],
+    series: Series,
+    *,
+    with_baseline: bool,
+) -> tuple[Variant, ...]:
+    """The variants for kernels that were built elsewhere, named after their releases.
+
+    Args:
+        settings: knob -> its values; knobs of the series are left out, as its stages are not known here.
+        with_baseline: the first kernel is the baseline, with its control.
+
+    Raises:
+        UserError: a file is not a bzImage, or no variant has a knob.
+    """
+    own = {key: values for key, values in settings.items() if series_knob(key, series) is None}
+    if with_baseline and (foreign := sorted(settings.keys() - own.keys())):
+        raise UserError(
+            f"--set {foreign[0]}: --kernel has no stages, so that only its path sets this knob: "
+            f"{knob_path(foreign[0], series)}={','.join(settings[foreign[0]])}."
+        )
+    releases = [release_of(Path(other.kernel)) for other in kernels if other.kernel]
+    names = [f"kernel-{_FOREIGN.sub('_', release)}" for release in releases]
+    names = [
+        f"{name}-{names[:index].count(name) + 1}" if names.count(name) > 1 else name
+        for index, name in enumerate(names)
+    ]
+    variants: list[Variant] = []
+    for name, other in zip(names, kernels, strict=True):
+        role = Role.BASELINE if with_baseline and not variants else Role.PATCHED
+        sweep = {key: values[:1] for key, values in own.items()} if role is Role.BASELINE else own
+        variants += [
+            Variant(_name(name, knobs, sweep, series), role, name, knobs, tuple(cmdline), other)
+            for knobs in combinations(sweep)
+        ]
+    return with_control(variants)
 
 
 def _label(source: str) -> str:

@@ -63,6 +63,7 @@ class KernelBuild:
         seconds: host seconds that the build took.
         cached: whether it was already in the cache.
         digest: digest of all inputs.
+        is_prebuilt: whether it was built elsewhere; then the build ID is empty if there is no vmlinux.
     """
 
     directory: Path
@@ -73,6 +74,7 @@ class KernelBuild:
     seconds: float
     cached: bool
     digest: str
+    is_prebuilt: bool = False
 
     @property
     def bzimage(self) -> Path:

@@ -149,17 +149,21 @@ class CounterMetric:
 
 @dataclass(frozen=True)
 class OtherKernel:
-    """A kernel of a variant that has a source or a series of its own.
+    """A kernel of a variant that has a source or a series of its own, or that was built elsewhere.
 
     Args:
         source: its ``--source``; None for that of the run.
         series: directory of its series; None for that of the run.
         patchset: its patchset in that series.
+        kernel: absolute path of its bzImage, if it was built elsewhere.
+        vmlinux: absolute path of the vmlinux of that kernel, if there is one.
     """
 
     source: str | None = None
     series: str | None = None
     patchset: str = BASELINE
+    kernel: str | None = None
+    vmlinux: str | None = None
 
 
 @dataclass(frozen=True)

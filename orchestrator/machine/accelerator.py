@@ -75,6 +75,7 @@ class Accelerator:
         cpu: CPU model of the guest, in the syntax of QEMU's ``-cpu``.
         qemu: version of QEMU, e.g. ``7.2.22``.
         qemu_digest: SHA-256 of QEMU's binary; None where it does not matter.
+        program: the QEMU to start, a name or an absolute path.
     """
 
     name: Name
@@ -83,15 +84,17 @@ class Accelerator:
     cpu: str
     qemu: str
     qemu_digest: str | None = None
+    program: str = QEMU
 
     @classmethod
-    def named(cls, name: Name, reason: str) -> Accelerator:
-        """The accelerator with this name, and the QEMU of this host.
+    def named(cls, name: Name, reason: str, program: str = QEMU) -> Accelerator:
+        """The accelerator with this name, and the QEMU of this host or another one.
 
         Raises:
             InfrastructureError: QEMU is not installed.
         """
-        return cls(name, _CLOCKS[name], reason, _cpu_model(name), qemu_version(), qemu_digest())
+        cpu = _cpu_model(name, program)
+        return cls(name, _CLOCKS[name], reason, cpu, qemu_version(program), qemu_digest(program), program)
 
     @property
     def qemu_arguments(self) -> tuple[str, ...]:
@@ -101,7 +104,8 @@ class Accelerator:
     @property
     def record(self) -> AcceleratorRecord:
         """The accelerator's entry in ``run.json``."""
-        return AcceleratorRecord(**asdict(self))
+        own = {"program": None} if self.program == QEMU else {}
+        return AcceleratorRecord(**{**asdict(self), **own})
 
 
 @dataclass(frozen=True)
@@ -119,39 +123,60 @@ class ProbeAnswer:
     seconds: float
 
 
-def choose_accelerator(request: str, cache: Cache, events: Events) -> Accelerator:
+def qemu_at(path: Path) -> str:
+    """The absolute path of a QEMU that is not the host's own, for :func:`choose_accelerator`.
+
+    Raises:
+        UserError: it is no program, or not QEMU for x86_64.
+    """
+    whole = path.expanduser().absolute()
+    if not whole.is_file() or not os.access(whole, os.X_OK):
+        raise UserError(f"--qemu {path}: there is no such program.")
+    try:
+        asked = process.run([str(whole), "-machine", "help"], timeout_s=30, check=False)
+    except InfrastructureError as error:
+        raise UserError(f"--qemu {path}: {error}") from error
+    if asked.returncode != 0 or not re.search(r"^q35\s", asked.stdout, re.MULTILINE):
+        raise UserError(f"--qemu {path}: this program has no machine q35; give a {QEMU}.")
+    return str(whole)
+
+
+def choose_accelerator(request: str, cache: Cache, events: Events, program: str = QEMU) -> Accelerator:
     """Choose the accelerator.
 
     Args:
         request: ``icount``, ``tcg``, ``kvm``, or ``auto``: KVM if it boots a kernel, else icount.
         cache: keeps the result of the probe until the host is rebooted or QEMU is replaced.
+        program: the QEMU to start, a name or an absolute path.
 
     Raises:
         UserError: unknown accelerator.
         InfrastructureError: QEMU is missing, or ``kvm`` was requested and does not work on this host.
     """
-    process.require(QEMU)
+    process.require(program)
     if request in ("icount", "tcg"):
-        return Accelerator.named(cast(Name, request), f"{request}, as requested")
+        return Accelerator.named(cast(Name, request), f"{request}, as requested", program)
     if request not in ("auto", "kvm"):
         raise UserError(f"unknown accelerator {request!r}; choose auto, icount, tcg or kvm.")
     obstacle = _kvm_obstacle()
     if obstacle is None:
-        answer = _cached_probe(cache, events)
+        answer = _cached_probe(cache, events, program)
         if answer.reached:
-            return Accelerator.named("kvm", f"kvm: a probe kernel ran within {answer.seconds:.1f} s")
+            reason = f"kvm: a probe kernel ran within {answer.seconds:.1f} s"
+            return Accelerator.named("kvm", reason, program)
         obstacle = answer.reason
     if request == "kvm":
         raise InfrastructureError(f"KVM does not work on this host: {obstacle}; use --accel icount or tcg.")
-    return Accelerator.named("icount", f"icount; KVM not used: {obstacle}")
+    return Accelerator.named("icount", f"icount; KVM not used: {obstacle}", program)
 
 
-def probe(name: Name, timeout_s: float = PROBE_TIMEOUT_S) -> ProbeAnswer:
+def probe(name: Name, timeout_s: float = PROBE_TIMEOUT_S, program: str = QEMU) -> ProbeAnswer:
     """Boot a tiny kernel the way Linux is booted, and check whether its message arrives.
 
     Args:
         name: accelerator to try.
         timeout_s: time limit in host seconds.
+        program: the QEMU to start.
 
     Raises:
         InfrastructureError: QEMU is not installed.
@@ -169,7 +194,7 @@ def probe(name: Name, timeout_s: float = PROBE_TIMEOUT_S) -> ProbeAnswer:
         kernel = Path(directory) / "bzImage"
         kernel.write_bytes(probe_kernel())
         argv = [
-            *(QEMU, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
+            *(program, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
             *(
                 "-machine",
                 "q35",
@@ -177,7 +202,7 @@ def probe(name: Name, timeout_s: float = PROBE_TIMEOUT_S) -> ProbeAnswer:
                 "64M",
                 *_ARGUMENTS[name],
                 "-cpu",
-                _cpu_model(name),
+                _cpu_model(name, program),
                 "-serial",
                 "stdio",
             ),
@@ -205,33 +230,33 @@ def probe_kernel() -> bytes:
     return zlib.decompress(base64.b85decode(_PROBE))
 
 
-def _cpu_model(name: Name) -> str:
+def _cpu_model(name: Name, program: str) -> str:
     """The CPU model; with TCG one for which all versions of QEMU count alike (docs/measurement.md)."""
     if name == "kvm":
         return "host"
-    process.require(QEMU)
-    known = set(process.run([QEMU, "-cpu", "help"], timeout_s=30).stdout.split())
+    process.require(program)
+    known = set(process.run([program, "-cpu", "help"], timeout_s=30).stdout.split())
     return ",".join(["max", *(f"-{flag}" for flag in _FAST_STRINGS if flag in known), _IDENTITY])
 
 
-def qemu_version() -> str:
+def qemu_version(program: str = QEMU) -> str:
     """The version of this host's QEMU, e.g. ``7.2.22``.
 
     Raises:
         InfrastructureError: QEMU is not installed.
     """
-    line = process.version_of(QEMU)
+    line = process.version_of(program)
     found = re.search(r"\d+(\.\d+)+", line)
     return found.group() if found else line
 
 
-def qemu_digest() -> str:
+def qemu_digest(program: str = QEMU) -> str:
     """SHA-256 of this host's QEMU: a distribution may change it without a new version.
 
     Raises:
         InfrastructureError: QEMU is not installed.
     """
-    path = process.require(QEMU)
+    path = process.require(program)
     status = Path(path).stat()
     return _sha256(path, status.st_mtime_ns, status.st_size)
 
@@ -256,16 +281,16 @@ def _kvm_obstacle() -> str | None:
     return None
 
 
-def _cached_probe(cache: Cache, events: Events) -> ProbeAnswer:
+def _cached_probe(cache: Cache, events: Events, program: str) -> ProbeAnswer:
     key = {
         "boot_id": Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip(),
-        "qemu": process.version_of(QEMU),
+        "qemu": process.version_of(program),
         "kernel": _PROBE,
     }
 
     def make(directory: Path) -> None:
         with events.step("probe KVM"):
-            answer = probe("kvm")
+            answer = probe("kvm", program=program)
         facts = {"reached": answer.reached, "reason": answer.reason, "seconds": answer.seconds}
         (directory / "answer.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 

@@ -29,7 +29,7 @@ from typing import Any
 from orchestrator import process
 from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.events import Events
-from orchestrator.machine.accelerator import QEMU, Accelerator
+from orchestrator.machine.accelerator import Accelerator
 from orchestrator.machine.apic_timer import ApicTimer, Stub, StubError, tell_frequency
 from orchestrator.machine.console import ConsoleLog, dialogue
 from orchestrator.machine.oops import Finding
@@ -172,7 +172,7 @@ def qemu_argv(
     words = [*CMDLINE, *(_OF_GDB if gdb else []), *shortcuts.cmdline, *cmdline]
     console = f"socket,id=console,path={_escaped(sockets.console)}"
     argv = [
-        *(QEMU, "-nodefaults", "-no-user-config", "-display", "none"),
+        *(accelerator.program, "-nodefaults", "-no-user-config", "-display", "none"),
         # A guest that breaks out of QEMU cannot start programs, get privileges or change priorities (seccomp(2)).
         *("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),
         *("-machine", "q35", *accelerator.qemu_arguments, *topology.qemu_arguments()),
@@ -470,7 +470,7 @@ class Machine:
     # --- start -------------------------------------------------------------------------------------------------
 
     def _start(self) -> None:
-        process.require(QEMU)
+        process.require(self.accelerator.program)
         self.log_dir.mkdir(parents=True, exist_ok=True)
         self.console_log.unlink(missing_ok=True)
         self._sockets = Sockets(_private_directory())

@@ -108,6 +108,7 @@ class AcceleratorRecord(Record):
         cpu: CPU model of the guest, in the syntax of QEMU's ``-cpu``.
         qemu: version of QEMU.
         qemu_digest: SHA-256 of the QEMU binary.
+        program: path of the QEMU of ``--qemu``; None for the host's.
     """
 
     name: str
@@ -116,6 +117,7 @@ class AcceleratorRecord(Record):
     cpu: str | None = None
     qemu: str | None = None
     qemu_digest: str | None = None
+    program: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,17 +234,20 @@ class KernelRecord(Record):
 
 @dataclass(frozen=True, kw_only=True)
 class OtherKernelRecord(Record):
-    """The kernel of a variant that has a source or a series of its own.
+    """The kernel of a variant that has a source or a series of its own, or that was built elsewhere.
 
     Args:
         source: its ``--source``; None for that of the run.
         series: directory of its series; None for that of the run.
         patchset: its patchset in that series.
+        kernel, vmlinux: its files, if it was built elsewhere.
     """
 
     source: str | None = None
     series: str | None = None
     patchset: str
+    kernel: str | None = None
+    vmlinux: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

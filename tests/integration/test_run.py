@@ -213,3 +213,18 @@ def test_dry_run_names_the_plan_and_leaves_nothing(
     ]
     assert plan["variants"][3]["kernel_cached"] is True
     assert not (tmp_path / "results").exists()
+
+
+def test_a_kernel_that_was_built_elsewhere_boots(
+    command: list[str], baseline_kernel: KernelBuild, tmp_path: Path
+) -> None:
+    image = tmp_path / "bzImage"
+    image.write_bytes(baseline_kernel.bzimage.read_bytes())
+    asked = [*command, "--quiet", "exec", "--kernel", str(image), "--vmlinux", str(baseline_kernel.vmlinux)]
+    done = subprocess.run(
+        [*asked, "--topology", "1x512M/1", "--accel", "tcg", "--", "uname", "-r"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, f"{baseline_kernel.release}\n"), done.stderr

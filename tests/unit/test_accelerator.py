@@ -204,3 +204,22 @@ def test_a_worker_with_another_qemu_is_refused(cache: Cache, fake_qemu: Fake) ->
     fake_qemu("", version="10.0.13", flags="erms fsrm fsrs")
     with pytest.raises(InfrastructureError, match=r"a worker has QEMU 10.0.13 .* and the run QEMU 7.2.22"):
         _same_accelerator(here)
+
+
+def test_another_qemu_is_started_asked_and_recorded(cache: Cache, fake_qemu: Fake, tmp_path: Path) -> None:
+    fake_qemu("echo 'q35  Standard PC'; exit 0", version="11.0.1", flags="fsrm")
+    (tmp_path / "bin" / QEMU).rename(tmp_path / "mine")
+    fake_qemu("exit 1", version="7.2.22")
+    program = accelerator.qemu_at(tmp_path / "mine")
+    chosen = choose_accelerator("icount", cache, Events(), program)
+    assert (chosen.qemu, chosen.program) == ("11.0.1", str(tmp_path / "mine"))
+    assert chosen.cpu == "max,-fsrm,family=15,model=107,stepping=1"
+    assert chosen.record.program == str(tmp_path / "mine")
+    assert choose_accelerator("icount", cache, Events()).record.program is None
+
+
+def test_a_program_that_is_no_qemu_for_x86_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no machine q35"):
+        accelerator.qemu_at(Path("/bin/true"))
+    with pytest.raises(UserError, match="no such program"):
+        accelerator.qemu_at(tmp_path / "absent")

@@ -76,7 +76,14 @@ class Plan:
         ]
         for variant in asked.variants:
             knobs = " ".join(f"{key}={value}" for key, value in variant.knobs.items())
-            kernel = "kernel cached" if self.cached[variant.patchset] else "kernel to be built"
+            prebuilt = variant.other is not None and variant.other.kernel is not None
+            kernel = (
+                "built elsewhere"
+                if prebuilt
+                else "kernel cached"
+                if self.cached[variant.patchset]
+                else "kernel to be built"
+            )
             lines.append(f"  {variant.name:<28} {variant.role.value:<9} {kernel:<19} {knobs}".rstrip())
         for workload, parameters in asked.workloads.items():
             given = " ".join(f"{key}={value}" for key, value in parameters.items())
@@ -101,7 +108,12 @@ def plan_of(experiment: Experiment, bench: Bench, executor: str, guests: int | N
     base = base_of(bench)
     if base.imported:
         base.remarks.extend(
-            dict.fromkeys(remark for patchset in cached for remark in bench.tree(patchset).remarks)
+            dict.fromkeys(
+                remark
+                for patchset in cached
+                if not bench.is_prebuilt(patchset)
+                for remark in bench.tree(patchset).remarks
+            )
         )
     return Plan(experiment, base, cached, image_cached, needs)
 

@@ -17,10 +17,10 @@ from orchestrator.execution.provenance import begin, other_kernel, topology_of, 
 from orchestrator.experiment.cell import Cell
 from orchestrator.experiment.experiment import Experiment, load_experiment
 from orchestrator.experiment.knob import parse_settings
-from orchestrator.experiment.variant import Variant, compared, variants_of
+from orchestrator.experiment.variant import Variant, compared, of_kernels, variants_of
 from orchestrator.guest.sampler import SAMPLER_METRICS
 from orchestrator.guest.workload import Workload, parse_workload_arguments
-from orchestrator.kernel.series import Series
+from orchestrator.kernel.series import OtherKernel, Series
 from orchestrator.machine.topology import Topology
 from orchestrator.store.manifest import Manifest, PlannedCell, RunKind, WorkloadRecord
 from orchestrator.store.observation import CLOCK, CLOCKS, Metric
@@ -59,6 +59,8 @@ class MeasureRequest:
         max_repeat: with `until_decided`, most fresh boots per variant and workload; None for the default.
         trees: two sources to compare instead of patchsets.
         sample: what else to read with the counters.
+        kernels: kernels that were built elsewhere. Without patchsets and `against`, the first of several is the
+            baseline.
         given: names of the fields that were given on the command line; they override the file.
     """
 
@@ -82,6 +84,7 @@ class MeasureRequest:
     max_repeat: int | None = None
     trees: tuple[str, str] | None = None
     sample: tuple[str, ...] = ()
+    kernels: tuple[OtherKernel, ...] = ()
 
     def experiment(
         self, series: Series, workloads: Mapping[str, Workload], default: Sequence[str]
@@ -97,15 +100,18 @@ class MeasureRequest:
         looks = self._looks()
         if self.file is not None:
             return replace(self._from_file(self.file, series, workloads), **looks)
-        if not self.patchsets and self.trees is None:
+        if not self.patchsets and self.trees is None and not self.kernels:
             raise UserError("give a patchset, e.g. --patchset core-only, or an experiment file.")
         if self.variants:
             raise UserError("--variant selects variants of an experiment file; omit it with --patchset.")
         settings = parse_settings(self.settings, series)
         if self.trees is not None:
             variants = compared(self.trees, settings, self.cmdline)
+        elif len(self.kernels) > 1 and not self.patchsets and "against" not in self.given:
+            variants = of_kernels(self.kernels, settings, self.cmdline, series, with_baseline=True)
         else:
             variants = variants_of(self.patchsets, self.against, settings, self.cmdline, series)
+            variants += of_kernels(self.kernels, settings, self.cmdline, series, with_baseline=False)
         asked = Experiment(
             name=self.name or "+".join(self.patchsets) or f"{variants[0].name}-{variants[-1].name}",
             variants=variants,

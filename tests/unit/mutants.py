@@ -288,7 +288,7 @@ class ReadReserves(Model):
 
     def _fault_none(self, mm: AddressSpace, vma: Vma, block: int, write: bool) -> Table:
         table = super()._fault_none(mm, vma, block, write)
-        if not write and self._may_reserve() and self._allowed(vma) and vma.contains_block(block):
+        if not write and self._may_reserve(vma) and self._allowed(vma) and vma.contains_block(block):
             self._create(mm, vma, block)
         return table
 
@@ -316,7 +316,7 @@ class IgnoresAdvice(Model):
 
     def _fault_none(self, mm: AddressSpace, vma: Vma, block: int, write: bool) -> Table:
         table = super()._fault_none(mm, vma, block, write)
-        if write and self._may_reserve() and vma.contains_block(block):
+        if write and self._may_reserve(vma) and vma.contains_block(block):
             self._create(mm, vma, block)
         return table
 
@@ -326,7 +326,7 @@ class CrossesVmas(Model):
 
     def _fault_none(self, mm: AddressSpace, vma: Vma, block: int, write: bool) -> Table:
         table = super()._fault_none(mm, vma, block, write)
-        if write and self._may_reserve() and self._allowed(vma):
+        if write and self._may_reserve(vma) and self._allowed(vma):
             self._create(mm, vma, block)
         return table
 
@@ -334,7 +334,7 @@ class CrossesVmas(Model):
 class OneReserves(Model):
     """A threshold of 1 reserves instead of mapping a huge page."""
 
-    def _may_reserve(self) -> bool:
+    def _may_reserve(self, vma: Vma) -> bool:
         return self._has_reserve
 
 
@@ -351,21 +351,21 @@ class DefaultNotRaised(Model):
 class OneBelowThreshold(Model):
     """khugepaged promotes with one page less than the threshold."""
 
-    def _none_limit(self) -> int:
-        return min(self._max_ptes_none, super()._none_limit() + 1)
+    def _none_limit(self, vma: Vma) -> int:
+        return min(self._max_ptes_none, super()._none_limit(vma) + 1)
 
 
 class OneAboveThreshold(Model):
     """khugepaged promotes only above the threshold."""
 
-    def _none_limit(self) -> int:
-        return max(super()._none_limit() - (self._has_threshold and self._threshold > 1), 0)
+    def _none_limit(self, vma: Vma) -> int:
+        return max(super()._none_limit(vma) - (self._has_threshold and self._threshold > 1), 0)
 
 
 class ThresholdForgotten(Model):
     """khugepaged looks at max_ptes_none alone, and fills up what lost its reservation."""
 
-    def _none_limit(self) -> int:
+    def _none_limit(self, vma: Vma) -> int:
         return self._max_ptes_none
 
 

@@ -112,7 +112,8 @@ static void blocks_after_dump(void)
 /* Whether freed pages are overwritten, which then is most of the cost of freeing them. */
 static bool frees_are_checked(void)
 {
-	return !system("zcat /proc/config.gz | grep -qE '^CONFIG_(PAGE_POISONING|KASAN|DEBUG_VM)=y'");
+	return !system(
+		"zcat /proc/config.gz | grep -qE '^CONFIG_(PAGE_POISONING|KASAN|DEBUG_VM)=y'");
 }
 
 static uint64_t cost_of_unmapping(int pages, unsigned int count)
@@ -150,7 +151,8 @@ static void cheap_unmap(void)
 	reserved = cost_of_unmapping(512, count);
 	note("unmapping a region: %llu ticks with a reservation, %llu with a huge page",
 	     (unsigned long long)reserved / count, (unsigned long long)huge / count);
-	EXPECT(reserved < 4 * huge, "unmapping a reservation costs %.1f times as much as a huge page",
+	EXPECT(reserved < 4 * huge,
+	       "unmapping a reservation costs %.1f times as much as a huge page",
 	       (double)reserved / huge);
 }
 

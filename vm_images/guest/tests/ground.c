@@ -67,8 +67,10 @@ static void vmstat_names(void)
 
 static void threshold_bounds(void)
 {
-	static const char *const wrong[] = { "0", "513", "-1", "x", "", "1 2", "1x",
-					     "4294967296", "4294967297", "99999999999999999999" };
+	static const char *const wrong[] = {
+		"0",   "513", "-1",	    "x",	  "",
+		"1 2", "1x",  "4294967296", "4294967297", "99999999999999999999"
+	};
 	const char *path = THP "promotion_threshold";
 
 	for (size_t i = 0; i < ARRAY_SIZE(wrong); i++) {

@@ -73,8 +73,8 @@ struct thread {
 static void complain(struct thread *me, unsigned int page, const char *what)
 {
 	if (!shared->worker[me->worker].wrong++)
-		note("worker %u thread %u: page %u does not have its contents (seed %u): %s", me->worker,
-		     me->number, page, me->image->seed[page], what);
+		note("worker %u thread %u: page %u does not have its contents (seed %u): %s",
+		     me->worker, me->number, page, me->image->seed[page], what);
 }
 
 static void check(struct thread *me, unsigned int page, const char *what)
@@ -193,8 +193,9 @@ static void write_from_outside(struct thread *me, unsigned int page)
 
 static void change_nothing(struct thread *me, unsigned int page)
 {
-	static const int advices[] = { MADV_COLLAPSE, MADV_COLD,      MADV_PAGEOUT,  MADV_HUGEPAGE,
-				       MADV_NOHUGEPAGE, MADV_MERGEABLE, MADV_UNMERGEABLE };
+	static const int advices[] = { MADV_COLLAPSE,	MADV_COLD,	 MADV_PAGEOUT,
+				       MADV_HUGEPAGE,	MADV_NOHUGEPAGE, MADV_MERGEABLE,
+				       MADV_UNMERGEABLE };
 	char *range = (char *)((uintptr_t)(me->start + page * PAGE) / REGION * REGION);
 	unsigned long nodes = 1UL << random_below(&me->random, 2);
 	unsigned int what = random_below(&me->random, ARRAY_SIZE(advices) + 3);
@@ -459,8 +460,8 @@ static bool memory_ends(struct random *random)
 	int status;
 
 	if (!child) {
-		size_t size = (meminfo_kib("MemAvailable:") + meminfo_kib("SwapFree:")) * KIB +
-			      128 * MIB;
+		size_t size =
+			(meminfo_kib("MemAvailable:") + meminfo_kib("SwapFree:")) * KIB + 128 * MIB;
 		char *start;
 
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
@@ -469,7 +470,8 @@ static bool memory_ends(struct random *random)
 		start = map_regions(size / REGION * REGION);
 		if (start && random_below(random, 2))
 			madvise(start, size, MADV_NOHUGEPAGE);
-		for (size_t at = 0; start && at < size / REGION * REGION && !shared->stop; at += PAGE)
+		for (size_t at = 0; start && at < size / REGION * REGION && !shared->stop;
+		     at += PAGE)
 			start[at] = 1;
 		_exit(0);
 	}
@@ -525,8 +527,8 @@ static bool allocations_fail(struct random *random)
 {
 	static const char *const attributes[] = { FAILING, FAILING_PAGES };
 	static const char *const values[][2] = {
-		{ "verbose", "0" },	    { "ignore-gfp-wait", "N" }, { "times", "-1" },
-		{ "interval", "1" },	    { "task-filter", "Y" },
+		{ "verbose", "0" },  { "ignore-gfp-wait", "N" }, { "times", "-1" },
+		{ "interval", "1" }, { "task-filter", "Y" },
 	};
 	char path[128], text[16];
 	bool good = true;
@@ -723,8 +725,8 @@ int hostile(unsigned int seconds, uint64_t seed)
 	settings_back();
 	rmdir("/sys/fs/cgroup/" MEMCG);
 	delta = since(before);
-	note("%lu rounds, %lu workers killed, %lu by the OOM killer or a memcg limit", rounds, killed,
-	     oom_killed);
+	note("%lu rounds, %lu workers killed, %lu by the OOM killer or a memcg limit", rounds,
+	     killed, oom_killed);
 	note("%ld reservations, %ld in place, %ld by copy, %ld dumped, %ld failed", delta.alloc,
 	     delta.collapsed, delta.copied, delta.dumped, delta.failed);
 	bad += result(&number, !wrong && !reported(), "contents");

@@ -457,4 +457,4 @@ def test_what_always_holds(last_stage: str | None) -> None:
 def test_a_mistake_breaks_what_always_holds(mutant: type[Model]) -> None:
     """The invariants can fail: they do for kernels that are wrong."""
     with pytest.raises(AssertionError):
-        explore("in-place", 200, mutant)
+        explore("in-place", 500, mutant)

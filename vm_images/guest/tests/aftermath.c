@@ -64,15 +64,20 @@ static void expect_reserved(unsigned int count)
 	       now.reserved, count, now.alloc, now.failed, now.dumped);
 }
 
-/* How many hugetlb pages there are after asking for some, until all are returned. */
+/*
+ * How many hugetlb pages there are after asking for some, until all are
+ * returned. Asked for three times, as compaction may be deferred.
+ */
 static long most_hugetlb_pages(const char *path, long wanted)
 {
 	char text[32];
-	long got;
+	long got = 0;
 
 	snprintf(text, sizeof(text), "%ld", wanted);
-	setting(path, text);
-	got = number_in(path);
+	for (int tries = 0; tries < 3 && got < wanted; tries++) {
+		setting(path, text);
+		got = number_in(path);
+	}
 	setting(path, "0");
 	return got;
 }

@@ -27,9 +27,13 @@
 #define SETTLE_MS 5000
 #define MOST_LINES 20
 
+/*
+ * Those of what is left to others come first: they count free huge pages, and
+ * the kernel defers compaction for a while after tests that fill memory.
+ */
 static const struct test *const groups[] = {
-	ground_tests,	 release_tests, promote_tests, pressure_tests,
-	neighbour_tests, stress_tests,	failing_tests, aftermath_tests,
+	aftermath_tests, ground_tests,	  release_tests, promote_tests,
+	pressure_tests,	 neighbour_tests, stress_tests,	 failing_tests,
 };
 
 static const char *stages = "";

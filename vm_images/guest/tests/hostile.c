@@ -452,27 +452,32 @@ static const char *no_swap(void)
 	return access("/sys/block/zram0/disksize", W_OK) ? "there is no zram to swap to" : NULL;
 }
 
-/* A process that takes all memory, and is killed for it. */
+/*
+ * A process that takes all memory, and is killed for it. Mostly it locks its
+ * memory: reclaim of what can be swapped out would take most of the time.
+ */
 static bool memory_ends(struct random *random)
 {
 	long kills = event_count("oom_kill");
+	bool locks = random_below(random, 4), small = random_below(random, 2);
 	pid_t child = fork();
 	int status;
 
 	if (!child) {
-		size_t size =
-			(meminfo_kib("MemAvailable:") + meminfo_kib("SwapFree:")) * KIB + 128 * MIB;
-		char *start;
-
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
-		if (try_write("/proc/self/oom_score_adj", "1000"))
+		if (try_write("/proc/self/oom_score_adj", "1000") ||
+		    (locks && mlockall(MCL_FUTURE | MCL_ONFAULT)))
 			_exit(1);
-		start = map_regions(size / REGION * REGION);
-		if (start && random_below(random, 2))
-			madvise(start, size, MADV_NOHUGEPAGE);
-		for (size_t at = 0; start && at < size / REGION * REGION && !shared->stop;
-		     at += PAGE)
-			start[at] = 1;
+		while (!shared->stop) {
+			char *start = map_regions(16 * REGION);
+
+			if (!start)
+				_exit(1);
+			if (small)
+				madvise(start, 16 * REGION, MADV_NOHUGEPAGE);
+			for (size_t at = 0; at < 16 * REGION && !shared->stop; at += PAGE)
+				start[at] = 1;
+		}
 		_exit(0);
 	}
 	if (child < 0)

@@ -270,7 +270,7 @@ DEFAULT_TOPOLOGY = defaults.TOPOLOGY
 PROFILES = "mixed, fork, mremap, pressure, zero-page, khugepaged"
 PATTERNS = "mixed, one, random, fixed, geometric, dense"
 SUITES = (
-    "reservations, reservations-swap, reservations-classic, reservations-classic-swap, selftests-1, selftests, "
-    "stress, stress-classic-swap"
+    "reservations, reservations-swap, reservations-classic, reservations-classic-swap, reservations-init, "
+    "selftests-1, selftests, stress, stress-classic-swap, hostile"
 )
 CHECKS = "applies, checkpatch, build, THP=n, NUMA=n, MEMCG=n, sparse, boots, smoke, names"

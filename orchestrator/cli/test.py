@@ -37,7 +37,11 @@ def command(
     ] = "debug-vm",
     suite: Annotated[
         list[str] | None,
-        typer.Option("--suite", metavar="NAME", help=f"One of {option.SUITES}; repeatable. Default: all."),
+        typer.Option(
+            "--suite",
+            metavar="NAME",
+            help=f"One of {option.SUITES}; repeatable. Default: all but hostile.",
+        ),
     ] = None,
     only: Annotated[
         list[str] | None,
@@ -50,6 +54,15 @@ def command(
             help="Also run the tests on the baseline, to tell regressions from existing failures.",
         ),
     ] = True,
+    minutes: Annotated[
+        int | None,
+        typer.Option(
+            "--minutes",
+            metavar="N",
+            min=1,
+            help="Duration of the stress of --suite hostile, in guest minutes; default: 10.",
+        ),
+    ] = None,
     topology: option.Topology = defaults.TEST_TOPOLOGY,
     accel: option.Accelerator = "tcg",
     qemu: option.Qemu = None,
@@ -62,6 +75,7 @@ def command(
     as_json: option.Json = False,
 ) -> int:
     """Run correctness tests in guests; exit 3 if a test regressed or the kernel reported a problem."""
+    from orchestrator.errors import UserError
     from orchestrator.execution.correctness.request import CorrectnessRequest
     from orchestrator.execution.correctness.suite import choose_for, having, reservation_tests
     from orchestrator.machine.topology import Topology
@@ -77,18 +91,22 @@ def command(
             return _test(terminal, events, asked, bench, writer, as_json)
         bench = terminal.bench(events, source, accel, flavour, build_jobs, series)
         bench.series.select(patchset)
+        chosen = having(
+            choose_for(bench.series, suite or (), bench.series_directory is None),
+            only or (),
+            [test.name for test in bench.selftest_plan.tests],
+            reservation_tests(terminal.project.vm_images / "guest" / "tests"),
+        )
+        if minutes is not None and not any(each.hostile_s for each in chosen):
+            raise UserError("--minutes is for the hostile stress only; add --suite hostile.")
         asked = CorrectnessRequest(
             patchset,
-            having(
-                choose_for(bench.series, suite or (), bench.series_directory is None),
-                only or (),
-                [test.name for test in bench.selftest_plan.tests],
-                reservation_tests(terminal.project.vm_images / "guest" / "tests"),
-            ),
+            tuple(each.lasting(minutes) for each in chosen),
             Topology.parse(topology),
             tuple(only or ()),
             tuple(cmdline or ()),
             compare,
+            minutes,
         )
         asked.topology.check_host(1)
         manifest = asked.manifest(bench, ["orchestrate", *sys.argv[1:]])

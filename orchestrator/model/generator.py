@@ -26,7 +26,8 @@ _BASE: Final[Mapping[str, int]] = {
     "protect": 4,
     "dontneed": 5,
     "free": 2,
-    "huge": 4,
+    "cold": 1,
+    "huge": 2,
     "nohuge": 1,
     "collapse": 4,
     "remap": 6,
@@ -44,7 +45,7 @@ _BASE: Final[Mapping[str, int]] = {
 PROFILES: Final[Mapping[str, Mapping[str, int]]] = {
     "mixed": {},
     "fork": {"fork": 14, "exit": 8, "write": 40, "bind": 0, "lock": 1, "unlock": 1},
-    "mremap": {"remap": 28, "unmap": 8, "protect": 6, "bind": 0, "khugepaged": 12},
+    "mremap": {"remap": 28, "unmap": 8, "protect": 6, "bind": 0, "khugepaged": 18},
     "pressure": {"dump": 14, "fork": 5, "khugepaged": 6},
     "zero-page": {"read": 26, "dontneed": 12, "unmap": 6, "bind": 0},
     "khugepaged": {"khugepaged": 14, "collapse": 8, "fork": 6, "lock": 4, "unlock": 4, "set": 3},
@@ -162,7 +163,10 @@ class _Generator:
         count = chance.choice((1, 2, 3, 4)) * PAGES
         gap = self._gap(mm, count, 0)
         if gap is not None and self._odds(70):
-            return trace.Map(process, gap, count, "huge")
+            # Reservations are made where "enabled" is "always" and nobody has asked for huge pages.
+            return trace.Map(
+                process, gap, count, None if self._model.setting("enabled") == "always" else "huge"
+            )
         start = chance.randrange(self._model.blocks) * PAGES
         return trace.Unmap(process, *self._clip(start, start + count))
 
@@ -206,7 +210,7 @@ class _Generator:
 
     def _map(self, process: str, mm: AddressSpace) -> Operation | None:
         chance = self._chance
-        hint = chance.choices(("huge", "nohuge", None), (80, 5, 15))[0]
+        hint = chance.choices(("huge", "nohuge", None), (15, 5, 80))[0]
         if mm.vmas and self._odds(25):
             # Next to a VMA, so that the two may be merged.
             vma = chance.choice(mm.vmas)
@@ -346,7 +350,7 @@ class _Generator:
             "max_ptes_none": (0, 255, 511),
             "max_ptes_shared": (0, 10, 256, 511),
             "max_ptes_swap": (0, 64, 511),
-            "enabled": ("always", "madvise"),
+            "enabled": ("always", "always", "always", "madvise"),
             "defrag": trace.DEFRAG,
             chance.choice(_SIZES): trace.SIZE_ENABLED,
         }
@@ -370,13 +374,14 @@ def follow(chance: random.Random, model: Model, profile: str = "mixed") -> Itera
 def first_settings(chance: random.Random, stages: Iterable[str]) -> dict[str, str]:
     """Settings for the header of a trace, usually with a threshold above 1.
 
-    A third of the traces start with "enabled" at "always", and a third with some sizes of multi-size THP.
+    Most traces start with "enabled" at "always", since there are no reservations otherwise, and a third with some sizes
+    of multi-size THP.
     """
     settings = {}
     if "threshold-knob" in stages:
         threshold = 1 if chance.randrange(100) < 20 else chance.choice(_THRESHOLDS)
         settings["promotion_threshold"] = str(threshold)
-    if chance.randrange(3) == 0:
+    if chance.randrange(8):
         settings["enabled"] = "always"
     if chance.randrange(4) == 0:
         settings["defrag"] = chance.choice(trace.DEFRAG)

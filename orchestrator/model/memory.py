@@ -214,6 +214,7 @@ class Model:
         self._reserved = index["nr_thp_reserved"]
         self._res_mapped = index["thp_res_mapped"]
 
+        self._processes: dict[str, AddressSpace] = {}
         self._settings = dict(_DEFAULTS)
         if "threshold" in chosen:
             self._settings["promotion_threshold"] = _RAISED_THRESHOLD
@@ -224,7 +225,7 @@ class Model:
 
         # khugepaged scans all processes, in the order of their creation: they inherit this from the program that forks
         # the first one, which has a VMA with MADV_HUGEPAGE.
-        self._processes: dict[str, AddressSpace] = {"p0": self._new_process()}
+        self._processes["p0"] = self._new_process()
         self._due: list[tuple[AddressSpace, int]] = []  # ranges to promote before the return to user space
         self._steps: dict[type, Callable[[Any], Errno]] = {
             trace.Map: self._map,
@@ -305,6 +306,8 @@ class Model:
             return "EINVAL"
         self._settings[operation.knob] = operation.value
         self._read_settings()
+        if operation.knob == "enabled" and self._enabled != "always":
+            self._dump_all()  # thp_resv_recheck()
         return 0
 
     def _read_settings(self) -> None:
@@ -328,9 +331,13 @@ class Model:
 
     # Reservations: mm/thp_reserve.c
 
-    def _may_reserve(self) -> bool:
+    def _threshold_of(self, vma: Vma) -> int:
+        """thp_vma_threshold(): where huge pages have been requested, one page is enough."""
+        return 1 if vma.attributes.hint == "huge" else self._threshold
+
+    def _may_reserve(self, vma: Vma) -> bool:
         """thp_resv_enabled()."""
-        return self._has_reserve and self._threshold > 1
+        return self._has_reserve and self._threshold_of(vma) > 1
 
     def _create(self, mm: AddressSpace, vma: Vma, block: int) -> None:
         """thp_resv_create(): reserve a block for a range. Memory is ample, so this succeeds."""
@@ -354,7 +361,7 @@ class Model:
         unused = reservation.unused
         taken = unused & bits(first, last)
         if self._has_sync:
-            missing = unused.bit_count() - self._none_limit()
+            missing = unused.bit_count() - self._none_limit(vma)
             if 0 < missing <= taken.bit_count():
                 while (excess := taken.bit_count() - missing) > 0:
                     taken &= bits(first, last := last - excess)
@@ -398,14 +405,18 @@ class Model:
             self._give_up(mm, block)
 
     def _dump(self, _operation: trace.Dump) -> Errno:
+        self._dump_all()
+        return 0
+
+    def _dump_all(self) -> None:
+        """thp_resv_dump() of all memory."""
         if not self._has_dump:
-            return 0
+            return
         for mm in self._processes.values():
             # A reservation whose pages are all in use is not on the list: releasing it would gain nothing.
             for block in [block for block, resv in mm.reservations.items() if resv.unused]:
                 self._give_up(mm, block)
                 self._count("thp_res_dump")
-        return 0
 
     # Whether huge pages are allowed: __thp_vma_allowable_orders()
 
@@ -564,7 +575,7 @@ class Model:
             if not write and self._use_zero_page:
                 mm.tables[block] = Table(HUGE_ZERO)
                 return mm.tables[block]
-            if self._may_reserve():
+            if self._may_reserve(vma):
                 if write:
                     self._create(mm, vma, block)
             else:
@@ -581,7 +592,7 @@ class Model:
             return PageFrame(node=_node_for(vma))
         # The first write to a range that has only been read.
         if (
-            self._may_reserve()
+            self._may_reserve(vma)
             and not table.present
             and block not in mm.reservations
             and self._allowed(vma)
@@ -808,7 +819,12 @@ class Model:
         advice = operation.advice
         if advice == "huge" or advice == "nohuge":
             return self._hint(mm, start, end, advice)
-        visit = {"dontneed": self._dont_need, "free": self._free, "collapse": self._collapse_range}[advice]
+        visit = {
+            "dontneed": self._dont_need,
+            "free": self._free,
+            "cold": self._cold,
+            "collapse": self._collapse_range,
+        }[advice]
         gapless = mm.is_gapless(start, end)
         for vma, first, last in mm.parts(start, end):
             errno = visit(mm, vma, first, last)
@@ -837,6 +853,13 @@ class Model:
             return "EINVAL"
         self._zap(mm, start, end)
         return 0
+
+    def _cold(self, mm: AddressSpace, vma: Vma, start: int, end: int) -> Errno:
+        """MADV_COLD: splits huge pages like MADV_FREE; what is cold is not going to be filled up."""
+        if vma.attributes.locked:
+            return "EINVAL"
+        self._release(mm, start, end)
+        return self._free(mm, vma, start, end)
 
     def _free(self, mm: AddressSpace, vma: Vma, start: int, end: int) -> Errno:
         """MADV_FREE: pages stay while memory is ample, but a partially freed huge page is split."""
@@ -1152,10 +1175,10 @@ class Model:
                 break
         return 0 if done == last - first else "EINVAL"
 
-    def _none_limit(self) -> int:
+    def _none_limit(self, vma: Vma) -> int:
         """thp_max_ptes_none()."""
         if self._has_threshold:
-            return min(self._max_ptes_none, PAGES - self._threshold)
+            return min(self._max_ptes_none, PAGES - self._threshold_of(vma))
         return self._max_ptes_none
 
     def _scan(
@@ -1168,7 +1191,7 @@ class Model:
         if table.state != PTES:
             return "mapped"
         if not by_advice:
-            exceeded = self._exceeded(table)
+            exceeded = self._exceeded(vma, table)
             if exceeded is not None:
                 self._count(exceeded)
                 return "exceeded"
@@ -1177,9 +1200,9 @@ class Model:
             return "read-only"
         return "succeed" if self._collapse(mm, vma, block, table, in_place_only) else "no-page"
 
-    def _exceeded(self, table: Table) -> str | None:
+    def _exceeded(self, vma: Vma, table: Table) -> str | None:
         """The first limit of khugepaged that a range exceeds, in the order of its pages."""
-        none_left, shared_left = self._none_limit(), self._max_ptes_shared
+        none_left, shared_left = self._none_limit(vma), self._max_ptes_shared
         if PAGES - table.present.bit_count() <= none_left:
             none_left = PAGES
         for frame in table.frames:

@@ -37,7 +37,7 @@ MAX_SEED: Final = 2**64 - 1
 
 Hint = Literal["huge", "nohuge"]
 Protection = Literal["none", "r", "rw"]
-Advice = Literal["dontneed", "free", "huge", "nohuge", "collapse"]
+Advice = Literal["dontneed", "free", "huge", "nohuge", "collapse", "cold"]
 
 HINTS: Final[tuple[Hint, ...]] = get_args(Hint)
 PROTECTIONS: Final[tuple[Protection, ...]] = get_args(Protection)
@@ -129,7 +129,7 @@ class Protect:
 
 @dataclass(frozen=True, slots=True)
 class Advise:
-    """madvise: MADV_DONTNEED, _FREE, _HUGEPAGE, _NOHUGEPAGE or _COLLAPSE."""
+    """madvise: MADV_DONTNEED, _FREE, _HUGEPAGE, _NOHUGEPAGE, _COLLAPSE or _COLD."""
 
     process: str
     start: int

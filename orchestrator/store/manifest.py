@@ -397,6 +397,7 @@ class CorrectnessRecord(Record):
         only: names of the tests; empty for all.
         compare: also run the suites on the baseline.
         cmdline: additional kernel parameters.
+        minutes: duration of the hostile stress in guest minutes; None for that of its suite.
     """
 
     patchset: str
@@ -404,6 +405,7 @@ class CorrectnessRecord(Record):
     only: tuple[str, ...]
     compare: bool
     cmdline: tuple[str, ...]
+    minutes: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -44,7 +44,9 @@ def test_a_kernel_is_as_its_model(bench: Bench, patchset: str, tmp_path: Path) -
 def test_a_kernel_differs_from_the_model_of_another(
     bench: Bench, baseline_kernel: KernelBuild, tmp_path: Path
 ) -> None:
-    trace = parse("trace 1\nset promotion_threshold 256\np0 map 0:0 512 huge\np0 write 0:7 1 1\n")
+    trace = parse(
+        "trace 1\nset promotion_threshold 256\nset enabled always\np0 map 0:0 512\np0 write 0:7 1 1\n"
+    )
     # Without the series there are no counters of it, at the first step already.
     (checked,) = check(bench, baseline_kernel, "core-only", [trace], tmp_path / "without")
     assert checked.divergence is not None

@@ -288,7 +288,7 @@ class ReadReserves(Model):
 
     def _fault_none(self, mm: AddressSpace, vma: Vma, block: int, write: bool) -> Table:
         table = super()._fault_none(mm, vma, block, write)
-        if not write and self._may_reserve() and self._allowed(vma) and vma.contains_block(block):
+        if not write and self._may_reserve(vma) and self._allowed(vma) and vma.contains_block(block):
             self._create(mm, vma, block)
         return table
 
@@ -316,7 +316,7 @@ class IgnoresAdvice(Model):
 
     def _fault_none(self, mm: AddressSpace, vma: Vma, block: int, write: bool) -> Table:
         table = super()._fault_none(mm, vma, block, write)
-        if write and self._may_reserve() and vma.contains_block(block):
+        if write and self._may_reserve(vma) and vma.contains_block(block):
             self._create(mm, vma, block)
         return table
 
@@ -326,15 +326,83 @@ class CrossesVmas(Model):
 
     def _fault_none(self, mm: AddressSpace, vma: Vma, block: int, write: bool) -> Table:
         table = super()._fault_none(mm, vma, block, write)
-        if write and self._may_reserve() and self._allowed(vma):
+        if write and self._may_reserve(vma) and self._allowed(vma):
             self._create(mm, vma, block)
         return table
+
+
+class RequestReserves(Model):
+    """MADV_HUGEPAGE reserves instead of mapping a huge page."""
+
+    def _may_reserve(self, vma: Vma) -> bool:
+        return self._has_reserve and self._threshold > 1
+
+
+class RequestHasThreshold(Model):
+    """khugepaged requires the threshold also where MADV_HUGEPAGE has requested huge pages."""
+
+    def _none_limit(self, vma: Vma) -> int:
+        return (
+            min(super()._none_limit(vma), PAGES - self._threshold)
+            if self._has_threshold
+            else super()._none_limit(vma)
+        )
+
+
+class RequestGivesUp(Model):
+    """MADV_HUGEPAGE gives up reservations made before."""
+
+    def _hint(self, mm: AddressSpace, start: int, end: int, hint: trace.Hint) -> Errno:
+        errno = super()._hint(mm, start, end, hint)
+        if hint == "huge":
+            self._release(mm, start, end)
+        return errno
+
+
+class ColdKeeps(Model):
+    """MADV_COLD leaves reservations."""
+
+    def _cold(self, mm: AddressSpace, vma: Vma, start: int, end: int) -> Errno:
+        return self._free(mm, vma, start, end)
+
+
+class ColdIsDump(Model):
+    """MADV_COLD counts as memory being short."""
+
+    def _cold(self, mm: AddressSpace, vma: Vma, start: int, end: int) -> Errno:
+        before = len(mm.reservations)
+        errno = super()._cold(mm, vma, start, end)
+        self._count("thp_res_dump", before - len(mm.reservations))
+        return errno
+
+
+class DisabledKeeps(Model):
+    """Reservations stay when "enabled" is no longer "always"."""
+
+    def _set(self, operation: trace.Set) -> Errno:
+        kept = {name: mm.reservations for name, mm in self._processes.items()}
+        for mm in self._processes.values():
+            mm.reservations = {}
+        errno = super()._set(operation)
+        for name, reservations in kept.items():
+            self._processes[name].reservations = reservations
+        return errno
+
+
+class AlwaysGivesUp(Model):
+    """Any value written to "enabled" gives up all reservations."""
+
+    def _set(self, operation: trace.Set) -> Errno:
+        errno = super()._set(operation)
+        if operation.knob == "enabled":
+            self._dump_all()
+        return errno
 
 
 class OneReserves(Model):
     """A threshold of 1 reserves instead of mapping a huge page."""
 
-    def _may_reserve(self) -> bool:
+    def _may_reserve(self, vma: Vma) -> bool:
         return self._has_reserve
 
 
@@ -351,21 +419,21 @@ class DefaultNotRaised(Model):
 class OneBelowThreshold(Model):
     """khugepaged promotes with one page less than the threshold."""
 
-    def _none_limit(self) -> int:
-        return min(self._max_ptes_none, super()._none_limit() + 1)
+    def _none_limit(self, vma: Vma) -> int:
+        return min(self._max_ptes_none, super()._none_limit(vma) + 1)
 
 
 class OneAboveThreshold(Model):
     """khugepaged promotes only above the threshold."""
 
-    def _none_limit(self) -> int:
-        return max(super()._none_limit() - (self._has_threshold and self._threshold > 1), 0)
+    def _none_limit(self, vma: Vma) -> int:
+        return max(super()._none_limit(vma) - (self._has_threshold and self._threshold > 1), 0)
 
 
 class ThresholdForgotten(Model):
     """khugepaged looks at max_ptes_none alone, and fills up what lost its reservation."""
 
-    def _none_limit(self) -> int:
+    def _none_limit(self, vma: Vma) -> int:
         return self._max_ptes_none
 
 

@@ -32,8 +32,9 @@ CHUNK_KIB = 512 << 10
 
 def stepwise_kib(touched: list[int], threshold: int, stages: int, khugepaged: bool) -> tuple[int, int]:
     """Memory of ranges, and how many became huge, when a child touches them page by page."""
-    model = Model(STAGES[:stages], {"promotion_threshold": str(threshold)}, len(touched))
-    model.step(Map("p0", 0, len(touched) * 512, "huge"))
+    settings = {"promotion_threshold": str(threshold), "enabled": "always"}
+    model = Model(STAGES[:stages], settings, len(touched))
+    model.step(Map("p0", 0, len(touched) * 512))
     for block, pages in enumerate(touched):
         # From the end of the range, so that it is not the order that counts.
         for page in range(512 - pages, 512):

@@ -24,7 +24,6 @@ from orchestrator.execution.correctness.run import execute
 from orchestrator.execution.correctness.suite import (
     SUITES,
     Found,
-    Kind,
     Leak,
     choose,
     having,
@@ -243,12 +242,17 @@ def test_suites_that_cannot_have_a_test_are_left_out() -> None:
     def names(*only: str) -> list[str]:
         return [suite.name for suite in having(tuple(SUITES.values()), only, ["cow", "ksm_tests"], ours)]
 
-    ours = {"fork_twice": True, "vmstat_names": False}
+    ours = {"fork_twice": (True, False), "vmstat_names": (False, True)}
     assert names() == list(SUITES)
     assert names("cow") == ["selftests-1", "selftests"]
     assert names("vm") == ["stress", "stress-classic-swap"]
-    assert names("vmstat_names") == ["reservations"]
-    assert names("fork_twice") == [n for n, suite in SUITES.items() if suite.kind is Kind.RESERVATIONS]
+    assert names("vmstat_names") == ["reservations", "reservations-init"]
+    assert names("fork_twice") == [
+        "reservations",
+        "reservations-swap",
+        "reservations-classic",
+        "reservations-classic-swap",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -262,7 +266,17 @@ def test_suites_that_cannot_have_a_test_are_left_out() -> None:
 )
 def test_a_test_that_no_suite_has_is_refused(suite: str, only: list[str], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
-        having(choose([suite]), only, ["cow"], {"fork_twice": True, "vmstat_names": False})
+        having(choose([suite]), only, ["cow"], {"fork_twice": (True, False), "vmstat_names": (False, True)})
+
+
+def test_the_hostile_stress_runs_only_if_named_and_as_long_as_asked() -> None:
+    assert "hostile" not in [suite.name for suite in choose(())]
+    (hostile,) = choose(["hostile"])
+    assert hostile.hostile_s == 600 and hostile.lasting(None) is hostile
+    assert hostile.lasting(2).arguments[-2:] == ("--hostile", "120")
+    assert hostile.lasting(30).timeout_s > 4 * 1800
+    (other,) = choose(["reservations"])
+    assert other.lasting(2) is other
 
 
 def test_our_own_tests_are_known_without_a_guest(tmp_path: Path) -> None:
@@ -278,7 +292,8 @@ def test_our_own_tests_are_known_without_a_guest(tmp_path: Path) -> None:
 
     known = reservation_tests(ROOT / "vm_images" / "guest" / "tests")
     assert set(known) == listed()
-    assert {name for name, in_matrix in known.items() if in_matrix} == listed("--matrix")
+    assert {name for name, (in_matrix, _) in known.items() if in_matrix} == listed("--matrix")
+    assert {name for name, (_, is_quick) in known.items() if is_quick} == listed("--quick")
 
 
 def test_each_suite_is_one_line_with_what_remains(

@@ -64,10 +64,16 @@ ROWS = {
         "test_what_gives_a_reservation_up",
         "test_only_a_border_inside_of_a_range_gives_it_up",
     ),
-    "NOHUGEPAGE, mbind": (
+    "NOHUGEPAGE, COLD, mbind": (
         "test_what_gives_a_reservation_up",
         "test_the_rest_of_the_mapping_keeps_its_reservations",
+        "test_cold_memory_keeps_no_reservation",
     ),
+    "HUGEPAGE": (
+        "test_who_asks_for_huge_pages_gets_them_at_the_first_write",
+        "test_a_reservation_goes_on_after_advice_and_is_promoted_from_the_first_page_on",
+    ),
+    "`enabled` other than `always`": ("test_all_reservations_go_unless_everybody_may_have_huge_pages",),
     "mremap": (
         "test_before_that_stage_reservations_do_not_move",
         "test_reservations_follow_whole_ranges_that_keep_their_alignment",
@@ -122,7 +128,7 @@ def test_the_table_in_the_documentation_has_these_rows() -> None:
     assert [row for row in rows if row.strip("-")] == list(ROWS)
 
 
-RANGE = "p0 map 0:0 512 huge\n"
+RANGE = "p0 map 0:0 512\n"
 
 
 def frame_of(text: str, page: int, stages: int = CORE) -> PageFrame:
@@ -143,7 +149,7 @@ def test_the_first_page_is_of_the_block_at_its_place() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "p0 map 0:0 512\np0 write 0:3 1 1",
+        "p0 map 0:0 511\np0 write 0:3 1 1",
         RANGE + "p0 write 0:0 1 1\ndump\np0 write 0:3 1 1",
         RANGE + "p0 write 0:3 1 1\np0 advise 0:3 1 dontneed\np0 write 0:3 1 1",
     ],
@@ -203,7 +209,7 @@ def test_a_copy_leaves_its_slot_used_and_lost(writer: str) -> None:
 
 
 def test_an_exit_releases_everything() -> None:
-    text = "p0 map 0:0 1536 huge\np0 write 0:0 1 1\np0 write 1:0 200 1\np0 write 2:0 512 1\np0 exit"
+    text = "p0 map 0:0 1536\np0 write 0:0 1 1\np0 write 1:0 200 1\np0 write 2:0 512 1\np0 exit"
     _, last = run(text)
     assert counters(last) == {"thp_res_alloc": 3, "thp_res_mapped": 713, "thp_res_released": 511 + 312}
 
@@ -235,7 +241,7 @@ def test_a_huge_page_that_goes_leaves_no_page_table(operation: str) -> None:
     "operation", ["protect 0:{} 512 r", "lock 0:{} 512", "advise 0:{} 512 nohuge", "unmap 0:{} 512"]
 )
 def test_only_a_border_inside_of_a_range_gives_it_up(operation: str) -> None:
-    text = "p0 map 0:0 1536 huge\np0 write 0:0 1 1\np0 write 1:0 1 1\np0 write 2:0 1 1\np0 "
+    text = "p0 map 0:0 1536\np0 write 0:0 1 1\np0 write 1:0 1 1\np0 write 2:0 1 1\np0 "
     inside = run(text + operation.format(256))[0].process("p0").reservations
     assert set(inside) == {2}
     at_the_border = run(text + operation.format(0))[0].process("p0").reservations
@@ -245,7 +251,7 @@ def test_only_a_border_inside_of_a_range_gives_it_up(operation: str) -> None:
 
 @pytest.mark.parametrize("operation", ["advise 1:0 512 nohuge", "bind 1:0 512 0"])
 def test_the_rest_of_the_mapping_keeps_its_reservations(operation: str) -> None:
-    text = "p0 map 0:0 1536 huge\np0 write 0:0 1 1\np0 write 1:0 1 1\np0 write 2:0 1 1\np0 "
+    text = "p0 map 0:0 1536\np0 write 0:0 1 1\np0 write 1:0 1 1\np0 write 2:0 1 1\np0 "
     model, last = run(text + operation)
     assert set(model.process("p0").reservations) == {0, 2}
     assert last.vmstat["thp_res_released"] == 511
@@ -287,7 +293,8 @@ def test_a_range_that_nobody_may_write_to_is_left_alone() -> None:
 @pytest.mark.parametrize("pages", [255, 256])
 def test_a_range_without_a_reservation_is_copied_at_the_threshold(pages: int) -> None:
     """The limit is for every range, reserved or not."""
-    model, last = run(f"p0 map 0:0 512\np0 write 0:0 {pages} 1\np0 advise 0:0 512 huge\nkhugepaged")
+    text = f"p0 map 0:0 512\np0 write 0:0 {pages} 1\nset enabled always\nkhugepaged"
+    model, last = run(text, enabled="madvise")
     assert model.block("p0", 0).huge == (pages == 256)
     assert last.vmstat["thp_collapse_alloc"] == (pages == 256)
     assert (last.vmstat["thp_res_copy"], last.vmstat["thp_res_collapse"]) == (0, 0)
@@ -303,7 +310,7 @@ def test_advice_to_collapse_ignores_the_limits() -> None:
 
 
 def test_a_dump_takes_from_every_process() -> None:
-    text = "p0 map 0:0 1024 huge\np0 write 0:0 1 1\np0 fork p1\np1 write 1:0 2 1\ndump"
+    text = "p0 map 0:0 1024\np0 write 0:0 1 1\np0 fork p1\np1 write 1:0 2 1\ndump"
     model, last = run(text)
     assert not model.process("p0").reservations
     assert not model.process("p1").reservations

@@ -68,7 +68,7 @@ def test_a_trace_is_read() -> None:
         ("p0 read 0:0 1 5", "`5` is one word too many after `p0 read 0:0 1`"),
         ("p0 write 0:0 1 -5", "the seed is `-5`, but must be a number"),
         ("p0 protect 0:0 1 w", "the protection is `w`"),
-        ("p0 advise 0:0 1 cold", "the advice is `cold`"),
+        ("p0 advise 0:0 1 pageout", "the advice is `pageout`"),
         ("p0 bind 0:0 1 64", "the node is 64"),
         ("p1 read 0:0 1", "p1 does not exist yet"),
         ("p0 fork p0", "p0 is taken"),

@@ -51,6 +51,7 @@ class CorrectnessRequest:
     Args:
         only: names of tests; empty for all.
         compare: also run the suites on the baseline.
+        minutes: duration of the hostile stress in guest minutes; None for that of its suite.
     """
 
     patchset: str
@@ -59,6 +60,7 @@ class CorrectnessRequest:
     only: tuple[str, ...] = ()
     cmdline: tuple[str, ...] = ()
     compare: bool = True
+    minutes: int | None = None
 
     def cells(self) -> list[tuple[str, Suite]]:
         """Patchset and suite of each guest, the baseline first, so that its failures are known."""
@@ -101,6 +103,7 @@ class CorrectnessRequest:
             only=self.only,
             compare=self.compare,
             cmdline=self.cmdline,
+            minutes=self.minutes,
         )
         return replace(begun, test=record)
 
@@ -118,11 +121,12 @@ class CorrectnessRequest:
             )
         return cls(
             asked.patchset,
-            choose(asked.suites),
+            tuple(suite.lasting(asked.minutes) for suite in choose(asked.suites)),
             topology_of(manifest.topology),
             asked.only,
             asked.cmdline,
             asked.compare,
+            asked.minutes,
         )
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Final
@@ -24,6 +24,7 @@ from orchestrator.spelling import hint
 RESERVATIONS: Final = "/usr/lib/tests/reservations"
 _KSELFTESTS: Final = "/tmp/selftests"
 _SKIP: Final = 4  # kselftest.h: KSFT_SKIP
+_HOSTILE: Final = "--hostile"
 _KMEMLEAK: Final = "/sys/kernel/debug/kmemleak"
 #: kmemleak reports objects of at least this age (mm/kmemleak.c, jiffies_min_age), at the latest in a second scan.
 _LEAK_AGE_S: Final = 6
@@ -62,6 +63,8 @@ class Suite:
         baseline_suite: the suite that runs on the baseline for comparison; empty for the same suite.
         arguments: arguments of the suite's program.
         strict: a test that passes on the baseline must not be skipped either.
+        parameters: kernel parameters, in addition to those of all suites.
+        by_name: runs only if its name is given.
     """
 
     name: str
@@ -73,6 +76,8 @@ class Suite:
     baseline_suite: str = ""
     arguments: tuple[str, ...] = ()
     strict: bool = False
+    parameters: tuple[str, ...] = ()
+    by_name: bool = False
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -86,9 +91,26 @@ class Suite:
     @property
     def cmdline(self) -> tuple[str, ...]:
         """Kernel parameters."""
-        # Huge pages and reservations only where a test requests them with madvise(); stress-ng does not.
+        # Huge pages and reservations only in the processes of tests, which enable them; stress-ng does not.
         enabled = "always" if self.kind is Kind.STRESS else "madvise"
-        return (f"transparent_hugepage={enabled}",)
+        return (f"transparent_hugepage={enabled}", *self.parameters)
+
+    @property
+    def timeout_s(self) -> float:
+        """Longest duration of its program in host seconds, with emulation and a debug kernel."""
+        # A busy host runs an emulated guest at a fraction of its speed.
+        return _SUITE_TIMEOUT_S + 4 * self.hostile_s
+
+    @property
+    def hostile_s(self) -> int:
+        """Duration of the hostile stress in guest seconds; 0 for a suite of tests."""
+        return int(self.arguments[-1]) if _HOSTILE in self.arguments else 0
+
+    def lasting(self, minutes: int | None) -> Suite:
+        """The same suite, with its stress as long as this; suites without one and None change nothing."""
+        if minutes is None or not self.hostile_s:
+            return self
+        return replace(self, arguments=(*self.arguments[:-1], str(60 * minutes)))
 
 
 SUITES: Final[Mapping[str, Suite]] = {
@@ -117,6 +139,14 @@ SUITES: Final[Mapping[str, Suite]] = {
             arguments=("--matrix",),
         ),
         Suite(
+            "reservations-init",
+            Kind.RESERVATIONS,
+            "with pages zeroed when they are allocated",
+            arguments=("--quick",),
+            # Poisoning freed pages takes precedence over it (mm/mm_init.c).
+            parameters=("page_poison=0", "init_on_alloc=1"),
+        ),
+        Suite(
             "selftests-1",
             Kind.SELFTESTS,
             "the kernel's selftests/mm, threshold 1",
@@ -132,6 +162,13 @@ SUITES: Final[Mapping[str, Suite]] = {
             "stress-ng with the classic LRU and swap",
             lru_gen=False,
             swap=True,
+        ),
+        Suite(
+            "hostile",
+            Kind.RESERVATIONS,
+            "everything at once, while settings, CPUs and memory change",
+            arguments=("--prefill", _HOSTILE, "600"),
+            by_name=True,
         ),
     )
 }
@@ -265,7 +302,7 @@ class SuiteRun:
             argv += ["--only", ",".join(self.only)]
         lines: list[str] = []
         try:
-            fault = self._stream(argv, "reservations", lines, _SUITE_TIMEOUT_S, is_all=True)
+            fault = self._stream(argv, "reservations", lines, self.suite.timeout_s, is_all=True)
         finally:
             results, incomplete = parse_ktap(lines)
             self.found.results += results
@@ -357,7 +394,7 @@ class SuiteRun:
 
 
 def choose(names: Sequence[str]) -> tuple[Suite, ...]:
-    """The suites with these names; all if there are no names.
+    """The suites with these names; if there are none, all that do not have to be named.
 
     Raises:
         UserError: unknown suite.
@@ -365,7 +402,7 @@ def choose(names: Sequence[str]) -> tuple[Suite, ...]:
     for name in names:
         if name not in SUITES:
             raise UserError(f"--suite {name}: unknown suite; {hint(name, SUITES)}")
-    return tuple(suite for name, suite in SUITES.items() if not names or name in names)
+    return tuple(suite for name, suite in SUITES.items() if (name in names if names else not suite.by_name))
 
 
 def choose_for(series: Series, names: Sequence[str], own: bool) -> tuple[Suite, ...]:
@@ -390,17 +427,18 @@ def choose_for(series: Series, names: Sequence[str], own: bool) -> tuple[Suite, 
     return general
 
 
-def reservation_tests(directory: Path) -> dict[str, bool]:
+def reservation_tests(directory: Path) -> dict[str, tuple[bool, bool]]:
     """The tests of this project, read from the tables in their sources.
 
     Args:
         directory: directory ``vm_images/guest/tests``.
 
     Returns:
-        Name -> whether ``--matrix`` runs it, like the program's ``--list``, but without compiling the program.
+        Name -> whether ``--matrix`` and ``--quick`` run it, like the program's ``--list``, but without compiling
+        the program.
     """
     return {
-        match["name"]: "MATRIX" in match["flags"].split(" | ")
+        match["name"]: ("MATRIX" in match["flags"].split(" | "), "QUICK" in match["flags"].split(" | "))
         for path in sorted(directory.glob("*.c"))
         for table in _TEST_TABLE.findall(path.read_text(encoding="utf-8"))
         for match in _TEST_ROW.finditer(table)
@@ -408,7 +446,10 @@ def reservation_tests(directory: Path) -> dict[str, bool]:
 
 
 def having(
-    suites: Sequence[Suite], only: Sequence[str], selftests: Sequence[str], ours: Mapping[str, bool]
+    suites: Sequence[Suite],
+    only: Sequence[str],
+    selftests: Sequence[str],
+    ours: Mapping[str, tuple[bool, bool]],
 ) -> tuple[Suite, ...]:
     """The suites that have one of these tests; all suites if there are no names.
 
@@ -426,7 +467,14 @@ def having(
             return set(selftests)
         if suite.kind is Kind.STRESS:
             return set(STRESSORS)
-        return {name for name, in_matrix in ours.items() if in_matrix or "--matrix" not in suite.arguments}
+        if suite.hostile_s:
+            return set()
+        return {
+            name
+            for name, (in_matrix, is_quick) in ours.items()
+            if (in_matrix or "--matrix" not in suite.arguments)
+            and (is_quick or "--quick" not in suite.arguments)
+        }
 
     known = sorted(set().union(*map(has, suites)))
     for name in only:

@@ -6,6 +6,7 @@
 #include <fcntl.h>
 #include <linux/mempolicy.h>
 #include <sys/mount.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/swap.h>
 #include <sys/syscall.h>
@@ -27,6 +28,12 @@ int try_write(const char *path, const char *text)
 	error = write(fd, text, strlen(text)) < 0 ? -errno : 0;
 	close(fd);
 	return error;
+}
+
+void huge_pages(bool allowed)
+{
+	EXPECT(!prctl(PR_SET_THP_DISABLE, !allowed, 0, 0, 0), "PR_SET_THP_DISABLE: %s",
+	       strerror(errno));
 }
 
 void setting(const char *path, const char *text)
@@ -218,6 +225,11 @@ void swap_begin(unsigned int mib)
 	REQUIRE(!swapon(ZRAM, 0), "swapon: %s", strerror(errno));
 }
 
+int try_swap_end(void)
+{
+	return swapoff(ZRAM) ? -errno : 0;
+}
+
 void swap_end(void)
 {
 	/* Do not disable swap that was enabled before the first test. */
@@ -314,7 +326,6 @@ char *regions(unsigned int count)
 	REQUIRE(start, "cannot map %u regions", count);
 	/* PROT_NONE after it, so that it is not merged with an adjacent mapping. */
 	mprotect(start + count * REGION, REGION, PROT_NONE);
-	REQUIRE(!madvise(start, count * REGION, MADV_HUGEPAGE), "madvise: %s", strerror(errno));
 	return start;
 }
 

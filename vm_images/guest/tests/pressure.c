@@ -456,7 +456,7 @@ static void memcg_one_page_a_region(void)
 	if (swap_is_on())
 		skip("with swap a memcg is not killed at its limit");
 	never = fits("never", 1, 65536);
-	reserved = fits("madvise", 256, 65536);
+	reserved = fits("always", 256, 65536);
 	note("64 MiB, one page per region: %u regions without huge pages, %u with reservations",
 	     never, reserved);
 	EXPECT(never > 1000, "the limit does not work: %u regions", never);
@@ -464,7 +464,7 @@ static void memcg_one_page_a_region(void)
 	       never);
 	/* There is memory for a reservation of each region, but the limit leaves little room for their descriptors. */
 	never = fits("never", 1, 5120);
-	reserved = fits("madvise", 256, 5120);
+	reserved = fits("always", 256, 5120);
 	note("5 MiB, one page per region: %u regions without huge pages, %u with reservations",
 	     never, reserved);
 	EXPECT(reserved >= never - 4, "%u regions with reservations, %u without", reserved, never);

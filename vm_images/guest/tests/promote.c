@@ -218,17 +218,18 @@ static void khugepaged_threshold(void)
 	struct image *image = image_of(8);
 	char *start, *dense;
 
+	/* Without a reservation: its pages are there before huge pages are allowed. */
+	huge_pages(false);
+	dense = regions(1);
+	for (unsigned int slot = 0; slot < 255; slot++)
+		*PAGE_OF(dense, 0, slot) = 1;
+	huge_pages(true);
 	/* Set the threshold after all writes, to avoid promotion on return to user space. */
 	start = reserved_regions(8);
 	for (unsigned int region = 0; region < 8; region++)
 		for (unsigned int slot = 0; slot < (region < 4 ? 256 : 255); slot++)
 			put(image, start, region, slot * 2 % 512 + (slot >= 256),
 			    seed_of(region, slot, 0));
-	dense = regions(1);
-	madvise(dense, REGION, MADV_NOHUGEPAGE);
-	for (unsigned int slot = 0; slot < 255; slot++)
-		*PAGE_OF(dense, 0, slot) = 1;
-	madvise(dense, REGION, MADV_HUGEPAGE);
 	threshold(256);
 	scan_often(true);
 	for (int tries = 0; tries < 10 && huge_regions(start, 8) < 4; tries++)

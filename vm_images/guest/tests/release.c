@@ -49,7 +49,6 @@ static void unmap_remap(void)
 		again = mmap(start, COUNT * REGION, PROT_READ | PROT_WRITE,
 			     MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0);
 		REQUIRE(again == start, "mmap at the same address");
-		madvise(start, COUNT * REGION, MADV_HUGEPAGE);
 		memset(image->seed, 0, COUNT * PAGES_PER_REGION);
 		/* From a few pages to all of them: a reservation without unused pages must be released as well. */
 		threshold(512);
@@ -77,7 +76,6 @@ static void partial_unmap(void)
 	REQUIRE(mmap(hole, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED,
 		     -1, 0) == hole,
 		"mmap into the hole");
-	madvise(hole, PAGE, MADV_HUGEPAGE);
 	for (unsigned int region = 0; region < COUNT; region++)
 		for (unsigned int slot = 0; slot < PAGES_PER_REGION - 1; slot++)
 			put(image, start, region, slot, seed_of(region, slot, 3));

@@ -4,11 +4,13 @@
  *
  *	reservations [--stages NAME,NAME...] [--only NAME,NAME...] [--matrix] [--quick] [--prefill]
  *		     [--list] [--timeout SECONDS]
+ *	reservations --hostile SECONDS [--seed NUMBER] [--stages NAME,NAME...] [--prefill]
  *
  * Prints KTAP (Documentation/dev-tools/ktap.rst). --stages lists the stages of
  * the kernel by their names in series.toml; tests of other stages are skipped.
  * --prefill fills all free memory with 0xa5 before the first test, so that a
- * page which is not zeroed does not contain zeros by chance.
+ * page which is not zeroed does not contain zeros by chance. --hostile runs
+ * the stress of hostile.c instead of the tests.
  *
  * The exit status is 0, 1 if a test failed, or 2 for invalid arguments.
  */
@@ -25,9 +27,13 @@
 #define SETTLE_MS 5000
 #define MOST_LINES 20
 
+/*
+ * Those of what is left to others come first: they count free huge pages, and
+ * the kernel defers compaction for a while after tests that fill memory.
+ */
 static const struct test *const groups[] = {
-	ground_tests,	 release_tests, promote_tests, pressure_tests,
-	neighbour_tests, stress_tests,	failing_tests,
+	aftermath_tests, ground_tests,	  release_tests, promote_tests,
+	pressure_tests,	 neighbour_tests, stress_tests,	 failing_tests,
 };
 
 static const char *stages = "";
@@ -147,9 +153,10 @@ static void sleep_ms(long ms)
 static void settings(void)
 {
 	threshold(256);
-	setting(THP "enabled", "madvise");
+	/* Memory that asks for huge pages with MADV_HUGEPAGE gets them at once, without a reservation. */
+	setting(THP "enabled", "always");
 	setting(THP "use_zero_page", "1");
-	setting(THP "defrag", "madvise");
+	setting(THP "defrag", "always");
 	scan_often(false);
 	setting(KHUGEPAGED "max_ptes_none", "511");
 }
@@ -179,6 +186,7 @@ static int run_in_child(const struct test *test, unsigned int timeout_s)
 		setpgid(0, 0);
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
 		failed = false;
+		huge_pages(true);
 		settings();
 		test->run();
 		test_end();
@@ -252,6 +260,7 @@ static void prefill(void)
 		size_t size = (size_t)(kib - kib / 8) * KIB / REGION * REGION;
 		char *start = map_regions(size);
 
+		huge_pages(true);
 		if (!start)
 			_exit(1);
 		madvise(start, size, MADV_HUGEPAGE);
@@ -278,10 +287,13 @@ int main(int argc, char **argv)
 		{ "prefill", no_argument, NULL, 'p' },
 		{ "list", no_argument, NULL, 'l' },
 		{ "timeout", required_argument, NULL, 't' },
+		{ "hostile", required_argument, NULL, 'h' },
+		{ "seed", required_argument, NULL, 'r' },
 		{ NULL, 0, NULL, 0 },
 	};
 	const char *only = NULL;
-	unsigned int wanted = 0, timeout_s = 600;
+	unsigned int wanted = 0, timeout_s = 600, hostile_s = 0;
+	uint64_t seed = 1;
 	bool fill = false, list = false;
 	int count = 0, number = 0, bad = 0;
 	const struct test *chosen[256];
@@ -309,6 +321,12 @@ int main(int argc, char **argv)
 		case 't':
 			timeout_s = atoi(optarg);
 			break;
+		case 'h':
+			hostile_s = atoi(optarg);
+			break;
+		case 'r':
+			seed = strtoull(optarg, NULL, 10);
+			break;
 		default:
 			return 2;
 		}
@@ -330,17 +348,26 @@ int main(int argc, char **argv)
 		usage("there is no such test");
 
 	reason = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	/* This program must not hold reservations while its tests count theirs. */
+	huge_pages(false);
 	/* The OOM killer should kill a test, not this program. */
 	setvbuf(stdout, NULL, _IOLBF, 0);
-	printf("TAP version 13\n1..%d\n", count);
+	printf("TAP version 13\n");
+	if (!hostile_s)
+		printf("1..%d\n", count);
 	settings();
 	if (fill)
 		prefill();
-	while (number < count) {
+	if (hostile_s)
+		bad = hostile(hostile_s, seed);
+	while (!hostile_s && number < count) {
 		bad += !run_test(chosen[number], number + 1, timeout_s);
 		number++;
 	}
 	settings();
-	printf("# %d of %d failed\n", bad, count);
+	setting(THP "enabled", "madvise");
+	setting(THP "defrag", "madvise");
+	if (!hostile_s)
+		printf("# %d of %d failed\n", bad, count);
 	return bad ? 1 : 0;
 }

@@ -66,7 +66,6 @@ static void *work(void *argument)
 		case 3:
 			mmap(start + region * REGION, REGION, PROT_READ | PROT_WRITE,
 			     MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0);
-			madvise(start + region * REGION, REGION, MADV_HUGEPAGE);
 			reset(image, region * 512, 512);
 			break;
 		case 4:

@@ -53,7 +53,7 @@ struct test {
 
 /* The tests of each file; the last entry has no name. */
 extern const struct test ground_tests[], release_tests[], promote_tests[], pressure_tests[],
-	neighbour_tests[], stress_tests[], failing_tests[];
+	neighbour_tests[], stress_tests[], failing_tests[], aftermath_tests[];
 
 /* Report a failure and continue the test. */
 #define EXPECT(condition, ...)                                                 \
@@ -78,6 +78,8 @@ _Noreturn void skip(const char *format, ...) __attribute__((format(printf, 1, 2)
 _Noreturn void test_end(void);
 /* Whether an expectation was not met so far. */
 bool reported(void);
+/* The hostile stress, with results as KTAP. Returns the number of failures. */
+int hostile(unsigned int seconds, uint64_t seed);
 /* Whether the kernel has this stage of the series. */
 bool has_stage(const char *name);
 
@@ -108,7 +110,7 @@ long event_count(const char *name);
 
 #define PAGE_OF(start, region, slot) ((start) + (region) * REGION + (slot) * PAGE)
 
-/* An aligned mapping with MADV_HUGEPAGE, followed by an inaccessible region, so that mappings do not merge. */
+/* An aligned mapping, followed by an inaccessible region, so that mappings do not merge. */
 char *regions(unsigned int count);
 /* The same, with a reservation and the first page mapped in each region; the threshold is 1 afterwards. */
 char *reserved_regions(unsigned int count);
@@ -150,6 +152,8 @@ int try_write(const char *path, const char *text);
 /* Fails the test if the kernel rejects the value. */
 void setting(const char *path, const char *text);
 long number_in(const char *path);
+/* Whether this process, and children that it starts later, may have huge pages and reservations: PR_SET_THP_DISABLE. */
+void huge_pages(bool allowed);
 void threshold(int pages);
 /* Let khugepaged scan all the time, or almost never. */
 void scan_often(bool often);
@@ -170,6 +174,8 @@ int node_count(void);
 /* Swap on zram for as long as this test runs; skips where there is none. */
 void swap_begin(unsigned int mib);
 void swap_end(void);
+/* Disable this swap. 0 or -errno: there may be no memory for what is swapped out. */
+int try_swap_end(void);
 bool swap_is_on(void);
 
 #define ARRAY_SIZE(array) (sizeof(array) / sizeof(*(array)))

@@ -80,6 +80,9 @@ class _Commands(LazyGroup):
         "shell": Listed("orchestrator.cli.shell", _GUEST, "Boot a variant and open a shell in it."),
         "exec": Listed("orchestrator.cli.exec_", _GUEST, "Boot a variant and run one command in it."),
         "debug": Listed("orchestrator.cli.debug", _GUEST, "Boot a variant with gdb attached."),
+        "inspect": Listed(
+            "orchestrator.cli.inspect", _GUEST, "Show and check the reservations in a guest's memory."
+        ),
         "doctor": Listed(
             "orchestrator.cli.doctor",
             _HOST,

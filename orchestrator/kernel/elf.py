@@ -22,6 +22,8 @@ _NT_GNU_BUILD_ID = 3
 #: XEN_ELFNOTE_PHYS32_ENTRY of include/xen/interface/elfnote.h: where a hypervisor starts the kernel without a loader.
 _PVH_ENTRY = 18
 _SHN_UNDEF = 0
+_STT_NOTYPE = 0
+_STT_OBJECT = 1
 _STT_SECTION = 3
 _STT_FILE = 4
 _SHF_ALLOC = 0x2
@@ -139,6 +141,27 @@ def symbol(vmlinux: Path, name: str) -> Symbol:
             if found:
                 return max(found, key=lambda each: each[0])[1]
     raise UserError(f"{vmlinux} has no symbol {name}; it may be inlined, or added by a later stage.")
+
+
+def variables(vmlinux: Path) -> dict[str, int]:
+    """The address of each variable with a name; of variables with the same name, the global one's.
+
+    Raises:
+        UserError: the file is not an ELF file.
+    """
+    from elftools.elf.sections import SymbolTableSection
+
+    found: dict[str, tuple[int, int]] = {}
+    with _opened(vmlinux) as elf:
+        table = elf.get_section_by_name(".symtab")
+        if not isinstance(table, SymbolTableSection):
+            return {}
+        strings = table.stringtable.data()
+        for offset, info, _, section, value, _ in struct.iter_unpack("<IBBHQQ", table.data()):
+            if offset and section != _SHN_UNDEF and info & 0xF in (_STT_NOTYPE, _STT_OBJECT):
+                name = strings[offset : strings.index(b"\0", offset)].decode()
+                found[name] = max(found.get(name, (-1, 0)), (info >> 4, value))
+    return {name: address for name, (_, address) in found.items()}
 
 
 def text_symbols(vmlinux: Path) -> Iterator[Symbol]:

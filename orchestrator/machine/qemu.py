@@ -122,6 +122,16 @@ class Sockets:
         return self.directory / "console"
 
     @property
+    def control(self) -> Path:
+        """A control socket for another process, which connects to QEMU."""
+        return self.directory / "control"
+
+    @property
+    def memory(self) -> Path:
+        """Like :attr:`control`, for whoever reads the guest's memory: a socket serves one client at a time."""
+        return self.directory / "memory"
+
+    @property
     def gdb(self) -> Path:
         """The gdb stub, if there is one."""
         return self.directory / "gdb"
@@ -181,6 +191,10 @@ def qemu_argv(
         # A reset ends QEMU; a panic does not, so that the kernel can print its whole report before it resets itself.
         *("-no-reboot", "-action", "panic=none"),
         *("-chardev", f"socket,id=qmp,path={_escaped(sockets.qmp)}", "-mon", "chardev=qmp,mode=control"),
+        *("-chardev", f"socket,id=control,path={_escaped(sockets.control)},server=on,wait=off"),
+        *("-mon", "chardev=control,mode=control"),
+        *("-chardev", f"socket,id=memory,path={_escaped(sockets.memory)},server=on,wait=off"),
+        *("-mon", "chardev=memory,mode=control"),
         *("-chardev", f"socket,id=monitor,path={_escaped(sockets.monitor)},server=on,wait=off"),
         *("-mon", "chardev=monitor,mode=readline"),
         *("-chardev", ",".join([console, "server=on,wait=off", f"logfile={_escaped(console_log)},logappend=on"])),
@@ -543,6 +557,8 @@ class Machine:
             "ssh_port": self.ssh_port,
             "console": str(self.sockets.console),
             "monitor": str(self.sockets.monitor),
+            "control": str(self.sockets.control),
+            "memory": str(self.sockets.memory),
             "gdb": str(self.sockets.gdb) if self._gdb else None,
             "console_log": str(self.console_log.absolute()),
             "topology": self.topology.text,

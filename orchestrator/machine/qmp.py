@@ -28,9 +28,13 @@ class Qmp:
     Args:
         socket: path of the Unix socket, at most 107 bytes (unix(7)).
         on_event: called in the thread of the event loop with name and data of an event; it must not block.
+        listen: whether QEMU connects to us; if not, we connect to a QEMU that another process has started.
+
+    Raises:
+        QmpError: nobody serves the socket that we are to connect to.
     """
 
-    def __init__(self, socket: Path, on_event: EventHandler | None = None) -> None:
+    def __init__(self, socket: Path, on_event: EventHandler | None = None, *, listen: bool = True) -> None:
         # Imported here: most commands start no machine, and the import is slow.
         from qemu.qmp import QMPClient
 
@@ -42,7 +46,12 @@ class Qmp:
         self._thread = threading.Thread(target=self._loop.run_forever, name="qmp", daemon=True)
         self._thread.start()
         self._listener: asyncio.Task[None] | None = None
-        self._await(self._client.start_server(str(socket)), 10.0)
+        try:
+            begin = self._client.start_server if listen else self._client.connect
+            self._await(begin(str(socket)), 10.0)
+        except BaseException:
+            self.close()
+            raise
 
     def accept(self, timeout_s: float) -> bool:
         """Wait until QEMU has connected.

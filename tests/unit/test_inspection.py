@@ -392,14 +392,14 @@ def live(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
     def prepare(*inspections: Inspection) -> list[str]:
         left, asked = list(inspections), list[str]()
 
-        class Guest:
+        class MadeUpGuest:
             def execute(self, name: str, arguments: object = None, timeout_s: float = 10.0) -> Any:
                 asked.append(name)
                 return {"status": "running"}
 
         @contextmanager
         def attach(guest: object, kernel: object) -> Iterator[memory.Attached]:
-            yield memory.Attached(Guest(), memory.GuestMemory(None))  # type: ignore[arg-type]
+            yield memory.Attached(MadeUpGuest(), memory.GuestMemory(None))  # type: ignore[arg-type]
 
         monkeypatch.setattr(memory, "attached", attach)
         monkeypatch.setattr(

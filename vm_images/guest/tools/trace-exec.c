@@ -1036,8 +1036,8 @@ static struct operation parse(char *line)
 	static const int protection[] = { PROT_NONE, PROT_READ, PROT_READ | PROT_WRITE };
 	static const char *const advices[] = { "dontneed", "free", "huge", "nohuge",
 					       "collapse", "cold", NULL };
-	static const int advice[] = { MADV_DONTNEED, MADV_FREE, MADV_HUGEPAGE, MADV_NOHUGEPAGE,
-				      MADV_COLLAPSE, MADV_COLD };
+	static const int advice[] = { MADV_DONTNEED,   MADV_FREE,     MADV_HUGEPAGE,
+				      MADV_NOHUGEPAGE, MADV_COLLAPSE, MADV_COLD };
 	struct operation operation = { .process = -1, .argument = -1 };
 	char *word = need_word(&line), *dot = strchr(word, '.');
 

@@ -219,6 +219,21 @@ def test_settings_of_tools_are_not_part_of_the_environment(debian: BareHost) -> 
     assert not debian.made_environment
 
 
+def test_a_command_that_writes_into_the_old_environment_does_not_break_the_new_one(debian: BareHost) -> None:
+    debian.run("scripts/setup")
+    (debian.clone / ".venv/of-the-old-one").touch()
+    # What rm(1) says where files appear in a directory that it removes.
+    (debian.programs / "rm").unlink()
+    debian.has("rm", f'case "$*" in *.venv|*.venv.old-*) exit 1 ;; esac\nexec {shutil.which("rm")} "$@"')
+    done = debian.run("orchestrate", "--version")
+    assert not debian.made_environment
+    done = debian.run("scripts/setup", "--force")
+    assert (done.returncode, "cannot remove" in done.stderr) == (0, False)
+    assert not (debian.clone / ".venv/of-the-old-one").exists()
+    debian.run("orchestrate", "--version")
+    assert not debian.made_environment and "launched -m orchestrator --version" in debian.log
+
+
 def test_one_for_a_run_does_not_serve_the_tests(debian: BareHost) -> None:
     debian.run("scripts/setup")
     debian.run("scripts/setup", "--dev")

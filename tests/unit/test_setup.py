@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 #: Programs of the host that the scripts need; everything else of it is out of their sight.
 REAL = (
     "basename", "cat", "cut", "dirname", "env", "find", "flock", "grep", "head", "id", "kill", "ls", "mkdir", "mktemp",
-    "mv", "readlink", "rm", "sed", "sh", "sha256sum", "sleep", "tail", "touch",
+    "mv", "readlink", "rm", "sed", "sh", "sha256sum", "sleep", "tail", "touch", "tr",
 )  # fmt: skip
 
 PYTHON = """
@@ -187,6 +187,19 @@ def test_what_is_broken_is_made_again(debian: BareHost, damage: str) -> None:
     assert debian.made_environment
     assert "launched -m orchestrator --version" in debian.log
     debian.run("orchestrate", "--version")
+    assert not debian.made_environment
+
+
+def test_a_script_that_starts_the_same_python_needs_no_other_environment(debian: BareHost) -> None:
+    real = debian.place / "real-python"
+    real.write_text(
+        real.read_text().replace('case "$*" in', f'case "$*" in\n*sys.executable*) echo {real} ;;', 1)
+    )
+    debian.run("scripts/setup")
+    assert debian.made_environment
+    (debian.programs / "python3").unlink()
+    debian.write(debian.programs / "python3", f'exec {real} "$@"')
+    debian.run("scripts/setup")
     assert not debian.made_environment
 
 

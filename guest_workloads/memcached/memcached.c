@@ -63,8 +63,8 @@ static _Noreturn void serve(long threads, long memory)
 	snprintf(text[0], sizeof(text[0]), "%ld", threads);
 	snprintf(text[1], sizeof(text[1]), "%ld", memory / (long)MIB);
 	prctl(PR_SET_PDEATHSIG, SIGKILL);
-	execl("/usr/bin/memcached", "memcached", "-u", "root", "-s", SOCKET, "-t", text[0], "-m", text[1], "-M",
-	       (char *)NULL);
+	execl("/usr/bin/memcached", "memcached", "-u", "root", "-s", SOCKET, "-t", text[0], "-m",
+	      text[1], "-M", (char *)NULL);
 	_exit(127);
 }
 
@@ -78,8 +78,9 @@ static int connection_to(pid_t server)
 	fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
 	while (connect(fd, (struct sockaddr *)&address, sizeof(address))) {
 		if (waitpid(server, &status, WNOHANG) == server)
-			workload_fail("memcached did not start (wait status %#x): is it in this image?",
-				      status);
+			workload_fail(
+				"memcached did not start (wait status %#x): is it in this image?",
+				status);
 		if (monotonic_ns() - began > START_NS)
 			workload_fail("memcached did not listen within a minute");
 		nanosleep(&pause, NULL);
@@ -90,7 +91,8 @@ static int connection_to(pid_t server)
 static void send_all(struct client *client, size_t length)
 {
 	for (size_t done = 0; done < length;) {
-		ssize_t sent = send(client->fd, client->request + done, length - done, MSG_NOSIGNAL);
+		ssize_t sent =
+			send(client->fd, client->request + done, length - done, MSG_NOSIGNAL);
 
 		if (sent <= 0)
 			workload_fail("memcached closed the connection: %s", strerror(errno));
@@ -114,7 +116,8 @@ static size_t receive(struct client *client, const char *end)
 		if (length >= end_length && !strcmp(client->reply + length - end_length, end))
 			return length;
 		if (!strncmp(client->reply, "SERVER_ERROR", 12) ||
-		    !strncmp(client->reply, "ERROR", 5) || !strncmp(client->reply, "CLIENT_ERROR", 12)) {
+		    !strncmp(client->reply, "ERROR", 5) ||
+		    !strncmp(client->reply, "CLIENT_ERROR", 12)) {
 			client->reply[strcspn(client->reply, "\r\n\"")] = 0;
 			workload_fail("memcached replied %s", client->reply);
 		}
@@ -154,7 +157,8 @@ static long random_key(struct client *client)
 	long hot = keys * HOT_KEYS_PERCENT / 100;
 	bool is_hot = random_below(&client->random, 100) < HOT_REQUESTS_PERCENT;
 
-	return is_hot && hot ? random_below(&client->random, hot) : random_below(&client->random, keys);
+	return is_hot && hot ? random_below(&client->random, hot) :
+			       random_below(&client->random, keys);
 }
 
 static void *fill(void *argument)
@@ -263,8 +267,10 @@ int main(int argc, char **argv)
 	in_threads(clients, count, load);
 	took = ticks() - began;
 	for (long i = 0; i < count; i++) {
-		memcpy(get_ticks + gets, clients[i].get_ticks, clients[i].gets * sizeof(*get_ticks));
-		memcpy(set_ticks + sets, clients[i].set_ticks, clients[i].sets * sizeof(*set_ticks));
+		memcpy(get_ticks + gets, clients[i].get_ticks,
+		       clients[i].gets * sizeof(*get_ticks));
+		memcpy(set_ticks + sets, clients[i].set_ticks,
+		       clients[i].sets * sizeof(*set_ticks));
 		gets += clients[i].gets;
 		sets += clients[i].sets;
 	}

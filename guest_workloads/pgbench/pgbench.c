@@ -138,7 +138,8 @@ int main(int argc, char **argv)
 	snprintf(threads, sizeof(threads), "%ld", option_integer("threads"));
 	snprintf(transactions, sizeof(transactions), "%ld", option_integer("transactions"));
 	snprintf(scale, sizeof(scale), "%ld", option_integer("scale"));
-	snprintf(buffers, sizeof(buffers), "shared_buffers=%ldkB", option_integer("buffers") / (long)KIB);
+	snprintf(buffers, sizeof(buffers), "shared_buffers=%ldkB",
+		 option_integer("buffers") / (long)KIB);
 	mode = modes[option_choice("mode", modes)];
 	clock_begin();
 	options_done();
@@ -149,20 +150,22 @@ int main(int argc, char **argv)
 	if (chdir(DIRECTORY))
 		workload_fail("cannot use " DIRECTORY ": %s", strerror(errno));
 
-	status = status_of(start(OUTPUT, PROGRAMS "initdb", "-D", DATA, "-U", "postgres", "-A", "trust", "-E",
-				 "UTF8", "--locale=C", "--no-sync", "--no-instructions", NULL),
+	status = status_of(start(OUTPUT, PROGRAMS "initdb", "-D", DATA, "-U", "postgres", "-A",
+				 "trust", "-E", "UTF8", "--locale=C", "--no-sync",
+				 "--no-instructions", NULL),
 			   "initdb");
 	if (status)
 		fail_with_output(OUTPUT, "initdb", status);
-	server = start(SERVER_OUTPUT, PROGRAMS "postgres", "-D", DATA, "-k", DIRECTORY, "-c", "listen_addresses=", "-c",
-		       buffers, "-c", "fsync=off", "-c", "huge_pages=off", "-c", "autovacuum=off", "-c",
-		       "timezone=GMT", "-c", "log_timezone=GMT", NULL);
+	server = start(SERVER_OUTPUT, PROGRAMS "postgres", "-D", DATA, "-k", DIRECTORY, "-c",
+		       "listen_addresses=", "-c", buffers, "-c", "fsync=off", "-c",
+		       "huge_pages=off", "-c", "autovacuum=off", "-c", "timezone=GMT", "-c",
+		       "log_timezone=GMT", NULL);
 	began = monotonic_ns();
 	for (;;) {
 		if (waitpid(server, &status, WNOHANG) == server)
 			fail_with_output(SERVER_OUTPUT, "the server", WEXITSTATUS(status));
-		status = status_of(start(OUTPUT, PROGRAMS "pgbench", "-h", DIRECTORY, "-U", "postgres", "-i", "-q",
-					 "-s", scale, "postgres", NULL),
+		status = status_of(start(OUTPUT, PROGRAMS "pgbench", "-h", DIRECTORY, "-U",
+					 "postgres", "-i", "-q", "-s", scale, "postgres", NULL),
 				   "pgbench -i");
 		if (!status)
 			break;
@@ -170,9 +173,9 @@ int main(int argc, char **argv)
 			fail_with_output(OUTPUT, "pgbench -i", status);
 		nanosleep(&pause, NULL);
 	}
-	status = status_of(start(OUTPUT, PROGRAMS "pgbench", "-h", DIRECTORY, "-U", "postgres", "-n", "-M",
-				 "prepared", "-b", mode, seed, "-c", clients, "-j", threads, "-t",
-				 transactions, "postgres", NULL),
+	status = status_of(start(OUTPUT, PROGRAMS "pgbench", "-h", DIRECTORY, "-U", "postgres",
+				 "-n", "-M", "prepared", "-b", mode, seed, "-c", clients, "-j",
+				 threads, "-t", transactions, "postgres", NULL),
 			   "pgbench");
 	if (status)
 		fail_with_output(OUTPUT, "pgbench", status);

@@ -82,9 +82,8 @@ static void fragment(size_t size, long hold_every)
 		if (pwrite(file, page, PAGE, offset) != PAGE)
 			workload_fail("cannot fill memory: %s", strerror(errno));
 	for (size_t offset = 0; offset < size; offset += hold_every * PAGE)
-		if (hold_every > 1 &&
-		    fallocate(file, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset + PAGE,
-			      (hold_every - 1) * PAGE))
+		if (hold_every > 1 && fallocate(file, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE,
+						offset + PAGE, (hold_every - 1) * PAGE))
 			workload_fail("cannot give memory back: %s", strerror(errno));
 }
 

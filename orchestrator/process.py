@@ -29,11 +29,14 @@ log = logging.getLogger(__name__)
 
 #: Debian packages of the programs that are started, for error messages.
 PACKAGES = {
+    "aarch64-linux-gnu-gcc": "gcc-aarch64-linux-gnu",
+    "aarch64-linux-gnu-ld": "binutils-aarch64-linux-gnu",
     "addr2line": "binutils",
     "apt-get": "apt",
     "bc": "bc",
     "bison": "bison",
     "ccache": "ccache",
+    "clang": "clang",
     "cpio": "cpio",
     "dpkg-deb": "dpkg",
     "flex": "flex",
@@ -43,6 +46,8 @@ PACKAGES = {
     "ld": "binutils",
     "make": "make",
     "perl": "perl",
+    "powerpc64le-linux-gnu-gcc": "gcc-powerpc64le-linux-gnu",
+    "powerpc64le-linux-gnu-ld": "binutils-powerpc64le-linux-gnu",
     "qemu-system-x86_64": "qemu-system-x86",
     "setpriv": "util-linux",
     "sparse": "sparse",

@@ -66,7 +66,12 @@ class _Condition:
 
 
 def _base(manifest: Manifest, variant: VariantRecord) -> Iterator[_Value]:
-    """Two bases are the same if their files are: the commit of an imported source depends only on the files."""
+    """Two bases are the same if their files are: the commit of an imported source depends only on the files.
+
+    A variant that was given a source or a kernel of its own is meant to differ.
+    """
+    if variant.other is not None and (variant.other.source or variant.other.kernel):
+        return
     source, base = manifest.source, variant.base
     description = (base.description if base else "") or source.description or "an unknown source"
     commit = (base.commit if base else None) or source.commit

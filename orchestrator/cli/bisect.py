@@ -116,6 +116,7 @@ def command(
     seed: Annotated[int, typer.Option("--seed", metavar="N", help="Seed for all random choices.")] = 1,
     flavour: option.Flavour = "measure",
     config_set: option.ConfigSet = None,
+    cc: option.Compiler = None,
     source: option.Source = None,
     series: option.SeriesDirectory = None,
     build_jobs: option.BuildJobs = None,
@@ -181,7 +182,7 @@ def command(
                 ("settings", "timeout"),
                 "--until diverges takes knobs from the trace and has no timeout",
             )
-        flavour = with_settings(flavour, config_set or ())
+        flavour = with_settings(flavour, config_set or (), cc)
         request = BisectionRequest(
             patchset=patchset,
             against=against,

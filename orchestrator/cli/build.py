@@ -19,6 +19,7 @@ def command(
     patchset: option.Patchset,
     flavour: option.Flavour = "measure",
     config_set: option.ConfigSet = None,
+    cc: option.Compiler = None,
     dwarf: Annotated[
         bool, typer.Option("--dwarf", help="Build with debugging information, for gdb and drgn.")
     ] = False,
@@ -35,7 +36,7 @@ def command(
         bench = terminal.bench(
             events,
             source,
-            flavour=with_settings(flavour, config_set or ()),
+            flavour=with_settings(flavour, config_set or (), cc),
             build_jobs=build_jobs,
             series=series,
         )

@@ -151,6 +151,10 @@ ConfigSet = Annotated[
         help="Set an option of the kernel configuration to y, n, m or a value; repeatable.",
     ),
 ]
+Compiler = Annotated[
+    str | None,
+    typer.Option("--cc", metavar="NAME", help="Compiler of the kernel: gcc, the default, or clang."),
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option(
@@ -274,3 +278,4 @@ SUITES = (
     "selftests-1, selftests, stress, stress-classic-swap, hostile"
 )
 CHECKS = "applies, checkpatch, build, THP=n, NUMA=n, MEMCG=n, sparse, boots, smoke, names"
+MORE_CHECKS = "kernel-doc, arm64-64k, i386, powerpc64le, clang, W=1"

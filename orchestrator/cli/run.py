@@ -168,6 +168,7 @@ def command(
     ] = defaults.MARGIN,
     flavour: option.Flavour = "measure",
     config_set: option.ConfigSet = None,
+    cc: option.Compiler = None,
     source: option.Source = None,
     series: option.SeriesDirectory = None,
     timeout: option.Timeout = None,
@@ -259,7 +260,7 @@ def command(
         if series is not None:  # a range or mail becomes a directory, once
             series = terminal.series_directory(series)
         asked = request.experiment(load_series(terminal.series_directory(series)), known, defaults.WORKLOADS)
-        asked = replace(asked, flavour=with_settings(asked.flavour, config_set or ()))
+        asked = replace(asked, flavour=with_settings(asked.flavour, config_set or (), cc))
         bench = terminal.bench(
             events, source, asked.accelerator, asked.flavour, build_jobs, series, others_of(asked.variants)
         )

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from orchestrator.store.run import RunWriter
 
 NAME = "verify"
-EXAMPLE = "Example: orchestrate series verify --stage 5"
+EXAMPLE = (
+    "Example: orchestrate series verify --stage 5\n\n"
+    "Other options and architectures: orchestrate series verify --without KSM,SWAP,NUMA --also arm64-64k --also i386"
+)
 
 
 def command(
@@ -32,6 +35,22 @@ def command(
     only: Annotated[
         list[str] | None,
         typer.Option("--only", metavar="CHECK", help=f"One of {option.CHECKS}; repeatable. Default: all."),
+    ] = None,
+    without: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--without",
+            metavar="OPTION,...",
+            help="Build with each of these options off, instead of THP, NUMA and MEMCG, e.g. KSM,SWAP,NUMA.",
+        ),
+    ] = None,
+    also: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--also",
+            metavar="CHECK",
+            help=f"One more check: {option.MORE_CHECKS}; repeatable.",
+        ),
     ] = None,
     topology: option.Topology = defaults.VERIFY_TOPOLOGY,
     accel: option.Accelerator = "auto",
@@ -57,7 +76,9 @@ def command(
             asked = VerificationRequest.of_run(writer.path, writer.manifest)
             return _verify(terminal, events, asked, bench, writer, as_json)
         bench = terminal.bench(events, source, accel, flavour, build_jobs, series)
-        asked = VerificationRequest.parse(stage or (), only or (), topology, bench.series)
+        asked = VerificationRequest.parse(
+            stage or (), only or (), topology, bench.series, without or (), also or ()
+        )
         asked.topology.check_host(1)
         manifest = asked.manifest(bench, ["orchestrate", *sys.argv[1:]])
         writer = RunWriter.create(terminal.project.results, name or manifest.name, manifest)

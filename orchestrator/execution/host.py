@@ -33,6 +33,9 @@ OPTIONAL = {
     "gdb": "`orchestrate debug` needs it",
     "sparse": "`orchestrate series verify` needs it",
     "ssh": "`orchestrate shell` needs it",
+    "clang": "`--cc clang` and `orchestrate series verify --also clang` need it",
+    "aarch64-linux-gnu-gcc": "`orchestrate series verify --also arm64-64k` needs it",
+    "powerpc64le-linux-gnu-gcc": "`orchestrate series verify --also powerpc64le` needs it",
 }
 #: Headers that the kernel's host tools (objtool, certs) need.
 HEADERS = {"gelf.h": "libelf-dev", "openssl/bio.h": "libssl-dev"}

@@ -41,6 +41,7 @@ _GENERATION = 2
 #: they may have the names of shell tools.
 TOOLS = "/usr/bin"
 WORKLOADS = "/usr/lib/workloads"
+_ELF = b"\x7fELF"
 #: Name of all guests in known_hosts: they have different ports, but the same key.
 HOST_ALIAS = "orchestrate-guest"
 _LIBRARY_DIRECTORIES = (
@@ -440,11 +441,15 @@ class _Image:
             for path, (major, minor, mode) in recipe.nodes.items()
         }
         taken = self._from_packages()
-        entries |= {path: ArchiveEntry.file(source.read_bytes(), 0o755) for path, source in taken.items()}
+        programs = {path for path, source in taken.items() if _is_program(source)}
+        entries |= {
+            path: ArchiveEntry.file(source.read_bytes(), 0o755 if path in programs else 0o644)
+            for path, source in taken.items()
+        }
         listed = run([str(taken[recipe.applets].resolve()), "--list-full"]).stdout.split()
         for applet in listed:
             entries.setdefault(f"/{applet}", ArchiveEntry.symlink(recipe.applets))
-        entries |= self._libraries(list(taken.values()))
+        entries |= self._libraries([taken[path] for path in taken if path in programs])
         entries |= self._programs(scratch)
         entries |= self._from_selftests()
         entries |= {
@@ -555,6 +560,12 @@ def needed_libraries(program: Path) -> tuple[str | None, tuple[str, ...]]:
     except ELFError as error:
         raise InfrastructureError(f"{program} is not an ELF program ({error}).") from error
     return interpreter, tuple(needed)
+
+
+def _is_program(path: Path) -> bool:
+    """Whether a file of a package is a program or a library, and not data."""
+    with path.open("rb") as stream:
+        return stream.read(len(_ELF)) == _ELF
 
 
 def _places(root: Path, path: str) -> list[Path]:

@@ -18,8 +18,8 @@ from orchestrator.errors import InfrastructureError
 from orchestrator.events import Events
 from orchestrator.guest.packages import find_packages, root_of
 from orchestrator.kernel.repository import Repository
+from orchestrator.kernel.target import tool_versions
 from orchestrator.kernel.tree import PatchedTree
-from orchestrator.kernel.workshop import tool_versions
 from orchestrator.process import require, run
 
 #: Increase it when the way they are built changes.

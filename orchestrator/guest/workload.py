@@ -116,6 +116,7 @@ class Workload:
         quick: the parameters of ``size=quick``: parameter -> value, as passed to the program. ``size=full`` means
             the defaults.
         command: the command that `program` starts; None if it does the work itself.
+        fault: why it cannot run, e.g. because a file is missing; then its command has no files. Others can.
     """
 
     name: str
@@ -130,6 +131,7 @@ class Workload:
     sample_processes: bool = False
     layers: tuple[str, ...] = ()
     command: GuestCommand | None = None
+    fault: str = ""
 
 
 @dataclass(frozen=True)
@@ -257,7 +259,7 @@ def load_workload(path: Path) -> Workload:
                 ["quick", name], f"there is no such parameter{_suggestion(name, parameters)}"
             )
         quick[name] = document.checked(["quick", name], partial(parameters[name].check, str(value)))
-    command = _command(document, path.parent)
+    command, fault = _command(document, path.parent)
     if command is not None:
         metrics = _metrics_of_command(metrics, COMMAND_METRICS)
         _check_fields(document, command, parameters)
@@ -282,10 +284,12 @@ def load_workload(path: Path) -> Workload:
         manifest.sample_processes,
         manifest.layers,
         command,
+        fault,
     )
 
 
-def _command(document: Document[_Manifest], directory: Path) -> GuestCommand | None:
+def _command(document: Document[_Manifest], directory: Path) -> tuple[GuestCommand | None, str]:
+    """The command of a manifest, and why its files cannot be read; empty if they can."""
     manifest = document.content
     if bool(manifest.program) == bool(manifest.command):
         raise document.fault(["program"], "give either a program or a command")
@@ -298,10 +302,14 @@ def _command(document: Document[_Manifest], directory: Path) -> GuestCommand | N
                 raise document.fault(
                     ["metrics", name, "pattern"], "only a workload with a command has this key"
                 )
-        return None
+        return None, ""
     files: list[GuestFile] = []
+    fault = ""
     for place, source in manifest.files.items():
-        files += document.checked(["files", place], partial(files_of, directory / source, place))
+        try:
+            files += document.checked(["files", place], partial(files_of, directory / source, place))
+        except UserError as error:  # only a run of this workload needs the file
+            fault = fault or str(error)
     patterns = {}
     for name, table in manifest.metrics.items():
         if not table.pattern and name not in COMMAND_METRICS:
@@ -310,7 +318,7 @@ def _command(document: Document[_Manifest], directory: Path) -> GuestCommand | N
             patterns[name] = document.checked(
                 ["metrics", name, "pattern"], partial(check_pattern, table.pattern)
             )
-    return GuestCommand(manifest.command, tuple(files), manifest.fetch, patterns)
+    return GuestCommand(manifest.command, () if fault else tuple(files), manifest.fetch, patterns), fault
 
 
 def _metrics_of_command(own: Mapping[str, Metric], general: Mapping[str, Metric]) -> dict[str, Metric]:
@@ -427,13 +435,16 @@ def check_parameters(
     ``size=quick`` is replaced by its parameters, except for those that are given explicitly.
 
     Raises:
-        UserError: unknown workload or parameter (the message suggests one), or an invalid value.
+        UserError: unknown workload or parameter (the message suggests one), an invalid value, or a workload that
+            cannot run.
     """
     if name not in known:
         raise UserError(
             f"unknown workload {name!r}{_suggestion(name, known)}; the workloads are {', '.join(sorted(known))}."
         )
     workload = known[name]
+    if workload.fault:
+        raise UserError(workload.fault)
     given = dict(parameters)
     size = given.pop(SIZE, "full")
     if size not in SIZES:

@@ -16,14 +16,13 @@ from orchestrator.errors import InfrastructureError, OrchestrateError, UserError
 from orchestrator.events import Events
 from orchestrator.kernel.config import Configuration
 from orchestrator.kernel.elf import build_id
+from orchestrator.kernel.target import Target, tool_versions
 from orchestrator.kernel.tree import PatchedTree
 from orchestrator.kernel.workshop import (
-    ARCHITECTURE,
     DoesNotCompileError,
     Workshop,
     has_objects,
     pinned,
-    tool_versions,
 )
 from orchestrator.process import require, run
 
@@ -116,7 +115,7 @@ def kernel_artefact(
     def make(directory: Path) -> None:
         if cache.unfit_to_build:
             raise UserError(f"{cache.unfit_to_build}.")
-        _check_host()
+        _check_host(configuration.target)
         # The duration depends mostly on whether objects of another stage can be reused.
         like = f"kernel-{'next' if has_objects(configuration, cache) else 'first'} {configuration.flavour}"
         with (
@@ -132,7 +131,7 @@ def kernel_artefact(
                 raise BuildFailed(
                     f"{label_of(tree)} does not compile as {_flavour(configuration)}:\n{error}", kept
                 ) from None
-            _collect(workshop, directory, time.monotonic() - began)
+            _collect(workshop, directory, time.monotonic() - began, configuration.target)
 
     def load(directory: Path) -> KernelBuild:
         facts = json.loads((directory / "build.json").read_text(encoding="utf-8"))
@@ -162,28 +161,28 @@ def _key(tree: PatchedTree, configuration: Configuration) -> dict[str, Any]:
     return {
         "tree": tree.tree,
         "configuration": configuration.digest,
-        "tools": list(tool_versions()),
+        "tools": list(tool_versions(configuration.target)),
         "pinned": pinned(configuration),
-        "architecture": ARCHITECTURE,
+        "architecture": configuration.target.architecture,
     }
 
 
-def _collect(workshop: Workshop, directory: Path, seconds: float) -> None:
+def _collect(workshop: Workshop, directory: Path, seconds: float, target: Target) -> None:
     for made, kept in ((_IMAGE, "bzImage"), ("vmlinux", "vmlinux"), (".config", "config")):
         shutil.copyfile(workshop.objects / made, directory / kept)
     shutil.copyfile(workshop.log, directory / "build.log")
     facts = {
         "release": (workshop.objects / "include/config/kernel.release").read_text(encoding="utf-8").strip(),
         "build_id": build_id(directory / "vmlinux"),
-        "compiler": tool_versions()[0],
+        "compiler": tool_versions(target)[0],
         "warnings": workshop.warnings(),
         "seconds": round(seconds, 1),
     }
     (directory / "build.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
 
 
-def _check_host() -> None:
-    for tool in _TOOLS:
+def _check_host(target: Target) -> None:
+    for tool in (*_TOOLS, *target.tools):
         require(tool)
     # Every x86 build needs objtool, which is linked with libelf.
     preprocessed = run(

@@ -17,10 +17,11 @@ import hashlib
 import itertools
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from orchestrator.errors import UserError
+from orchestrator.kernel.target import HOST, Target, check_compiler
 from orchestrator.spelling import meant
 
 _DIRECTORY = "kernel"
@@ -44,6 +45,7 @@ class Configuration:
         optional: requested options that may be missing.
         elsewhere: those of them that the version the fragments are written for does not have.
         others: requested option -> the option and value that replace it in other kernel versions.
+        target: architecture and compiler.
     """
 
     flavour: str
@@ -54,6 +56,7 @@ class Configuration:
     optional: frozenset[str] = frozenset()
     elsewhere: frozenset[str] = frozenset()
     others: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    target: Target = HOST
 
     def missing_from(self, config: str) -> list[str]:
         """The optional options that a ``.config`` lacks."""
@@ -91,7 +94,8 @@ def configuration(
 
     Args:
         flavour: ``measure``, ``debug-vm``, ``debug-locks``, or the path of a fragment; then, with a ``+`` before each,
-            options that override the fragments, e.g. ``measure+CONFIG_KSM=n``.
+            options that override the fragments, e.g. ``measure+CONFIG_KSM=n``; before these may be a compiler, as in
+            ``measure+cc=clang``.
         dwarf: add debugging information.
         extra: more options, option -> value; they override the fragments.
 
@@ -100,6 +104,8 @@ def configuration(
             each other.
     """
     flavour, *settings = flavour.split("+CONFIG_")
+    flavour, _, compiler = flavour.partition("+cc=")
+    target = replace(HOST, compiler=check_compiler(compiler)) if compiler else HOST
     own = dict(_setting(f"CONFIG_{setting}") for setting in settings)
     fragment = Path(flavour).expanduser() if "/" in flavour or flavour.endswith(".config") else None
     known = flavours(vm_images)
@@ -137,18 +143,23 @@ def configuration(
         frozenset(merged.optional | merged.elsewhere),
         frozenset(merged.elsewhere),
         dict(merged.others),
+        target,
     )
 
 
-def with_settings(flavour: str, settings: Sequence[str]) -> str:
-    """A flavour with the values of ``--config-set``, for :func:`configuration`.
+def with_settings(flavour: str, settings: Sequence[str], compiler: str | None = None) -> str:
+    """A flavour with the values of ``--config-set`` and ``--cc``, for :func:`configuration`.
 
     Args:
         settings: ``CONFIG_X=VALUE`` each.
+        compiler: None for the default.
 
     Raises:
-        UserError: one has another form, or one option has two values.
+        UserError: one has another form, or one option has two values; or unknown compiler.
     """
+    if compiler is not None and check_compiler(compiler) != HOST.compiler:
+        name, plus, options = flavour.partition("+CONFIG_")
+        flavour = f"{name}+cc={compiler}{plus}{options}"
     chosen: dict[str, str] = {}
     for text in settings:
         option, value = _setting(text)

@@ -18,9 +18,10 @@ from orchestrator.cache import Cache
 from orchestrator.events import Events
 from orchestrator.kernel.config import Configuration
 from orchestrator.kernel.diagnostics import added
+from orchestrator.kernel.target import tool_versions
 from orchestrator.kernel.tree import PatchedTree
 from orchestrator.kernel.without_option import enabled_objects
-from orchestrator.kernel.workshop import Workshop, pinned, tool_versions
+from orchestrator.kernel.workshop import Workshop, pinned
 from orchestrator.process import require, run
 
 _KIND = "sparse"

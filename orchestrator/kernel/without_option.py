@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-2.0-only
-"""Checks that a stage builds with a configuration option off, by compiling only the files that can fail.
+"""Checks that a stage builds with an option off or for another target, by compiling only the files that can fail.
 
 A complete kernel per option and stage would take hours and compile the same code again and again. The standard
 configuration, with the option on, is built and linked completely. With the option off it is enough to compile
@@ -24,7 +24,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from orchestrator.cache import Cache
+from orchestrator.cache import Cache, digest
 from orchestrator.events import Events
 from orchestrator.kernel.build import KernelBuild
 from orchestrator.kernel.config import Configuration, line_of
@@ -35,12 +35,16 @@ from orchestrator.kernel.stage_change import (
     sources_with,
     touched_sources,
 )
+from orchestrator.kernel.target import HOST, OTHER_TARGETS, tool_versions
 from orchestrator.kernel.tree import PatchedTree
-from orchestrator.kernel.workshop import DoesNotCompileError, Workshop, pinned, tool_versions
+from orchestrator.kernel.workshop import DoesNotCompileError, Workshop, pinned
 from orchestrator.process import run
 
 _KIND = "compiled"
 _USERS = "users"
+_HUGE = "CONFIG_TRANSPARENT_HUGEPAGE"
+#: Built completely for another target.
+_MEMORY = "mm/"
 #: Part of the cache key. Increase it when the set of compiled files or the evaluation changes.
 _RULES = 2
 
@@ -84,19 +88,50 @@ def without(configuration: Configuration, option: str) -> Configuration:
     )
 
 
-def compile_without(
+def on_target(configuration: Configuration, name: str) -> Configuration:
+    """A configuration for a separate workshop that compiles for another target.
+
+    The options are those that exist there, of which only those of the target and transparent huge pages are needed.
+
+    Args:
+        name: one of :data:`OTHER_TARGETS`.
+    """
+    target = OTHER_TARGETS[name]
+    needed = {**target.options, _HUGE: configuration.requested.get(_HUGE, "n")}
+    requested = {**configuration.requested, **needed}
+    foreign = ("CONFIG_X86", "CONFIG_64BIT") if target.architecture != HOST.architecture else ()
+    names = {**dict(configuration.others.values()), **requested}
+    lines = [
+        line_of(option, value)
+        for option, value in sorted(names.items())
+        if option in target.options or not option.startswith(foreign or ("-",))
+    ]
+    suffix = re.sub(r"[^a-z0-9]+", "-", name.lower())
+    return replace(
+        configuration,
+        flavour=f"{configuration.flavour}-{suffix}",
+        text="".join(lines),
+        requested=needed,
+        digest=f"{configuration.digest}-for-{name}-{digest({'options': dict(target.options)})[:8]}",
+        optional=frozenset(),
+        elsewhere=frozenset(),
+        others={},
+        target=target,
+    )
+
+
+def compile_changed(
     tree: PatchedTree,
-    configuration: Configuration,
-    option: str,
+    changed: Configuration,
     baseline: KernelBuild,
     cache: Cache,
     events: Events,
     jobs: int | None = None,
 ) -> Compiled:
-    """Compile the affected files with an option off, or take the result from the cache.
+    """Compile the affected files in a changed configuration, or take the result from the cache.
 
     Args:
-        configuration: the configuration with the option on.
+        changed: the configuration with an option off, or for another target.
         baseline: the baseline kernel in that configuration, for the symbols that it defines.
 
     Raises:
@@ -104,13 +139,12 @@ def compile_without(
         InfrastructureError: the host failed.
     """
     sources = sorted({*touched_sources(tree), *_users(tree, cache)})
-    return _compile(tree, without(configuration, option), sources, baseline, cache, events, jobs)
+    return _compile(tree, changed, sources, baseline, cache, events, jobs)
 
 
-def compile_parent_without(
+def compile_parent(
     parent: PatchedTree,
-    configuration: Configuration,
-    option: str,
+    changed: Configuration,
     objects: Sequence[str],
     baseline: KernelBuild,
     cache: Cache,
@@ -122,7 +156,7 @@ def compile_parent_without(
         Repository(parent.repository).git("ls-tree", "-r", "--name-only", parent.commit).stdout.split()
     )
     sources = [source for name in objects if (source := f"{name.removesuffix('.o')}.c") in there]
-    return _compile(parent, without(configuration, option), sources, baseline, cache, events, jobs)
+    return _compile(parent, changed, sources, baseline, cache, events, jobs)
 
 
 def _users(tree: PatchedTree, cache: Cache) -> list[str]:
@@ -153,7 +187,7 @@ def _compile(
         "configuration": configuration.digest,
         "sources": list(sources),
         "baseline": baseline.digest,
-        "tools": list(tool_versions()),
+        "tools": list(tool_versions(configuration.target)),
         "pinned": pinned(configuration),
     }
 
@@ -168,9 +202,12 @@ def _compile(
                 objects = enabled_objects(workshop, sources)
                 facts["objects"] = objects
                 if objects:
-                    workshop.build(tree, jobs or os.cpu_count() or 1, objects)
+                    whole = (_MEMORY,) if configuration.target != HOST else ()
+                    workshop.build(tree, jobs or os.cpu_count() or 1, [*objects, *whole])
                     facts["warnings"] = workshop.warnings_of(objects)
-                    facts["undefined"] = _undefined(tree, workshop, objects, baseline)
+                    facts["undefined"] = _undefined(
+                        tree, workshop, objects, baseline, f"{configuration.target.cross}nm"
+                    )
             except DoesNotCompileError as error:
                 facts["error"] = str(error)
             if workshop.log.is_file():
@@ -222,24 +259,24 @@ def _text(directory: PurePosixPath) -> str:
 
 
 def _undefined(
-    tree: PatchedTree, workshop: Workshop, objects: Sequence[str], baseline: KernelBuild
+    tree: PatchedTree, workshop: Workshop, objects: Sequence[str], baseline: KernelBuild, nm: str
 ) -> list[str]:
     words = added_words(tree)
     wanted: dict[str, str] = {}
     defined: set[str] = set()
     for name in objects:
-        for symbol, kind in _symbols(workshop.objects / name):
+        for symbol, kind in _symbols(workshop.objects / name, nm):
             if kind == "U":
                 wanted.setdefault(symbol, name)
             elif kind not in "wv":  # an undefined weak symbol is 0 and links
                 defined.add(symbol)
     missing = {symbol for symbol in set(wanted) - defined if symbol in words}
     if missing:
-        missing -= {symbol for symbol, kind in _symbols(baseline.vmlinux) if kind != "U"}
+        missing -= {symbol for symbol, kind in _symbols(baseline.vmlinux, "nm") if kind != "U"}
     return [f"{wanted[symbol]}: undefined reference to `{symbol}'" for symbol in sorted(missing)]
 
 
-def _symbols(path: Path) -> list[tuple[str, str]]:
+def _symbols(path: Path, nm: str) -> list[tuple[str, str]]:
     """Name and type of each symbol (nm(1))."""
-    lines = run(["nm", str(path)]).stdout.splitlines()
+    lines = run([nm, str(path)]).stdout.splitlines()
     return [(match[2], match[1]) for line in lines if (match := re.search(r"(\w) (\S+)$", line))]

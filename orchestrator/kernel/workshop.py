@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from filelock import Timeout
@@ -27,11 +27,10 @@ from orchestrator.events import Step
 from orchestrator.kernel.build_log import blames_source, compiled, error_of, host_trouble, warnings_by_object
 from orchestrator.kernel.config import Configuration, check_survived
 from orchestrator.kernel.repository import Repository
+from orchestrator.kernel.target import tool_versions
 from orchestrator.kernel.tree import PatchedTree
-from orchestrator.process import Completed, run, tied, version_of
+from orchestrator.process import Completed, run, tied
 
-#: Name of the architecture in make and in the kernel.
-ARCHITECTURE = "x86_64"
 #: Settings that would otherwise differ between builds of one tree (Documentation/kbuild/reproducible-builds.rst).
 _PINNED: Mapping[str, str] = {
     "KBUILD_BUILD_TIMESTAMP": "2000-01-01 00:00:00 +0000",
@@ -93,16 +92,6 @@ def pinned(configuration: Configuration) -> dict[str, str]:
     return {**_PINNED, **relative}
 
 
-@lru_cache(maxsize=1)
-def tool_versions() -> tuple[str, ...]:
-    """Version lines of compiler and linker.
-
-    Raises:
-        InfrastructureError: one of them is not installed.
-    """
-    return tuple(map(version_of, ("gcc", "ld")))
-
-
 @dataclass(frozen=True)
 class _State:
     """The state of a workshop between two uses.
@@ -130,7 +119,8 @@ def _flavour_of(configuration: Configuration) -> str:
 def _name_of(configuration: Configuration) -> str:
     # The name contains neither source nor configuration: both are switched like a stage, and kbuild recompiles what
     # depends on the changed files and options.
-    return f"build-{_flavour_of(configuration)}-{digest({'tools': list(tool_versions())})[:8]}"
+    tools = list(tool_versions(configuration.target))
+    return f"build-{_flavour_of(configuration)}-{digest({'tools': tools})[:8]}"
 
 
 class Workshop:
@@ -243,14 +233,15 @@ class Workshop:
         kbuild = next((each for name in names if (each := self.source / directory / name).is_file()), None)
         if kbuild is None:
             return []
+        target = self._configuration.target
         variables = {
             "srctree": str(self.source),
             "objtree": str(self.objects),
             "src": str(self.source / directory),
             "obj": directory,
-            "ARCH": ARCHITECTURE,
-            "SRCARCH": "x86",
-            "BITS": "64",
+            "ARCH": target.architecture,
+            "SRCARCH": target.directory,
+            "BITS": str(target.bits),
         }
         done = run(
             ["make", "-s", "-f", "-", *(f"{name}={value}" for name, value in variables.items()), "all"],
@@ -434,7 +425,9 @@ class Workshop:
         )
 
     def _command(self, words: Sequence[str]) -> list[str]:
-        compiler = "ccache gcc" if self._has_ccache else "gcc"
+        cache = "ccache " if self._has_ccache else ""
+        target = self._configuration.target
+        cross = [f"CROSS_COMPILE={target.cross}"] if target.cross else []
         variables = {
             name: value.format(source=self.source, objects=self.objects)
             for name, value in pinned(self._configuration).items()
@@ -446,10 +439,11 @@ class Workshop:
                 "-C",
                 str(self.source),
                 f"O={self.objects}",
-                f"ARCH={ARCHITECTURE}",
+                f"ARCH={target.architecture}",
                 "--no-print-directory",
             ),
-            *(f"CC={compiler}", f"HOSTCC={compiler}", "KCONFIG_CONFIG=.config"),
+            *(*cross, *target.words),
+            *(f"CC={cache}{target.program}", f"HOSTCC={cache}gcc", "KCONFIG_CONFIG=.config"),
             *(f"{name}={value}" for name, value in variables.items()),
             *words,
         ]
@@ -518,5 +512,6 @@ def _configures(path: str) -> bool:
     return (
         PurePosixPath(path).name.startswith("Kconfig")
         or path.startswith("scripts/")
-        or path in ("Makefile", "arch/x86/Makefile")
+        or path == "Makefile"
+        or re.fullmatch(r"arch/\w+/Makefile", path) is not None
     )

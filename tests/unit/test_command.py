@@ -18,6 +18,7 @@ from orchestrator.guest.image import compile_workload
 from orchestrator.guest.ssh import Finished
 from orchestrator.guest.workload import (
     WorkloadFailed,
+    check_parameters,
     known_workloads,
     load_workload,
     own_directories,
@@ -208,7 +209,6 @@ def test_a_manifest_may_name_any_program(manifest: Path, tmp_path: Path) -> None
         ("{memory}", "{memorry}", "{memorry} is not a parameter, did you mean memory"),
         ("pattern = 'rate: ([0-9.]+)'", "", "pattern: this key is missing"),
         ("([0-9.]+)", "([0-9.]+", "not a regular expression"),
-        ("bench.sh", "gone.sh", "gone.sh: cannot be copied into the guest"),
     ],
 )
 def test_a_bad_manifest_of_a_command_is_one_clear_sentence(
@@ -234,6 +234,16 @@ def test_workloads_of_the_user_are_known_beside_those_of_the_project(
     (own / "chunk" / "mine.toml").rename(own / "chunk" / "chunk.toml")
     with pytest.raises(UserError, match="there is another workload chunk"):
         known_workloads(project, [own])
+
+
+def test_a_file_that_is_missing_only_stops_the_workload_that_needs_it(manifest: Path) -> None:
+    manifest.write_text(MANIFEST.replace("bench.sh", "gone.sh"))
+    known = known_workloads(ROOT / "guest_workloads", [manifest.parent.parent])
+    assert known["mine"].parameters and not known["chunk"].fault
+    check_parameters(known, "chunk", {})
+    with pytest.raises(UserError, match=r"gone\.sh: cannot be copied into the guest") as error:
+        check_parameters(known, "mine", {})
+    assert str(manifest) in str(error.value)
 
 
 def test_the_program_measures_the_command_from_outside(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from orchestrator.store.manifest import (
     BaseRecord,
     CalibrationRecord,
     Code,
+    OtherKernelRecord,
     SourceRecord,
     VariantRecord,
 )
@@ -82,6 +83,13 @@ def test_variants_of_one_run_on_different_bases_are_marked() -> None:
     run = made_up("mixed", {"variants": (first, *between, last)})
     (note,) = loud(run)
     assert "6.12.118-1" in note and last.name in note and first.name in note
+
+
+@pytest.mark.parametrize("own", [{"source": "linux#topic"}, {"kernel": "/tmp/bzImage"}])
+def test_a_variant_that_is_to_have_another_base_is_not_marked(own: dict[str, str]) -> None:
+    *others, last = QUIET.manifest().variants
+    other = OtherKernelRecord(patchset="baseline", **own)
+    assert not loud(made_up("two", {"variants": (*others, replace(last, base=OTHER, other=other))}))
 
 
 def test_an_unchecked_base_and_merged_stages_are_noted() -> None:

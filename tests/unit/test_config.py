@@ -8,7 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.errors import UserError
-from orchestrator.kernel.config import check_survived, configuration, flavours, line_of, parse_line
+from orchestrator.kernel.config import (
+    check_survived,
+    configuration,
+    flavours,
+    line_of,
+    parse_line,
+    with_settings,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -130,3 +137,17 @@ def test_other_versions_may_lack_an_option_or_name_it_otherwise(tmp_path: Path) 
     assert configuration(tmp_path, "measure").digest == asked.digest
     # What a person asks for is not optional.
     assert not configuration(tmp_path, "measure", extra={"CONFIG_ZRAM": "y"}).optional & {"CONFIG_ZRAM"}
+
+
+def test_a_compiler_is_part_of_a_flavour() -> None:
+    flavour = with_settings("measure", ["CONFIG_KSM=n"], "clang")
+    assert flavour == "measure+cc=clang+CONFIG_KSM=n"
+    chosen = configuration(ROOT / "vm_images", flavour)
+    assert (chosen.flavour, chosen.target.program, chosen.requested["CONFIG_KSM"]) == (
+        "measure",
+        "clang",
+        "n",
+    )
+    assert with_settings("measure", (), "gcc") == with_settings("measure", ()) == "measure"
+    with pytest.raises(UserError, match="--cc icc: unknown compiler"):
+        with_settings("measure", (), "icc")

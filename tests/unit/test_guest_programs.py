@@ -162,6 +162,19 @@ def test_a_workload_says_that_khugepaged_did_not_get_round(
     assert records[-1]["reason"] == "khugepaged did not finish its scans, or does not run"
 
 
+def test_fault_ranges_in_fragmented_memory(programs: Mapping[str, Path]) -> None:
+    workload = WORKLOADS["thpscale"]
+    given = {**workload.quick, "fragment_percent": "0"}  # not on a host that others use
+    records, fault, status = run(programs["thpscale"], arguments(workload, **given))
+    assert (fault, status) == (None, 0), records[-1]
+    observed = {o.metric: o.value for o in observations_of(records, workload, "ns")}
+    either = {"huge_fault_ns.mean", "base_fault_ns.mean"}
+    declared = {m.replace("{clock}", "ns") for m in workload.metrics}
+    assert set(observed) | either == declared and set(observed) & either
+    assert 0 < observed["first_ns.p50"] <= observed["first_ns.p95"] <= observed["first_ns.max"]
+    assert observed["fill_ns.mean"] > observed["first_ns.p50"]
+
+
 def test_every_workload_has_a_quick_size() -> None:
     assert [name for name, workload in WORKLOADS.items() if not workload.quick] == []
 

@@ -454,6 +454,18 @@ def test_a_package_may_have_moved_its_files_below_usr(project: Project, tmp_path
     assert "bin/busybox" in unpack(built.initramfs.read_bytes())
 
 
+def test_a_package_may_have_data_that_a_program_reads(project: Project, tmp_path: Path) -> None:
+    data = tmp_path / "packages" / "usr/share/toy"
+    data.mkdir(parents=True)
+    (data / "words").write_text("the\n")
+    recipe = project.vm_images / "guest" / "recipe.toml"
+    recipe.write_text(RECIPE.replace('"/bin/busybox"]', '"/bin/busybox", "/usr/share/toy/words"]'))
+    built = image_artefact(project, Cache(tmp_path / "cache"), Events()).obtain()
+    unpacked = unpack(built.initramfs.read_bytes())
+    assert unpacked["usr/share/toy/words"][1] == b"the\n"
+    assert [unpacked[path][0] & 0o777 for path in ("usr/share/toy/words", "bin/busybox")] == [0o644, 0o755]
+
+
 def test_a_file_that_its_package_lacks_is_reported(project: Project, tmp_path: Path) -> None:
     recipe = project.vm_images / "guest" / "recipe.toml"
     recipe.write_text(RECIPE.replace('"/bin/busybox"]', '"/bin/busybox", "/bin/gone"]'))

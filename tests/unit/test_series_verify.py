@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,15 +13,19 @@ from typing import Any
 
 import pytest
 from fake_tree import FILES, git
+from guest_data import ROOT
 from records import MANIFEST
 
 from orchestrator.cache import Cache
 from orchestrator.cli.application import status_of
+from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.events import Event, Events
 from orchestrator.execution.bench import Bench
 from orchestrator.execution.verify import run as series_verification
 from orchestrator.execution.verify.answer import CHECKS, StageReport, State
 from orchestrator.execution.verify.inventory import Inventory, KnobFacts
+from orchestrator.execution.verify.report import table
+from orchestrator.execution.verify.request import VerificationRequest
 from orchestrator.execution.verify.run import SeriesVerification, wrong_names
 from orchestrator.kernel.build import KernelBuild
 from orchestrator.kernel.series import load_series
@@ -39,6 +44,8 @@ ifneq ($(shell grep CONFIG_NUMA=y $(O)/.config 2>/dev/null),)
 all += $(shell sed -n 's/^obj-$$(CONFIG_NUMA) += //p' $(S)mm/Makefile)
 endif
 
+target := $(if $(W),-Wextra) $(if $(filter i386,$(ARCH)),-m32) $(if $(CROSS_COMPILE),-DCROSS)
+
 allnoconfig:
 	cp $(KCONFIG_ALLCONFIG) $(O)/.config
 olddefconfig: ;
@@ -47,9 +54,10 @@ bzImage: $(addprefix mm/,$(all))
 	mkdir -p $(O)/arch/x86/boot $(O)/include/config
 	cp $(O)/vmlinux $(O)/arch/x86/boot/bzImage
 	echo 6.12 >$(O)/include/config/kernel.release
-.PHONY: mm/%.o
+mm/: $(addprefix mm/,$(all))
+.PHONY: mm/ mm/%.o
 mm/%.o: FORCE
-	@echo '  CC      $@'; mkdir -p $(O)/mm; cd $(O); gcc $(flags) -c -o $@ $(S)mm/$*.c
+	@echo '  CC      $@'; mkdir -p $(O)/mm; cd $(O); $(CC) $(flags) $(target) -c -o $@ $(S)mm/$*.c
 	@$(if $(C),echo '  CHECK   $(S)mm/$*.c'; $(CHECK) $(flags) $(S)mm/$*.c)
 FORCE:
 """
@@ -80,6 +88,12 @@ print "CHECK:STYLE: this is bad style\n#1: FILE: mm/memory.c:1:\n+BAD STYLE\n\n"
 print "total: 0 errors, 0 warnings, ${bad} checks, 10 lines checked\n";
 exit($bad ? 1 : 0);
 """
+#: Like the tree's own program: names what is documented and not there.
+_KERNEL_DOC = """\
+#!/bin/sh
+shift
+grep -n '@[a-z]*:' "$@" /dev/null | sed -E 's/^([^:]+:[0-9]+):.*@([a-z]+):.*/\\1 warning: Excess parameter \\2/' >&2
+"""
 _TREE = {
     **FILES,
     "Makefile": _MAKEFILE,
@@ -89,6 +103,7 @@ _TREE = {
     "mm/numa.c": "#include <linux/mm.h>\nint far_node(void) { return 2; }\n",
     "include/linux/mm.h": _HEADER,
     "scripts/checkpatch.pl": _CHECKPATCH,
+    "scripts/kernel-doc": _KERNEL_DOC,
 }
 _HARMLESS = _MEMORY.replace("return 0;", "return 1;")
 #: Stages as the files they write; what is asked of a bad one stands in place of one of them.
@@ -193,6 +208,7 @@ class Laboratory:
             path = root / "linux" / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
+        (root / "linux" / "scripts" / "kernel-doc").chmod(0o755)
         git(root / "linux", "init", "-q")
         git(root / "linux", "add", "-Af")
         git(root / "linux", "commit", "-qm", "Linux")
@@ -309,6 +325,62 @@ def test_a_warning_that_only_an_option_hides(laboratory: Laboratory, check: str,
     reports = laboratory.verify(["build", "THP=n", "NUMA=n", "MEMCG=n"])
     assert failures(reports) == {2: [check]}
     assert reports[1].answers[check].detail.count("\n") == 0
+
+
+@pytest.mark.parametrize(
+    ("check", "line", "said"),
+    [
+        ("W=1", "return 2 + (1u > -1);", "comparison of integer expressions of different signedness"),
+        ("i386", "return 2 / (sizeof(long) == 8);", "division by zero"),
+        ("KSM=n", "return 2;\n#ifndef CONFIG_KSM\n\tint fresh_warning;\n#endif", "fresh_warning"),
+        ("kernel-doc", "return 2; /* @nobody: not there */", "Excess parameter nobody"),
+    ],
+)
+def test_a_check_that_was_asked_for_finds_what_no_other_does(
+    laboratory: Laboratory, check: str, line: str, said: str
+) -> None:
+    fragment = laboratory.root / "vm_images" / "kernel" / "base.config"
+    fragment.write_text(fragment.read_text() + "CONFIG_KSM=y\n")
+    laboratory.replace_stage(2, {"mm/memory.c": _GOOD[1]["mm/memory.c"].replace("return 2;", line)})
+    reports = laboratory.verify(["build", "NUMA=n", check])
+    assert failures(reports) == {2: [check]}
+    detail = reports[1].answers[check].detail
+    assert said in detail and "old_warning" not in detail
+
+
+def test_a_compiler_that_is_missing_is_named_before_anything_is_built(
+    laboratory: Laboratory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missing = "powerpc64le-linux-gnu-gcc"
+    monkeypatch.setattr(shutil, "which", lambda name: None if name == missing else f"/usr/bin/{name}")
+    with pytest.raises(InfrastructureError, match="install the Debian package gcc-powerpc64le-linux-gnu"):
+        laboratory.verify(["build", "powerpc64le"])
+
+
+def test_options_to_switch_take_the_place_of_the_usual_ones() -> None:
+    def asked(**given: Sequence[str]) -> tuple[str, ...]:
+        return VerificationRequest.parse(
+            (), given.pop("checks", ()), "1x512M", load_series(ROOT / "kernel_patches"), **given
+        ).checks
+
+    assert asked() == tuple(CHECKS)
+    assert asked(without=["KSM,SWAP", "CONFIG_NUMA"], also=["i386", "kernel-doc"]) == (
+        "applies", "checkpatch", "build", "NUMA=n", "KSM=n", "SWAP=n", "kernel-doc", "i386", "sparse", "boots",
+        "smoke", "names",
+    )  # fmt: skip
+    assert asked(checks=["build"], also=["W=1"]) == ("build", "W=1")
+    for given, sentence in (
+        ({"also": ["i368"]}, "did you mean i386"),
+        ({"without": ["ksm"]}, "name of an option"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            asked(**given)
+
+
+def test_a_table_has_a_column_for_each_check_that_was_made(laboratory: Laboratory) -> None:
+    reports = laboratory.verify(["build", "KSM=n"])
+    head = table({"stages": [report.to_json() for report in reports]}, 200).splitlines()[0]
+    assert "KSM=n" in head.split() and "i386" not in head.split()
 
 
 def test_a_function_that_is_not_there_without_the_option_is_missed_at_link_time(

@@ -14,8 +14,8 @@ from orchestrator import process
 from orchestrator.cli import option
 from orchestrator.cli.application import _Commands, status_of
 from orchestrator.execution.correctness.suite import SUITES
-from orchestrator.execution.verify.answer import CHECKS
-from orchestrator.kernel.workshop import tool_versions
+from orchestrator.execution.verify.answer import CHECKS, OPTIONAL
+from orchestrator.kernel import target
 from orchestrator.model.chunk_test import PATTERNS
 from orchestrator.model.generator import PROFILES
 
@@ -81,7 +81,7 @@ def place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 def test_a_dry_run_asks_each_question_once(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = dry_run(place)
     process._version_line.cache_clear()
-    tool_versions.cache_clear()
+    target._versions.cache_clear()
     with counted() as started:
         assert status_of(["--quiet", *arguments]) == 0
     assert "to be built" not in capsys.readouterr().out.partition("{")[0].rpartition("}")[2]
@@ -101,6 +101,7 @@ def test_a_dry_run_imports_neither_tables_nor_ssh(place: Path) -> None:
         (option.PATTERNS, PATTERNS),
         (option.SUITES, SUITES),
         (option.CHECKS, CHECKS),
+        (option.MORE_CHECKS, OPTIONAL),
     ],
 )
 def test_what_help_enumerates_is_what_there_is(named: str, known: tuple[str, ...]) -> None:

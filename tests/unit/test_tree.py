@@ -105,6 +105,14 @@ def test_a_longer_series_goes_on_from_a_shorter_one(tmp_path: Path, source: Sour
     assert "address + 3" in content(longer, "mm/memory.c"), "it needs the shorter one's objects"
 
 
+def test_a_tree_has_one_pack_and_no_loose_objects(tmp_path: Path, source: SourceTree, cache: Cache) -> None:
+    patches = write_series(tmp_path / "patches")
+    for patchset in ("stage-1", "full"):  # the second starts with the objects of the first
+        objects = applied(source, patches, patchset, cache).repository / "objects"
+        assert len(list(objects.glob("pack/*.pack"))) == 1
+        assert not list(objects.glob("[0-9a-f][0-9a-f]/*"))
+
+
 def test_a_patch_that_moves_a_file(tmp_path: Path, source: SourceTree, cache: Cache) -> None:
     patches = write_series(tmp_path / "patches")
     header = (patches / "6.12/0001.patch").read_text().partition("diff --git")[0]

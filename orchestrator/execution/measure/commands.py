@@ -106,6 +106,9 @@ def check_known(recorded: Mapping[str, WorkloadRecord], known: Mapping[str, Work
         raise UserError(
             f"there is no workload {missing[0]} any more; if it is one of yours, give --workloads DIR again."
         )
+    for name in recorded:
+        if known[name].fault:
+            raise UserError(known[name].fault)
 
 
 def _name_of(text: str, taken: Mapping[str, object]) -> str:

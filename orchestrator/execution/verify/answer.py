@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 
 from orchestrator.kernel.series import Stage
+from orchestrator.kernel.target import OTHER_TARGETS
 from orchestrator.store.outcome import Outcome
 
 #: Check -> the option that is off.
@@ -20,9 +22,37 @@ WITHOUT: Mapping[str, str] = {
 APPLIES, STYLE, BUILD, SPARSE, BOOTS, SMOKE, NAMES = (
     "applies", "checkpatch", "build", "sparse", "boots", "smoke", "names",
 )  # fmt: skip
-#: In order of execution: fast checks first.
+#: In order of execution: fast checks first. All others have to be asked for.
 CHECKS: Sequence[str] = (APPLIES, STYLE, BUILD, *WITHOUT, SPARSE, BOOTS, SMOKE, NAMES)
 GUEST_CHECKS = (BOOTS, SMOKE, NAMES)
+DOCUMENTATION = "kernel-doc"
+#: Checks that need other compilers, or that few trees pass: not made unless asked for.
+OPTIONAL: Sequence[str] = (DOCUMENTATION, *OTHER_TARGETS)
+_OFF = re.compile(r"(?P<option>[A-Z0-9_]+)=n")
+
+
+def is_check(name: str) -> bool:
+    """Whether there is such a check."""
+    return name in CHECKS or name in OPTIONAL or _OFF.fullmatch(name) is not None
+
+
+def option_off(check: str) -> str | None:
+    """The option of the kernel configuration that is off in a check; None for all other checks.
+
+    >>> option_off("THP=n"), option_off("KSM=n"), option_off("W=1")
+    ('CONFIG_TRANSPARENT_HUGEPAGE', 'CONFIG_KSM', None)
+    """
+    match = _OFF.fullmatch(check)
+    return WITHOUT.get(check, f"CONFIG_{match['option']}") if match else None
+
+
+def in_order(checks: Iterable[str]) -> tuple[str, ...]:
+    """Checks in the order in which they are made and shown, each once."""
+    asked = set(checks)
+    off = sorted(check for check in asked - set(CHECKS) if option_off(check))
+    at = CHECKS.index(SPARSE)
+    whole = (*CHECKS[:at], *off, *OPTIONAL, *CHECKS[at:])
+    return tuple(check for check in whole if check in asked)
 
 
 class State(StrEnum):
@@ -91,4 +121,5 @@ def outcome_of(check: str, answer: CheckResult) -> Outcome:
         return Outcome(named)
     if check == BOOTS:
         return Outcome.BOOT_FAILED
-    return Outcome.BUILD_FAILED if check in (APPLIES, BUILD, *WITHOUT) else Outcome.WORKLOAD_FAILED
+    is_build = check in (APPLIES, BUILD, *OTHER_TARGETS) or option_off(check) is not None
+    return Outcome.BUILD_FAILED if is_build else Outcome.WORKLOAD_FAILED

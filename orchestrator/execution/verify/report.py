@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from orchestrator.analysis.layout import WIDTH, listing, text_of
-from orchestrator.execution.verify.answer import CHECKS, State
+from orchestrator.execution.verify.answer import CHECKS, State, in_order
 
 #: File in the run directory.
 TEXT = "verification.txt"
@@ -21,11 +21,12 @@ def table(summary: Mapping[str, Any], width: int = WIDTH) -> str:
         width: columns of the table; output of checks is not wrapped.
     """
     stages = summary["stages"]
+    columns = in_order({*CHECKS, *(check for stage in stages for check in stage["checks"])})
     rows = [
-        (f"{stage['number']:2} {stage['name']}", *(stage["checks"][check]["state"] for check in CHECKS))
+        (f"{stage['number']:2} {stage['name']}", *(_state(stage, check) for check in columns))
         for stage in stages
     ]
-    lines = [text_of(listing(rows, width, ("stage", *CHECKS)))]
+    lines = [text_of(listing(rows, width, ("stage", *columns)))]
     states = []
     for stage in stages:
         for check, answer in stage["checks"].items():
@@ -37,3 +38,8 @@ def table(summary: Mapping[str, Any], width: int = WIDTH) -> str:
     ok, failed, left = (states.count(state) for state in (State.OK, State.FAILED, State.NOT_MADE))
     lines += ["", f"{ok} ok, {failed} failed, {left} not run."]
     return "\n".join(lines)
+
+
+def _state(stage: Mapping[str, Any], check: str) -> str:
+    answer = stage["checks"].get(check)
+    return str(answer["state"] if answer else State.NOT_MADE)

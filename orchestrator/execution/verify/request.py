@@ -11,7 +11,7 @@ from typing import Final
 from orchestrator.errors import UserError
 from orchestrator.execution.bench import Bench
 from orchestrator.execution.provenance import begin, topology_of, variant_record
-from orchestrator.execution.verify.answer import CHECKS
+from orchestrator.execution.verify.answer import CHECKS, OPTIONAL, in_order, is_check, option_off
 from orchestrator.experiment.variant import Variant
 from orchestrator.kernel.series import BASELINE, Series, Stage
 from orchestrator.machine.topology import Topology
@@ -37,7 +37,16 @@ _TITLES: Final = {
     "boots": "A guest boots",
     "smoke": "The smoke workload passes",
     "names": "Knobs and counters are those of series.toml",
+    "kernel-doc": "kernel-doc finds nothing new",
+    "clang": "It compiles with clang without new warnings",
+    "W=1": "It compiles with W=1 without new warnings",
 }
+
+
+def _title_of(check: str) -> str:
+    option = option_off(check)
+    by_default = f"It builds without {option}" if option else f"It compiles for {check} without new warnings"
+    return _TITLES.get(check, by_default)
 
 
 @dataclass(frozen=True)
@@ -46,7 +55,7 @@ class VerificationRequest:
 
     Args:
         stages: numbers of the stages, in order.
-        checks: names of the checks, in the order of :data:`CHECKS`.
+        checks: names of the checks, in the order in which they are made.
         topology: topology of the guests.
     """
 
@@ -56,20 +65,36 @@ class VerificationRequest:
 
     @classmethod
     def parse(
-        cls, stages: Sequence[str], checks: Sequence[str], topology: str, series: Series
+        cls,
+        stages: Sequence[str],
+        checks: Sequence[str],
+        topology: str,
+        series: Series,
+        without: Sequence[str] = (),
+        also: Sequence[str] = (),
     ) -> VerificationRequest:
         """The request of a command line.
 
         Args:
             stages: numbers or names of stages; empty for all.
-            checks: names of checks; empty for all.
+            checks: names of checks; empty for all of :data:`CHECKS`.
+            without: options to turn off instead of the usual ones, as ``KSM`` or ``CONFIG_KSM``, also several with
+                commas.
+            also: checks to add.
 
         Raises:
             UserError: unknown stage or check.
         """
-        for check in checks:
-            if check not in CHECKS:
-                raise UserError(f"--only {check}: unknown check; {hint(check, CHECKS)}")
+        for flag, named in (("--only", checks), ("--also", also)):
+            for check in named:
+                if not is_check(check):
+                    raise UserError(f"{flag} {check}: unknown check; {hint(check, (*CHECKS, *OPTIONAL))}")
+        off = [name.strip().removeprefix("CONFIG_") for names in without for name in names.split(",")]
+        for name in off:
+            if not is_check(f"{name}=n"):
+                raise UserError(
+                    f"--without {name}: write the name of an option, as in --without KSM,SWAP,NUMA."
+                )
         known = {name for stage in series.stages for name in (str(stage.number), stage.name)}
         for name in stages:
             if name not in known:
@@ -80,7 +105,8 @@ class VerificationRequest:
             for stage in series.stages
             if not stages or {str(stage.number), stage.name} & set(stages)
         ]
-        made = tuple(check for check in CHECKS if not checks or check in checks)
+        usual = [check for check in CHECKS if not (off and option_off(check))]
+        made = in_order([*(checks or usual), *(f"{name}=n" for name in off), *also])
         return cls(tuple(chosen), made, Topology.parse(topology))
 
     @classmethod
@@ -125,7 +151,7 @@ class VerificationRequest:
             self.topology,
             command,
             variants=[variant_record(variant, bench) for variant in variants],
-            workloads={check: WorkloadRecord(title=_TITLES[check]) for check in self.checks},
+            workloads={check: WorkloadRecord(title=_title_of(check)) for check in self.checks},
             cells=[self.cell(stage, check) for stage in stages for check in self.checks],
         )
         return replace(begun, verification=VerificationRecord(stages=self.stages, checks=self.checks))

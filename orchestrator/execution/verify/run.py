@@ -26,29 +26,35 @@ from orchestrator.execution.verify.answer import (
     BOOTS,
     BUILD,
     CHECKS,
+    DOCUMENTATION,
     GUEST_CHECKS,
     NAMES,
     SMOKE,
     SPARSE,
     STYLE,
-    WITHOUT,
     CheckResult,
     StageReport,
     State,
+    in_order,
+    option_off,
     outcome_of,
 )
 from orchestrator.execution.verify.inventory import Inventory, take_inventory
 from orchestrator.execution.verify.request import VerificationRequest
 from orchestrator.kernel.build import BuildFailed, KernelBuild
 from orchestrator.kernel.checkpatch import review
+from orchestrator.kernel.config import Configuration
 from orchestrator.kernel.diagnostics import added
+from orchestrator.kernel.kernel_doc import documentation_findings
 from orchestrator.kernel.series import BASELINE, Series, Stage
 from orchestrator.kernel.sparse import checking, findings_in, new_findings
 from orchestrator.kernel.stage_change import StageChange, last_change, touched_sources
+from orchestrator.kernel.target import OTHER_TARGETS
 from orchestrator.kernel.tree import PatchedTree, apply_stages
-from orchestrator.kernel.without_option import Compiled, compile_parent_without, compile_without
+from orchestrator.kernel.without_option import Compiled, compile_changed, compile_parent, on_target, without
 from orchestrator.kernel.workshop import DoesNotCompileError, Workshop
 from orchestrator.machine.topology import Topology
+from orchestrator.process import require
 from orchestrator.store.outcome import Outcome
 from orchestrator.store.run import CellRow, RunWriter
 
@@ -199,6 +205,9 @@ class SeriesVerification:
             InfrastructureError: the host failed; results so far are kept.
             UserError: the source or the configuration is invalid.
         """
+        for check in OTHER_TARGETS.keys() & set(self._checks):
+            for tool in OTHER_TARGETS[check].tools:
+                require(tool)
         with self._bench.events.step("verify") as step:
             _ = self._baseline  # do not count the import as part of the first check
             kinds = [self._kind(check) for check in self._parts()] * len(stages)
@@ -209,8 +218,7 @@ class SeriesVerification:
 
     def _parts(self) -> Sequence[str]:
         """The parts of a stage's verification; the checks in a guest are one part."""
-        alone = [check for check in CHECKS if check not in GUEST_CHECKS]
-        asked = [check for check in alone if check in self._checks or check == APPLIES]
+        asked = [check for check in in_order({APPLIES, *self._checks}) if check not in GUEST_CHECKS]
         return [*asked, _GUEST] if set(GUEST_CHECKS) & set(self._checks) else asked
 
     def _kind(self, part: str) -> str:
@@ -268,7 +276,9 @@ class SeriesVerification:
         makers: dict[str, Callable[[], CheckResult]] = {
             STYLE: lambda: self._style(stage, tree),
             BUILD: lambda: self._build(tree),
-            **{check: self._maker_without(tree, check) for check in WITHOUT},
+            **{check: self._maker_changed(tree, check) for check in self._checks if option_off(check)},
+            **{check: self._maker_changed(tree, check) for check in OTHER_TARGETS},
+            DOCUMENTATION: lambda: self._documentation(stage, tree),
             SPARSE: lambda: self._sparse(stage, tree),
         }
         with self._bench.events.step(name, part=True):
@@ -366,14 +376,16 @@ class SeriesVerification:
             mine = added(self._kernel_before(tree).warnings, mine)
         return CheckResult(State.FAILED, _shortened("\n".join(mine)), kernel.log) if mine else _OK
 
-    def _maker_without(self, tree: PatchedTree, check: str) -> Callable[[], CheckResult]:
-        return lambda: self._build_without(tree, WITHOUT[check])
+    def _maker_changed(self, tree: PatchedTree, check: str) -> Callable[[], CheckResult]:
+        usual, option = self._bench.configuration(), option_off(check)
+        return lambda: self._build_changed(
+            tree, on_target(usual, check) if option is None else without(usual, option)
+        )
 
-    def _build_without(self, tree: PatchedTree, option: str) -> CheckResult:
+    def _build_changed(self, tree: PatchedTree, changed: Configuration) -> CheckResult:
         bench = self._bench
         baseline = self._kernel(self._baseline)
-        common = (bench.configuration(), option)
-        done = compile_without(tree, *common, baseline, bench.cache, bench.events, bench.build_jobs)
+        done = compile_changed(tree, changed, baseline, bench.cache, bench.events, bench.build_jobs)
         if done.error or done.undefined:
             return CheckResult(State.FAILED, _shortened(done.error or "\n".join(done.undefined)), done.log)
         change = last_change(tree)
@@ -382,9 +394,9 @@ class SeriesVerification:
             objects = [name for name, own in done.warnings.items() if own]
 
             def compiled_at(number: int) -> Compiled:
-                return compile_parent_without(
+                return compile_parent(
                     self._tree(number),
-                    *common,
+                    changed,
                     objects,
                     baseline,
                     bench.cache,
@@ -398,6 +410,16 @@ class SeriesVerification:
             known = before.warnings if before else {}
             mine = added([line for own in known.values() for line in own], mine)
         return CheckResult(State.FAILED, _shortened("\n".join(mine)), done.log) if mine else _OK
+
+    def _documentation(self, stage: Stage, tree: PatchedTree) -> CheckResult:
+        bench = self._bench
+        files = last_change(tree).files
+        before, after = (
+            documentation_findings(each, files, bench.configuration(), bench.cache, bench.events)
+            for each in (self._tree(stage.number - 1), tree)
+        )
+        mine = added(before, after)
+        return CheckResult(State.FAILED, _shortened("\n".join(mine))) if mine else _OK
 
     def _sparse(self, stage: Stage, tree: PatchedTree) -> CheckResult:
         bench = self._bench

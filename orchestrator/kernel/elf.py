@@ -111,7 +111,7 @@ def has_pvh_entry(vmlinux: Path) -> bool:
     Raises:
         UserError: the file is not an ELF file.
     """
-    with _opened(vmlinux) as elf:
+    with opened(vmlinux) as elf:
         sections = [section for section in elf.iter_sections() if section["sh_type"] == "SHT_NOTE"]
         return any(_note_in(section.data(), b"Xen\0", _PVH_ENTRY) for section in sections)
 

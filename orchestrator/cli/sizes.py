@@ -30,7 +30,7 @@ def command(
             "--patchset",
             "-p",
             metavar="NAME",
-            help="Patchset to compare; kernels are built with debugging information if they are not in the cache.",
+            help="Patchset to compare; what is not in the cache is built.",
             autocompletion=completion.patchsets,
         ),
     ] = None,
@@ -76,7 +76,7 @@ def command(
         bool,
         typer.Option(
             "--no-structs",
-            help="Functions only: uses kernels without debugging information, as `run` builds them.",
+            help="Functions only, without compiling objects with debugging information.",
         ),
     ] = False,
     functions: Annotated[
@@ -124,9 +124,7 @@ def command(
         )
     missing = [name for name in wanted if not any(name in kernel.structures for kernel in kernels)]
     if missing:
-        raise UserError(
-            f"--struct {missing[0]}: neither init/main.c nor a source file of a changed function defines it."
-        )
+        raise UserError(f"--struct {missing[0]}: neither init/main.c nor a changed source file defines it.")
     found = growth(kernels[0], kernels[-1])
     if as_json:
         steps = [growth(kernels[0], kernel).to_json() for kernel in kernels[1:-1]]
@@ -139,7 +137,7 @@ def command(
 
 
 def _of_files(
-    terminal: Terminal, files: list[Path], run: str | None, wanted: tuple[str, ...], with_layouts: bool
+    terminal: Terminal, files: list[Path], run: str | None, wanted: tuple[str, ...], layouts: bool
 ) -> list[KernelSizes]:
     from orchestrator.errors import UserError
     from orchestrator.kernel.growth import ALWAYS, check_is_of, growth, sizes_of, with_structures
@@ -160,7 +158,7 @@ def _of_files(
         }
         names = [check_is_of(file, known, path.name) for file in files]
     plain = [sizes_of(name, file) for name, file in zip(names, files, strict=True)]
-    if not with_layouts:
+    if not layouts:
         return plain
     changes = growth(*plain).changes
     asked = (*ALWAYS, *wanted)
@@ -173,7 +171,7 @@ def _of_series(
     against: str,
     stages: bool,
     wanted: tuple[str, ...],
-    with_layouts: bool,
+    with_structures: bool,
     flavour: str,
     config_set: list[str] | None,
     source: str | None,
@@ -181,14 +179,9 @@ def _of_series(
     build_jobs: int | None,
 ) -> list[KernelSizes]:
     from orchestrator.kernel.config import with_settings
-    from orchestrator.kernel.growth import (
-        ALWAYS,
-        check_is_of,
-        growth,
-        sizes_of,
-        structures_in,
-        with_structures,
-    )
+    from orchestrator.kernel.debug_object import changed_sources, debug_objects
+    from orchestrator.kernel.growth import ALWAYS, check_is_of, sizes_of, structures_in, with_layouts
+    from orchestrator.kernel.structure import structures_of
 
     with terminal.events() as events:
         bench = terminal.bench(
@@ -207,21 +200,22 @@ def _of_series(
             for stage in last
             for name in structures_in(tree.patch_of(stage).read_text(encoding="utf-8", errors="replace"))
         )
-        kernels, files = [], []
+        kernels = []
         for name in names:
-            built = bench.kernel(name, dwarf=with_layouts)
+            built = bench.kernel(name)
             check_is_of(built.vmlinux, {built.build_id: name}, name)
             kernels.append(sizes_of(name, built.vmlinux))
-            files.append(built.vmlinux)
-        if not with_layouts:
+        if not with_structures:
             return kernels
-        with events.step("read structures"):
-            changes = growth(kernels[0], kernels[-1]).changes
-            asked = dict.fromkeys((*ALWAYS, *changed, *wanted))
-            return [
-                with_structures(kernel, file, asked, changes)
-                for kernel, file in zip(kernels, files, strict=True)
-            ]
+        asked = dict.fromkeys((*ALWAYS, *changed, *wanted))
+        sources = changed_sources(tree)
+        dwarf = bench.configuration(dwarf=True)
+        found = []
+        for kernel in kernels:
+            files = debug_objects(bench.tree(kernel.name), sources, dwarf, bench.cache, events, build_jobs)
+            with events.step("read structures", kernel.name, part=True):
+                found.append(with_layouts(kernel, structures_of(files, asked)))
+        return found
 
 
 def _between(first: tuple[Stage, ...], last: tuple[Stage, ...]) -> list[str]:

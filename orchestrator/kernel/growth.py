@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -159,10 +159,12 @@ def with_structures(
         UserError: the file has no debugging information.
     """
     near = [kernel.addresses[each.name] for each in changes if each.name in kernel.addresses]
-    found = structures(vmlinux, names, near)
-    return KernelSizes(
-        kernel.name, kernel.build_id, kernel.sections, kernel.functions, kernel.addresses, found
-    )
+    return with_layouts(kernel, structures(vmlinux, names, near))
+
+
+def with_layouts(kernel: KernelSizes, found: Mapping[str, Structure]) -> KernelSizes:
+    """The same kernel with the layouts of structures."""
+    return replace(kernel, structures=found)
 
 
 def structures_in(patch: str) -> tuple[str, ...]:
@@ -312,7 +314,7 @@ def _most_changed(changes: Sequence[FunctionChange], most: int) -> list[Function
 
 def _structures(found: Growth) -> list[str]:
     lines = [
-        f"{'Structure':<24} {'old':>6} {'new':>6} {'delta':>6} {'lines':>6}  {'holes':<14} {'padding':>7}"
+        f"{'Structure':<23} {'old':>6} {'new':>6} {'delta':>6} {'lines':>6}  {'holes':<14} {'padding':>7}"
     ]
     for name in _names(found.old, found.new):
         old, new = found.old.structures.get(name), found.new.structures.get(name)
@@ -324,7 +326,7 @@ def _structures(found: Growth) -> list[str]:
         figures = (
             f"{old.size if old else '-':>6} {new.size if new else '-':>6} {f'{delta:+d}' if delta else 0:>6}"
         )
-        lines.append(f"{name:<24} {figures} {now.cache_lines:>6}  {holes:<14} {now.padding:>7}")
+        lines.append(f"{name:<23} {figures} {now.cache_lines:>6}  {holes:<14} {now.padding:>7}")
         if old and new:
             lines += _members(old, new)
     return lines

@@ -92,6 +92,17 @@ class Structure:
         return -(-self.size // CACHE_LINE)
 
 
+def structures_of(files: Iterable[Path], names: Iterable[str]) -> Mapping[str, Structure]:
+    """The layouts of some structures in the first of some objects that has them; see :func:`structures`."""
+    wanted = set(names)
+    found: dict[str, Structure] = {}
+    for file in files:
+        if wanted <= set(found):
+            break
+        found = {**structures(file, wanted - set(found)), **found}
+    return found
+
+
 def structures(vmlinux: Path, names: Iterable[str], near: Iterable[int] = ()) -> Mapping[str, Structure]:
     """The layouts of some structures; those that are not found are left out.
 
@@ -99,7 +110,7 @@ def structures(vmlinux: Path, names: Iterable[str], near: Iterable[int] = ()) ->
     of the given functions are read, as all of them take pyelftools half a minute.
 
     Args:
-        vmlinux: ELF file with debugging information.
+        vmlinux: ELF file or object with debugging information.
         near: addresses of functions, in whose source files a structure may be defined.
 
     Raises:

@@ -159,7 +159,7 @@ def variables(vmlinux: Path) -> dict[str, int]:
     from elftools.elf.sections import SymbolTableSection
 
     found: dict[str, tuple[int, int]] = {}
-    with _opened(vmlinux) as elf:
+    with opened(vmlinux) as elf:
         table = elf.get_section_by_name(".symtab")
         if not isinstance(table, SymbolTableSection):
             return {}

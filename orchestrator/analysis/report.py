@@ -39,6 +39,7 @@ from orchestrator.analysis.notation import (
     scale_of,
     spread,
 )
+from orchestrator.analysis.profile import compare_profiles, profile_text, profiles_of
 from orchestrator.analysis.rule import rule_lines
 from orchestrator.analysis.table import control_line
 from orchestrator.output import is_stream, write_output
@@ -135,6 +136,7 @@ def write_report(
         created=manifest.created_utc,
         comparison=comparison,
         result=result,
+        functions=profile_text(compare_profiles(run, profiles_of(run))),
         conditions=comparison.conditions,
         clock=CLOCKS.get(comparison.conditions.clock, comparison.conditions.clock),
         margin=percent(comparison.margin, signed=False),

@@ -76,6 +76,9 @@ class _Commands(LazyGroup):
         "changelog": Listed("orchestrator.cli.changelog", _LOOK, "Print text for the changelog of a patch."),
         "series": Listed("orchestrator.cli.series", _SERIES, "List, show, verify and export the stages."),
         "build": Listed("orchestrator.cli.build", _SERIES, "Build the kernel of a variant."),
+        "sizes": Listed(
+            "orchestrator.cli.sizes", _SERIES, "Show what a patchset adds to functions and structures."
+        ),
         "boot": Listed("orchestrator.cli.boot", _GUEST, "Boot a variant and keep it running until Ctrl-C."),
         "shell": Listed("orchestrator.cli.shell", _GUEST, "Boot a variant and open a shell in it."),
         "exec": Listed("orchestrator.cli.exec_", _GUEST, "Boot a variant and run one command in it."),

@@ -224,6 +224,14 @@ Sample = Annotated[
         "process of the workload), or files below /proc or /sys. Repeatable.",
     ),
 ]
+Profile = Annotated[
+    bool,
+    typer.Option(
+        "--profile",
+        help="Count guest instructions per kernel function during the workload (with --accel icount), and show which "
+        "functions grew.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 BuildJobs = Annotated[
     int | None,

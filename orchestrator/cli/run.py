@@ -47,6 +47,7 @@ _FIELDS: Final = {
     "timeout": "timeout_s",
     "sample": "sample",
     "against": "against",
+    "profile": "profile",
 }
 
 
@@ -115,6 +116,7 @@ def command(
     metric: option.OwnMetric = None,
     workloads: option.Workloads = None,
     sample: option.Sample = None,
+    profile: option.Profile = False,
     variant: Annotated[
         list[str] | None,
         typer.Option(
@@ -180,6 +182,7 @@ def command(
     as_json: option.Json = False,
 ) -> int:
     """Build, boot, measure, compare with the baseline and plot; print the table and the run directory."""
+    from orchestrator.debugger.profiler import check_profile
     from orchestrator.execution.admission import parse_jobs
     from orchestrator.execution.measure.commands import (
         CommandOptions,
@@ -256,6 +259,7 @@ def command(
             trees=trees,
             kernels=others_of_options(kernel or (), vmlinux or ()),
             sample=tuple(sample or ()),
+            profile=profile,
         )
         if series is not None:  # a range or mail becomes a directory, once
             series = terminal.series_directory(series)
@@ -276,6 +280,8 @@ def command(
             else:
                 terminal.print("\n".join(plan.lines))
             return 0
+        if asked.profile:
+            check_profile(bench.accelerator.name)
         place = place_of(executor, guests, asked, bench)
         manifest = manifest_of(asked, bench, ["orchestrate", *sys.argv[1:]])
         writer = RunWriter.create(terminal.project.results, asked.name, manifest)
@@ -301,6 +307,8 @@ def _measure(
         terminal.print_json({"run": str(writer.path), **json.loads(conclusion.comparison.to_json())})
     else:
         terminal.print_table(conclusion.comparison)
+        if conclusion.functions:
+            terminal.print(f"\n{conclusion.functions}\n")
         for plot in conclusion.plots:
             if plot.suffix == ".png":
                 terminal.print(f"plot     {plot}")

@@ -32,7 +32,7 @@ from orchestrator.kernel.source import Origin, SourceTree, find_origin, source_a
 from orchestrator.kernel.tree import PatchedTree, apply_stages
 from orchestrator.machine.accelerator import QEMU, Accelerator, choose_accelerator
 from orchestrator.machine.oops import Finding
-from orchestrator.machine.qemu import Machine, MachineFailure
+from orchestrator.machine.qemu import Machine, MachineFailure, Plugin
 from orchestrator.machine.shortcut import shortcuts
 from orchestrator.machine.topology import Topology
 from orchestrator.project import Project
@@ -330,6 +330,7 @@ class Bench:
         gdb: bool = False,
         layers: Sequence[str] = (),
         counts: Callable[[Finding], bool] = lambda finding: True,
+        plugin: Plugin | None = None,
     ) -> Iterator[Booted]:
         """Boot `kernel` and connect; the guest ends when the block is left.
 
@@ -338,6 +339,7 @@ class Bench:
             knobs: knobs to set, and read back, before the block begins.
             layers: layers of the guest image.
             counts: whether to count a report of the kernel.
+            plugin: plugin of QEMU to load.
 
         Raises:
             InfrastructureError: this host cannot reach its guests, as it has no loopback interface.
@@ -356,6 +358,7 @@ class Bench:
             gdb=gdb,
             events=self.events,
             shortcuts=shortcuts(kernel.vmlinux, kernel.config, self.accelerator),
+            plugin=plugin,
         )
         is_up = False
         with ExitStack() as stack:

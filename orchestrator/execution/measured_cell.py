@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+from orchestrator.debugger.profiler import Profiler, plugin_library
 from orchestrator.execution.bench import Bench, Booted
 from orchestrator.execution.derived import observations_from_counters
 from orchestrator.execution.ending import GuestEnded
@@ -21,6 +22,8 @@ from orchestrator.guest.workload import run_workload
 from orchestrator.kernel.build import KernelBuild
 from orchestrator.store.observation import Observation, Sample
 from orchestrator.store.outcome import Outcome
+from orchestrator.store.profile import FILE as PROFILE
+from orchestrator.store.profile import write_profile
 
 
 @dataclass
@@ -59,6 +62,10 @@ def measure_cell(
     began = time.monotonic()
     log_directory.mkdir(parents=True, exist_ok=True)
     try:
+        profiler = None
+        if experiment.profile:
+            library = plugin_library(bench.cache, bench.events, bench.accelerator.program)
+            profiler = Profiler(kernel.vmlinux, library, log_directory)
         with bench.boot(
             kernel,
             experiment.topology,
@@ -66,10 +73,11 @@ def measure_cell(
             knobs=variant.knobs,
             cmdline=variant.cmdline,
             layers=bench.workloads[cell.workload].layers,
+            plugin=None if profiler is None else profiler.plugin,
         ) as booted:
             result.boot_s = booted.boot_s
             booted.machine.end_after_oops()
-            _measure(result, experiment, bench, booted, log_directory)
+            _measure(result, experiment, bench, booted, log_directory, profiler)
             ending = booted.ending()
     except GuestEnded as error:
         ending = error.ending
@@ -80,7 +88,12 @@ def measure_cell(
 
 
 def _measure(
-    result: CellResult, experiment: Experiment, bench: Bench, booted: Booted, log_directory: Path
+    result: CellResult,
+    experiment: Experiment,
+    bench: Bench,
+    booted: Booted,
+    log_directory: Path,
+    profiler: Profiler | None,
 ) -> None:
     cell = result.cell
     workload = bench.workloads[cell.workload]
@@ -97,6 +110,7 @@ def _measure(
     try:
         sampler.before()
         sampler.start()
+        counted_before = profiler.read(booted.machine) if profiler is not None else None
         try:
             done = run_workload(
                 booted.guest,
@@ -107,6 +121,9 @@ def _measure(
                 log_directory,
                 experiment.timeout_s or workload.timeout_s,
             )
+            if profiler is not None and counted_before is not None:
+                profile = profiler.between(counted_before, profiler.read(booted.machine))
+                write_profile(log_directory / PROFILE, profile)
         finally:
             result.run_s = time.monotonic() - began
             sampler.stop()

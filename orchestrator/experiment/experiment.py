@@ -49,6 +49,7 @@ class Experiment:
         tradeoff: three metrics to plot against each other, each with a better direction: axis label ->
             ``workload/metric``; empty for none.
         sample: what else to read with the counters, see :func:`check_monitor`.
+        profile: count instructions per kernel function.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Experiment:
     timeout_s: float | None = None
     tradeoff: Mapping[str, str] = field(default_factory=dict)
     sample: tuple[str, ...] = ()
+    profile: bool = False
     cells: tuple[Cell, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -160,6 +162,7 @@ class _ExperimentFile(Shape):
     workload: dict[str, dict[str, str | int]] = field(default_factory=dict)
     tradeoff: dict[str, str] = field(default_factory=dict)
     sample: tuple[str, ...] = ()
+    profile: bool = False
 
 
 def load_experiment(path: Path, series: Series, workloads: Mapping[str, Workload]) -> Experiment:
@@ -208,6 +211,7 @@ def load_experiment(path: Path, series: Series, workloads: Mapping[str, Workload
             timeout_s=content.timeout_s,
             tradeoff=content.tradeoff,
             sample=content.sample,
+            profile=content.profile,
         ),
     )
 

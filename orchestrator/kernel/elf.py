@@ -26,8 +26,10 @@ _STT_NOTYPE = 0
 _STT_OBJECT = 1
 _STT_SECTION = 3
 _STT_FILE = 4
+_SHF_WRITE = 0x1
 _SHF_ALLOC = 0x2
 _SHF_EXECINSTR = 0x4
+_PADDING = ("__pfx_", "__cfi_")
 #: Qualifiers at the start of a type name.
 _QUALIFIERS = {"DW_TAG_const_type": "const", "DW_TAG_volatile_type": "volatile"}
 
@@ -59,7 +61,12 @@ class FunctionParameter:
 
 
 @contextmanager
-def _opened(vmlinux: Path) -> Iterator[ELFFile]:
+def opened(vmlinux: Path) -> Iterator[ELFFile]:
+    """Open an ELF file.
+
+    Raises:
+        UserError: it cannot be read, or is no ELF file.
+    """
     from elftools.common.exceptions import ELFError
     from elftools.elf.elffile import ELFFile
 
@@ -76,7 +83,7 @@ def build_id(vmlinux: Path) -> str:
     Raises:
         UserError: the file is not an ELF file, or has no build ID.
     """
-    with _opened(vmlinux) as elf:
+    with opened(vmlinux) as elf:
         # The kernel puts all notes into one section (include/asm-generic/vmlinux.lds.h, NOTES).
         for section in elf.iter_sections():
             if section["sh_type"] == "SHT_NOTE":
@@ -104,7 +111,7 @@ def has_pvh_entry(vmlinux: Path) -> bool:
     Raises:
         UserError: the file is not an ELF file.
     """
-    with _opened(vmlinux) as elf:
+    with opened(vmlinux) as elf:
         sections = [section for section in elf.iter_sections() if section["sh_type"] == "SHT_NOTE"]
         return any(_note_in(section.data(), b"Xen\0", _PVH_ENTRY) for section in sections)
 
@@ -134,7 +141,7 @@ def symbol(vmlinux: Path, name: str) -> Symbol:
     """
     from elftools.elf.sections import SymbolTableSection
 
-    with _opened(vmlinux) as elf:
+    with opened(vmlinux) as elf:
         table = elf.get_section_by_name(".symtab")
         if isinstance(table, SymbolTableSection):
             found = list(_symbols_of(table, name))
@@ -152,7 +159,7 @@ def variables(vmlinux: Path) -> dict[str, int]:
     from elftools.elf.sections import SymbolTableSection
 
     found: dict[str, tuple[int, int]] = {}
-    with _opened(vmlinux) as elf:
+    with opened(vmlinux) as elf:
         table = elf.get_section_by_name(".symtab")
         if not isinstance(table, SymbolTableSection):
             return {}
@@ -172,7 +179,7 @@ def text_symbols(vmlinux: Path) -> Iterator[Symbol]:
     """
     from elftools.elf.sections import SymbolTableSection
 
-    with _opened(vmlinux) as elf:
+    with opened(vmlinux) as elf:
         code = {
             number
             for number, section in enumerate(elf.iter_sections())
@@ -185,6 +192,46 @@ def text_symbols(vmlinux: Path) -> Iterator[Symbol]:
         for offset, info, _, section, value, size in struct.iter_unpack("<IBBHQQ", table.data()):
             if section in code and offset and info & 0xF not in (_STT_SECTION, _STT_FILE):
                 yield Symbol(strings[offset : strings.index(b"\0", offset)].decode(), value, size)
+
+
+def functions(vmlinux: Path) -> Iterator[Symbol]:
+    """All functions with a size, those that are static or written in assembly included.
+
+    The padding before a function (``__pfx_NAME``, tools/objtool) is none.
+
+    Raises:
+        UserError: the file is not an ELF file, or has no symbols.
+    """
+    found = False
+    for each in text_symbols(vmlinux):
+        found = True
+        if each.size and not each.name.startswith(_PADDING):
+            yield each
+    if not found:
+        raise UserError(f"{vmlinux} has no symbols; name the vmlinux as it was linked, not a stripped one.")
+
+
+def section_sizes(vmlinux: Path) -> dict[str, int]:
+    """Bytes of code, constants, data and zeroed data in memory, as ``text``, ``rodata``, ``data`` and ``bss``.
+
+    Raises:
+        UserError: the file is not an ELF file.
+    """
+    sizes = dict.fromkeys(("text", "rodata", "data", "bss"), 0)
+    with opened(vmlinux) as elf:
+        for section in elf.iter_sections():
+            flags = section["sh_flags"]
+            if not flags & _SHF_ALLOC:
+                continue
+            kind = "rodata"
+            if section["sh_type"] == "SHT_NOBITS":
+                kind = "bss"
+            elif flags & _SHF_EXECINSTR:
+                kind = "text"
+            elif flags & _SHF_WRITE:
+                kind = "data"
+            sizes[kind] += section["sh_size"]
+    return sizes
 
 
 def _symbols_of(table: SymbolTableSection, name: str) -> Iterator[tuple[int, Symbol]]:
@@ -213,7 +260,7 @@ def symbol_address(vmlinux: Path, name: str) -> int:
 
 def has_dwarf(vmlinux: Path) -> bool:
     """Whether the file has DWARF for types and parameters; unwind tables alone do not count."""
-    with _opened(vmlinux) as elf:
+    with opened(vmlinux) as elf:
         return bool(elf.has_dwarf_info(strict=True))
 
 
@@ -224,7 +271,7 @@ def parameters(vmlinux: Path, function: str) -> tuple[FunctionParameter, ...]:
         UserError: the file has no debugging information, or none for this function.
     """
     address = symbol_address(vmlinux, function)
-    with _opened(vmlinux) as elf:
+    with opened(vmlinux) as elf:
         if not elf.has_dwarf_info(strict=True):
             raise UserError(f"{vmlinux} has no debugging information; build it with --dwarf.")
         dwarf = elf.get_dwarf_info()
@@ -246,23 +293,26 @@ def _parameters_of(entry: object) -> Iterator[FunctionParameter]:
             if "DW_AT_abstract_origin" in child.attributes:
                 named = child.get_DIE_from_attribute("DW_AT_abstract_origin")
             name = named.attributes["DW_AT_name"].value.decode()
-            yield FunctionParameter(name, _type_name(named))
+            yield FunctionParameter(name, type_name(named))
 
 
-def _type_name(entry: object) -> str:
+def type_name(entry: object) -> str:
+    """The C type of a DWARF entry, as far as it has a name."""
     if "DW_AT_type" not in entry.attributes:  # type: ignore[attr-defined]
         return "void"
     target = entry.get_DIE_from_attribute("DW_AT_type")  # type: ignore[attr-defined]
     name = target.attributes["DW_AT_name"].value.decode() if "DW_AT_name" in target.attributes else ""
     match target.tag:
         case "DW_TAG_pointer_type":
-            pointed = _type_name(target)
+            pointed = type_name(target)
             return f"{pointed}*" if pointed.endswith("*") else f"{pointed} *"
         case "DW_TAG_const_type" | "DW_TAG_volatile_type":
-            return f"{_QUALIFIERS[target.tag]} {_type_name(target)}"
+            return f"{_QUALIFIERS[target.tag]} {type_name(target)}"
         case "DW_TAG_structure_type" | "DW_TAG_union_type" | "DW_TAG_enumeration_type":
             word = {"structure": "struct", "union": "union", "enumeration": "enum"}
             return f"{word[target.tag.split('_')[2]]} {name or '(anonymous)'}"
         case "DW_TAG_subroutine_type":
             return "function"
+        case "DW_TAG_array_type":
+            return f"{type_name(target)}[]"
     return name or "?"

@@ -136,6 +136,29 @@ class Sockets:
         """The gdb stub, if there is one."""
         return self.directory / "gdb"
 
+    @property
+    def plugin(self) -> Path:
+        """Where a plugin of QEMU answers, if there is one."""
+        return self.directory / "plugin"
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """A plugin of QEMU's TCG (QEMU's docs/devel/tcg-plugins.rst).
+
+    Args:
+        library: shared library.
+        arguments: its arguments; ``socket=`` with the path :attr:`Sockets.plugin` is added.
+    """
+
+    library: Path
+    arguments: Mapping[str, str]
+
+    def qemu_arguments(self, sockets: Sockets) -> list[str]:
+        """QEMU's arguments that load it."""
+        arguments = {"file": str(self.library), **self.arguments, "socket": str(sockets.plugin)}
+        return ["-plugin", ",".join(f"{key}={_escaped(Path(value))}" for key, value in arguments.items())]
+
 
 def check_cmdline(cmdline: Sequence[str]) -> None:
     """Check that a kernel command line is not cut.
@@ -167,6 +190,7 @@ def qemu_argv(
     gdb: bool = False,
     wait_for_gdb: bool = False,
     shortcuts: Shortcuts = Shortcuts(),  # noqa: B008 - it is frozen
+    plugin: Plugin | None = None,
 ) -> list[str]:
     """The command line of QEMU (qemu(1)).
 
@@ -177,6 +201,7 @@ def qemu_argv(
         wait_for_gdb: do not start the CPUs until gdb continues.
         shortcuts: shortcuts of the boot. If the kernel is told the frequency of its timer, the CPUs do not start until
             :func:`tell_frequency` starts them, through the same socket.
+        plugin: plugin to load.
     """
     tells_timer = shortcuts.timer is not None
     words = [*CMDLINE, *(_OF_GDB if gdb else []), *shortcuts.cmdline, *cmdline]
@@ -215,6 +240,8 @@ def qemu_argv(
         ]
     if wait_for_gdb or tells_timer:
         argv += ["-S"]
+    if plugin is not None:
+        argv += plugin.qemu_arguments(sockets)
     return argv
 
 
@@ -236,6 +263,7 @@ class Machine:
         events: receives the progress of the boot.
         ready_mark: line that the guest prints when it is up.
         shortcuts: shortcuts of the boot.
+        plugin: plugin of QEMU to load.
 
     Raises:
         MachineFailure: QEMU did not start; the evidence is its output.
@@ -255,6 +283,7 @@ class Machine:
         events: Events | None = None,
         ready_mark: str | None = None,
         shortcuts: Shortcuts = Shortcuts(),  # noqa: B008 - it is frozen
+        plugin: Plugin | None = None,
     ) -> None:
         self.topology = topology
         self.accelerator = accelerator
@@ -279,6 +308,7 @@ class Machine:
         # Whoever debugs the boot starts the CPUs.
         self._shortcuts = replace(shortcuts, timer=None) if wait_for_gdb else shortcuts
         self._stub: Stub | None = None
+        self._plugin = plugin
         self._sockets: Sockets | None = None
         self._argv: list[str] = []
         self._qmp: Qmp | None = None
@@ -489,7 +519,7 @@ class Machine:
         self.console_log.unlink(missing_ok=True)
         self._sockets = Sockets(_private_directory())
         self._argv = qemu_argv(
-            *self._arguments, self._sockets, self._gdb, self._wait_for_gdb, self._shortcuts
+            *self._arguments, self._sockets, self._gdb, self._wait_for_gdb, self._shortcuts, self._plugin
         )
         self._qmp = Qmp(self._sockets.qmp, self._heard)
         self._began = time.monotonic()

@@ -437,6 +437,7 @@ class Manifest(Record):
         repeat: planned fresh boots per variant and workload; with ``--until-decided``, those before the first interim
             analysis.
         sample: what else was read with the counters, in addition to the usual files.
+        profile: whether instructions were counted per kernel function.
         max_repeat: maximum number of fresh boots with ``--until-decided``; None for other runs.
         seed: seed for all random choices.
         timeout_s: limit of one workload in host seconds; None for the limit in the workload's manifest.
@@ -475,6 +476,7 @@ class Manifest(Record):
     repeat: int = 1
     max_repeat: int | None = None
     sample: tuple[str, ...] = ()
+    profile: bool = False
     seed: int = 1
     timeout_s: float | None = None
     tradeoff: Mapping[str, str] = field(default_factory=dict)

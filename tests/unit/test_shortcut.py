@@ -99,7 +99,7 @@ def test_what_is_missing_is_no_error(tmp_path: Path, vmlinux: Path, monkeypatch:
     assert shortcuts(vmlinux, config(tmp_path), TCG).elf is None
 
 
-def words_of(shortcuts: Shortcuts, **options: bool) -> list[str]:
+def words_of(shortcuts: Shortcuts, gdb: bool = False, wait_for_gdb: bool = False) -> list[str]:
     return qemu_argv(
         Path("/k/bzImage"),
         Path("/i/initramfs"),
@@ -108,8 +108,9 @@ def words_of(shortcuts: Shortcuts, **options: bool) -> list[str]:
         ["lpj=7"],
         Path("/logs/console.log"),
         Sockets(Path("/run/x")),
+        gdb,
+        wait_for_gdb,
         shortcuts=shortcuts,
-        **options,
     )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from orchestrator.analysis.plots import (
     boots,
     counters,
+    flame,
     latency,
     memory,
     overview,
@@ -22,6 +23,7 @@ from orchestrator.analysis.plots import (
     tradeoff,
 )
 from orchestrator.analysis.plots.style import Plot, pens_of, settle, style, write_figure
+from orchestrator.analysis.profile import profiles_of
 from orchestrator.analysis.promotion import promotion_curves
 from orchestrator.output import write_output
 from orchestrator.store.run import Run
@@ -75,4 +77,5 @@ def plots_of(run: Run) -> list[Plot]:
             *latency.fault_latency(run, pens),
             *counters.counters(run, pens),
             reserved.reserved_pages(run),
+            *flame.flame_graphs(run, profiles_of(run)),
         ]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pathlib import Path
 from orchestrator.analysis.changelog import changelog_text
 from orchestrator.analysis.comparison import Comparison, compare
 from orchestrator.analysis.plots import plot_run
+from orchestrator.analysis.profile import compare_profiles, profile_text, profiles_of
 from orchestrator.analysis.report import write_report
 from orchestrator.analysis.table import to_text
 from orchestrator.events import Events
@@ -18,6 +20,9 @@ from orchestrator.execution.durations import Durations
 from orchestrator.store.run import Run
 
 TABLE = "comparison.txt"
+#: Instructions per function, of a run with --profile.
+FUNCTIONS = "profile.txt"
+FUNCTIONS_JSON = "profile.json"
 PAGE = "report.html"
 
 
@@ -28,11 +33,13 @@ class RunReport:
     Args:
         plots: files of both formats.
         page: the HTML page.
+        functions: instructions per function as text; empty without ``--profile``.
     """
 
     comparison: Comparison
     plots: Sequence[Path]
     page: Path
+    functions: str = ""
 
     @property
     def found_something(self) -> bool:
@@ -53,9 +60,17 @@ def conclude(path: Path, events: Events, durations: Durations) -> RunReport:
         (path / "comparison.json").write_text(comparison.to_json(), encoding="utf-8")
         (path / TABLE).write_text(to_text(comparison), encoding="utf-8")
         (path / "changelog.txt").write_text(changelog_text(run, comparison), encoding="utf-8")
+    functions = ""
+    if run.manifest.profile:
+        with events.step("compare functions"):
+            by_function = compare_profiles(run, profiles_of(run))
+            functions = profile_text(by_function)
+            (path / FUNCTIONS).write_text(functions + "\n", encoding="utf-8")
+            facts = json.dumps([each.to_json() for each in by_function], indent=2)
+            (path / FUNCTIONS_JSON).write_text(facts + "\n", encoding="utf-8")
     with events.step("plot"):
         plots = plot_run(run, path / "plots")
     with events.step("report"):
         write_report(run, comparison, plots, path / PAGE)
     durations.remember("conclusion", time.monotonic() - began)
-    return RunReport(comparison, plots, path / PAGE)
+    return RunReport(comparison, plots, path / PAGE, functions)

@@ -37,6 +37,7 @@ _REPLACES: Final = {
     "margin": "margin",
     "timeout_s": "timeout_s",
     "sample": "sample",
+    "profile": "profile",
 }
 
 
@@ -61,6 +62,7 @@ class MeasureRequest:
         sample: what else to read with the counters.
         kernels: kernels that were built elsewhere. Without patchsets and `against`, the first of several is the
             baseline.
+        profile: count instructions per kernel function.
         given: names of the fields that were given on the command line; they override the file.
     """
 
@@ -85,6 +87,7 @@ class MeasureRequest:
     trees: tuple[str, str] | None = None
     sample: tuple[str, ...] = ()
     kernels: tuple[OtherKernel, ...] = ()
+    profile: bool = False
 
     def experiment(
         self, series: Series, workloads: Mapping[str, Workload], default: Sequence[str]
@@ -124,6 +127,7 @@ class MeasureRequest:
             margin=self.margin,
             timeout_s=self.timeout_s,
             sample=self.sample,
+            profile=self.profile,
         )
         return replace(asked, **looks)
 
@@ -188,6 +192,7 @@ def manifest_of(experiment: Experiment, bench: Bench, command: Sequence[str]) ->
         timeout_s=experiment.timeout_s,
         tradeoff=dict(experiment.tradeoff),
         sample=experiment.sample,
+        profile=experiment.profile,
     )
 
 
@@ -282,4 +287,5 @@ def described_experiment(manifest: Manifest) -> Experiment:
         timeout_s=manifest.timeout_s,
         tradeoff=manifest.tradeoff,
         sample=tuple(manifest.sample),
+        profile=manifest.profile,
     )

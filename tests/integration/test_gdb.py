@@ -6,15 +6,22 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from orchestrator.debugger.batch import Batch, Event, run_batch
 from orchestrator.debugger.gdb import ARGUMENT_REGISTERS, Gdb
+from orchestrator.debugger.kernel_scripts import write_kernel_scripts
+from orchestrator.debugger.live import LiveMachine
 from orchestrator.errors import UserError
 from orchestrator.execution.bench import Bench, Booted
+from orchestrator.execution.ending import GuestEnded
+from orchestrator.execution.keeper import Keeper
 from orchestrator.guest.workload import WorkloadResult, run_workload
 from orchestrator.kernel.build import KernelBuild
+from orchestrator.machine.topology import Topology
 
 #: Boots a kernel on a topology, see the fixture.
 Boot = Callable[..., AbstractContextManager[Booted]]
@@ -118,3 +125,60 @@ def test_the_vmlinux_of_another_kernel_is_refused(
         with pytest.raises(UserError, match="give gdb the vmlinux of the kernel that was booted"):
             attached(booted, baseline_kernel, tmp_path / "gdb.log")
         assert booted.guest.run(["true"], timeout_s=TIMEOUT_S).status == 0
+
+
+def test_a_session_without_a_person(
+    bench: Bench, boot: Boot, dwarf_kernel: KernelBuild, tmp_path: Path
+) -> None:
+    """A guest whose QEMU does not serve gdb yet: a condition, the kernel's scripts, a script of the user's, a dump."""
+    script, dump = tmp_path / "script.py", tmp_path / "core"
+    script.write_text('print("pid", int(gdb.parse_and_eval("$lx_current().pid")))\n')
+    tree = bench.tree("core-only")
+    (tmp_path / "scripts").mkdir()
+    loader = write_kernel_scripts(tree.repository, tree.tree, tmp_path / "scripts")
+    events: list[Event] = []
+    with boot(dwarf_kernel, "1x640M", knobs={"promotion_threshold": "256"}) as booted:
+        machine = LiveMachine.of_directory(booted.machine.log_dir)
+        with Gdb.attach(machine.serve_gdb(), dwarf_kernel.vmlinux, transcript=tmp_path / "gdb.log") as gdb:
+            gdb.check_kernel(dwarf_kernel.vmlinux)
+            commands = [f"source {loader}", "lx-ps", "lx-dmesg"]
+            batch = Batch([FUNCTION], f"haddr % {HUGE_PAGE} == 0", commands=commands, script=script)
+            touches: list[Touch] = []
+            assert run_batch(
+                gdb, batch, events.append, lambda: touches.append(Touch(bench, booted, tmp_path))
+            )
+            assert [event["event"] for event in events] == ["stop", *["command"] * 3, "script"]
+            assert "swapper/0" in events[2]["output"] and "Linux version" in events[3]["output"]
+            assert events[4]["output"].startswith("pid ")
+            # A bound, and what it waited for.
+            assert not run_batch(gdb, Batch(until="init_task.pid", timeout_s=1.0), events.append)
+            assert events[-1]["waited_for"] == "init_task.pid to become other than 0"
+            machine.ask(f"dump-guest-memory -p {dump}", TIMEOUT_S)
+        with Gdb.open_core(dump, dwarf_kernel.vmlinux) as gdb:
+            assert gdb.evaluate("init_task.comm") == '"swapper/0\\000\\000\\000\\000\\000\\000"'
+        unharmed(booted, touches[0])
+
+
+def test_a_guest_that_panics_is_kept(bench: Bench, baseline_kernel: KernelBuild, tmp_path: Path) -> None:
+    said: list[str] = []
+    found: list[str] = []
+
+    def look(message: str) -> None:
+        said.append(message)
+
+        def attach() -> None:
+            machine = LiveMachine.of_directory(tmp_path / "logs")
+            with Gdb.attach(machine.serve_gdb(), baseline_kernel.vmlinux) as gdb:
+                found.extend(frame.function for frame in gdb.backtrace())
+            machine.ask("quit")
+
+        threading.Thread(target=attach).start()
+
+    keeping = replace(bench, keeper=Keeper(look, TIMEOUT_S))
+    with (
+        pytest.raises(GuestEnded, match="kernel-panic"),
+        keeping.boot(baseline_kernel, Topology.parse("1x512M"), log_directory=tmp_path / "logs") as booted,
+    ):
+        booted.guest.run(["sh", "-c", "echo c >/proc/sysrq-trigger"], timeout_s=TIMEOUT_S)
+    assert "attach to it: gdb -ex 'target remote /" in said[0]
+    assert found, "it was there to be looked at"

@@ -62,9 +62,6 @@ def command(
         Path | None,
         typer.Option("--core", metavar="FILE", help="Open a dump of a guest's memory (see --dump)."),
     ] = None,
-    vmlinux: Annotated[
-        Path | None, typer.Option("--vmlinux", metavar="FILE", help="The kernel that wrote --core.")
-    ] = None,
     breakpoints: Annotated[
         list[str] | None,
         typer.Option("--break", "-b", metavar="SYMBOL", help="Set a breakpoint at this symbol; repeatable."),

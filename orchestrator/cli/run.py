@@ -207,6 +207,8 @@ def command(
             option.refuse_beside_resume(context)
             writer, bench = terminal.reopen(events, resume, RunKind.RUN, build_jobs, keep=keep)
             known = known_workloads(terminal.project.guest_workloads, own_directories(workloads or ()))
+            if writer.manifest.probes and executor != LOCAL:
+                raise UserError("the probes of an experiment need guests on this host; use --executor local.")
             bench.use_workloads({**known, **commands_of_run(writer.manifest.workloads)})
             check_known(writer.manifest.workloads, bench.workloads)
             asked = experiment_of_manifest(writer.manifest)
@@ -263,6 +265,8 @@ def command(
         asked = replace(asked, flavour=with_settings(asked.flavour, config_set or ()))
         if keep and executor != LOCAL:
             raise UserError("--keep-on-failure keeps guests of this host; use --executor local.")
+        if asked.probes and executor != LOCAL:
+            raise UserError("the probes of an experiment need guests on this host; use --executor local.")
         bench = terminal.bench(
             events,
             source,
@@ -272,6 +276,7 @@ def command(
             series,
             others_of(asked.variants),
             keep=keep,
+            dwarf=asked.needs_dwarf,
         )
         bench.use_workloads(known)
         if executor == LOCAL:

@@ -109,11 +109,13 @@ class Terminal:
         others: Mapping[str, OtherKernel] | None = None,
         *,
         keep: bool = False,
+        dwarf: bool = False,
     ) -> Bench:
         """A bench for this project, or for another series.
 
         Args:
             keep: keep guests that failed, for gdb.
+            dwarf: build all kernels with debugging information.
 
         Raises:
             UserError: unknown accelerator or kernel configuration.
@@ -135,6 +137,7 @@ class Terminal:
             others=others or {},
             qemu=self.qemu or QEMU,
             keeper=Keeper(partial(typer.echo, err=True)) if keep else None,
+            dwarf=dwarf,
         )
         bench.check()
         events.listen(bench.durations.observe)
@@ -174,6 +177,7 @@ class Terminal:
             directory,
             others,
             keep=keep,
+            dwarf=any(probe.needs_dwarf for probe in manifest.probes),
         )
         driver.check_same_series(writer, bench)
         return writer, bench

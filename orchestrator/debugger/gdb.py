@@ -253,7 +253,7 @@ class Gdb:
         debugger = cls._started(vmlinux, transcript)
         try:
             try:
-                debugger.mi(f"-target-select core {_quoted(str(core))}")
+                debugger.mi(f"-target-select core {core.absolute()}")  # it takes the rest of the line
                 debugger.check_kernel(vmlinux)
             except GdbError as error:
                 raise UserError(
@@ -351,6 +351,22 @@ class Gdb:
                 f"gdb cannot watch {expression} at full speed; name one global variable, e.g. vm_node_stat[0].counter."
             )
         return number
+
+    def ignore(self, number: int, count: int) -> None:
+        """Do not stop at the next `count` hits of a breakpoint, but count them."""
+        self.mi(f"-break-after {number} {count}")
+
+    def hits(self, number: int) -> int:
+        """How often a breakpoint was hit, also where it did not stop the guest."""
+        table = _table(self.mi(f"-break-info {number}").get("BreakpointTable"))
+        rows = [_table(row) for row in _list(table.get("body"))]
+        return int(_text(_table(rows[0].get("bkpt", rows[0])).get("times")) or 0) if rows else 0
+
+    def return_from(self, value: int) -> None:
+        """At the first instruction of a function, on the selected CPU: return `value` without running it (x86-64)."""
+        self.assign("$rax", value & (1 << 64) - 1)
+        self.assign("$rip", self.number("*(unsigned long *)$rsp"))
+        self.assign("$rsp", self.number("$rsp") + 8)
 
     def delete(self, number: int | None = None) -> None:
         """Delete breakpoint `number`; None deletes all breakpoints."""

@@ -109,6 +109,7 @@ class Bench:
         shipped: parts that need not be built on this host.
         others: kernels with a source or a series of their own: patchset -> kernel.
         qemu: the QEMU to start, a name or an absolute path.
+        dwarf: build all kernels with debugging information.
         keeper: keeps guests that failed, stopped, for gdb; None to end them.
     """
 
@@ -124,6 +125,7 @@ class Bench:
     others: Mapping[str, OtherKernel] = field(default_factory=dict)
     qemu: str = QEMU
     keeper: Keeper | None = None
+    dwarf: bool = False
     _sources: dict[str, SourceTree] = field(default_factory=dict)
     _images: dict[tuple[str, ...], GuestImage] = field(default_factory=dict)
     _given_workloads: dict[str, Workload] = field(default_factory=dict)
@@ -231,7 +233,7 @@ class Bench:
 
     def configuration(self, dwarf: bool = False) -> Configuration:
         """The kernel configuration of this bench's flavour."""
-        return configuration(self.project.vm_images, self.flavour, dwarf)
+        return configuration(self.project.vm_images, self.flavour, dwarf or self.dwarf)
 
     def is_prebuilt(self, patchset: str) -> bool:
         """Whether the kernel of `patchset` was built elsewhere, so that its source is not known."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+from orchestrator.debugger.probe import Probed, ProbeSession
 from orchestrator.execution.bench import Bench, Booted
 from orchestrator.execution.derived import observations_from_counters
 from orchestrator.execution.ending import GuestEnded
@@ -66,10 +67,11 @@ def measure_cell(
             knobs=variant.knobs,
             cmdline=variant.cmdline,
             layers=bench.workloads[cell.workload].layers,
+            gdb=bool(experiment.probes),
         ) as booted:
             result.boot_s = booted.boot_s
             booted.machine.end_after_oops()
-            _measure(result, experiment, bench, booted, log_directory)
+            _measure(result, experiment, bench, booted, kernel, log_directory)
             ending = booted.ending()
     except GuestEnded as error:
         ending = error.ending
@@ -80,7 +82,12 @@ def measure_cell(
 
 
 def _measure(
-    result: CellResult, experiment: Experiment, bench: Bench, booted: Booted, log_directory: Path
+    result: CellResult,
+    experiment: Experiment,
+    bench: Bench,
+    booted: Booted,
+    kernel: KernelBuild,
+    log_directory: Path,
 ) -> None:
     cell = result.cell
     workload = bench.workloads[cell.workload]
@@ -93,10 +100,17 @@ def _measure(
         processes=workload.sample_processes,
     )
     samples: list[Sample] = []
+    probes: ProbeSession | None = None
+    probed = Probed()
+    if experiment.probes:
+        assert booted.machine.gdb_socket is not None
+        probes = ProbeSession(booted.machine.gdb_socket, kernel.vmlinux, experiment.probes, log_directory)
     began = time.monotonic()
     try:
         sampler.before()
         sampler.start()
+        if probes is not None:
+            probes.start()
         try:
             done = run_workload(
                 booted.guest,
@@ -109,13 +123,15 @@ def _measure(
             )
         finally:
             result.run_s = time.monotonic() - began
+            if probes is not None:
+                probed = probes.stop()
             sampler.stop()
         sampler.after()
     finally:
-        samples = sampler.samples
+        samples = [*sampler.samples, *probed.samples]
         result.samples = samples
     counted = observations_from_counters(samples, bench.series.metrics)
-    result.observations = [*done.observations, *counted, *sampler.observations()]
+    result.observations = [*done.observations, *counted, *sampler.observations(), *probed.observations]
 
 
 def write_evidence(result: CellResult, log_directory: Path) -> None:

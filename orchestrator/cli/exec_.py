@@ -43,6 +43,7 @@ def command(
     series: option.SeriesDirectory = None,
     build_jobs: option.BuildJobs = None,
     logs: option.Logs = None,
+    keep: option.KeepOnFailure = False,
     timeout: Annotated[
         float,
         typer.Option(
@@ -73,6 +74,8 @@ def command(
             )
         except CommandTimeout as late:
             typer.echo(f"orchestrate: {late} Use --timeout to give it more time.", err=True)
+            if up.bench.keeper is not None:
+                up.bench.keeper.keep(up.booted.machine, up.kernel, str(late))
             return 3
         if end.status is None:
             typer.echo(f"orchestrate: {argv[0]} was killed by signal {end.signal}.", err=True)
@@ -94,6 +97,7 @@ def command(
             logs,
             kernel=kernel,
             vmlinux=vmlinux,
+            keep=keep,
         ),
         use,
     )

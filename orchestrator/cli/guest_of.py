@@ -38,6 +38,7 @@ class GuestRequest:
         dwarf: build the kernel with debugging information.
         breakpoints: places that the kernel must have.
         kernel, vmlinux: files of a kernel that was built elsewhere.
+        keep: keep the guest if it fails, for gdb.
     """
 
     patchset: str | None
@@ -53,6 +54,7 @@ class GuestRequest:
     gdb: bool = False
     dwarf: bool = False
     breakpoints: Sequence[str] = ()
+    keep: bool = False
     kernel: str | None = None
     vmlinux: str | None = None
 
@@ -166,7 +168,14 @@ def _booted(
 
         others[request.name] = other_of_files(request.kernel, request.vmlinux)
     bench = terminal.bench(
-        events, request.source, request.accel, request.flavour, request.build_jobs, request.series, others
+        events,
+        request.source,
+        request.accel,
+        request.flavour,
+        request.build_jobs,
+        request.series,
+        others,
+        keep=request.keep,
     )
     knobs = {}
     for key, values in parse_settings(request.settings or (), bench.series).items():

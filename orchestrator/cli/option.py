@@ -14,7 +14,7 @@ from orchestrator.cli import completion
 from orchestrator.errors import UserError
 
 #: Options that are allowed with --resume, because they are not part of the run.
-_OF_RESUMING = {"resume", "jobs", "executor", "build_jobs", "as_json", "workloads"}
+_OF_RESUMING = {"resume", "jobs", "executor", "build_jobs", "as_json", "workloads", "keep"}
 
 
 def is_given(context: typer.Context, parameter: str) -> bool:
@@ -164,6 +164,13 @@ Settings = Annotated[
         help="Set a knob, a sysctl such as vm.swappiness or a file below /sys after boot; in `run`, several values "
         "make a sweep.",
         autocompletion=completion.settings,
+    ),
+]
+KeepOnFailure = Annotated[
+    bool,
+    typer.Option(
+        "--keep-on-failure",
+        help="Keep a guest whose kernel or workload failed, stopped, and print how to attach gdb; Ctrl-C ends it.",
     ),
 ]
 Swap = Annotated[

@@ -174,6 +174,7 @@ def command(
     source: option.Source = None,
     series: option.SeriesDirectory = None,
     timeout: option.Timeout = None,
+    keep: option.KeepOnFailure = False,
     resume: option.Resume = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan and what is cached; build and boot nothing.")
@@ -208,8 +209,10 @@ def command(
     with terminal.events() as events:
         if resume is not None:
             option.refuse_beside_resume(context)
-            writer, bench = terminal.reopen(events, resume, RunKind.RUN, build_jobs)
+            writer, bench = terminal.reopen(events, resume, RunKind.RUN, build_jobs, keep=keep)
             known = known_workloads(terminal.project.guest_workloads, own_directories(workloads or ()))
+            if writer.manifest.probes and executor != LOCAL:
+                raise UserError("the probes of an experiment need guests on this host; use --executor local.")
             bench.use_workloads({**known, **commands_of_run(writer.manifest.workloads)})
             check_known(writer.manifest.workloads, bench.workloads)
             asked = experiment_of_manifest(writer.manifest)
@@ -265,8 +268,20 @@ def command(
             series = terminal.series_directory(series)
         asked = request.experiment(load_series(terminal.series_directory(series)), known, defaults.WORKLOADS)
         asked = replace(asked, flavour=with_settings(asked.flavour, config_set or (), cc))
+        if keep and executor != LOCAL:
+            raise UserError("--keep-on-failure keeps guests of this host; use --executor local.")
+        if asked.probes and executor != LOCAL:
+            raise UserError("the probes of an experiment need guests on this host; use --executor local.")
         bench = terminal.bench(
-            events, source, asked.accelerator, asked.flavour, build_jobs, series, others_of(asked.variants)
+            events,
+            source,
+            asked.accelerator,
+            asked.flavour,
+            build_jobs,
+            series,
+            others_of(asked.variants),
+            keep=keep,
+            dwarf=asked.needs_dwarf,
         )
         bench.use_workloads(known)
         if executor == LOCAL:

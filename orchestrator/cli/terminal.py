@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -107,13 +107,21 @@ class Terminal:
         build_jobs: int | None = None,
         series: Path | None = None,
         others: Mapping[str, OtherKernel] | None = None,
+        *,
+        keep: bool = False,
+        dwarf: bool = False,
     ) -> Bench:
         """A bench for this project, or for another series.
+
+        Args:
+            keep: keep guests that failed, for gdb.
+            dwarf: build all kernels with debugging information.
 
         Raises:
             UserError: unknown accelerator or kernel configuration.
         """
         from orchestrator.execution.bench import Bench
+        from orchestrator.execution.keeper import Keeper
         from orchestrator.machine.accelerator import QEMU
 
         directory = self.series_directory(series) if series is not None else None
@@ -128,6 +136,8 @@ class Terminal:
             directory,
             others=others or {},
             qemu=self.qemu or QEMU,
+            keeper=Keeper(partial(typer.echo, err=True)) if keep else None,
+            dwarf=dwarf,
         )
         bench.check()
         events.listen(bench.durations.observe)
@@ -135,13 +145,14 @@ class Terminal:
         return bench
 
     def reopen(
-        self, events: Events, name: str, kind: RunKind, build_jobs: int | None = None
+        self, events: Events, name: str, kind: RunKind, build_jobs: int | None = None, *, keep: bool = False
     ) -> tuple[RunWriter, Bench]:
         """A run to be resumed, and a bench with its settings.
 
         Args:
             name: name of the run.
             kind: the kind of run that the command resumes.
+            keep: keep guests that failed, for gdb.
 
         Raises:
             UserError: no such run, one of another kind, or its patches have changed.
@@ -158,7 +169,15 @@ class Terminal:
             each.patchset: other for each in manifest.variants if (other := other_kernel(each)) is not None
         }
         bench = self.bench(
-            events, source, manifest.accelerator.name, manifest.flavour, build_jobs, directory, others
+            events,
+            source,
+            manifest.accelerator.name,
+            manifest.flavour,
+            build_jobs,
+            directory,
+            others,
+            keep=keep,
+            dwarf=any(probe.needs_dwarf for probe in manifest.probes),
         )
         driver.check_same_series(writer, bench)
         return writer, bench

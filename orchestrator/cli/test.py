@@ -70,6 +70,7 @@ def command(
     series: option.SeriesDirectory = None,
     source: option.Source = None,
     build_jobs: option.BuildJobs = None,
+    keep: option.KeepOnFailure = False,
     resume: option.Resume = None,
     name: option.Name = None,
     as_json: option.Json = False,
@@ -86,10 +87,10 @@ def command(
     with terminal.events() as events:
         if resume is not None:
             option.refuse_beside_resume(context)
-            writer, bench = terminal.reopen(events, resume, RunKind.TEST, build_jobs)
+            writer, bench = terminal.reopen(events, resume, RunKind.TEST, build_jobs, keep=keep)
             asked = CorrectnessRequest.of_run(writer.path, writer.manifest)
             return _test(terminal, events, asked, bench, writer, as_json)
-        bench = terminal.bench(events, source, accel, flavour, build_jobs, series)
+        bench = terminal.bench(events, source, accel, flavour, build_jobs, series, keep=keep)
         bench.series.select(patchset)
         chosen = having(
             choose_for(bench.series, suite or (), bench.series_directory is None),

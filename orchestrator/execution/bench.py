@@ -15,6 +15,7 @@ from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.events import Events
 from orchestrator.execution.durations import Durations
 from orchestrator.execution.ending import Ending, GuestEnded, ending_of
+from orchestrator.execution.keeper import Keeper
 from orchestrator.experiment.experiment import ACCELERATORS
 from orchestrator.experiment.knob import SWAP, is_named, knob_path, reads_back
 from orchestrator.guest.image import GuestImage, image_artefact
@@ -108,6 +109,8 @@ class Bench:
         shipped: parts that need not be built on this host.
         others: kernels with a source or a series of their own: patchset -> kernel.
         qemu: the QEMU to start, a name or an absolute path.
+        dwarf: build all kernels with debugging information.
+        keeper: keeps guests that failed, stopped, for gdb; None to end them.
     """
 
     project: Project
@@ -121,6 +124,8 @@ class Bench:
     shipped: Shipped | None = None
     others: Mapping[str, OtherKernel] = field(default_factory=dict)
     qemu: str = QEMU
+    keeper: Keeper | None = None
+    dwarf: bool = False
     _sources: dict[str, SourceTree] = field(default_factory=dict)
     _images: dict[tuple[str, ...], GuestImage] = field(default_factory=dict)
     _given_workloads: dict[str, Workload] = field(default_factory=dict)
@@ -228,7 +233,7 @@ class Bench:
 
     def configuration(self, dwarf: bool = False) -> Configuration:
         """The kernel configuration of this bench's flavour."""
-        return configuration(self.project.vm_images, self.flavour, dwarf)
+        return configuration(self.project.vm_images, self.flavour, dwarf or self.dwarf)
 
     def is_prebuilt(self, patchset: str) -> bool:
         """Whether the kernel of `patchset` was built elsewhere, so that its source is not known."""
@@ -355,7 +360,7 @@ class Bench:
             self.accelerator,
             cmdline,
             log_directory,
-            gdb=gdb,
+            gdb=gdb or self.keeper is not None,
             events=self.events,
             shortcuts=shortcuts(kernel.vmlinux, kernel.config, self.accelerator),
             plugin=plugin,
@@ -378,7 +383,10 @@ class Bench:
                 for key, value in (knobs or {}).items():
                     self._set_knob(guest, key, value)
                 is_up = True
-                yield Booted(machine, guest, boot_s, counts, lambda found: self._decoded(kernel, found))
+                booted = Booted(machine, guest, boot_s, counts, lambda found: self._decoded(kernel, found))
+                yield booted
+                if self.keeper is not None and not (now := booted.ending()).is_ok:
+                    self.keeper.keep(machine, kernel, now.title)
             except GuestEnded:
                 raise
             except Exception as error:
@@ -389,10 +397,14 @@ class Bench:
                 ending = ending_of(error, findings, machine.failure, is_up=is_up)
                 if ending is None:
                     raise
+                if self.keeper is not None:
+                    self.keeper.keep(machine, kernel, ending.title)
                 raise GuestEnded(ending, machine.console_log) from error
 
     def abort(self) -> None:
         """End all guests at once, e.g. on Ctrl-C; threads that wait for one get GuestLost."""
+        if self.keeper is not None:
+            self.keeper.release()
         with self._lock:
             machines = list(self._machines)
         for machine in machines:

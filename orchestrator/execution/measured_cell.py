@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+from orchestrator.debugger.probe import Probed, ProbeSession
 from orchestrator.debugger.profiler import Profiler, plugin_library
 from orchestrator.execution.bench import Bench, Booted
 from orchestrator.execution.derived import observations_from_counters
@@ -74,10 +75,11 @@ def measure_cell(
             cmdline=variant.cmdline,
             layers=bench.workloads[cell.workload].layers,
             plugin=None if profiler is None else profiler.plugin,
+            gdb=bool(experiment.probes),
         ) as booted:
             result.boot_s = booted.boot_s
             booted.machine.end_after_oops()
-            _measure(result, experiment, bench, booted, log_directory, profiler)
+            _measure(result, experiment, bench, booted, kernel, log_directory, profiler)
             ending = booted.ending()
     except GuestEnded as error:
         ending = error.ending
@@ -92,6 +94,7 @@ def _measure(
     experiment: Experiment,
     bench: Bench,
     booted: Booted,
+    kernel: KernelBuild,
     log_directory: Path,
     profiler: Profiler | None,
 ) -> None:
@@ -106,11 +109,18 @@ def _measure(
         processes=workload.sample_processes,
     )
     samples: list[Sample] = []
+    probes: ProbeSession | None = None
+    probed = Probed()
+    if experiment.probes:
+        assert booted.machine.gdb_socket is not None
+        probes = ProbeSession(booted.machine.gdb_socket, kernel.vmlinux, experiment.probes, log_directory)
     began = time.monotonic()
     try:
         sampler.before()
         sampler.start()
         counted_before = profiler.read(booted.machine) if profiler is not None else None
+        if probes is not None:
+            probes.start()
         try:
             done = run_workload(
                 booted.guest,
@@ -126,13 +136,15 @@ def _measure(
                 write_profile(log_directory / PROFILE, profile)
         finally:
             result.run_s = time.monotonic() - began
+            if probes is not None:
+                probed = probes.stop()
             sampler.stop()
         sampler.after()
     finally:
-        samples = sampler.samples
+        samples = [*sampler.samples, *probed.samples]
         result.samples = samples
     counted = observations_from_counters(samples, bench.series.metrics)
-    result.observations = [*done.observations, *counted, *sampler.observations()]
+    result.observations = [*done.observations, *counted, *sampler.observations(), *probed.observations]
 
 
 def write_evidence(result: CellResult, log_directory: Path) -> None:

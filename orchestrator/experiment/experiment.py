@@ -23,6 +23,7 @@ from orchestrator.kernel.prebuilt import other_of_files
 from orchestrator.kernel.series import BASELINE, FULL, OtherKernel, Series
 from orchestrator.machine.topology import Topology, TopologyTable
 from orchestrator.store.manifest import Role
+from orchestrator.store.probe import LIMIT, Probe, check_probes
 
 #: Number of metrics in a [tradeoff] table: two axes and a colour.
 TRADEOFF_AXES = 3
@@ -50,6 +51,7 @@ class Experiment:
             ``workload/metric``; empty for none.
         sample: what else to read with the counters, see :func:`check_monitor`.
         profile: count instructions per kernel function.
+        probes: points of the kernel at which gdb does something while the workload runs.
     """
 
     name: str
@@ -66,6 +68,7 @@ class Experiment:
     tradeoff: Mapping[str, str] = field(default_factory=dict)
     sample: tuple[str, ...] = ()
     profile: bool = False
+    probes: tuple[Probe, ...] = ()
     cells: tuple[Cell, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -81,6 +84,7 @@ class Experiment:
             raise UserError(f"timeout is {self.timeout_s:g} s; give more than 0.")
         for monitor in self.sample:
             check_monitor(monitor)
+        check_probes(self.probes)
         names = [variant.name for variant in self.variants]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
@@ -91,6 +95,11 @@ class Experiment:
             )
         cells = cells_of(names, list(self.workloads), self.repeat, self.seed)
         object.__setattr__(self, "cells", cells)
+
+    @property
+    def needs_dwarf(self) -> bool:
+        """Whether its kernels must have debugging information."""
+        return any(probe.needs_dwarf for probe in self.probes)
 
     @property
     def possible_cells(self) -> tuple[Cell, ...]:
@@ -147,6 +156,18 @@ class _VariantTable(Shape):
 
 
 @dataclass(frozen=True)
+class _ProbeTable(Shape):
+    """``[[probe]]``."""
+
+    at: str
+    do: str | tuple[str, ...]
+    hit: int = 0
+    fields: tuple[str, ...] = ()
+    when: str = ""
+    limit: int = LIMIT
+
+
+@dataclass(frozen=True)
 class _ExperimentFile(Shape):
     """An experiment file."""
 
@@ -163,6 +184,7 @@ class _ExperimentFile(Shape):
     tradeoff: dict[str, str] = field(default_factory=dict)
     sample: tuple[str, ...] = ()
     profile: bool = False
+    probe: tuple[_ProbeTable, ...] = ()
 
 
 def load_experiment(path: Path, series: Series, workloads: Mapping[str, Workload]) -> Experiment:
@@ -191,6 +213,8 @@ def load_experiment(path: Path, series: Series, workloads: Mapping[str, Workload
         given = {key: str(value) for key, value in parameters.items()}
         chosen[name] = document.checked(["workload", name], partial(check_parameters, workloads, name, given))
     _check_tradeoff(document, chosen, workloads)
+    probes = tuple(_probe(document, index) for index in range(len(content.probe)))
+    document.checked(["probe"], lambda: check_probes(probes))
     topology = content.topology
     machine = document.checked(
         ["topology"],
@@ -212,7 +236,17 @@ def load_experiment(path: Path, series: Series, workloads: Mapping[str, Workload
             tradeoff=content.tradeoff,
             sample=content.sample,
             profile=content.profile,
+            probes=probes,
         ),
+    )
+
+
+def _probe(document: Document[_ExperimentFile], index: int) -> Probe:
+    table = document.content.probe[index]
+    do = (table.do,) if isinstance(table.do, str) else table.do
+    return document.checked(
+        ["probe", index],
+        lambda: Probe(table.at, do, table.hit, table.fields, table.when, table.limit),
     )
 
 

@@ -375,6 +375,11 @@ class Machine:
         return self._process is not None and self._process.poll() is None and self._failure is None
 
     @property
+    def has_process(self) -> bool:
+        """Whether QEMU runs, whatever became of the guest in it."""
+        return self._process is not None and self._process.poll() is None
+
+    @property
     def failure(self) -> MachineFailure | None:
         """How QEMU or the guest in it has ended; None while it runs, and where it was only closed."""
         with self._changed:
@@ -484,6 +489,16 @@ class Machine:
         until = time.monotonic() + 10 * settle_s
         while time.monotonic() < until and self.console.silent_s < settle_s and self.alive:
             time.sleep(POLL_S)
+
+    def stop(self) -> bool:
+        """Stop the guest's CPUs, also after a failure. Returns whether QEMU still runs."""
+        if not self.has_process or self._qmp is None:
+            return False
+        try:
+            self._qmp.execute("stop")
+        except QmpError:
+            return False
+        return True
 
     def close(self) -> None:
         """End QEMU and remove the sockets. May be called repeatedly, and from any thread."""

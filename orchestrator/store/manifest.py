@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 from orchestrator.defaults import MARGIN
 from orchestrator.errors import UserError
 from orchestrator.store.observation import Metric
+from orchestrator.store.probe import Probe
 from orchestrator.store.record import Record
 from orchestrator.store.version import SCHEMA_VERSION
 
@@ -438,6 +439,7 @@ class Manifest(Record):
             analysis.
         sample: what else was read with the counters, in addition to the usual files.
         profile: whether instructions were counted per kernel function.
+        probes: points of the kernel at which gdb did something.
         max_repeat: maximum number of fresh boots with ``--until-decided``; None for other runs.
         seed: seed for all random choices.
         timeout_s: limit of one workload in host seconds; None for the limit in the workload's manifest.
@@ -477,6 +479,7 @@ class Manifest(Record):
     max_repeat: int | None = None
     sample: tuple[str, ...] = ()
     profile: bool = False
+    probes: tuple[Probe, ...] = ()
     seed: int = 1
     timeout_s: float | None = None
     tradeoff: Mapping[str, str] = field(default_factory=dict)

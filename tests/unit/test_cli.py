@@ -100,6 +100,28 @@ def test_an_unknown_option_is_status_2(capsys: pytest.CaptureFixture[str]) -> No
     assert "--frobnicate" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ([], "name a guest: --patchset NAME to boot one, --run RUN for a running one, or --core FILE."),
+        (["-p", "full", "--run", "latest"], "name a guest"),
+        (["-p", "full", "--cell", "chunk.full.1"], "--cell names a cell of --run"),
+        (["-p", "full", "--vmlinux", "vmlinux"], "--vmlinux goes with --kernel"),
+        (["--core", "core"], "name the kernel that wrote it"),
+        (["--core", "core", "--vmlinux", "v", "-b", "main"], "a dump does not run; omit --break"),
+        (["--core", "core", "--vmlinux", "v", "-t", "1x1G"], "no guest is booted; omit --topology"),
+        (["-p", "full", "--dump", "/nosuch/core"], "name a new file in a directory that exists"),
+        (["-p", "full", "--script", "x.sh"], "ends in .gdb"),
+        (["-p", "full", "--timeout", "0"], "--timeout"),
+    ],
+)
+def test_a_wrong_session_of_gdb_is_status_2(
+    arguments: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert status_of(["debug", *arguments]) == 2
+    assert complaint in " ".join(capsys.readouterr().err.split())
+
+
 @pytest.mark.parametrize("arguments", [["--rounds", "0"], ["--rounds", "ten"], ["now"]])
 def test_a_wrong_calibration_is_status_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert status_of(["calibrate", *arguments]) == 2

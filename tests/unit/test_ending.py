@@ -205,7 +205,7 @@ def of_person(monkeypatch: pytest.MonkeyPatch) -> Callable[[World], None]:
             def stop_waiting(self) -> None:
                 pass
 
-            def command(self, line: str) -> str:
+            def command(self, line: str, timeout_s: float) -> str:
                 world.happens()
                 if world.ends == "QEMU killed by a signal":
                     raise InfrastructureError("the guest ended while gdb waited for it.")
@@ -225,6 +225,7 @@ def of_person(monkeypatch: pytest.MonkeyPatch) -> Callable[[World], None]:
 
         monkeypatch.setattr(process, "spawn", spawn)
         monkeypatch.setattr("orchestrator.debugger.gdb.Gdb", FakeGdb)
+        monkeypatch.setattr("orchestrator.kernel.elf.has_dwarf", lambda vmlinux: False)
 
     return installed
 

@@ -21,6 +21,7 @@ from orchestrator.kernel.series import Series, load_series
 from orchestrator.machine.topology import Topology
 from orchestrator.project import Project
 from orchestrator.store.manifest import Role, read_manifest
+from orchestrator.store.probe import Probe
 from orchestrator.store.run import RunWriter
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -319,6 +320,7 @@ def test_a_run_directory_knows_all_of_its_experiment(tmp_path: Path) -> None:
         timeout_s=12.5,
         tradeoff={"x": "chunk/survivors.total"},
         sample=("slabinfo", "/proc/stat"),
+        probes=(Probe("do_exit", ("capture",), 2, ("code",), "code > 0", 5),),
     )
     assert {f.name for f in fields(Experiment) if getattr(experiment, f.name) == f.default} == set()
     begun = manifest_of(experiment, bench, ["orchestrate", "run"])

@@ -4,10 +4,14 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import os
 import shutil
+import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +22,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from orchestrator.debugger import gdb as gdb_module
+from orchestrator.debugger.batch import Batch, Event, run_batch, text_of
 from orchestrator.debugger.gdb import Gdb, GdbError, StackFrame, StopTimeout, check_places, parse_result
+from orchestrator.debugger.kernel_scripts import write_kernel_scripts
+from orchestrator.debugger.live import LiveMachine
 from orchestrator.errors import InfrastructureError, UserError
 
 VMLINUX_ID = bytes(range(20))
@@ -145,8 +152,8 @@ def test_a_breakpoint_that_is_hit(attach: Attach, log: Path, tmp_path: Path) -> 
             "vec": "{x = 1, y = 2}",
         }
     asked = log.read_text().splitlines()
-    assert asked[0] == f"target remote {tmp_path}/gdb.sock"
-    assert asked[-2:] == ["delete", "detach"], "the guest is left running, without breakpoints"
+    assert asked[1] == f"-target-select remote {tmp_path}/gdb.sock"
+    assert asked[-2:] == ["-break-delete", "-target-detach"], "the guest is left running, without breakpoints"
     assert "thp_resv_alloc" in (tmp_path / "gdb.log").read_text()
 
 
@@ -158,7 +165,7 @@ def test_without_dwarf_the_arguments_are_registers(attach: Attach, log: Path) ->
         assert not stop.args_by_name
         assert stop.args == dict.fromkeys(("rdi", "rsi", "rdx", "rcx", "r8", "r9"), 42)
     # On the first instruction: behind the prologue the registers may hold something else.
-    assert '-break-insert \\"*thp_resv_alloc\\"' in log.read_text()
+    assert '-break-insert "*thp_resv_alloc"' in log.read_text()
 
 
 def test_hardware_breakpoints_and_conditions(attach: Attach, log: Path) -> None:
@@ -205,7 +212,7 @@ def test_a_guest_that_never_stops_is_interrupted(attach: Attach) -> None:
 def test_leaving_interrupts_and_detaches(attach: Attach, log: Path) -> None:
     with attach("never-stops") as gdb:
         gdb.continue_()
-    assert log.read_text().splitlines()[-1] == "detach"
+    assert log.read_text().splitlines()[-1] == "-target-detach"
 
 
 def test_a_guest_that_ends(attach: Attach) -> None:
@@ -229,7 +236,7 @@ def test_nobody_to_attach_to(attach: Attach) -> None:
 def test_a_command_that_waits_for_the_guest_can_be_told_to_stop_it(attach: Attach) -> None:
     with attach("never-stops") as gdb:
         threading.Timer(0.3, gdb.stop_waiting).start()
-        assert "SIGINT" in gdb.command("continue")
+        assert gdb.command("continue") == "Continuing."
         assert gdb.command("info line") == "one\ntwo", "what comes after it is its own"
 
 
@@ -238,8 +245,189 @@ def test_a_guest_that_ends_under_a_command_is_reported(attach: Attach) -> None:
         gdb.command("continue")
 
 
-def test_a_command_has_a_limit(attach: Attach) -> None:
+@pytest.mark.parametrize("line", ["continue", "source endless.py"])
+def test_a_command_has_a_limit_and_says_what_it_waited_for(attach: Attach, line: str) -> None:
     with attach("never-stops") as gdb:
-        with pytest.raises(InfrastructureError, match=r"gdb did not answer within 0\.3 s"):
-            gdb.command("continue", timeout_s=0.3)
-        gdb._running = True  # it is still at it, so that leaving interrupts it
+        with pytest.raises(InfrastructureError, match=f"did not stop within 0.3 s of '{line}'"):
+            gdb.command(line, timeout_s=0.3)
+        assert gdb.command("info line") == "one\ntwo", "the guest stands, and gdb is usable"
+
+
+def test_a_gdb_that_hangs_is_ended(attach: Attach, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gdb_module, "_END_TIMEOUT_S", 0.2)
+    with (
+        attach("hangs") as gdb,
+        pytest.raises(InfrastructureError, match=r"was killed, within 0\.2 s of 'cont"),
+    ):
+        gdb.command("continue", timeout_s=0.2)
+    assert gdb._gdb.poll() is not None
+
+
+def test_a_wrong_command_is_the_users(attach: Attach) -> None:
+    with attach() as gdb, pytest.raises(UserError, match="gdb rejects 'nosuch': Undefined command"):
+        gdb.command("nosuch")
+
+
+def test_what_cannot_be_watched_at_full_speed_is_refused(attach: Attach, log: Path) -> None:
+    with (
+        attach("no-debug-registers") as gdb,
+        pytest.raises(UserError, match="cannot watch jiffies at full speed"),
+    ):
+        gdb.watch("jiffies")
+    assert "-break-delete 7" in log.read_text()
+
+
+# --- a dump of a guest's memory --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def core(tmp_path: Path) -> Path:
+    dump = tmp_path / "core"
+    dump.write_bytes(b"ELF")
+    return dump
+
+
+def test_a_dump_is_read(attach: Attach, core: Path, tmp_path: Path) -> None:
+    attach().close()  # for the environment
+    with Gdb.open_core(core, tmp_path / "vmlinux") as gdb:
+        assert gdb.evaluate("$rdi") == 42
+
+
+def test_a_dump_of_another_kernel_is_refused(
+    attach: Attach, core: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attach().close()
+    monkeypatch.setattr(gdb_module, "build_id", lambda vmlinux: bytes(20).hex())
+    with pytest.raises(UserError, match="give gdb the vmlinux of the kernel that was booted"):
+        Gdb.open_core(core, tmp_path / "vmlinux")
+    with pytest.raises(UserError, match="there is no such file"):
+        Gdb.open_core(tmp_path / "nosuch", tmp_path / "vmlinux")
+
+
+# --- a session without a person --------------------------------------------------------------------------------------
+
+
+def events_of(gdb: Gdb, batch: Batch) -> tuple[bool, list[Event]]:
+    events: list[Event] = []
+    return run_batch(gdb, batch, events.append), events
+
+
+def test_a_session_stops_at_a_breakpoint_and_runs_commands(attach: Attach, log: Path) -> None:
+    with attach() as gdb:
+        reached, events = events_of(gdb, Batch(["thp_resv_alloc"], "haddr > 0", commands=["info line"]))
+    assert reached and [event["event"] for event in events] == ["stop", "command"]
+    assert events[0]["function"] == "thp_resv_alloc" and events[0]["cpu"] == 1
+    assert events[0]["backtrace"][0]["place"] == "mm/huge_memory_resv.c:120"
+    assert events[1] == {"event": "command", "command": "info line", "output": "one\ntwo"}
+    assert json.loads(json.dumps(events)) == events, "each event is a line of JSON"
+    assert '-break-insert -c "haddr > 0" "thp_resv_alloc"' in log.read_text()
+    shown = text_of(events[0]).splitlines()
+    assert shown[0].startswith(
+        "stop     Breakpoint 1 on CPU 1: thp_resv_alloc(vma=0xffff888003bb2c80, haddr=0x7ffff7fa"
+    )
+    assert shown[1] == "  #0  thp_resv_alloc mm/huge_memory_resv.c:120"
+
+
+def test_a_session_watches_a_global_variable(attach: Attach) -> None:
+    with attach() as gdb:
+        reached, events = events_of(gdb, Batch(until="jiffies"))
+    assert reached and events[0]["reason"] == "Watchpoint 7" and "value" in events[0]
+
+
+def test_a_session_says_what_it_waited_for(attach: Attach) -> None:
+    with attach("never-stops") as gdb:
+        reached, events = events_of(gdb, Batch(["thp_resv_alloc"], "haddr > 0", timeout_s=0.2))
+    assert not reached
+    assert text_of(events[0]) == (
+        "not reached within 0.2 s: waited for a breakpoint at thp_resv_alloc where haddr > 0 is not 0"
+    )
+
+
+def test_a_script_is_gdbs_or_pythons(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"ends in \.gdb"):
+        Batch(script=tmp_path / "script.sh")
+    with pytest.raises(UserError, match="there is no such file"):
+        Batch(script=tmp_path / "script.py")
+
+
+def test_a_script_is_run(attach: Attach, log: Path, tmp_path: Path) -> None:
+    script = tmp_path / "script.gdb"
+    script.write_text("continue\n")
+    with attach() as gdb:
+        _, events = events_of(gdb, Batch(script=script))
+    assert events[0]["event"] == "script" and "Thread 2 hit Breakpoint 1" in events[0]["output"]
+    assert f"source {script}" in log.read_text()
+
+
+# --- the kernel's own scripts ----------------------------------------------------------------------------------------
+
+
+def test_the_kernels_scripts_come_from_its_source(tmp_path: Path) -> None:
+    def git(*words: str) -> None:
+        environment = {**os.environ, "GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_NOSYSTEM": "1"}
+        named = ["-c", "user.name=a", "-c", "user.email=a@localhost"]
+        subprocess.run(["git", *named, *words], cwd=tmp_path / "tree", check=True, env=environment)
+
+    modules = tmp_path / "tree" / "scripts" / "gdb" / "linux"
+    modules.mkdir(parents=True)
+    (modules / "tasks.py").write_text("print('tasks')\n")
+    (modules / "constants.py.in").write_text("not generated\n")
+    git("init", "--quiet")
+    git("add", ".")
+    git("commit", "--quiet", "-m", "all")
+    loader = write_kernel_scripts(tmp_path / "tree" / ".git", "HEAD", tmp_path)
+    assert loader is not None
+    assert sorted(path.name for path in (tmp_path / "gdb" / "linux").iterdir()) == ["tasks.py"]
+    done = subprocess.run([sys.executable, str(loader)], capture_output=True, text=True, check=True)
+    assert done.stdout == "tasks\nkernel scripts: tasks ; not usable: none\n"
+    (tmp_path / "other").mkdir()
+    git("rm", "--quiet", "-r", "scripts")
+    git("commit", "--quiet", "--allow-empty", "-m", "none")
+    assert write_kernel_scripts(tmp_path / "tree" / ".git", "HEAD", tmp_path / "other") is None
+
+
+# --- a guest of another process --------------------------------------------------------------------------------------
+
+
+def machine_json(directory: Path, **changes: object) -> None:
+    facts = {"alive": True, "pid": os.getpid(), "monitor": str(directory / "monitor"), "gdb": None, **changes}
+    (directory / "machine.json").write_text(json.dumps(facts))
+
+
+def test_only_a_running_guest_can_be_attached_to(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has no guest yet"):
+        LiveMachine.of_directory(tmp_path)
+    machine_json(tmp_path, alive=False)
+    with pytest.raises(UserError, match="has ended"):
+        LiveMachine.of_directory(tmp_path)
+    machine_json(tmp_path)  # its socket is gone: it was killed
+    with pytest.raises(UserError, match="has ended"):
+        LiveMachine.of_directory(tmp_path)
+    (tmp_path / "machine.json").write_text("[")
+    with pytest.raises(UserError, match="is damaged"):
+        LiveMachine.of_directory(tmp_path)
+
+
+def test_qemu_is_told_to_serve_gdb() -> None:
+    directory = Path(tempfile.mkdtemp(dir="/tmp"))  # a socket's path is short
+    machine_json(directory)
+    heard: list[str] = []
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(directory / "monitor"))
+        server.listen()
+
+        def monitor() -> None:
+            line, _ = server.accept()
+            with line:
+                line.sendall(b"QEMU 7.2.22 monitor - type 'help' for more information\r\n(qemu) ")
+                heard.append(line.recv(1000).decode())
+                (directory / "gdb").touch()
+                line.sendall(heard[0].encode() + b"\r\nWaiting for gdb connection\r\n(qemu) ")
+
+        thread = threading.Thread(target=monitor)
+        thread.start()
+        assert LiveMachine.of_directory(directory).serve_gdb() == directory / "gdb"
+        thread.join()
+    assert heard == [f"gdbserver unix:{directory}/gdb,server=on,wait=off\n"]
+    assert LiveMachine.of_directory(directory).serve_gdb() == directory / "gdb", "it is asked once"
+    shutil.rmtree(directory)

@@ -32,6 +32,7 @@ from orchestrator.store.manifest import (
     VerificationRecord,
     read_manifest,
 )
+from orchestrator.store.probe import Probe
 
 ROOT = Path(__file__).resolve().parents[2]
 STORED = sorted(path.parent for path in ROOT.glob("results/*/run.json"))
@@ -66,6 +67,7 @@ def full() -> Manifest:
         repeat=3,
         max_repeat=5,
         sample=("slabinfo",),
+        probes=(Probe("do_exit", ("capture",), fields=("code",)),),
         seed=9,
         timeout_s=12.5,
         tradeoff={"x": "chunk/survivors.total"},

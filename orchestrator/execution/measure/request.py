@@ -24,6 +24,7 @@ from orchestrator.kernel.series import OtherKernel, Series
 from orchestrator.machine.topology import Topology
 from orchestrator.store.manifest import Manifest, PlannedCell, RunKind, WorkloadRecord
 from orchestrator.store.observation import CLOCK, CLOCKS, Metric
+from orchestrator.store.probe import Probe, probe_metrics
 from orchestrator.store.run import CellRow
 
 #: Fields that override those of an experiment file if they are given: field here -> field of :class:`Experiment`.
@@ -178,7 +179,7 @@ def manifest_of(experiment: Experiment, bench: Bench, command: Sequence[str]) ->
         command,
         variants=[variant_record(variant, bench) for variant in experiment.variants],
         workloads={
-            name: workload_record(bench.workloads[name], parameters, bench.series)
+            name: workload_record(bench.workloads[name], parameters, bench.series, experiment.probes)
             for name, parameters in experiment.workloads.items()
         },
         cells=[planned_cell(cell, experiment) for cell in experiment.cells],
@@ -193,19 +194,25 @@ def manifest_of(experiment: Experiment, bench: Bench, command: Sequence[str]) ->
         tradeoff=dict(experiment.tradeoff),
         sample=experiment.sample,
         profile=experiment.profile,
+        probes=experiment.probes,
     )
 
 
-def workload_record(workload: Workload, parameters: Mapping[str, str], series: Series) -> WorkloadRecord:
+def workload_record(
+    workload: Workload, parameters: Mapping[str, str], series: Series, probes: Sequence[Probe] = ()
+) -> WorkloadRecord:
     """The record of a workload in ``run.json``.
 
     Args:
         parameters: parameters that differ from the defaults.
         series: the series, which may define metrics.
+        probes: probes of the experiment, which have metrics of their own.
     """
-    declared = metrics_of(workload, series)
+    declared = {metric.name: metric for metric in metrics_of(workload, series)} | probe_metrics(probes)
     metrics = [
-        metric.by(clock) for metric in declared for clock in (CLOCKS if CLOCK in metric.name else ("",))
+        metric.by(clock)
+        for metric in declared.values()
+        for clock in (CLOCKS if CLOCK in metric.name else ("",))
     ]
     return WorkloadRecord(
         title=workload.title,
@@ -288,4 +295,5 @@ def described_experiment(manifest: Manifest) -> Experiment:
         tradeoff=manifest.tradeoff,
         sample=tuple(manifest.sample),
         profile=manifest.profile,
+        probes=tuple(manifest.probes),
     )

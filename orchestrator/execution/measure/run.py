@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
+from orchestrator.debugger.probe import check_kernels
 from orchestrator.events import Events
 from orchestrator.execution.bench import Bench
 from orchestrator.execution.countdown import Countdown, line_of
@@ -65,9 +66,9 @@ def execute(experiment: Experiment, bench: Bench, writer: RunWriter, place: Plac
                 [experiment.variant(cell.variant).patchset for cell in todo],
                 {name: bench.workloads[name].layers for name in experiment.workloads},
             )
-            place.ship(
-                bench, {name: kernel for name, kernel in kernels.items() if isinstance(kernel, KernelBuild)}
-            )
+            built = {name: kernel for name, kernel in kernels.items() if isinstance(kernel, KernelBuild)}
+            check_kernels([kernel.vmlinux for kernel in built.values()], experiment.probes)
+            place.ship(bench, built)
             _measure_all(todo, experiment, bench, writer, kernels, place, stopping)
             if sum(writer.outcomes().values()) < len(writer.manifest.cells):
                 break  # the host failed; a resumed run continues

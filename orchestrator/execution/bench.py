@@ -29,6 +29,7 @@ from orchestrator.kernel.elf import build_id_of_notes
 from orchestrator.kernel.prebuilt import prebuilt_artefact
 from orchestrator.kernel.series import BASELINE, OtherKernel, Series, load_series
 from orchestrator.kernel.source import Origin, SourceTree, find_origin, source_artefact, with_commit
+from orchestrator.kernel.stage_change import touched_sources
 from orchestrator.kernel.tree import PatchedTree, apply_stages
 from orchestrator.machine.accelerator import QEMU, Accelerator, choose_accelerator
 from orchestrator.machine.oops import Finding
@@ -108,6 +109,7 @@ class Bench:
         shipped: parts that need not be built on this host.
         others: kernels with a source or a series of their own: patchset -> kernel.
         qemu: the QEMU to start, a name or an absolute path.
+        coverage: whether kernels count the executions of the lines of the files that their stages touch.
     """
 
     project: Project
@@ -121,6 +123,7 @@ class Bench:
     shipped: Shipped | None = None
     others: Mapping[str, OtherKernel] = field(default_factory=dict)
     qemu: str = QEMU
+    coverage: bool = False
     _sources: dict[str, SourceTree] = field(default_factory=dict)
     _images: dict[tuple[str, ...], GuestImage] = field(default_factory=dict)
     _given_workloads: dict[str, Workload] = field(default_factory=dict)
@@ -289,8 +292,11 @@ class Bench:
         return prebuilt_artefact(Path(other.kernel), vmlinux, self.cache)
 
     def _kernel_artefact(self, patchset: str, dwarf: bool = False) -> Artefact[KernelBuild]:
-        configuration = self.configuration(dwarf)
-        return kernel_artefact(self.tree(patchset), configuration, self.cache, self.events, self.build_jobs)
+        tree = self.tree(patchset)
+        asked = self.configuration(dwarf)
+        if self.coverage and tree.stages:
+            asked = configuration(self.project.vm_images, self.flavour, dwarf, counted=touched_sources(tree))
+        return kernel_artefact(tree, asked, self.cache, self.events, self.build_jobs)
 
     def has_source(self) -> bool:
         """Whether the kernel source is in the cache."""

@@ -26,6 +26,7 @@ from orchestrator.spelling import meant
 _DIRECTORY = "kernel"
 _BASE = "base"
 _DWARF = "dwarf"
+_COVERAGE = "coverage"
 _SET = re.compile(r"(CONFIG_\w+)=(.*)")
 _REMARK = re.compile(r"\s+#\s*(?:(?P<word>optional|elsewhere)|or (?P<other>CONFIG_\w+=\S+))\s*$")
 _UNSET = re.compile(r"# (CONFIG_\w+) is not set")
@@ -44,6 +45,7 @@ class Configuration:
         optional: requested options that may be missing.
         elsewhere: those of them that the version the fragments are written for does not have.
         others: requested option -> the option and value that replace it in other kernel versions.
+        counted: C files whose lines count how often they are executed.
     """
 
     flavour: str
@@ -54,6 +56,7 @@ class Configuration:
     optional: frozenset[str] = frozenset()
     elsewhere: frozenset[str] = frozenset()
     others: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    counted: tuple[str, ...] = ()
 
     def missing_from(self, config: str) -> list[str]:
         """The optional options that a ``.config`` lacks."""
@@ -65,7 +68,7 @@ class Configuration:
 def flavours(vm_images: Path) -> tuple[str, ...]:
     """Names that :func:`configuration` accepts."""
     found = sorted(path.stem for path in (vm_images / _DIRECTORY).glob("*.config"))
-    return tuple(name for name in found if name not in (_BASE, _DWARF))
+    return tuple(name for name in found if name not in (_BASE, _DWARF, _COVERAGE))
 
 
 def summary(vm_images: Path, flavour: str) -> str:
@@ -85,7 +88,11 @@ def summary(vm_images: Path, flavour: str) -> str:
 
 
 def configuration(
-    vm_images: Path, flavour: str, dwarf: bool = False, extra: Mapping[str, str] | None = None
+    vm_images: Path,
+    flavour: str,
+    dwarf: bool = False,
+    extra: Mapping[str, str] | None = None,
+    counted: Sequence[str] = (),
 ) -> Configuration:
     """Assemble a configuration from the fragments in ``vm_images/kernel``.
 
@@ -94,6 +101,7 @@ def configuration(
             options that override the fragments, e.g. ``measure+CONFIG_KSM=n``.
         dwarf: add debugging information.
         extra: more options, option -> value; they override the fragments.
+        counted: C files whose lines are to count how often they are executed.
 
     Raises:
         UserError: unknown flavour, a line or an extra option that does not parse, or fragments that contradict
@@ -110,6 +118,7 @@ def configuration(
     place = vm_images / _DIRECTORY
     paths = [place / f"{_BASE}.config", fragment or place / f"{flavour}.config"]
     paths += [place / f"{_DWARF}.config"] if dwarf else []
+    paths += [place / f"{_COVERAGE}.config"] if counted else []
     if fragment is not None:
         flavour = re.sub(r"[^A-Za-z0-9_-]+", "-", fragment.stem)
     merged = Fragments()
@@ -137,6 +146,7 @@ def configuration(
         frozenset(merged.optional | merged.elsewhere),
         frozenset(merged.elsewhere),
         dict(merged.others),
+        tuple(counted),
     )
 
 

@@ -400,6 +400,7 @@ def install(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
         spawn=world.spawns,
         require=lambda program: program,
         kill_group=lambda running: running.ends(-signal.SIGKILL),
+        is_stopped=lambda running: False,
     )
     monkeypatch.setattr(qemu, "process", fake_process)
     monkeypatch.setattr(qemu, "Qmp", world.listens)

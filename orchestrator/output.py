@@ -89,6 +89,8 @@ def replace_file(path: Path, data: bytes) -> None:
             stream.write(data)
         Path(name).chmod(mode)  # mkstemp makes it private
         Path(name).replace(path)
-    except BaseException:
+    except BaseException as error:
         Path(name).unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:  # a write does not know its file
+            error.filename = str(path)
         raise

@@ -219,6 +219,15 @@ def run(
     return completed
 
 
+def is_stopped(process: subprocess.Popen[bytes]) -> bool:
+    """Whether a signal has stopped the process, e.g. SIGSTOP (state T in proc_pid_stat(5))."""
+    try:
+        stat = Path(f"/proc/{process.pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] == "T"
+
+
 def kill_group(process: subprocess.Popen[bytes]) -> None:
     """Kill a process started by :func:`spawn` and its whole process group."""
     with suppress(ProcessLookupError):  # it may have ended already

@@ -5,10 +5,13 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import resource
 import signal
 import sys
+import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from io import TextIOWrapper
 from itertools import takewhile
 from pathlib import Path
@@ -17,7 +20,7 @@ from typing import Annotated, Any, ClassVar
 import typer
 
 from orchestrator.cli.help import LazyGroup, Listed
-from orchestrator.cli.interruption import Interruption, interruption_of
+from orchestrator.cli.interruption import CommandEnded, interruption_of
 from orchestrator.cli.terminal import Terminal
 from orchestrator.errors import InfrastructureError, OrchestrateError, missing_package
 from orchestrator.printable import printable
@@ -28,6 +31,8 @@ _UsageError: type[Any] = typer.BadParameter.__mro__[1]
 #: Open files of a command: the fewest with which one guest runs, and enough for many guests at a time.
 _FEWEST_FILES = 128
 _ENOUGH_FILES = 4096
+#: Bytes of address space with which a command works: stacks of threads and libraries reserve much that they never use.
+_LEAST_ADDRESS_SPACE = 2 << 30
 
 #: What no file can have as its name is a mistake of the command line; everything else is the host's failure.
 _BAD_NAME = {
@@ -140,6 +145,7 @@ def common(
     for chatty in ("paramiko", "matplotlib", "PIL", "qemu", "asyncio", "filelock"):
         logging.getLogger(chatty).setLevel(logging.CRITICAL if not debug else logging.WARNING)
     _check_open_files()
+    _check_address_space()
     context.obj = Terminal(quiet=quiet, verbose=verbose, debug=debug)
 
 
@@ -160,13 +166,26 @@ def _check_open_files() -> None:
         )
 
 
+def _check_address_space() -> None:
+    """Refuse to start where the libraries for numbers would abort the process instead of raising an error.
+
+    Raises:
+        InfrastructureError: the limit of the address space is too low for a command.
+    """
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if soft != resource.RLIM_INFINITY and soft < _LEAST_ADDRESS_SPACE:
+        raise InfrastructureError(
+            f"this process may have only {soft >> 20} MiB of address space, and needs {_LEAST_ADDRESS_SPACE >> 20}; "
+            "raise the limit with: ulimit -v unlimited"
+        )
+
+
 def main() -> None:
     """Run the command line; exits with one of the documented exit statuses."""
     for stream in (sys.stdout, sys.stderr):
         # A title may have characters that the terminal's encoding lacks.
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    Interruption().install()
     sys.exit(status_of(sys.argv[1:]))
 
 
@@ -184,7 +203,7 @@ def status_of(arguments: list[str]) -> int:
     except _UsageError as error:
         error.show()
         return int(error.exit_code)
-    except (typer.Abort, KeyboardInterrupt) as error:
+    except (CommandEnded, typer.Abort, KeyboardInterrupt) as error:
         interrupted = interruption_of(error)
         how = "interrupted" if interrupted.signal == signal.SIGINT else f"ended by {interrupted.signal.name}"
         _say(f"{how}; all measurements so far are kept.")
@@ -204,8 +223,9 @@ def status_of(arguments: list[str]) -> int:
         return 1
     except BrokenPipeError:
         return 1
-    except MemoryError:
-        if with_traceback:
+    except (MemoryError, RuntimeError) as error:
+        # A thread needs memory for its stack, and a PID.
+        if with_traceback or (isinstance(error, RuntimeError) and "start new thread" not in str(error)):
             raise
         _say("this host has no memory left for the command; end other programs, or use fewer --jobs.")
         return 1
@@ -215,9 +235,24 @@ def status_of(arguments: list[str]) -> int:
         if error.errno in _BAD_NAME and error.filename:
             _say(f"{_BAD_NAME[error.errno]}: {error.filename}")
             return 2
-        _say(f"{error.strerror or error} ({error.filename})" if error.filename else str(error))
+        _say(f"{error.strerror or error}{_place_of(error)}")
         return 1
     return status if isinstance(status, int) else 0
+
+
+def _place_of(error: OSError) -> str:
+    """The file of an error, or the full disk if the error does not know its file."""
+    if error.filename:
+        return f" ({error.filename})"
+    if error.errno != errno.ENOSPC:
+        return ""
+    terminal = Terminal()
+    full = []
+    for place in (Path(tempfile.gettempdir()), terminal.cache.root, terminal.project.results):
+        with suppress(OSError):
+            if os.statvfs(place).f_bavail == 0:
+                full.append(str(place))
+    return f": {', '.join(full)}" if full else ""
 
 
 def _say(message: str) -> None:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import typer
 
 from orchestrator.cli.terminal import Terminal
 from orchestrator.errors import InfrastructureError, UserError
+from orchestrator.temporary import temporary_directory
 
 if TYPE_CHECKING:
     from orchestrator.events import Events
@@ -209,7 +209,7 @@ def _booted(
 def _log_directory(wanted: Path | None) -> Iterator[Path]:
     """The directory for the guest's logs: the requested one, or a temporary one."""
     if wanted is None:
-        with tempfile.TemporaryDirectory(prefix="orchestrate-logs-", ignore_cleanup_errors=True) as directory:
+        with temporary_directory("logs") as directory:
             yield Path(directory)
         return
     if (wanted / _CONSOLE).exists():

@@ -13,6 +13,7 @@ import typer
 import typer.main
 from typer.core import TyperCommand, TyperGroup
 
+from orchestrator.cli.interruption import CommandEnded, interruption_of
 from orchestrator.spelling import near
 
 
@@ -78,6 +79,13 @@ class Group(_NearSuggestions, TyperGroup):
             hint = f"did you mean {close}?" if close else f"{ctx.command_path} --help lists them."
             ctx.fail(f"Unknown command {args[0]}; {hint}")
         return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; an interruption passes Typer with its signal."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise CommandEnded(interruption_of(error)) from error
 
     def format_commands(self, ctx: Any, formatter: Any) -> None:
         """All commands with their complete summaries."""

@@ -33,6 +33,18 @@ class Interrupted(KeyboardInterrupt):
         return 128 + self.signal
 
 
+class CommandEnded(Exception):  # noqa: N818 - how a command ended
+    """A command was interrupted. Typer makes exit status 130 of each KeyboardInterrupt, whatever the signal.
+
+    Args:
+        interrupted: the signal.
+    """
+
+    def __init__(self, interrupted: Interrupted) -> None:
+        super().__init__(interrupted.signal.name)
+        self.interrupted = interrupted
+
+
 class Interruption:
     """The handler of the signals. A signal that the caller ignores stays ignored, e.g. SIGHUP under nohup(1)."""
 
@@ -45,6 +57,11 @@ class Interruption:
         for number in _ENDING:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._handle)
+
+    def ignore(self) -> None:
+        """Ignore the signals from now on, as the command has ended."""
+        for number in _ENDING:
+            signal.signal(number, signal.SIG_IGN)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGHUP:
@@ -69,5 +86,7 @@ def interruption_of(error: BaseException) -> Interrupted:
     while cause is not None:
         if isinstance(cause, Interrupted):
             return cause
+        if isinstance(cause, CommandEnded):
+            return cause.interrupted
         cause = cause.__cause__ or cause.__context__
     return Interrupted(signal.SIGINT)

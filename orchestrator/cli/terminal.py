@@ -17,6 +17,7 @@ import typer
 
 from orchestrator.analysis.layout import NARROWEST, WIDEST, WIDTH
 from orchestrator.events import Events
+from orchestrator.temporary import sweep_temporary
 
 # Imports are inside of functions, so that --help is fast.
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ class Terminal:
     @contextmanager
     def events(self) -> Iterator[Events]:
         """A stream of events that is shown in the way that suits this terminal."""
+        sweep_temporary()
         if self.quiet:
             yield Events()
             return

@@ -21,6 +21,7 @@ from orchestrator.experiment.knob import SWAP, is_named, knob_path, reads_back
 from orchestrator.guest.image import GuestImage, image_artefact
 from orchestrator.guest.selftests import SelftestPlan, Selftests, load_selftests, selftests_artefact
 from orchestrator.guest.ssh import Guest, check_loopback
+from orchestrator.guest.swap import add_swap
 from orchestrator.guest.topology_check import verify
 from orchestrator.guest.workload import Workload, known_workloads, own_directories
 from orchestrator.kernel.build import KernelBuild, kernel_artefact
@@ -466,7 +467,11 @@ class Bench:
                 raise MachineFailure(Outcome.BOOT_FAILED, str(error)) from error
             return
         if key == SWAP:
-            self._add_swap(guest, path, value)
+            why = add_swap(guest, path, value, BOOT_TIMEOUT_S)
+            if why is not None:
+                raise UserError(
+                    f"--swap {value}: {why}. The kernel needs CONFIG_SWAP and CONFIG_ZRAM, and the size must be valid."
+                )
             return
         there = guest.run(["test", "-f", path], timeout_s=BOOT_TIMEOUT_S)
         if there.status != 0:
@@ -475,18 +480,6 @@ class Bench:
             self._write_knob(guest, key, path, value)
         except UserError as error:
             raise UserError(f"--set {key}={value}: {error}") from error
-
-    @staticmethod
-    def _add_swap(guest: Guest, path: str, size: str) -> None:
-        # busybox's mkswap prints to standard output; its swapon says why it failed.
-        script = f"echo {size} >{path} && mkswap /dev/zram0 >/dev/null && swapon /dev/zram0"
-        done = guest.run(["sh", "-c", script], timeout_s=BOOT_TIMEOUT_S)
-        swaps = guest.read_text("/proc/swaps").splitlines()[1:]
-        if done.status != 0 or len(swaps) != 1:
-            said = (done.stderr.strip().splitlines() or ["the guest has no swap"])[-1]
-            raise UserError(
-                f"--swap {size}: {said}. The kernel needs CONFIG_SWAP and CONFIG_ZRAM, and the size must be valid."
-            )
 
     @staticmethod
     def _write_knob(guest: Guest, key: str, path: str, value: str) -> None:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import platform
 import statistics
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,6 +27,7 @@ from orchestrator.guest.workload import (
 from orchestrator.kernel.series import BASELINE
 from orchestrator.machine.topology import Topology
 from orchestrator.process import run
+from orchestrator.temporary import temporary_directory
 
 WORKLOAD = "fault_latency"
 #: Timeout of the native program in host seconds; it takes one second.
@@ -119,7 +119,7 @@ def _native(bench: Bench, rounds: int, step: Step) -> Costs:
     workload = bench.workloads[WORKLOAD]
     values = {name: parameter.default for name, parameter in workload.parameters.items()}
     values |= check_parameters(bench.workloads, WORKLOAD, _PARAMETERS)
-    with tempfile.TemporaryDirectory(prefix="orchestrate-calibrate-") as directory:
+    with temporary_directory("calibrate") as directory:
         program = Path(directory) / WORKLOAD
         compile_workload(bench.project.guest_workloads, WORKLOAD, program)
 
@@ -146,7 +146,7 @@ def _native(bench: Bench, rounds: int, step: Step) -> Costs:
 def _in_guest(bench: Bench) -> Costs:
     kernel = bench.kernel(BASELINE)
     workload = bench.workloads[WORKLOAD]
-    with tempfile.TemporaryDirectory(prefix="orchestrate-logs-") as directory:
+    with temporary_directory("logs") as directory:
         logs = Path(directory)
         try:
             with (

@@ -8,8 +8,8 @@ one guest at a time, so a worker with N threads runs N guests.
 from __future__ import annotations
 
 import asyncio
+import atexit
 import concurrent.futures
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -36,6 +36,7 @@ from orchestrator.kernel.series import Series
 from orchestrator.machine.accelerator import Accelerator
 from orchestrator.project import Project
 from orchestrator.store.outcome import Outcome
+from orchestrator.temporary import make_temporary, remove_temporary, sweep_temporary, temporary_directory
 
 _CONNECT_TIMEOUT_S = 10
 #: Host seconds to wait for a worker that takes the place of the last one.
@@ -181,7 +182,7 @@ def measure_shipped(cell: Cell, experiment: Experiment, shipment: Shipment, stop
     kernel = replace(shipment.kernels[patchset][0], directory=home / "kernels" / patchset)
     with (
         aborted_when_asked(stop, bench.abort),
-        tempfile.TemporaryDirectory(prefix="orchestrate-cell-") as logs,
+        temporary_directory("cell") as logs,
     ):
         result = measure_cell(cell, experiment, bench, kernel, Path(logs))
         return Returned(result, _files(Path(logs)))
@@ -227,7 +228,7 @@ def _same_accelerator(asked: Accelerator) -> Accelerator:
 
 
 _unpack_lock = threading.Lock()
-_homes: dict[str, tempfile.TemporaryDirectory[str]] = {}
+_homes: dict[str, Path] = {}
 
 
 def _unpacked(shipment: Shipment) -> Path:
@@ -235,13 +236,15 @@ def _unpacked(shipment: Shipment) -> Path:
     key = "".join([*images, *(kernel.digest for kernel, _ in shipment.kernels.values())])
     with _unpack_lock:  # several threads of a worker may start at the same time
         if key not in _homes:
-            home = tempfile.TemporaryDirectory(prefix="orchestrate-shipment-")
+            sweep_temporary()  # of workers that were killed
+            home = make_temporary("shipment")
+            atexit.register(remove_temporary, home)
             for image, files in shipment.images.values():
-                _write(Path(home.name) / image.digest, files)
+                _write(home / image.digest, files)
             for patchset, (_, files) in shipment.kernels.items():
-                _write(Path(home.name) / "kernels" / patchset, files)
-            _homes[key] = home  # removed when the worker ends
-        return Path(_homes[key].name)
+                _write(home / "kernels" / patchset, files)
+            _homes[key] = home
+        return _homes[key]
 
 
 def _files(directory: Path) -> dict[str, bytes]:

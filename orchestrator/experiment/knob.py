@@ -22,7 +22,8 @@ _THP = "/sys/kernel/mm/transparent_hugepage"
 _SYSCTLS = "/proc/sys/"
 #: The knob for the size of a compressed swap device (zram), which a guest does not have otherwise.
 SWAP = "swap"
-_SWAP_PATH = "/sys/block/zram0/disksize"
+#: The file that sets the size of the swap device.
+SWAP_PATH = "/sys/block/zram0/disksize"
 _SWAP_SIZE = re.compile(r"[1-9]\d*[KMG]", re.ASCII)
 #: Where a knob without a name of its own may be.
 _ROOTS = ("/sys/", _SYSCTLS)
@@ -229,7 +230,7 @@ def knob_path(key: str, series: Series) -> str:
     if key in BASELINE_KNOBS:
         return BASELINE_KNOBS[key].path
     if key == SWAP:
-        return _SWAP_PATH
+        return SWAP_PATH
     path = path_of_setting(key)
     assert path is not None
     return path

@@ -8,6 +8,7 @@ distinguished. Everything uses one connection; a Guest may be used from several 
 from __future__ import annotations
 
 import base64
+import errno
 import io
 import json
 import os
@@ -44,6 +45,8 @@ _TOLD = 255
 #: dropbear rejects commands of 9000 bytes or more (MAX_CMD_LEN in its sysoptions.h).
 _LONGEST_COMMAND = 8000
 _CHUNK = 1 << 16
+#: Bytes of a command's standard output, and of its standard error, that are kept. A guest can print without end.
+LONGEST_OUTPUT = 64 << 20
 #: Bytes that the guest may send ahead of the reader; output is read as it arrives. When a tenth of it is read, paramiko
 #: asks for more. This should be rare, as it does so without its lock; see _send_end_of_file().
 _WINDOW = 1 << 28
@@ -52,12 +55,14 @@ _STOP_TIMEOUT_S = 20.0
 _ANSWER_TIMEOUT_S = 60.0
 _CLOSE_TIMEOUT_S = 5.0
 #: Host seconds that the guest has to kill a command which took too long. Its end is reported in any case.
-_KILL_TIMEOUT_S = 5.0
+_KILL_TIMEOUT_S = 3.0
 #: Host seconds that the machine may take to notice why a connection broke; a panic's report is waited for.
 _REASON_S = 5.0
 _RETRY_S = 0.2
 #: Host seconds between two looks whether a command that waits for its standard input has ended.
 _INPUT_S = 0.2
+#: Errors of a disk of this host, which no other path would avoid.
+_OF_HOST = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE)
 #: Ciphers that both sides support, the cheapest for an emulated CPU first.
 _CIPHERS = ("aes128-ctr", "aes256-ctr")
 
@@ -107,6 +112,7 @@ class Finished:
         signal: name of the signal that killed it, e.g. ``SIGKILL``; None if it exited.
         stdout, stderr: its output; bytes that are not UTF-8 are replaced.
         seconds: host seconds it took.
+        missing_bytes: bytes of its standard output above :data:`LONGEST_OUTPUT`, which were not kept.
     """
 
     argv: tuple[str, ...]
@@ -115,6 +121,7 @@ class Finished:
     stdout: str
     stderr: str
     seconds: float
+    missing_bytes: int = 0
 
     @property
     def end(self) -> str:
@@ -272,7 +279,8 @@ class Guest:
 
         Args:
             argv: command line; it is not interpreted by a shell.
-            stdout, stderr: files that output is written to as it appears; it is returned as well.
+            stdout, stderr: files that output is written to as it appears; it is returned as well. Both are cut at
+                :data:`LONGEST_OUTPUT` bytes, with a line that says so.
             stdin: its standard input; None for empty input.
             timeout_s: host seconds after which its whole process group is killed.
             check: raise an error unless its exit status is 0.
@@ -350,6 +358,8 @@ class Guest:
         finished = remote.wait(_ANSWER_TIMEOUT_S)
         if finished.status != 0:
             raise UserError(f"cannot read {path} in the guest: {_last_line(finished)}.")
+        if finished.missing_bytes:
+            raise UserError(f"{path} in the guest has more than {LONGEST_OUTPUT >> 20} MiB; copy it instead.")
         return remote.stdout_bytes
 
     def read_text(self, path: str) -> str:
@@ -387,6 +397,7 @@ class Guest:
 
         Raises:
             UserError: one of the paths is wrong.
+            InfrastructureError: the disk is full, read-only or broken.
         """
         # Not client.get(): it relies on the file size, which is 0 in /proc.
         with (
@@ -415,7 +426,8 @@ class Guest:
         except OSError as error:
             if not self.alive:
                 raise self.lost(error) from error
-            raise UserError(f"cannot {what} {source} to {target}: {error}.") from error
+            kind = InfrastructureError if error.errno in _OF_HOST else UserError
+            raise kind(f"cannot {what} {source} to {target}: {error.strerror or error}.") from error
         finally:
             _end_of_input(client.get_channel())
         self.note({"argv": [what, source, target], "seconds": round(time.monotonic() - began, 3)})
@@ -520,8 +532,8 @@ class Remote:
         self._lines = lines
         self._began = time.monotonic()
         self._finished: Finished | None = None
-        self._output = bytearray()
-        self._errors = bytearray()
+        self._output = _Kept()
+        self._errors = _Kept()
         self._failure: BaseException | None = None
         self._threads = [
             threading.Thread(target=self._guarded, args=work, daemon=True, name=f"guest-{work[0].__name__}")
@@ -537,7 +549,7 @@ class Remote:
     @property
     def stdout_bytes(self) -> bytes:
         """Its standard output so far, unchanged."""
-        return bytes(self._output)
+        return bytes(self._output.data)
 
     def lines(self) -> Iterator[str]:
         """Lines of its standard output as they appear; ends with the command or the connection."""
@@ -600,6 +612,7 @@ class Remote:
             self._text(self._output),
             self._text(self._errors),
             time.monotonic() - self._began,
+            self._output.missing,
         )
         self._note(status, name)
         return self._finished
@@ -675,7 +688,7 @@ class Remote:
     def _pump(
         self,
         receive: Callable[[int], bytes],
-        kept: bytearray,
+        kept: _Kept,
         target: Path | IO[bytes] | None,
         on_line: Callable[[str], None] | None,
     ) -> None:
@@ -689,10 +702,11 @@ class Remote:
             while chunk := receive(_CHUNK):
                 if on_line is not None:
                     *complete, rest = (rest + chunk).split(b"\n")
+                    rest = rest[:LONGEST_OUTPUT]
                     for line in complete:
                         on_line(line.decode(errors="replace"))
                 elif target is None or file:  # a stream of the caller is not kept as well
-                    kept += chunk
+                    chunk = kept.take(chunk)
                 if stream:
                     with _written(target):
                         stream.write(chunk)
@@ -700,6 +714,7 @@ class Remote:
         finally:
             if file:
                 with suppress(OSError):  # what could not be written has been said
+                    file.write(kept.cut)
                     file.close()
             if on_line is not None:
                 if rest:
@@ -708,8 +723,8 @@ class Remote:
                     self._lines.put(None)
 
     @staticmethod
-    def _text(data: bytearray) -> str:
-        return bytes(data).decode(errors="replace")
+    def _text(kept: _Kept) -> str:
+        return (bytes(kept.data) + kept.cut).decode(errors="replace")
 
     def _note(self, status: int | None, name: str | None) -> None:
         self._guest.note(
@@ -718,9 +733,33 @@ class Remote:
                 "status": status,
                 "signal": name,
                 "seconds": round(time.monotonic() - self._began, 3),
-                "stdout_bytes": len(self._output),
+                "stdout_bytes": len(self._output.data) + self._output.missing,
                 "stderr": self._text(self._errors)[-500:],
             }
+        )
+
+
+class _Kept:
+    """The output of a command up to :data:`LONGEST_OUTPUT` bytes, and how many more there were."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+        self.missing = 0
+
+    def take(self, chunk: bytes) -> bytes:
+        """Keep what there is room for, and return it."""
+        fitting = chunk[: LONGEST_OUTPUT - len(self.data)]
+        self.data += fitting
+        self.missing += len(chunk) - len(fitting)
+        return fitting
+
+    @property
+    def cut(self) -> bytes:
+        """The line that says what is missing; empty if nothing is."""
+        return (
+            f"\norchestrate: the output was cut here; {self.missing} bytes are missing\n".encode()
+            if self.missing
+            else b""
         )
 
 

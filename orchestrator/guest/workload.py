@@ -32,7 +32,7 @@ from orchestrator.guest.command import (
     values_in,
 )
 from orchestrator.guest.image import WORKLOADS
-from orchestrator.guest.ssh import Finished, Guest
+from orchestrator.guest.ssh import LONGEST_OUTPUT, Finished, Guest
 from orchestrator.spelling import meant
 from orchestrator.store.observation import CLOCK, METRIC_NAME, Better, Metric, Observation
 
@@ -569,6 +569,11 @@ def _records_of(done: Finished, workload: Workload) -> list[dict[str, Any]]:
     Raises:
         WorkloadFailed: it reports no success, or its output is invalid.
     """
+    if done.missing_bytes:
+        raise WorkloadFailed(
+            f"workload {workload.name}: it printed more than {LONGEST_OUTPUT >> 20} MiB; the output was cut there, and "
+            f"{done.missing_bytes} bytes are missing"
+        )
     records, fault = parse_output(done.stdout)
     last = records[-1] if records else {}
     if fault is None and last.get("end") != "ok":

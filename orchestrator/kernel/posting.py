@@ -21,6 +21,7 @@ from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.kernel.message import Message, read, split
 from orchestrator.kernel.repository import ISOLATED, SAFE, git_command
 from orchestrator.process import run, spawn
+from orchestrator.temporary import temporary_directory
 
 SERIES_FILE = "series.toml"
 _KIND = "series"
@@ -137,7 +138,7 @@ def _posting(given: Path) -> _Posting:
 def _messages(given: Path, files: Sequence[Path]) -> _Posting:
     found: list[tuple[Path, Message]] = []
     base: str | None = None
-    with tempfile.TemporaryDirectory(prefix="orchestrate-series-") as place:
+    with temporary_directory("series") as place:
         for number, path in enumerate(files):
             parts = Path(place) / str(number)
             parts.mkdir()

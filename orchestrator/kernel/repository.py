@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from orchestrator.errors import InfrastructureError
 from orchestrator.process import Completed, run, spawn
 
 #: Commits depend on their content only, so that equal stages have the same commit ID on every host.
@@ -56,6 +57,18 @@ _PLACES = (
 
 #: Options for reading a repository that may belong to another user: git then runs none of its programs.
 SAFE = ("-c", "safe.directory=*", "-c", "core.fsmonitor=false", "-c", "core.hooksPath=/dev/null")
+
+#: What git prints if the host fails, not the repository (strerror(3); die_errno() in git's usage.c; wrapper.c).
+_OF_HOST = (
+    "No space left on device",
+    "Disk quota exceeded",
+    "Read-only file system",
+    "Input/output error",
+    "Too many open files",
+    "Cannot allocate memory",
+    "Resource temporarily unavailable",
+    "fatal: Out of memory",
+)
 
 
 def git_command(*words: str) -> list[str]:
@@ -110,17 +123,24 @@ class Repository:
             check: raise an error if its exit status is not 0.
 
         Raises:
-            InfrastructureError: the command failed, with `check`.
+            InfrastructureError: the command failed, with `check`; or the host failed, e.g. its disk is full.
         """
         place_of_index = {"GIT_INDEX_FILE": str(index)} if index is not None else {}
         place = [f"--work-tree={work_tree}"] if work_tree is not None else []
-        return run(
+        done = run(
             git_command(f"--git-dir={self.path}", *place, *_options(config), *arguments),
             env={**ISOLATED, **IDENTITY, **place_of_index, **(env or {})},
             cwd=work_tree or self.path,
             input_text=input_text,
             check=check,
         )
+        if done.returncode != 0:  # or a full disk would be a patch that does not apply
+            for line in done.stderr.splitlines():
+                if any(said in line for said in _OF_HOST):
+                    raise InfrastructureError(f"git failed because of this host: {line.strip().rstrip('.')}.")
+            if done.returncode < 0:
+                raise InfrastructureError(f"git was ended by signal {-done.returncode}.")
+        return done
 
     def spawn(
         self, *arguments: str, config: Sequence[str] = (), stderr: IO[bytes] | None = None

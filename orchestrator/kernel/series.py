@@ -6,7 +6,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import tempfile
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from orchestrator.errors import UserError
 from orchestrator.kernel.message import may_be_several, split
 from orchestrator.spelling import meant
 from orchestrator.store.observation import CLOCK, METRIC_NAME, Better, Metric
+from orchestrator.temporary import temporary_directory
 
 BASELINE = "baseline"
 FULL = "full"
@@ -474,7 +474,7 @@ def _messages_of(patch: Path) -> int:
     """Number of messages of a patch file, as git-am(1) counts them."""
     if not may_be_several(patch.read_bytes()):
         return 1
-    with tempfile.TemporaryDirectory(prefix="orchestrate-patch-") as place:
+    with temporary_directory("patch") as place:
         return len(split(patch, Path(place)))
 
 

@@ -26,6 +26,7 @@ from orchestrator.kernel import suite
 from orchestrator.kernel.package import PackageVersion, choose_version, download
 from orchestrator.kernel.repository import ISOLATED, SAFE, Repository, git_command
 from orchestrator.process import kill_group, run
+from orchestrator.temporary import temporary_directory
 
 _KIND = "source"
 #: Largest file in a tarball in bytes; the largest of a kernel has 20 MB. A file is read into memory.
@@ -227,7 +228,7 @@ def _packaged(chosen: PackageVersion, options: Sequence[str] = ()) -> Origin:
     def take(repository: Repository, step: Step) -> str:
         if chosen.archive is not None:
             return _unpack(chosen.archive, repository, step)
-        with tempfile.TemporaryDirectory(prefix="orchestrate-source-") as directory:
+        with temporary_directory("source") as directory:
             step.note("downloading")
             return _unpack(download(chosen, Path(directory), options), repository, step)
 

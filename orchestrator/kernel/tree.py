@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -20,6 +19,7 @@ from orchestrator.kernel.reference import reference_sources
 from orchestrator.kernel.repository import Repository
 from orchestrator.kernel.series import Stage
 from orchestrator.kernel.source import SourceTree
+from orchestrator.temporary import temporary_directory
 
 _KIND = "tree"
 
@@ -198,7 +198,7 @@ def _touched(repository: Repository, stage: Stage, patch: Path) -> list[str]:
 @contextmanager
 def _change_of(patch: Path) -> Iterator[Path]:
     """The diff of a patch as a file. In the mail itself it may be encoded, as base64 or quoted-printable."""
-    with tempfile.TemporaryDirectory(prefix="orchestrate-patch-") as directory:
+    with temporary_directory("patch") as directory:
         place = Path(directory)
         parts = place / "parts"
         parts.mkdir()

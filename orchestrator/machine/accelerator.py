@@ -18,7 +18,6 @@ import json
 import os
 import platform
 import re
-import tempfile
 import zlib
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -30,6 +29,7 @@ from orchestrator.cache import Cache, file_digest
 from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.events import Events
 from orchestrator.store.manifest import AcceleratorRecord
+from orchestrator.temporary import temporary_directory
 
 Name = Literal["icount", "tcg", "kvm"]
 Clock = Literal["insns", "ns"]
@@ -190,7 +190,7 @@ def probe(name: Name, timeout_s: float = PROBE_TIMEOUT_S, program: str = QEMU) -
         ):  # QEMU has stopped the guest for good, but keeps running for inspection
             raise _GivenUpError
 
-    with tempfile.TemporaryDirectory(prefix="orchestrate-probe-") as directory:
+    with temporary_directory("probe") as directory:
         kernel = Path(directory) / "bzImage"
         kernel.write_bytes(probe_kernel())
         argv = [

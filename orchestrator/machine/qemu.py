@@ -13,7 +13,6 @@ import logging
 import os
 import re
 import shlex
-import shutil
 import signal
 import subprocess
 import tempfile
@@ -37,6 +36,7 @@ from orchestrator.machine.qmp import Qmp, QmpError
 from orchestrator.machine.shortcut import Shortcuts
 from orchestrator.machine.topology import Topology
 from orchestrator.store.outcome import Outcome
+from orchestrator.temporary import make_temporary, remove_temporary
 
 log = logging.getLogger(__name__)
 
@@ -508,7 +508,9 @@ class Machine:
         with self._close_lock:
             running = self._process
             if running is not None and running.poll() is None:
-                if self._qmp is not None and self.ssh_port:
+                if process.is_stopped(running):  # it would not answer
+                    process.kill_group(running)
+                elif self._qmp is not None and self.ssh_port:
                     with contextlib.suppress(QmpError):
                         self._qmp.execute("quit", timeout_s=2.0)
                 try:
@@ -522,7 +524,7 @@ class Machine:
             if self._qmp is not None:
                 self._qmp.close()
             if self._sockets is not None:
-                shutil.rmtree(self._sockets.directory, ignore_errors=True)
+                remove_temporary(self._sockets.directory)
                 if self.ssh_port:
                     self._describe(alive=False)
 
@@ -727,6 +729,10 @@ class Machine:
             said = self._stderr()
             last = f": {said.splitlines()[-1]}" if said else ""
             return MachineFailure(Outcome.LOST, f"QEMU {how}{before}{short}{last}\n{said}".strip())
+        if self._shutdown_reason.startswith("host-"):  # SIGTERM, or `quit` in the monitor
+            said = self._stderr()
+            last = f": {said.splitlines()[-1]}" if said else ""
+            return MachineFailure(Outcome.LOST, f"QEMU was ended from outside{before}{last}\n{said}".strip())
         who = {"guest-reset": "the guest reset itself", "guest-shutdown": "the guest switched itself off"}
         what = who.get(self._shutdown_reason, f"QEMU ended by itself {self._shutdown_reason}".strip())
         return self._judged(self._lost(), f"{what}{before}")
@@ -764,10 +770,10 @@ def _private_directory() -> Path:
     for parent in (os.environ.get("XDG_RUNTIME_DIR"), tempfile.gettempdir(), "/tmp"):
         if not parent or not os.access(parent, os.W_OK | os.X_OK):
             continue
-        directory = Path(tempfile.mkdtemp(prefix="orchestrate-", dir=parent))
+        directory = make_temporary("machine", Path(parent))
         if len(os.fsencode(directory / "monitor")) <= SOCKET_PATH_BYTES:
             return directory
-        directory.rmdir()
+        remove_temporary(directory)
     raise InfrastructureError(
         "no directory for QEMU's sockets: neither $XDG_RUNTIME_DIR nor /tmp is writable."
     )

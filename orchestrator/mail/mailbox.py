@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import re
-import tempfile
 import time
 from dataclasses import dataclass
 from email.header import Header
@@ -15,6 +14,7 @@ from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.kernel.repository import IDENTITY, Repository, git_command
 from orchestrator.kernel.tree import PatchedTree
 from orchestrator.process import run
+from orchestrator.temporary import temporary_directory
 
 #: Patches are stored with a placeholder author at this host, which the export replaces with the sender.
 _NOWHERE = "@" + IDENTITY["GIT_AUTHOR_EMAIL"].partition("@")[2]
@@ -95,7 +95,7 @@ def write_mailbox(
     Raises:
         InfrastructureError: the output of git is not as expected.
     """
-    with tempfile.TemporaryDirectory(prefix="orchestrate-export-") as place:
+    with temporary_directory("export") as place:
         repository = Repository.create(Path(place) / "repository.git", borrow_from=tree.repository)
         # The tree's repository in turn borrows the objects of the source; git follows both links.
         last = _signed(repository, tree, sender)

@@ -7,6 +7,7 @@ and type on reading. Files of schema 1 are converted to schema 2 first.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 #: Name of the file in a run directory.
 FILE: Final = "run.json"
+#: Key of the digest of the rest of the file.
+_DIGEST: Final = "digest"
 _CELL_ID = re.compile(r"[^/\0.][^/\0]*")
 _SHOWN_FAULTS = 3
 #: What a run did not record of its series before series.toml had it, by the name of the series.
@@ -509,8 +512,17 @@ class Manifest(Record):
         return described.metrics.get(metric) if described else None
 
     def to_json(self) -> str:
-        """The content of ``run.json``, in the order of the fields; workloads, metrics and knobs keep their order."""
-        return json.dumps(asdict(self), indent=2) + "\n"
+        """The content of ``run.json``, in the order of the fields; workloads, metrics and knobs keep their order.
+
+        A digest of the content comes last: a flipped bit in a digit would silently be another experiment.
+        """
+        content = asdict(self)
+        return json.dumps({**content, _DIGEST: _digest_of(content)}, indent=2) + "\n"
+
+
+def _digest_of(content: Mapping[str, Any]) -> str:
+    """SHA-256 of the content of ``run.json``, whatever its layout."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def read_manifest(directory: Path) -> Manifest:
@@ -537,6 +549,12 @@ def read_manifest(directory: Path) -> Manifest:
             f"{directory} was written by a newer orchestrate (schema {schema}, this one reads {SCHEMA_VERSION}); "
             "update orchestrate."
         )
+    expected = content.pop(_DIGEST, None)  # earlier versions wrote none
+    try:
+        found = _digest_of(content)
+        text = json.dumps(content)
+    except RecursionError as error:
+        raise UserError(f"{path} is damaged: {error}.") from error
     series = content.get("series")
     if isinstance(series, dict) and "identities" not in series:
         content["series"] = {**_SERIES_BEFORE.get(str(series.get("name")), {}), **series}
@@ -545,6 +563,11 @@ def read_manifest(directory: Path) -> Manifest:
         text = json.dumps(_from_schema_1(content))
     manifest = _parsed(text, path)
     check_plan(manifest, path)
+    if expected not in (None, found):  # last, as the faults above say more
+        raise UserError(
+            f"{path} is damaged: its content has changed since it was written. Restore it from a copy, or run again; "
+            f'if you have changed it yourself, remove its line "{_DIGEST}".'
+        )
     return manifest
 
 

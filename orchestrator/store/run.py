@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 _PARTS = "parts"
 _LOGS = "logs"
 _LOCK = ".lock"
+#: Host seconds that another command may hold the lock of a new run directory.
+_LOOK_S = 10.0
 _NO_END = "the end was not recorded"
 _CELL = "cell.json"
 _TABLES = ("metrics.parquet", "samples.parquet")
@@ -119,17 +121,22 @@ class RunWriter:
         now = datetime.now(UTC)
         plain = re.sub(r"[^A-Za-z0-9@=,_+.-]+", "-", name).strip("-.")[:80] or "run"
         check_plan(manifest, results / FILE)
-        path = _make_directory(results, f"{now:%Y%m%dT%H%M%SZ}-{plain}")
-        lock = _locked(path)
-        manifest = replace(
-            manifest,
-            run=path.name,
-            created_utc=now.isoformat(timespec="seconds"),
-            reproduce=shlex.join(manifest.command),
-        )
-        for directory in (_PARTS, _LOGS):
-            (path / directory).mkdir()
-        replace_file(path / FILE, manifest.to_json().encode())
+        if results.is_dir():
+            _remove_unborn(results)
+        path, lock = _locked_directory(results, f"{now:%Y%m%dT%H%M%SZ}-{plain}")
+        try:
+            manifest = replace(
+                manifest,
+                run=path.name,
+                created_utc=now.isoformat(timespec="seconds"),
+                reproduce=shlex.join(manifest.command),
+            )
+            for directory in (_PARTS, _LOGS):
+                (path / directory).mkdir()
+            replace_file(path / FILE, manifest.to_json().encode())
+        except BaseException:
+            shutil.rmtree(path, ignore_errors=True)
+            raise
         return cls(path, manifest, lock)
 
     @classmethod
@@ -145,6 +152,8 @@ class RunWriter:
         lock = _locked(path)
         for left in (path / _PARTS).glob(".*"):  # an incomplete cell of a writer that died
             shutil.rmtree(left)
+        for left in path.glob(".*-*"):  # a file that it had not finished
+            left.unlink()
         return cls(path, manifest, lock)
 
     @property
@@ -447,6 +456,37 @@ def _make_directory(results: Path, name: str) -> Path:
             continue  # another run started in the same second
         return path
     raise UserError(f"{results / name} and 999 more exist; choose another --name.")
+
+
+def _locked_directory(results: Path, name: str) -> tuple[Path, FileLock]:
+    """A new run directory, and the lock of its writer."""
+    while True:
+        path = _make_directory(results, name)
+        # Another command may just look whether the directory of a killed writer is left.
+        lock = FileLock(path / _LOCK, timeout=_LOOK_S, thread_local=False)
+        try:
+            lock.acquire()
+        except FileNotFoundError:
+            continue
+        if path.is_dir():
+            return path, lock
+        lock.release()
+
+
+def _remove_unborn(results: Path) -> None:
+    """Remove run directories whose writer was killed before there was a run.json."""
+    for path in results.iterdir():
+        if not _TIMED_NAME.match(path.name) or not path.is_dir() or (path / FILE).exists():
+            continue
+        if any(child.is_file() or child.is_symlink() for child in path.rglob("[!.]*")):
+            continue  # it is something else
+        try:
+            lock = _locked(path)
+        except UserError:  # its writer lives
+            continue
+        if not (path / FILE).exists():
+            shutil.rmtree(path, ignore_errors=True)
+        lock.release()
 
 
 def _locked(path: Path) -> FileLock:

@@ -2,7 +2,7 @@
 """A program that behaves like QEMU towards a :class:`Machine`: control socket, console log, sockets, ways to end.
 
 A word of the guest's kernel command line says what it does: ``fake=`` ready, panic, late-panic, oops-hang, late-oops,
-hang, die, late-die, reset, off, option, late-option, internal-error, mute or no-port.
+hang, die, late-die, reset, off, terminated, option, late-option, internal-error, mute or no-port.
 """
 
 from __future__ import annotations
@@ -101,8 +101,9 @@ class Fake:
         if self.does == "panic":
             self.log.write(PANIC)
             self.reset()
-        elif self.does in ("reset", "off"):
-            self.reset("guest-reset" if self.does == "reset" else "guest-shutdown")
+        elif self.does in ("reset", "off", "terminated"):  # the last as QEMU ends at SIGTERM
+            reasons = {"reset": "guest-reset", "off": "guest-shutdown", "terminated": "host-signal"}
+            self.reset(reasons[self.does])
         elif self.does == "die":
             os.kill(os.getpid(), signal.SIGKILL)
         elif self.does == "oops-hang":

@@ -97,3 +97,67 @@ def test_too_few_file_descriptors_are_said_at_once(limit: int, is_enough: bool, 
             "orchestrate: this process may have only 20 files open, and needs 128; raise the limit with: "
             "ulimit -n 4096\n"
         )
+
+
+def test_ctrl_c_while_the_command_line_is_imported_is_no_traceback() -> None:
+    script = (
+        "import os, signal; from orchestrator.__main__ import start\n"
+        "start(lambda: os.kill(os.getpid(), signal.SIGINT))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_a_signal_after_the_command_has_ended_changes_nothing() -> None:
+    script = (
+        "import atexit, os, signal, sys; from orchestrator.__main__ import start\n"
+        "atexit.register(os.kill, os.getpid(), signal.SIGTERM)\n"
+        "sys.argv = ['orchestrate', '--version']; start()"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and done.stdout.startswith("orchestrate ")
+
+
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
+def test_the_signal_passes_the_command_line_library(
+    number: signal.Signals,
+    status: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from orchestrator.cli import list_
+
+    monkeypatch.setattr(list_, "terminal_of", lambda context: os.kill(os.getpid(), number))
+    Interruption().install()
+    assert application.status_of(["list", "workloads"]) == status
+    assert "all measurements so far are kept" in capsys.readouterr().err
+
+
+def test_too_little_address_space_is_said_at_once(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "orchestrator", "results", "list"],
+        env={**os.environ, "ORCHESTRATE_RESULTS": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30)),
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        "orchestrate: this process may have only 1024 MiB of address space, and needs 2048; raise the limit with: "
+        "ulimit -v unlimited\n"
+    )
+
+
+def test_a_thread_that_cannot_start_is_a_lack_of_memory(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def app(*_: object, **__: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(application, "app", app)
+    assert application.status_of([]) == 1
+    assert "no memory left" in capsys.readouterr().err

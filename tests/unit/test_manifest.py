@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
 from pathlib import Path
@@ -317,3 +318,19 @@ def test_a_plan_with_a_bad_cell_is_refused(tmp_path: Path) -> None:
     (tmp_path / FILE).write_text(wrong.to_json())
     with pytest.raises(UserError, match="not a directory name"):
         read_manifest(tmp_path)
+
+
+def test_a_digit_that_has_changed_is_found_and_an_edit_can_be_kept(tmp_path: Path) -> None:
+    record = MANIFEST
+    text = record.to_json()
+    (tmp_path / FILE).write_text(text)
+    assert read_manifest(tmp_path) == record
+    changed = re.sub(r'"seed": (\d+)', '"seed": 9\\1', text, count=1)
+    assert changed != text
+    (tmp_path / FILE).write_text(changed)
+    with pytest.raises(UserError, match=r"run\.json is damaged: its content has changed"):
+        read_manifest(tmp_path)
+    edited = json.loads(changed)
+    del edited["digest"]
+    (tmp_path / FILE).write_text(json.dumps(edited))
+    assert read_manifest(tmp_path) != record

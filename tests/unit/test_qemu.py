@@ -7,6 +7,7 @@ import contextlib
 import itertools
 import json
 import os
+import signal
 import stat
 import sys
 import tempfile
@@ -152,6 +153,7 @@ def test_a_boot(make: Make, runtime: Path, tmp_path: Path) -> None:
             "the guest reset itself before the guest was up\n[    0.000000] Linux version",
         ),
         ("off", Outcome.BOOT_FAILED, "the guest switched itself off"),
+        ("terminated", Outcome.LOST, "QEMU was ended from outside before the guest was up"),
         (
             "internal-error",
             Outcome.BOOT_FAILED,
@@ -287,3 +289,12 @@ def test_a_qemu_that_connects_before_its_starter_goes_on(make: Make, monkeypatch
     with make() as machine:
         machine.boot(20)
         assert machine.alive
+
+
+def test_a_qemu_that_is_stopped_is_ended_at_once(make: Make) -> None:
+    with make("ready") as machine:
+        machine.boot(60)
+        os.kill(machine.pid, signal.SIGSTOP)
+        began = time.monotonic()
+    assert time.monotonic() - began < 1.9  # QMP is given 2 s, and QEMU 2 s more
+    assert not Path(f"/proc/{machine.pid}").exists()

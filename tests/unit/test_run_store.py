@@ -421,3 +421,32 @@ def test_a_damaged_run_hides_no_other(
     assert rows["cell"]["outcomes"] == {"lost": 4}
     assert "cells.parquet is damaged" in rows["table"]["problem"]
     assert "run.json is damaged" in rows["manifest"]["problem"]
+
+
+def test_a_run_that_cannot_begin_leaves_no_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr("orchestrator.store.run.replace_file", full)
+    with pytest.raises(OSError, match=r"No space left on device: .*run\.json"):
+        RunWriter.create(tmp_path, "x", plan())
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_directory_of_a_writer_that_was_killed_before_it_began_goes(tmp_path: Path) -> None:
+    unborn, with_file = tmp_path / "20240101T000000Z-x", tmp_path / "20240101T000000Z-y"
+    for path in (unborn, with_file):
+        (path / "parts").mkdir(parents=True)
+        (path / ".lock").touch()
+    (with_file / "parts" / "file").touch()
+    (unborn / ".run.json-abc").touch()
+    RunWriter.create(tmp_path, "new", plan()).finish()
+    assert not unborn.exists() and with_file.is_dir()
+
+
+def test_an_unfinished_file_of_a_killed_writer_goes(tmp_path: Path) -> None:
+    writer = RunWriter.create(tmp_path, "x", plan())
+    writer.finish()
+    (writer.path / ".run.json-abc").touch()
+    RunWriter.reopen(writer.path).finish()
+    assert not (writer.path / ".run.json-abc").exists()

@@ -393,3 +393,45 @@ def test_a_guest_that_is_stopped_does_not_delay_a_timeout(
     with pytest.raises(CommandTimeout):
         guest.run(["sleep", "3"], timeout_s=0.2)
     assert time.monotonic() - began < 2
+
+
+@pytest.mark.parametrize("lines", [90, 2000])
+def test_output_without_end_is_cut_and_says_where(
+    lines: int, guest: Guest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.guest.ssh.LONGEST_OUTPUT", 1000)
+    done = guest.run(["sh", "-c", f"yes 123456789 | head -n {lines}"], stdout=tmp_path / "out", timeout_s=20)
+    missing = max(0, 10 * lines - 1000)
+    assert (done.status, done.missing_bytes) == (0, missing)
+    cut = f"\norchestrate: the output was cut here; {missing} bytes are missing\n" if missing else ""
+    assert done.stdout == "123456789\n" * min(lines, 100) + cut
+    assert (tmp_path / "out").read_text() == done.stdout
+
+
+def test_a_line_without_end_is_cut(guest: Guest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.guest.ssh.LONGEST_OUTPUT", 1000)
+    lines: list[str] = []
+    remote = guest.spawn(["sh", "-c", "head -c 1000000 /dev/zero; echo; echo x"], on_line=lines.append)
+    assert remote.wait(20).status == 0
+    assert len(lines) == 2 and len(lines[0]) < 200_000 and lines[1] == "x"
+
+
+class _FileOfGuest:
+    """A file transfer of three bytes."""
+
+    def open(self, path: str, mode: str) -> io.BytesIO:
+        return io.BytesIO(b"abc")
+
+    def get_channel(self) -> None:
+        return None
+
+
+@pytest.mark.parametrize(
+    ("local", "kind"), [("/dev/full", InfrastructureError), ("/nowhere/at/all", UserError)]
+)
+def test_a_full_disk_is_the_hosts_fault_and_a_wrong_path_the_users(
+    local: str, kind: type[Exception], guest: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paramiko.SFTPClient, "from_transport", lambda transport: _FileOfGuest())
+    with pytest.raises(kind, match=f"cannot download /etc/x to {local}: No s"):
+        guest.download("/etc/x", Path(local))

@@ -8,7 +8,7 @@ import pytest
 from fake_tree import write_patch, write_series, write_tree
 
 from orchestrator.cache import Cache
-from orchestrator.errors import UserError
+from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.events import Events
 from orchestrator.kernel.repository import Repository
 from orchestrator.kernel.series import load_series
@@ -145,3 +145,20 @@ def test_the_persons_git_configuration_does_not_leak_in(
     for name in ("GIT_DIR", "GIT_INDEX_FILE", "GIT_WORK_TREE", "GIT_OBJECT_DIRECTORY"):
         monkeypatch.setenv(name, "/nonexistent")
     assert applied(source, patches, "full", cache).commit == plain.commit
+
+
+def test_a_full_disk_is_the_hosts_fault_and_not_a_patch_that_does_not_apply(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Git with a program of a user's PATH that fails as git does on a full disk."""
+    program = tmp_path / "bin" / "git"
+    program.parent.mkdir()
+    program.write_text(
+        "#!/bin/sh\necho \"fatal: could not write to 'x': No space left on device\" >&2\nexit 128\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
+    with pytest.raises(
+        InfrastructureError, match="because of this host: fatal: could not write to 'x': No space"
+    ):
+        Repository(tmp_path).git("am", "patch", check=False)

@@ -11,12 +11,14 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
-from orchestrator.errors import UserError
+from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.events import Step
 from orchestrator.execution.bench import Booted
+from orchestrator.experiment.knob import SWAP_PATH
 from orchestrator.guest.ktap import Status, TestResult, parse_khugepaged, parse_ktap
 from orchestrator.guest.selftests import Selftest, Selftests
 from orchestrator.guest.ssh import CommandTimeout, Guest
+from orchestrator.guest.swap import add_swap
 from orchestrator.kernel.series import Series
 from orchestrator.machine.oops import TEST_MARK
 from orchestrator.spelling import hint
@@ -29,9 +31,7 @@ _KMEMLEAK: Final = "/sys/kernel/debug/kmemleak"
 #: kmemleak reports objects of at least this age (mm/kmemleak.c, jiffies_min_age), at the latest in a second scan.
 _LEAK_AGE_S: Final = 6
 _LRU_GEN: Final = "/sys/kernel/mm/lru_gen/enabled"
-_SWAP_SCRIPT: Final = (
-    "echo 512M >/sys/block/zram0/disksize && mkswap /dev/zram0 >/dev/null && swapon /dev/zram0"
-)
+_SWAP_SIZE: Final = "512M"
 #: Timeout of a whole test program in host seconds, with emulation and a debug kernel.
 _SUITE_TIMEOUT_S: Final = 5400.0
 _ANSWER_S: Final = 120.0
@@ -287,8 +287,8 @@ class SuiteRun:
     def _settings(self) -> None:
         suite = self.suite
         self.guest.write_text(_LRU_GEN, "y" if suite.lru_gen else "n")
-        if suite.swap:
-            self.guest.run(["sh", "-c", _SWAP_SCRIPT], timeout_s=_ANSWER_S, check=True)
+        if suite.swap and (why := add_swap(self.guest, SWAP_PATH, _SWAP_SIZE, _ANSWER_S)) is not None:
+            raise InfrastructureError(f"the guest of the suite has no swap: {why}.")
         for path, value in self.neutral.items() if suite.neutral else ():
             self.guest.write_text(path, str(value))
 

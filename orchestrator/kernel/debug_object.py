@@ -16,9 +16,10 @@ from orchestrator.events import Events
 from orchestrator.kernel.build import BuildFailed, label_of
 from orchestrator.kernel.config import Configuration
 from orchestrator.kernel.repository import Repository
+from orchestrator.kernel.target import tool_versions
 from orchestrator.kernel.tree import PatchedTree
 from orchestrator.kernel.without_option import enabled_objects
-from orchestrator.kernel.workshop import DoesNotCompileError, Workshop, pinned, tool_versions
+from orchestrator.kernel.workshop import DoesNotCompileError, Workshop, pinned
 
 _KIND = "objects"
 #: Includes most headers of mm/.
@@ -61,7 +62,7 @@ def debug_objects(
         "tree": tree.tree,
         "sources": wanted,
         "configuration": configuration.digest,
-        "tools": list(tool_versions()),
+        "tools": list(tool_versions(configuration.target)),
         "pinned": pinned(configuration),
     }
 

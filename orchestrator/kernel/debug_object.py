@@ -62,7 +62,7 @@ def debug_objects(
         "tree": tree.tree,
         "sources": wanted,
         "configuration": configuration.digest,
-        "tools": list(tool_versions()),
+        "tools": list(tool_versions(configuration.target)),
         "pinned": pinned(configuration),
     }
 

@@ -150,12 +150,11 @@ def _of_files(
         from orchestrator.store.run import find_run
 
         path = find_run(terminal.project.results, run)
-        known = {
-            kernel.build_id: variant.name
-            for variant in read_manifest(path).variants
-            for kernel in (*variant.earlier_kernels, variant.kernel)
-            if kernel is not None
-        }
+        known: dict[str, str] = {}
+        for variant in read_manifest(path).variants:
+            for kernel in (variant.kernel, *variant.earlier_kernels):
+                if kernel is not None:
+                    known.setdefault(kernel.build_id, variant.name)
         names = [check_is_of(file, known, path.name) for file in files]
     plain = [sizes_of(name, file) for name, file in zip(names, files, strict=True)]
     if not layouts:

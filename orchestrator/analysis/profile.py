@@ -24,6 +24,8 @@ from orchestrator.store.run import Run
 #: Functions shown that grew, and that shrank.
 SHOWN = 10
 _THREADS = 5
+#: Share of all instructions of processes below which a change is not shown.
+_SMALLEST = 0.0001
 _NAME_WIDTH = 30
 
 
@@ -83,12 +85,15 @@ class ProfileComparison:
     @property
     def grown(self) -> list[FunctionRow]:
         """The functions that grew most."""
-        return [row for row in self.rows if row.has_grown][:SHOWN]
+        return [row for row in self.rows if row.has_grown and self._is_large(row)][:SHOWN]
 
     @property
     def shrunk(self) -> list[FunctionRow]:
         """The functions that shrank most."""
-        return [row for row in reversed(self.rows) if row.has_shrunk][:SHOWN]
+        return [row for row in reversed(self.rows) if row.has_shrunk and self._is_large(row)][:SHOWN]
+
+    def _is_large(self, row: FunctionRow) -> bool:
+        return abs(row.change) >= _SMALLEST * self.total.baseline
 
     def to_json(self) -> dict[str, Any]:
         """All figures."""
@@ -241,7 +246,7 @@ def _lines(found: ProfileComparison) -> list[str]:
     pairs = f"{found.pairs} pair{'' if found.pairs == 1 else 's'} of boots"
     lines = [
         f"{found.workload}: guest instructions of {found.variant} against {found.baseline}, medians of {pairs}",
-        "shown are functions that changed alike in each pair, and by more than baseline and control differ (A/A)",
+        "functions that changed alike in each pair, by more than A/A, and by 0.01% of all instructions or more",
         "",
         (
             f"{'':<{_NAME_WIDTH}} {'baseline':>13} {'variant':>13} {'change':>12} {'of all':>8} {'A/A':>10} "

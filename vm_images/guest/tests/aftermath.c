@@ -230,8 +230,15 @@ static long remote_pages(int node, long pages)
 	}
 	REQUIRE(!syscall(SYS_move_pages, 0, pages, page, NULL, on, 0), "move_pages: %s",
 		strerror(errno));
-	for (long i = 0; i < pages; i++)
-		remote += on[i] != node;
+	for (long i = 0; i < pages; i++) {
+		/* A page that is being moved has no node: wait for it. */
+		for (int tries = 0; tries < 100 && on[i] < 0; tries++) {
+			*(volatile char *)page[i] = 1;
+			syscall(SYS_move_pages, 0, 1UL, page + i, NULL, on + i, 0);
+		}
+		EXPECT(on[i] >= 0, "page %ld: %s", i, strerror(-on[i]));
+		remote += on[i] >= 0 && on[i] != node;
+	}
 	munmap(start, (size_t)pages * PAGE);
 	free(page);
 	free(on);

@@ -109,6 +109,7 @@ def _run(
                 log_directory=logs,
                 cmdline=[*CMDLINE, *suite.cmdline, *test.cmdline],
                 layers=suite.layers,
+                gdb=suite.kind is Kind.RACES,
                 counts=_is_no_leak,
             ) as booted:
                 result.boot_s = booted.boot_s
@@ -116,7 +117,16 @@ def _run(
                 started = time.monotonic()
                 try:
                     SuiteRun(
-                        suite, booted, stages, neutral, test.only, logs, result.found, step, selftests
+                        suite,
+                        booted,
+                        stages,
+                        neutral,
+                        test.only,
+                        logs,
+                        result.found,
+                        step,
+                        selftests,
+                        kernel.vmlinux,
                     ).run()
                 finally:
                     result.run_s = time.monotonic() - started

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence, Set
 from fnmatch import fnmatch
 
-from orchestrator.execution.correctness.suite import Kind, Leak
+from orchestrator.execution.correctness.suite import Leak
 from orchestrator.execution.correctness.summary import SuiteResult, Trouble
 from orchestrator.guest.ktap import Status, TestResult
 from orchestrator.kernel.series import BASELINE
@@ -102,7 +102,7 @@ def suspects(results: Sequence[SuiteResult], different: Mapping[str, str]) -> di
     before = {r.suite.name: r for r in results if r.patchset == BASELINE and r.repetition == 1}
     for result in results:
         on_baseline = before.get(_baseline_suite(result))
-        if result.patchset == BASELINE or result.suite.kind is Kind.RESERVATIONS or on_baseline is None:
+        if result.patchset == BASELINE or result.suite.is_own or on_baseline is None:
             continue
         at_times = _failing_at_times(result, results)
         for test, known in _paired(result.found.results, on_baseline.found.results):
@@ -121,7 +121,7 @@ def _of_tests(
     at_times: Set[str] = frozenset(),
 ) -> list[tuple[Trouble, bool]]:
     """Problems with tests, each with whether it is not a regression."""
-    own = result.suite.kind is Kind.RESERVATIONS
+    own = result.suite.is_own
     said: list[tuple[Trouble, bool]] = []
 
     def meant(name: str) -> str | None:

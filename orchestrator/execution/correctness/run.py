@@ -118,6 +118,7 @@ def _run(
                 log_directory=logs,
                 cmdline=[*CMDLINE, *suite.cmdline, *test.cmdline],
                 layers=suite.layers,
+                gdb=suite.kind is Kind.RACES,
                 counts=_is_no_leak,
             ) as booted:
                 result.boot_s = booted.boot_s
@@ -126,7 +127,17 @@ def _run(
                 look = _inspector(kernel, types, booted) if types is not None else None
                 try:
                     SuiteRun(
-                        suite, booted, stages, neutral, test.only, logs, result.found, step, selftests, look
+                        suite,
+                        booted,
+                        stages,
+                        neutral,
+                        test.only,
+                        logs,
+                        result.found,
+                        step,
+                        selftests,
+                        look,
+                        kernel.vmlinux,
                     ).run()
                 finally:
                     result.run_s = time.monotonic() - started

@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import queue
 import re
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
@@ -17,7 +20,7 @@ from orchestrator.execution.bench import Booted
 from orchestrator.experiment.knob import SWAP_PATH
 from orchestrator.guest.ktap import Status, TestResult, parse_khugepaged, parse_ktap
 from orchestrator.guest.selftests import Selftest, Selftests
-from orchestrator.guest.ssh import CommandTimeout, Guest
+from orchestrator.guest.ssh import CommandTimeout, Guest, GuestLost
 from orchestrator.guest.swap import add_swap
 from orchestrator.kernel.series import Series
 from orchestrator.machine.oops import TEST_MARK
@@ -35,6 +38,9 @@ _SWAP_SIZE: Final = "512M"
 #: Timeout of a whole test program in host seconds, with emulation and a debug kernel.
 _SUITE_TIMEOUT_S: Final = 5400.0
 _ANSWER_S: Final = 120.0
+#: Host seconds for one race, and how their names begin.
+_RACE_S: Final = 300.0
+_RACE: Final = "race_"
 #: stress-ng(1), "EXIT STATUS": not enough resources, not implemented.
 _STRESS_SKIPS: Final = {3: "not enough resources", 4: "not implemented on this kernel"}
 _STRESS_S: Final = 4
@@ -49,6 +55,7 @@ class Kind(StrEnum):
     RESERVATIONS = "reservations"
     SELFTESTS = "selftests"
     STRESS = "stress"
+    RACES = "races"
 
 
 @dataclass(frozen=True)
@@ -86,7 +93,13 @@ class Suite:
             Kind.RESERVATIONS: ("correctness",),
             Kind.SELFTESTS: ("selftests",),
             Kind.STRESS: ("stress-ng",),
+            Kind.RACES: ("correctness",),
         }[self.kind]
+
+    @property
+    def is_own(self) -> bool:
+        """Whether its tests are this project's own, which fail whatever the baseline does."""
+        return self.kind in (Kind.RESERVATIONS, Kind.RACES)
 
     @property
     def cmdline(self) -> tuple[str, ...]:
@@ -156,6 +169,14 @@ SUITES: Final[Mapping[str, Suite]] = {
         ),
         Suite("selftests", Kind.SELFTESTS, "the kernel's selftests/mm, default threshold"),
         Suite("stress", Kind.STRESS, "stress-ng"),
+        Suite(
+            "races",
+            Kind.RACES,
+            "races with khugepaged, in an order that gdb enforces",
+            arguments=("--races",),
+            # A held CPU is no stall, however long a busy host takes to release it.
+            parameters=("rcupdate.rcu_cpu_stall_suppress=1", "nowatchdog"),
+        ),
         Suite(
             "stress-classic-swap",
             Kind.STRESS,
@@ -246,6 +267,7 @@ class SuiteRun:
         only: names of tests; empty for all.
         selftests: the built selftests and their list, for a suite that runs them.
         inspect: looks at the guest's memory, and returns what is wrong there; None to do without.
+        vmlinux: vmlinux of the kernel, for a suite that needs gdb.
     """
 
     suite: Suite
@@ -258,6 +280,7 @@ class SuiteRun:
     step: Step
     selftests: tuple[Sequence[Selftest], Selftests] | None = None
     inspect: Callable[[], Sequence[str]] | None = None
+    vmlinux: Path | None = None
 
     @property
     def guest(self) -> Guest:
@@ -278,6 +301,7 @@ class SuiteRun:
             Kind.RESERVATIONS: self._reservations,
             Kind.SELFTESTS: self._selftests,
             Kind.STRESS: self._stress,
+            Kind.RACES: self._races,
         }[self.suite.kind]()
         leaks, fault = scan_for_leaks(self.guest)
         self.found.leaks += leaks
@@ -292,7 +316,8 @@ class SuiteRun:
         for path, value in self.neutral.items() if suite.neutral else ():
             self.guest.write_text(path, str(value))
 
-    def _reservations(self) -> None:
+    def _own_argv(self) -> list[str]:
+        """The command line of this project's tests; empty if none of the requested ones is in the suite."""
         argv = [RESERVATIONS, *self.suite.arguments]
         if self.stages:
             argv += ["--stages", ",".join(self.stages)]
@@ -300,8 +325,62 @@ class SuiteRun:
             listed = self.guest.run([RESERVATIONS, *self.suite.arguments, "--list"], timeout_s=_ANSWER_S)
             there = {line.split("\t")[0] for line in listed.stdout.splitlines()}
             if not there & set(self.only):
-                return
+                return []
             argv += ["--only", ",".join(self.only)]
+        return argv
+
+    def _races(self) -> None:
+        from orchestrator.debugger.gdb import Gdb
+        from orchestrator.debugger.race import CUE, RaceDirector
+
+        argv = self._own_argv()
+        if not argv:
+            return
+        machine = self.booted.machine
+        assert machine.gdb_socket is not None and self.vmlinux is not None, "a suite of races comes with gdb"
+
+        def answer(word: str) -> None:
+            self.guest.run(["sh", "-c", f"echo {word} >{CUE}.new && mv {CUE}.new {CUE}"], timeout_s=_ANSWER_S)
+
+        lines: list[str] = []
+        heard: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        with Gdb.attach(machine.gdb_socket, self.vmlinux, transcript=self.logs / "gdb.log") as gdb:
+            director = RaceDirector(gdb, self.vmlinux, answer)
+            gdb.continue_()
+            remote = self.guest.spawn(
+                argv, on_line=heard.put, stdout=self.logs / "races.log", stderr=self.logs / "races.stderr.log"
+            )
+
+            def wait() -> None:
+                with suppress(CommandTimeout, GuestLost):  # what is missing of its output says so
+                    remote.wait(_SUITE_TIMEOUT_S)
+                heard.put(None)
+
+            waiter = threading.Thread(target=wait, daemon=True)
+            waiter.start()
+            try:
+                while (line := self._next(heard)) is not None:
+                    lines.append(line)
+                    director.heard(line)
+                    if re.match(r"(not )?ok \d+ ", line):
+                        self.step.progress(len(lines), None, "lines", line)
+            finally:
+                results, incomplete = parse_ktap(lines)
+                self.found.results += results
+        waiter.join(_ANSWER_S)
+        if incomplete or not results:
+            self.found.faults.append(f"races: {incomplete or 'no result'}")
+
+    def _next(self, heard: queue.SimpleQueue[str | None]) -> str | None:
+        try:
+            return heard.get(timeout=_RACE_S)
+        except queue.Empty:
+            raise CommandTimeout(f"no test of the suite races ended within {_RACE_S:g} s") from None
+
+    def _reservations(self) -> None:
+        argv = self._own_argv()
+        if not argv:
+            return
         lines: list[str] = []
         try:
             fault = self._stream(argv, "reservations", lines, self.suite.timeout_s, is_all=True)
@@ -428,7 +507,7 @@ def choose_for(series: Series, names: Sequence[str], own: bool) -> tuple[Suite, 
     chosen = choose(names)
     if own:
         return chosen
-    general = tuple(suite for suite in chosen if suite.kind is not Kind.RESERVATIONS and not suite.neutral)
+    general = tuple(suite for suite in chosen if not suite.is_own and not suite.neutral)
     if names and general != chosen:
         other = next(suite.name for suite in chosen if suite not in general)
         every = ", ".join(suite.name for suite in choose_for(series, (), own))
@@ -478,12 +557,15 @@ def having(
             return set(selftests)
         if suite.kind is Kind.STRESS:
             return set(STRESSORS)
+        if suite.kind is Kind.RACES:
+            return {name for name in ours if name.startswith(_RACE)}
         if suite.hostile_s:
             return set()
         return {
             name
             for name, (in_matrix, is_quick) in ours.items()
-            if (in_matrix or "--matrix" not in suite.arguments)
+            if not name.startswith(_RACE)
+            and (in_matrix or "--matrix" not in suite.arguments)
             and (is_quick or "--quick" not in suite.arguments)
         }
 

@@ -3,7 +3,7 @@
  * reservations: tests of huge page reservations, run in a guest.
  *
  *	reservations [--stages NAME,NAME...] [--only NAME,NAME...] [--matrix] [--quick] [--prefill]
- *		     [--list] [--timeout SECONDS]
+ *		     [--races | --unguided ROUNDS] [--list] [--timeout SECONDS]
  *	reservations --hostile SECONDS [--seed NUMBER] [--stages NAME,NAME...] [--prefill]
  *
  * Prints KTAP (Documentation/dev-tools/ktap.rst). --stages lists the stages of
@@ -11,6 +11,9 @@
  * --prefill fills all free memory with 0xa5 before the first test, so that a
  * page which is not zeroed does not contain zeros by chance. --hostile runs
  * the stress of hostile.c instead of the tests.
+ *
+ * --races runs the tests in race.c, with a debugger that watches the output;
+ * --unguided runs them without one, as often as is said.
  *
  * The exit status is 0, 1 if a test failed, or 2 for invalid arguments.
  */
@@ -32,8 +35,8 @@
  * the kernel defers compaction for a while after tests that fill memory.
  */
 static const struct test *const groups[] = {
-	aftermath_tests, ground_tests,	  release_tests, promote_tests,
-	pressure_tests,	 neighbour_tests, stress_tests,	 failing_tests,
+	aftermath_tests, ground_tests, release_tests, promote_tests, pressure_tests,
+	neighbour_tests, stress_tests, failing_tests, race_tests,
 };
 
 static const char *stages = "";
@@ -286,6 +289,8 @@ int main(int argc, char **argv)
 		{ "quick", no_argument, NULL, 'q' },
 		{ "prefill", no_argument, NULL, 'p' },
 		{ "list", no_argument, NULL, 'l' },
+		{ "races", no_argument, NULL, 'R' },
+		{ "unguided", required_argument, NULL, 'u' },
 		{ "timeout", required_argument, NULL, 't' },
 		{ "hostile", required_argument, NULL, 'h' },
 		{ "seed", required_argument, NULL, 'r' },
@@ -312,6 +317,13 @@ int main(int argc, char **argv)
 		case 'q':
 			wanted |= QUICK;
 			break;
+		case 'R':
+			wanted |= ORDERED;
+			break;
+		case 'u':
+			wanted |= ORDERED;
+			unguided = atoi(optarg);
+			break;
 		case 'p':
 			fill = true;
 			break;
@@ -335,7 +347,9 @@ int main(int argc, char **argv)
 		usage("too many arguments");
 	for (size_t group = 0; group < ARRAY_SIZE(groups); group++) {
 		for (const struct test *test = groups[group]; test->name; test++) {
-			if ((test->flags & wanted) != wanted || (only && !listed(only, test->name)))
+			if ((test->flags & wanted) != wanted ||
+			    (test->flags & ORDERED) != (wanted & ORDERED) ||
+			    (only && !listed(only, test->name)))
 				continue;
 			if (list)
 				printf("%s\t%s\t%s\n", test->name, test->stage, test->mistake);

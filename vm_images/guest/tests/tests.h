@@ -39,6 +39,8 @@ enum flags {
 	ANY_KERNEL = 2,
 	/* Runs with --quick: takes a second or two even with emulation. */
 	QUICK = 4,
+	/* Runs with --races only: needs a debugger that holds tasks. */
+	ORDERED = 8,
 };
 
 struct test {
@@ -53,7 +55,9 @@ struct test {
 
 /* The tests of each file; the last entry has no name. */
 extern const struct test ground_tests[], release_tests[], promote_tests[], pressure_tests[],
-	neighbour_tests[], stress_tests[], failing_tests[], aftermath_tests[];
+	neighbour_tests[], stress_tests[], failing_tests[], aftermath_tests[], race_tests[];
+/* Rounds of each race without a debugger; 0 for one with it. */
+extern unsigned int unguided;
 
 /* Report a failure and continue the test. */
 #define EXPECT(condition, ...)                                                 \

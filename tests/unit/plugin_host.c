@@ -33,15 +33,16 @@ EXPORT void qemu_plugin_register_vcpu_tb_trans_cb(qemu_plugin_id_t id, translate
 	translated = callback;
 }
 
-EXPORT void qemu_plugin_register_vcpu_tb_exec_cb(struct qemu_plugin_tb *tb, executed_t callback, int flags, void *data)
+EXPORT void qemu_plugin_register_vcpu_tb_exec_cb(struct qemu_plugin_tb *tb, executed_t callback,
+						 int flags, void *data)
 {
 	(void)flags;
 	tb->executed = callback;
 	tb->data = data;
 }
 
-EXPORT void qemu_plugin_register_vcpu_mem_cb(struct qemu_plugin_insn *insn, accessed_t callback, int flags, int kinds,
-					     void *data)
+EXPORT void qemu_plugin_register_vcpu_mem_cb(struct qemu_plugin_insn *insn, accessed_t callback,
+					     int flags, int kinds, void *data)
 {
 	(void)flags, (void)kinds, (void)data;
 	insn->accessed = callback;
@@ -62,7 +63,8 @@ EXPORT uint64_t qemu_plugin_tb_vaddr(const struct qemu_plugin_tb *tb)
 	return tb->address;
 }
 
-EXPORT struct qemu_plugin_insn *qemu_plugin_tb_get_insn(const struct qemu_plugin_tb *tb, size_t index)
+EXPORT struct qemu_plugin_insn *qemu_plugin_tb_get_insn(const struct qemu_plugin_tb *tb,
+							size_t index)
 {
 	return (struct qemu_plugin_insn *)&tb->all[index];
 }

@@ -122,7 +122,9 @@ static uint32_t callee_of(uint32_t caller, uint32_t function)
 	if (nr_nodes == MAX_NODES)
 		return caller;
 	found = nr_nodes;
-	nodes[found] = (struct node){ .function = function, .caller = caller, .next = nodes[caller].first_callee };
+	nodes[found] = (struct node){ .function = function,
+				      .caller = caller,
+				      .next = nodes[caller].first_callee };
 	/* A reader sees a node only when it is whole. */
 	__atomic_store_n(&nr_nodes, found + 1, __ATOMIC_RELEASE);
 	nodes[caller].first_callee = found;
@@ -207,16 +209,19 @@ static void translated(qemu_plugin_id_t id, struct qemu_plugin_tb *tb)
 		block->address = address;
 		block->insns = insns;
 		block->function = function_at(address);
-		block->is_start = block->function > OTHER && ranges[block->function - 2].start == address;
+		block->is_start = block->function > OTHER &&
+				  ranges[block->function - 2].start == address;
 		block->switches = address == switch_to;
 		block->begins = address == from_fork;
 		*link = block;
 	}
-	if (address >= switch_to && block->function > OTHER && address < ranges[block->function - 2].end &&
+	if (address >= switch_to && block->function > OTHER &&
+	    address < ranges[block->function - 2].end &&
 	    ranges[block->function - 2].start == switch_to)
 		for (i = 0; i < insns; i++)
 			qemu_plugin_register_vcpu_mem_cb(qemu_plugin_tb_get_insn(tb, i), switched,
-							 QEMU_PLUGIN_CB_NO_REGS, QEMU_PLUGIN_MEM_RW, NULL);
+							 QEMU_PLUGIN_CB_NO_REGS, QEMU_PLUGIN_MEM_RW,
+							 NULL);
 	qemu_plugin_register_vcpu_tb_exec_cb(tb, executed, QEMU_PLUGIN_CB_NO_REGS, block);
 }
 
@@ -233,7 +238,8 @@ static void tell(int client)
 		insns[i] = __atomic_load_n(&nodes[i].insns, __ATOMIC_RELAXED);
 	for (i = 1; i < count; i++) {
 		total += insns[i];
-		fprintf(out, "%u %u %u %llu\n", i, nodes[i].caller, nodes[i].function, (unsigned long long)insns[i]);
+		fprintf(out, "%u %u %u %llu\n", i, nodes[i].caller, nodes[i].function,
+			(unsigned long long)insns[i]);
 	}
 	fprintf(out, "end %llu\n", (unsigned long long)total);
 	fclose(out);
@@ -284,7 +290,8 @@ static int listen_at(const char *path)
 		return -1;
 	strcpy(address.sun_path, path);
 	server = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
-	if (server < 0 || bind(server, (struct sockaddr *)&address, sizeof(address)) || listen(server, 4))
+	if (server < 0 || bind(server, (struct sockaddr *)&address, sizeof(address)) ||
+	    listen(server, 4))
 		return -1;
 	/* QEMU handles signals in a thread of its own. */
 	sigfillset(&all);
@@ -296,12 +303,14 @@ static int listen_at(const char *path)
 
 static void *reserved(size_t size)
 {
-	void *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	void *memory = mmap(NULL, size, PROT_READ | PROT_WRITE,
+			    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 
 	return memory == MAP_FAILED ? NULL : memory;
 }
 
-EXPORT int qemu_plugin_install(qemu_plugin_id_t id, const struct qemu_info *info, int argc, char **argv)
+EXPORT int qemu_plugin_install(qemu_plugin_id_t id, const struct qemu_info *info, int argc,
+			       char **argv)
 {
 	const char *functions = NULL, *path = NULL;
 	int i;

@@ -46,7 +46,7 @@ struct counts {
 
 /* Shared by all processes. */
 static struct {
-	volatile bool stop;
+	volatile bool stop, no_failing;
 	struct {
 		volatile unsigned long rounds, wrong;
 		volatile pid_t pid;
@@ -94,11 +94,27 @@ static void write_page(struct thread *me, unsigned int page)
 	put(me->image, me->start, 0, page, 1 + random_below(&me->random, 255));
 }
 
-/* Allocations of this thread fail at random while it writes; see the disturber `failing`. */
+/* Allocations of this thread fail at random while it writes; see the disturber `failing_allocations`. */
 static void may_fail(bool fail)
 {
-	while (try_write("/proc/thread-self/make-it-fail", fail ? "1" : "0") == -ENOMEM)
+	static const char *const path = "/proc/thread-self/make-it-fail";
+
+	/* Opening it may fail as well: with ENOENT, if there is no memory for an inode of procfs. */
+	while (!shared->no_failing && try_write(path, fail ? "1" : "0"))
 		;
+}
+
+/* Where a worker had no memory. SI_KERNEL: the kernel could not write to it, for example. */
+static void no_memory_there(int signal, siginfo_t *info, void *context)
+{
+	char text[128];
+	int length = snprintf(text, sizeof(text), "# signal %d at %p, code %d\n", signal,
+			      info->si_addr, info->si_code);
+
+	(void)context;
+	if (write(STDOUT_FILENO, text, length) < 0)
+		_exit(3);
+	_exit(2);
 }
 
 static void new_mapping(struct thread *me)
@@ -209,11 +225,15 @@ static void change_nothing(struct thread *me, unsigned int page)
 		madvise(me->start, SIZE, advices[what]);
 	else if (what == ARRAY_SIZE(advices))
 		syscall(SYS_mbind, me->start, SIZE, MPOL_PREFERRED, &nodes, 64, MPOL_MF_MOVE);
-	else if (what == ARRAY_SIZE(advices) + 1 && !mlock2(me->start, SIZE, MLOCK_ONFAULT))
+	else if (what == ARRAY_SIZE(advices) + 1) {
+		/* Of several VMAs, some may be locked or protected when a call fails. */
+		mlock2(me->start, SIZE, MLOCK_ONFAULT);
 		munlock(me->start, SIZE);
-	else if (!mprotect(me->start, SIZE, PROT_READ))
+	} else {
+		mprotect(me->start, SIZE, PROT_READ);
 		while (mprotect(me->start, SIZE, PROT_READ | PROT_WRITE))
 			sleep_ms(1);
+	}
 }
 
 static void *work(void *argument)
@@ -281,6 +301,10 @@ static pid_t start_worker(unsigned int number, uint64_t seed)
 		struct thread threads[THREADS] = { 0 };
 		pthread_t ids[THREADS];
 
+		sigaction(SIGSEGV,
+			  &(struct sigaction){ .sa_sigaction = no_memory_there,
+					       .sa_flags = SA_SIGINFO },
+			  NULL);
 		/* The OOM killer should take the process that fills memory. */
 		try_write("/proc/self/oom_score_adj", "-500");
 		if (number < IN_MEMCG)
@@ -667,6 +691,7 @@ int hostile(unsigned int seconds, uint64_t seed)
 	page_is((char *)&random, 0);
 	shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1,
 		      0);
+	shared->no_failing = access("/proc/thread-self/make-it-fail", W_OK);
 	try_write("/proc/self/oom_score_adj", "-950");
 	try_write("/sys/fs/cgroup/cgroup.subtree_control", "+memory");
 	mkdir("/sys/fs/cgroup/" MEMCG, 0755);

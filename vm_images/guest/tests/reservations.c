@@ -28,6 +28,7 @@
 #define SKIPPED 4 /* kselftest.h: KSFT_SKIP */
 #define REASON 200
 #define SETTLE_MS 5000
+#define TUNABLES "GLIBC_TUNABLES" /* ld.so(8) */
 #define MOST_LINES 20
 
 /*
@@ -361,6 +362,15 @@ int main(int argc, char **argv)
 	if (!count)
 		usage("there is no such test");
 
+	/*
+	 * The kernel kills a thread if it has no memory to write to its
+	 * restartable sequence, which happens when allocations fail.
+	 */
+	if (hostile_s && !getenv(TUNABLES)) {
+		setenv(TUNABLES, "glibc.pthread.rseq=0", 1);
+		execv("/proc/self/exe", argv);
+		usage("cannot start again");
+	}
 	reason = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	/* This program must not hold reservations while its tests count theirs. */
 	huge_pages(false);

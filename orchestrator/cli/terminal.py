@@ -17,7 +17,6 @@ import typer
 
 from orchestrator.analysis.layout import NARROWEST, WIDEST, WIDTH
 from orchestrator.events import Events
-from orchestrator.temporary import sweep_temporary
 
 # Imports are inside of functions, so that --help is fast.
 if TYPE_CHECKING:
@@ -78,6 +77,8 @@ class Terminal:
     @contextmanager
     def events(self) -> Iterator[Events]:
         """A stream of events that is shown in the way that suits this terminal."""
+        from orchestrator.temporary import sweep_temporary
+
         sweep_temporary()
         if self.quiet:
             yield Events()

@@ -48,6 +48,8 @@ PANIC_GRACE_S = 0.5
 OOPS_GRACE_S = 10.0
 #: Seconds that the supervisor may take to judge a QEMU that has ended.
 _LAST_WORDS_S = 5.0
+#: Seconds in which the reason of a shutdown may arrive after QEMU has ended.
+_EVENT_S = 1.0
 #: QEMU connects before it allocates anything, so only an overloaded host takes this long.
 START_TIMEOUT_S = 60.0
 #: Longest path of a Unix socket (unix(7)): sun_path has 108 bytes including the terminating null.
@@ -729,12 +731,16 @@ class Machine:
             said = self._stderr()
             last = f": {said.splitlines()[-1]}" if said else ""
             return MachineFailure(Outcome.LOST, f"QEMU {how}{before}{short}{last}\n{said}".strip())
-        if self._shutdown_reason.startswith("host-"):  # SIGTERM, or `quit` in the monitor
+        until = time.monotonic() + _EVENT_S
+        while not self._shutdown_reason and time.monotonic() < until:
+            time.sleep(POLL_S)
+        # SIGTERM, or `quit` in the monitor. What the guest does is always said before the end.
+        if not self._shutdown_reason or self._shutdown_reason.startswith("host-"):
             said = self._stderr()
             last = f": {said.splitlines()[-1]}" if said else ""
             return MachineFailure(Outcome.LOST, f"QEMU was ended from outside{before}{last}\n{said}".strip())
         who = {"guest-reset": "the guest reset itself", "guest-shutdown": "the guest switched itself off"}
-        what = who.get(self._shutdown_reason, f"QEMU ended by itself {self._shutdown_reason}".strip())
+        what = who.get(self._shutdown_reason, f"QEMU ended by itself ({self._shutdown_reason})")
         return self._judged(self._lost(), f"{what}{before}")
 
     def _hung(self, timeout_s: float) -> MachineFailure:

@@ -2,7 +2,7 @@
 """A program that behaves like QEMU towards a :class:`Machine`: control socket, console log, sockets, ways to end.
 
 A word of the guest's kernel command line says what it does: ``fake=`` ready, panic, late-panic, oops-hang, late-oops,
-hang, die, late-die, reset, off, terminated, option, late-option, internal-error, mute or no-port.
+hang, die, late-die, reset, off, terminated, end, option, late-option, internal-error, mute or no-port.
 """
 
 from __future__ import annotations
@@ -104,6 +104,8 @@ class Fake:
         elif self.does in ("reset", "off", "terminated"):  # the last as QEMU ends at SIGTERM
             reasons = {"reset": "guest-reset", "off": "guest-shutdown", "terminated": "host-signal"}
             self.reset(reasons[self.does])
+        elif self.does == "end":  # as at SIGTERM before the event can be sent
+            os._exit(0)
         elif self.does == "die":
             os.kill(os.getpid(), signal.SIGKILL)
         elif self.does == "oops-hang":

@@ -552,7 +552,8 @@ class Bench:
             guest.rest()
             guest.close()
             if machine.findings():
-                raise _NotSavedError("the kernel reported a problem while it booted")
+                title = machine.findings()[0].title
+                raise _NotSavedError(f"the kernel reported a problem while it booted: {title}")
             machine.save(SavedBoot(directory))
 
     def abort(self) -> None:

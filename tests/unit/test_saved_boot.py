@@ -9,6 +9,7 @@ import socket
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ class FakeQmp:
     def execute(self, command: str, arguments: Mapping[str, Any] | None = None) -> dict[str, str]:
         self.asked.append(command)
         if command == "migrate":
-            with socket.socket(socket.AF_UNIX) as line:
+            with socket.socket(socket.AF_UNIX) as line, suppress(BrokenPipeError):
                 line.connect(arguments["uri"].removeprefix("unix:"))  # type: ignore[index]
                 line.sendall(STATE)
         elif command == "migrate-incoming":

@@ -10,6 +10,7 @@ first use after a boot of the host the content too. A damaged entry counts as mi
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -40,7 +41,7 @@ _KEPT = ("ssh-keys", "probe", "packages", "calibration", "series")
 #: Part of every key. Increase it when the layout of stored artefacts changes.
 GENERATION = 1
 #: Kinds of entries after which the limit of the cache is checked; to measure its size takes a moment.
-_LARGE = ("image", "kernel", "source")
+_LARGE = ("image", "kernel", "source", "boot")
 _KEY = "key.json"
 _SEAL = "seal.json"
 #: Entries that this process uses, with the open file that holds the lock. Released when the process ends.
@@ -300,7 +301,12 @@ class Cache:
         return damage(directory) if stored == json.loads(json.dumps(key)) else f"{_KEY} is of another key"
 
     def collect(
-        self, max_age_s: float | None = None, limit_bytes: float | None = None, *, dry_run: bool = False
+        self,
+        max_age_s: float | None = None,
+        limit_bytes: float | None = None,
+        *,
+        dry_run: bool = False,
+        kind: str | None = None,
     ) -> Iterator[Collected]:
         """Remove entries, the least recently used first; those that a process uses are kept.
 
@@ -308,11 +314,16 @@ class Cache:
             max_age_s: remove entries that were not used for this long; None: age does not matter.
             limit_bytes: also remove entries until the rest has at most this size; None: size does not matter.
             dry_run: remove nothing.
+            kind: only entries of this kind; None for all.
 
         Returns:
             All entries that are to be removed, with their sizes.
         """
-        entries = [(entry, entry.size()) for entry in sorted(self.entries())]
+        entries = [
+            (entry, entry.size())
+            for entry in sorted(self.entries())
+            if kind is None or entry.path.parent.name == kind
+        ]
         total = sum(size for _, size in entries)
         for entry, size in entries:
             is_old = max_age_s is not None and time.time() - entry.used > max_age_s
@@ -334,7 +345,7 @@ def seal(directory: Path) -> None:
     files = {}
     for name, path in _sealed_files(directory).items():
         status = path.stat()
-        files[name] = [status.st_size, _mtime(name, status), file_digest(path)]
+        files[name] = [status.st_size, _mtime(name, status), _content_digest(path)]
     _write_seal(directory, files)
 
 
@@ -370,7 +381,7 @@ def damage(directory: Path) -> str | None:
             if status.st_size != size:
                 return f"{name} has {status.st_size} bytes instead of {size}"
             if is_first_use or _mtime(name, status) != mtime:
-                if file_digest(path) != expected:
+                if _content_digest(path) != expected:
                     return f"the content of {name} has changed"
                 has_changed = True
         except FileNotFoundError:
@@ -388,6 +399,33 @@ def damage(directory: Path) -> str | None:
             )
     _compared.add(directory)
     return None
+
+
+def _content_digest(path: Path) -> str:
+    """The SHA-256 of a file for its seal; of a sparse file that of its data and their places, as holes take long.
+
+    A file that was copied with other holes has another digest, and its entry is made again.
+    """
+    status = path.stat()
+    if status.st_blocks * 512 >= status.st_size:
+        return file_digest(path)
+    whole = hashlib.sha256()
+    with path.open("rb") as stream:
+        at = 0
+        while True:
+            try:
+                begin = os.lseek(stream.fileno(), at, os.SEEK_DATA)
+            except OSError as error:
+                if error.errno != errno.ENXIO:  # there is no data after `at` (lseek(2))
+                    raise
+                return whole.hexdigest()
+            at = os.lseek(stream.fileno(), begin, os.SEEK_HOLE)
+            whole.update(f"{begin}-{at}:".encode())
+            os.lseek(stream.fileno(), begin, os.SEEK_SET)
+            left = at - begin
+            while left > 0 and (chunk := os.read(stream.fileno(), min(left, 1 << 20))):
+                whole.update(chunk)
+                left -= len(chunk)
 
 
 def _sealed_files(directory: Path) -> dict[str, Path]:

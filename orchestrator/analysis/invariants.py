@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -66,12 +66,31 @@ def check_counters(run: Run) -> CounterCheck:
 def _broken(
     samples: pd.DataFrame, after: dict[str, int], identities: Sequence[Identity], levels: Sequence[str]
 ) -> list[str]:
+    readings = samples[samples["counter"].isin(levels)].groupby("counter")["value"].min()
+    least = {str(counter): int(value) for counter, value in readings.items()}
+    return inconsistencies(_last_reading(samples, "before"), after, least, identities, levels)
+
+
+def inconsistencies(
+    before: Mapping[str, int],
+    after: Mapping[str, int],
+    least: Mapping[str, int],
+    identities: Sequence[Identity],
+    levels: Sequence[str],
+) -> list[str]:
+    """What is wrong with the counters of a workload, as sentences.
+
+    Args:
+        before, after: counters before the workload and after it.
+        least: the smallest value of each level that was read.
+        identities: equations that hold afterwards.
+        levels: counters of what processes hold.
+    """
     broken = [
         f"counter identity broken: {clause}"
         for each in identities
         if (clause := each.broken(after)) is not None
     ]
-    before = _last_reading(samples, "before")
     for level in levels:
         # Ignore reservations that a daemon of the guest has held since boot.
         earlier = max(0, before.get(level, 0))
@@ -80,9 +99,8 @@ def _broken(
                 f"something outlived the workload's processes: {level} is {after[level]} after the workload, "
                 f"{earlier} before it"
             )
-        readings = samples.loc[samples["counter"] == level, "value"]
-        if not readings.empty and int(readings.min()) < 0:
-            broken.append(f"{level} fell to {int(readings.min())}")
+        if least.get(level, 0) < 0:
+            broken.append(f"{level} fell to {least[level]}")
     return broken
 
 

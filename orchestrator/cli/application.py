@@ -52,6 +52,11 @@ class _Commands(LazyGroup):
         "run": Listed(
             "orchestrator.cli.run", _RUN, "Build, boot, measure and compare variants with the baseline."
         ),
+        "try": Listed(
+            "orchestrator.cli.try_",
+            _RUN,
+            "Run a workload once before and after a change; the shortest answer.",
+        ),
         "check": Listed(
             "orchestrator.cli.check", _RUN, "Compare a guest with the reference model on random operations."
         ),

@@ -44,6 +44,14 @@ def command(
     build_jobs: option.BuildJobs = None,
     logs: option.Logs = None,
     keep: option.KeepOnFailure = False,
+    clone: Annotated[
+        bool,
+        typer.Option(
+            "--clone/--no-clone",
+            help="Start a clone of a guest that was booted and saved before, or boot a new one. A boot is saved per "
+            "kernel, image, topology, accelerator and --cmdline.",
+        ),
+    ] = True,
     timeout: Annotated[
         float,
         typer.Option(
@@ -98,6 +106,7 @@ def command(
             kernel=kernel,
             vmlinux=vmlinux,
             keep=keep,
+            clone=clone,
         ),
         use,
     )

@@ -39,6 +39,7 @@ class GuestRequest:
         breakpoints: places that the kernel must have.
         kernel, vmlinux: files of a kernel that was built elsewhere.
         keep: keep the guest if it fails, for gdb.
+        clone: start a clone of a saved boot where that is possible.
     """
 
     patchset: str | None
@@ -54,6 +55,7 @@ class GuestRequest:
     gdb: bool = False
     dwarf: bool = False
     breakpoints: Sequence[str] = ()
+    clone: bool = False
     keep: bool = False
     kernel: str | None = None
     vmlinux: str | None = None
@@ -200,6 +202,7 @@ def _booted(
                 knobs=knobs,
                 cmdline=request.cmdline or (),
                 gdb=request.gdb,
+                clone=request.clone,
             )
         )
     return Up(booted, kernel, image, bench)

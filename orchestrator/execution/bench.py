@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -20,7 +21,7 @@ from orchestrator.experiment.experiment import ACCELERATORS
 from orchestrator.experiment.knob import SWAP, is_named, knob_path, reads_back
 from orchestrator.guest.image import GuestImage, image_artefact
 from orchestrator.guest.selftests import SelftestPlan, Selftests, load_selftests, selftests_artefact
-from orchestrator.guest.ssh import Guest, check_loopback
+from orchestrator.guest.ssh import CommandFailed, Guest, GuestLost, check_loopback
 from orchestrator.guest.swap import add_swap
 from orchestrator.guest.topology_check import verify
 from orchestrator.guest.workload import Workload, known_workloads, own_directories
@@ -35,15 +36,20 @@ from orchestrator.kernel.stage_change import touched_sources
 from orchestrator.kernel.tree import PatchedTree, apply_stages
 from orchestrator.machine.accelerator import QEMU, Accelerator, choose_accelerator
 from orchestrator.machine.oops import Finding
-from orchestrator.machine.qemu import Machine, MachineFailure, Plugin
-from orchestrator.machine.shortcut import shortcuts
-from orchestrator.machine.topology import Topology
+from orchestrator.machine.qemu import Machine, MachineFailure, Plugin, Sockets, qemu_argv
+from orchestrator.machine.qmp import QmpError
+from orchestrator.machine.saved_boot import SavedBoot
+from orchestrator.machine.shortcut import Shortcuts, shortcuts
+from orchestrator.machine.topology import Memory, Topology
 from orchestrator.project import Project
 from orchestrator.spelling import hint
 from orchestrator.store.outcome import Outcome
 
 #: Timeout in host seconds from QEMU's start to SSH. TCG on a loaded host is slow, and debug kernels even more so.
 BOOT_TIMEOUT_S = 300.0
+#: Kind of saved boots in the cache, and their greatest size together before another one is saved.
+SAVED_BOOT = "boot"
+SAVED_BOOTS_BYTES = 4 << 30
 #: Host seconds for the machine to notice that its guest has ended.
 _REASON_S = 1.0
 
@@ -56,6 +62,7 @@ class Booted:
         boot_s: duration of the boot in host seconds, from QEMU's start.
         counts: whether to count a report of the kernel; default: all are counted.
         decode: adds source lines to reports of the kernel.
+        is_clone: whether it is a clone of a saved boot.
     """
 
     machine: Machine
@@ -63,6 +70,7 @@ class Booted:
     boot_s: float
     counts: Callable[[Finding], bool] = lambda finding: True
     decode: Callable[[Sequence[Finding]], list[Finding]] = list
+    is_clone: bool = False
 
     def findings(self) -> list[Finding]:
         """The kernel's reports so far."""
@@ -83,6 +91,22 @@ class Booted:
             assert error is not None
             raise error
         return ending
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What determines a guest, apart from the bench."""
+
+    kernel: KernelBuild
+    image: GuestImage
+    topology: Topology
+    cmdline: tuple[str, ...]
+    gdb: bool
+    plugin: Plugin | None = None
+
+
+class _NotSavedError(Exception):
+    """A boot must not be cloned."""
 
 
 @dataclass(frozen=True)
@@ -343,6 +367,7 @@ class Bench:
         layers: Sequence[str] = (),
         counts: Callable[[Finding], bool] = lambda finding: True,
         plugin: Plugin | None = None,
+        clone: bool = False,
     ) -> Iterator[Booted]:
         """Boot `kernel` and connect; the guest ends when the block is left.
 
@@ -352,6 +377,7 @@ class Bench:
             layers: layers of the guest image.
             counts: whether to count a report of the kernel.
             plugin: plugin of QEMU to load.
+            clone: start a clone of a saved boot, if the accelerator allows it; else the guest is booted, with a note.
 
         Raises:
             InfrastructureError: this host cannot reach its guests, as it has no loopback interface.
@@ -359,44 +385,39 @@ class Bench:
                 exceptions in the block that concern the guest are converted to it.
         """
         check_loopback()
-        image = self.image_with(layers)
-        machine = Machine(
-            kernel.bzimage,
-            image.initramfs,
-            topology,
-            self.accelerator,
-            cmdline,
-            log_directory,
-            gdb=gdb or self.keeper is not None,
-            events=self.events,
-            shortcuts=shortcuts(kernel.vmlinux, kernel.config, self.accelerator),
-            plugin=plugin,
+        asked = _Asked(
+            kernel, self.image_with(layers), topology, tuple(cmdline), gdb or self.keeper is not None, plugin
         )
+        machine: Machine | None = None
         is_up = False
         with ExitStack() as stack:
             try:
-                stack.enter_context(machine)
-                with self._lock:
-                    self._machines.add(machine)
-                stack.callback(self._forget, machine)
-                boot_s = machine.boot(BOOT_TIMEOUT_S)
-                guest = stack.enter_context(
-                    Guest.connect(
-                        machine.ssh_port, image, BOOT_TIMEOUT_S, log_directory / "ssh.log", machine.why
-                    )
-                )
-                machine.on_failure(guest.abort)
-                self._verify(guest, kernel, topology)
+                cloned = self._clone(asked, log_directory, stack) if clone else None
+                if cloned is not None:
+                    machine, guest, boot_s = cloned
+                else:
+                    machine = self._machine(asked, log_directory)
+                    guest, boot_s = self._connected(asked, machine, stack)
+                    self._verify(guest, kernel, topology)
                 for key, value in (knobs or {}).items():
                     self._set_knob(guest, key, value)
                 is_up = True
-                booted = Booted(machine, guest, boot_s, counts, lambda found: self._decoded(kernel, found))
+                booted = Booted(
+                    machine,
+                    guest,
+                    boot_s,
+                    counts,
+                    lambda found: self._decoded(kernel, found),
+                    cloned is not None,
+                )
                 yield booted
                 if self.keeper is not None and not (now := booted.ending()).is_ok:
                     self.keeper.keep(machine, kernel, now.title)
             except GuestEnded:
                 raise
             except Exception as error:
+                if machine is None:
+                    raise
                 if is_up and isinstance(error, InfrastructureError):
                     machine.why(_REASON_S)  # the connection may have noticed the end of the guest first
                 findings = [finding for finding in machine.findings() if counts(finding)]
@@ -407,6 +428,133 @@ class Bench:
                 if self.keeper is not None:
                     self.keeper.keep(machine, kernel, ending.title)
                 raise GuestEnded(ending, machine.console_log) from error
+
+    def _machine(
+        self,
+        asked: _Asked,
+        log_directory: Path,
+        *,
+        memory: Path | None = None,
+        saved: SavedBoot | None = None,
+    ) -> Machine:
+        """A machine as it was asked for, not started yet."""
+        return Machine(
+            asked.kernel.bzimage,
+            asked.image.initramfs,
+            asked.topology,
+            self.accelerator,
+            asked.cmdline,
+            log_directory,
+            gdb=asked.gdb,
+            events=self.events,
+            shortcuts=self._shortcuts(asked.kernel),
+            memory=memory,
+            saved=saved,
+            plugin=asked.plugin,
+        )
+
+    def _shortcuts(self, kernel: KernelBuild) -> Shortcuts:
+        return shortcuts(kernel.vmlinux, kernel.config, self.accelerator)
+
+    def _connected(self, asked: _Asked, machine: Machine, stack: ExitStack) -> tuple[Guest, float]:
+        """Start a machine and connect to its guest; both end with `stack`.
+
+        Returns:
+            The guest, and the host seconds from QEMU's start until it was up.
+        """
+        stack.enter_context(machine)
+        with self._lock:
+            self._machines.add(machine)
+        stack.callback(self._forget, machine)
+        boot_s = machine.boot(BOOT_TIMEOUT_S)
+        guest = stack.enter_context(
+            Guest.connect(
+                machine.ssh_port, asked.image, BOOT_TIMEOUT_S, machine.log_dir / "ssh.log", machine.why
+            )
+        )
+        machine.on_failure(guest.abort)
+        return guest, boot_s
+
+    # --- clones ------------------------------------------------------------------------------------------------
+
+    def _clone(
+        self, asked: _Asked, log_directory: Path, stack: ExitStack
+    ) -> tuple[Machine, Guest, float] | None:
+        """A clone of a saved boot; the boot is saved first, if it is not yet. None if there is to be a boot instead."""
+        if self.accelerator.name == "kvm":
+            self._booted_instead("clones are not tested with KVM")
+            return None
+        if asked.plugin is not None:
+            self._booted_instead("a plugin counts from the start of the guest")
+            return None
+        artefact = self._saved_boot(asked)
+        try:
+            saved = artefact.obtain()
+            self.cache.hold(saved.directory)
+            with ExitStack() as own:
+                machine = self._machine(asked, log_directory, saved=saved)
+                guest, boot_s = self._connected(asked, machine, own)
+                guest.wake(f"guest-{machine.pid}")
+                stack.push(own.pop_all())
+                return machine, guest, boot_s
+        except (_NotSavedError, MachineFailure, GuestLost, CommandFailed, QmpError) as error:
+            self._booted_instead(str(error).partition("\n")[0])
+            return None
+
+    def _booted_instead(self, why: str) -> None:
+        with self.events.step("clone") as step:
+            step.note(f"the guest is booted instead: {why}")
+
+    def _saved_boot(self, asked: _Asked) -> Artefact[SavedBoot]:
+        """The saved boot of a guest, with everything that its state depends on as its key."""
+        argv = qemu_argv(
+            asked.kernel.bzimage,
+            asked.image.initramfs,
+            asked.topology,
+            self.accelerator,
+            asked.cmdline,
+            Path("console.log"),
+            Sockets(Path("sockets")),
+            asked.gdb,
+            shortcuts=self._shortcuts(asked.kernel),
+            memory=Memory(Path("memory"), True),
+        )
+        key = {
+            "argv": argv,
+            "kernel": asked.kernel.digest,
+            "image": asked.image.digest,
+            "qemu": [self.accelerator.qemu, self.accelerator.qemu_digest],
+        }
+        return Artefact(
+            self.cache,
+            SAVED_BOOT,
+            lambda: key,
+            lambda directory: self._save_boot(asked, directory),
+            SavedBoot,
+        )
+
+    def _save_boot(self, asked: _Asked, directory: Path) -> None:
+        """Boot a guest and save it.
+
+        Raises:
+            MachineFailure, GuestLost, CommandFailed, QmpError: the guest did not come up, or cannot be saved.
+        """
+        for _ in self.cache.collect(limit_bytes=SAVED_BOOTS_BYTES, kind=SAVED_BOOT):
+            pass
+        with (
+            self.events.step("save a boot"),
+            tempfile.TemporaryDirectory(prefix="orchestrate-boot-", ignore_cleanup_errors=True) as logs,
+            ExitStack() as stack,
+        ):
+            machine = self._machine(asked, Path(logs), memory=directory)
+            guest, _ = self._connected(asked, machine, stack)
+            self._verify(guest, asked.kernel, asked.topology)
+            guest.rest()
+            guest.close()
+            if machine.findings():
+                title = machine.findings()[0].title
+                raise _NotSavedError(f"the kernel reported a problem while it booted: {title}")
+            machine.save(SavedBoot(directory))
 
     def abort(self) -> None:
         """End all guests at once, e.g. on Ctrl-C; threads that wait for one get GuestLost."""

@@ -162,7 +162,15 @@ def variant_record(variant: Variant, bench: Bench) -> VariantRecord:
             StageRecord(number=stage.number, name=stage.name, digest=stage.digest)
             for stage in bench.series.select(variant.patchset)
         ),
-        other=None if variant.other is None else OtherKernelRecord(**asdict(variant.other)),
+        other=None
+        if variant.other is None
+        else OtherKernelRecord(
+            source=variant.other.source,
+            series=variant.other.series,
+            patchset=variant.other.patchset,
+            kernel=variant.other.kernel,
+            vmlinux=variant.other.vmlinux,
+        ),
     )
 
 

@@ -157,6 +157,7 @@ class OtherKernel:
         patchset: its patchset in that series.
         kernel: absolute path of its bzImage, if it was built elsewhere.
         vmlinux: absolute path of the vmlinux of that kernel, if there is one.
+        on_top: directory of a series whose patches are applied after those of the patchset; None for none.
     """
 
     source: str | None = None
@@ -164,6 +165,7 @@ class OtherKernel:
     patchset: str = BASELINE
     kernel: str | None = None
     vmlinux: str | None = None
+    on_top: str | None = None
 
 
 @dataclass(frozen=True)
@@ -206,6 +208,11 @@ class Series:
                 raise UserError(f"{name} is a patchset of the series; give the variant another name.")
             its = load_series(Path(other.series)) if other.series else self
             stages[name] = its.select(other.patchset)
+            if other.on_top:
+                more = load_series(Path(other.on_top)).stages
+                stages[name] += tuple(
+                    replace(stage, number=number) for number, stage in enumerate(more, len(stages[name]) + 1)
+                )
             knobs = {**{knob.name: knob for knob in its.knobs}, **knobs}
         return replace(self, others=stages, knobs=tuple(knobs.values()))
 

@@ -143,6 +143,14 @@ def with_commit(source: str | None, commit: str | None) -> str | None:
     return f"{source}#{commit}" if found.returncode == 0 else source
 
 
+def has_changes(source: str) -> bool:
+    """Whether a source is a local git tree with uncommitted changes, which are part of it unless it names a commit."""
+    if "#" in source or not is_git_tree(source):
+        return False
+    place = str(Path(source).expanduser())
+    return bool(run(git_command(*SAFE, "-C", place, "stash", "create"), check=False).stdout.strip())
+
+
 def is_git_tree(source: str) -> bool:
     """Whether a source is a local git tree, with or without ``#REF``."""
     place = Path(source.partition("#")[0]).expanduser()

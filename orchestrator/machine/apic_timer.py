@@ -125,15 +125,25 @@ def tell_frequency(stub: Stub, timer: ApicTimer) -> None:
         StubError: the machine ended before its kernel came so far, or the stub refused a command.
     """
     breakpoint_ = f"0,{timer.function:x},1"
-    _do(stub, f"Z{breakpoint_}")
+    try:
+        _do(stub, f"Z{breakpoint_}")
+        _tell(stub, timer)
+    except StubError:
+        # Nobody would continue a guest that stops there later.
+        stub.send(f"z{breakpoint_}")
+        stub.send("D")
+        raise
+    _do(stub, f"z{breakpoint_}")
+    _do(stub, "D")
+
+
+def _tell(stub: Stub, timer: ApicTimer) -> None:
     stopped = stub.ask("c")
     if not stopped.startswith(("T05", "S05")):
         raise StubError(f"the guest stopped for another reason: {stopped}")
     # A kernel that was told by its hypervisor keeps what it knows.
     if stub.ask(f"m{timer.variable:x},4") == "00000000":
         _do(stub, f"M{timer.variable:x},4:{timer.period.to_bytes(4, 'little').hex()}")
-    _do(stub, f"z{breakpoint_}")
-    _do(stub, "D")
 
 
 def _do(stub: Stub, command: str) -> None:

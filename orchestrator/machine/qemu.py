@@ -13,6 +13,7 @@ import logging
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -28,13 +29,15 @@ from typing import Any
 from orchestrator import process
 from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.events import Events
+from orchestrator.machine import saved_boot
 from orchestrator.machine.accelerator import Accelerator
 from orchestrator.machine.apic_timer import ApicTimer, Stub, StubError, tell_frequency
 from orchestrator.machine.console import ConsoleLog, dialogue
 from orchestrator.machine.oops import Finding
 from orchestrator.machine.qmp import Qmp, QmpError
+from orchestrator.machine.saved_boot import SavedBoot
 from orchestrator.machine.shortcut import Shortcuts
-from orchestrator.machine.topology import Topology
+from orchestrator.machine.topology import Memory, Topology
 from orchestrator.store.outcome import Outcome
 from orchestrator.temporary import make_temporary, remove_temporary
 
@@ -73,6 +76,9 @@ _LONGEST_LPJ = "lpj=1000000000"
 _LONGEST = 2047
 
 _USERNET = re.compile(r"TCP\[HOST_FORWARD\]\s+\d+\s+127\.0\.0\.1\s+(?P<port>\d+)\s")
+_CONNECTION = re.compile(r"TCP\[(?!HOST_FORWARD)")
+#: Host seconds for a closed connection to end in the guest, too.
+_CLOSE_S = 10.0
 # States that a guest never leaves (RunState in the QEMU QMP Reference Manual).
 _DEAD_STATES = ("internal-error", "io-error", "guest-panicked")
 
@@ -192,6 +198,7 @@ def qemu_argv(
     gdb: bool = False,
     wait_for_gdb: bool = False,
     shortcuts: Shortcuts = Shortcuts(),  # noqa: B008 - it is frozen
+    memory: Memory | None = None,
     plugin: Plugin | None = None,
 ) -> list[str]:
     """The command line of QEMU (qemu(1)).
@@ -203,6 +210,7 @@ def qemu_argv(
         wait_for_gdb: do not start the CPUs until gdb continues.
         shortcuts: shortcuts of the boot. If the kernel is told the frequency of its timer, the CPUs do not start until
             :func:`tell_frequency` starts them, through the same socket.
+        memory: files for the guest's memory; if they are not shared, its state is still to come.
         plugin: plugin to load.
     """
     tells_timer = shortcuts.timer is not None
@@ -212,7 +220,7 @@ def qemu_argv(
         *(accelerator.program, "-nodefaults", "-no-user-config", "-display", "none"),
         # A guest that breaks out of QEMU cannot start programs, get privileges or change priorities (seccomp(2)).
         *("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),
-        *("-machine", "q35", *accelerator.qemu_arguments, *topology.qemu_arguments()),
+        *("-machine", "q35", *accelerator.qemu_arguments, *topology.qemu_arguments(memory)),
         *shortcuts.firmware,
         *("-kernel", str(shortcuts.elf or bzimage), "-initrd", str(initramfs), "-append", " ".join(words)),
         # A reset ends QEMU; a panic does not, so that the kernel can print its whole report before it resets itself.
@@ -244,6 +252,8 @@ def qemu_argv(
         argv += ["-S"]
     if plugin is not None:
         argv += plugin.qemu_arguments(sockets)
+    if memory is not None and not memory.shared:
+        argv += ["-incoming", "defer"]
     return argv
 
 
@@ -265,6 +275,8 @@ class Machine:
         events: receives the progress of the boot.
         ready_mark: line that the guest prints when it is up.
         shortcuts: shortcuts of the boot.
+        memory: directory for the guest's memory, so that the guest can be saved there.
+        saved: a saved boot to clone instead of a boot; all other arguments must be those of that boot.
         plugin: plugin of QEMU to load.
 
     Raises:
@@ -285,6 +297,8 @@ class Machine:
         events: Events | None = None,
         ready_mark: str | None = None,
         shortcuts: Shortcuts = Shortcuts(),  # noqa: B008 - it is frozen
+        memory: Path | None = None,
+        saved: SavedBoot | None = None,
         plugin: Plugin | None = None,
     ) -> None:
         self.topology = topology
@@ -308,7 +322,9 @@ class Machine:
         self._gdb = gdb or wait_for_gdb
         self._wait_for_gdb = wait_for_gdb
         # Whoever debugs the boot starts the CPUs.
-        self._shortcuts = replace(shortcuts, timer=None) if wait_for_gdb else shortcuts
+        self._shortcuts = replace(shortcuts, timer=None) if wait_for_gdb or saved else shortcuts
+        self._saved = saved
+        self._memory = Memory(saved.directory, False) if saved else Memory(memory, True) if memory else None
         self._stub: Stub | None = None
         self._plugin = plugin
         self._sockets: Sockets | None = None
@@ -536,9 +552,18 @@ class Machine:
         process.require(self.accelerator.program)
         self.log_dir.mkdir(parents=True, exist_ok=True)
         self.console_log.unlink(missing_ok=True)
+        if self._saved is not None:
+            # A clone goes on where the boot was saved, and so does its log. It may end at any time.
+            shutil.copyfile(self._saved.console, self.console_log)
         self._sockets = Sockets(_private_directory())
         self._argv = qemu_argv(
-            *self._arguments, self._sockets, self._gdb, self._wait_for_gdb, self._shortcuts, self._plugin
+            *self._arguments,
+            self._sockets,
+            self._gdb,
+            self._wait_for_gdb,
+            self._shortcuts,
+            self._memory,
+            self._plugin,
         )
         self._qmp = Qmp(self._sockets.qmp, self._heard)
         self._began = time.monotonic()
@@ -557,6 +582,27 @@ class Machine:
         self._describe(alive=True)
         if self._shortcuts.timer is not None:
             self._tell_timer(self._shortcuts.timer)
+        if self._saved is not None:
+            try:
+                saved_boot.load(self.qmp, self._saved, self.sockets.directory)
+            except QmpError as error:
+                self.watch(within_s=2.0)
+                raise MachineFailure(Outcome.LOST, f"the clone did not start: {error}") from error
+
+    def save(self, saved: SavedBoot) -> None:
+        """Save the guest, whose memory must be in files of `saved`. It stands still afterwards.
+
+        Raises:
+            QmpError: QEMU cannot save it.
+            InfrastructureError: its state cannot be written.
+        """
+        # A connection that was closed a moment ago is not in the saved state of QEMU's network, only in the guest's.
+        until = time.monotonic() + _CLOSE_S
+        while _CONNECTION.search(self.qmp.monitor("info usernet")) and time.monotonic() < until:
+            time.sleep(POLL_S)
+        saved_boot.save(self.qmp, saved, self.sockets.directory)
+        self.console.poll()
+        shutil.copyfile(self.console_log, saved.console)
 
     def _tell_timer(self, timer: ApicTimer) -> None:
         """Start the CPUs, and tell the kernel the frequency of its timer once it is about to measure it."""

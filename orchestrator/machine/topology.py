@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from orchestrator.document import Shape
 from orchestrator.errors import UserError
@@ -76,6 +77,28 @@ class TopologyTable(Shape):
 
     nodes: tuple[NodeTable, ...]
     distances: tuple[tuple[int, ...], ...] = ()
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Files for the memory of a guest, one per node.
+
+    Args:
+        directory: their directory.
+        shared: whether the guest's writes go to the files; else they stay with the guest.
+    """
+
+    directory: Path
+    shared: bool
+
+    def backend(self, size: str, node: int) -> str:
+        """The ``-object`` of one node.
+
+        Args:
+            size: its id and size.
+        """
+        path = str(self.directory / f"memory{node}").replace(",", ",,")
+        return f"memory-backend-file,{size},mem-path={path},share={'on' if self.shared else 'off'}"
 
 
 @dataclass(frozen=True)
@@ -162,8 +185,12 @@ class Topology:
         first = sum(node.cpus for node in self.nodes[:index])
         return range(first, first + self.nodes[index].cpus)
 
-    def qemu_arguments(self) -> list[str]:
-        """The arguments of qemu-system-x86_64 for this topology."""
+    def qemu_arguments(self, memory: Memory | None = None) -> list[str]:
+        """The arguments of qemu-system-x86_64 for this topology.
+
+        Args:
+            memory: files for the memory of the nodes; None for memory without files.
+        """
         # Linux warns about a last-level cache that spans nodes (topology_sane() in arch/x86/kernel/smpboot.c), and
         # QEMU gives each socket such a cache, so no socket may span nodes.
         sockets = self._sockets()
@@ -176,7 +203,11 @@ class Topology:
                 words.append(f"cpus={cpus[0]}-{cpus[-1]}")
             if node.memory_mib:
                 backend = f"memory{index}"
-                arguments += ["-object", f"memory-backend-ram,id={backend},size={node.memory_mib}M"]
+                size = f"id={backend},size={node.memory_mib}M"
+                arguments += [
+                    "-object",
+                    memory.backend(size, index) if memory else f"memory-backend-ram,{size}",
+                ]
                 words.append(f"memdev={backend}")
             arguments += ["-numa", ",".join(words)]
         for source, row in enumerate(self.distances):

@@ -38,6 +38,7 @@ from orchestrator.kernel.tree import PatchedTree
 from orchestrator.machine import qemu
 from orchestrator.machine.accelerator import Accelerator
 from orchestrator.machine.qemu import Machine
+from orchestrator.machine.qmp import QmpError
 from orchestrator.machine.topology import Topology
 from orchestrator.model.trace import Exit, Trace, parse
 
@@ -390,6 +391,11 @@ def _answers(number: int, trace: Trace, stages: int) -> str:
     return _lines(*records, {"over": number, "vmstat": last})
 
 
+def not_saved(bench: Bench, asked: object, directory: Path) -> None:
+    """There are no clones of fake guests."""
+    raise QmpError("a fake guest has no state")
+
+
 def install(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """Put a world in the place of QEMU, SSH, kernels and images."""
     directory = world.directory
@@ -422,6 +428,7 @@ def install(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     image = GuestImage(directory / "image", "image")
     monkeypatch.setattr(Bench, "image_with", lambda bench, layers: image)
     monkeypatch.setattr(Bench, "has_kernel", lambda bench, patchset: True)
+    monkeypatch.setattr(Bench, "_save_boot", not_saved)
 
     def tree_of(stages: Sequence[Stage]) -> PatchedTree:
         name = f"tree-{len(stages)}"

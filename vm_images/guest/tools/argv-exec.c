@@ -5,6 +5,7 @@
  *	argv-exec TOKEN PAYLOAD		run it
  *	argv-exec TOKEN @		run it; the payload is in /run/argv-exec/TOKEN.argv
  *	argv-exec --kill TOKEN SIGNAL	signal its whole process group
+ *	argv-exec --reseed		seed the kernel's random numbers with stdin
  *
  * SSH passes one string to the server, which passes it to a shell. PAYLOAD is
  * therefore base64url (RFC 4648, section 5, without padding) of fields that
@@ -20,10 +21,12 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/random.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <sys/types.h>
 #include <sys/wait.h>
@@ -183,6 +186,22 @@ static int kill_group(const char *token, const char *number)
 	return 0;
 }
 
+/* All clones of a saved boot would otherwise draw the same random numbers. */
+static void reseed(void)
+{
+	int seed[2 + 16]; /* struct rand_pool_info: bits of entropy, bytes, the bytes */
+	ssize_t size = read(STDIN_FILENO, seed + 2, sizeof(seed) - 2 * sizeof(*seed));
+	int device = open("/dev/urandom", O_WRONLY | O_CLOEXEC);
+
+	if (size <= 0)
+		usage("there is no seed");
+	seed[0] = 8 * (int)size;
+	seed[1] = (int)size;
+	if (device < 0 || ioctl(device, RNDADDENTROPY, seed) < 0 || ioctl(device, RNDRESEEDCRNG) < 0)
+		fail("cannot seed", "/dev/urandom");
+	close(device);
+}
+
 int main(int argc, char **argv)
 {
 	char path[128], text[64];
@@ -194,6 +213,10 @@ int main(int argc, char **argv)
 
 	if (argc == 4 && !strcmp(argv[1], "--kill"))
 		return kill_group(argv[2], argv[3]);
+	if (argc == 2 && !strcmp(argv[1], "--reseed")) {
+		reseed();
+		return 0;
+	}
 	if (argc != 3)
 		usage("usage: argv-exec TOKEN PAYLOAD");
 

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 NAME = "inspect"
 EXAMPLE = "Example: orchestrate inspect guest-logs --patchset core-only --blocks --plot map"
 
-#: Host seconds after which a guest that has just ended is known to have ended.
-_ENDED_S = 0.1
+#: Host seconds after which a violation is looked for again, and how often it must be there.
+_AGAIN_S = 0.05
+_TIMES = 3
 
 
 def command(
@@ -86,7 +87,6 @@ def command(
 ) -> int:
     """Print the reservations in a guest's memory, and check them; the guest stands still meanwhile."""
     from orchestrator.debugger.memory import RunningGuest, attached, memory_of_dump
-    from orchestrator.debugger.violation import checked
     from orchestrator.errors import UserError
     from orchestrator.output import check_output
 
@@ -108,17 +108,12 @@ def command(
         )
     if not guest.is_dir():
         option.refuse(context, ("save", "every"), f"{guest} is not the log directory of a running guest")
-        report.show(*_of_dump(kernels.opened(lambda kernel: memory_of_dump(guest, kernel))))
+        report.show(*_checked(kernels.opened(lambda kernel: memory_of_dump(guest, kernel))))
         return report.exit_status
     running = RunningGuest.in_directory(guest)
     with attached(running, kernels.of_guest(running.vmlinux)) as live:
         if every is None:
-
-            def keep() -> None:
-                if save is not None:
-                    live.save(save)
-
-            report.show(*checked(live, keep))
+            report.show(*_look(live, save))
         else:
             option.refuse(
                 context, ("blocks", "plot", "pid", "save"), "--every prints one line per inspection"
@@ -251,7 +246,7 @@ class _Kernels:
         return plain, with_types
 
 
-def _of_dump(memory: GuestMemory) -> tuple[Inspection, list[BrokenRule]]:
+def _checked(memory: GuestMemory) -> tuple[Inspection, list[BrokenRule]]:
     from orchestrator.debugger.inspection import inspect
     from orchestrator.debugger.violation import violations
 
@@ -259,10 +254,27 @@ def _of_dump(memory: GuestMemory) -> tuple[Inspection, list[BrokenRule]]:
     return inspection, violations(inspection)
 
 
+def _look(live: Attached, save: Path | None = None) -> tuple[Inspection, list[BrokenRule]]:
+    """Inspect a running guest; a violation counts if it does not go away."""
+    from orchestrator.debugger.violation import lasting
+
+    with live.stopped() as memory:
+        inspection, found = _checked(memory)
+        if save is not None:
+            live.save(save)
+    for _ in range(_TIMES - 1):
+        if not found:
+            break
+        time.sleep(_AGAIN_S)
+        with live.stopped() as memory:
+            inspection, again = _checked(memory)
+        found = lasting(found, again)
+    return inspection, found
+
+
 def _watch(live: Attached, directory: Path, every_s: float, report: _InspectionReport) -> None:
     """Inspect a guest until it ends, or the user presses Ctrl-C."""
     from orchestrator.debugger.memory import RunningGuest
-    from orchestrator.debugger.violation import checked
     from orchestrator.errors import InfrastructureError, UserError
 
     began = time.monotonic()
@@ -270,9 +282,9 @@ def _watch(live: Attached, directory: Path, every_s: float, report: _InspectionR
         while True:
             at_s = time.monotonic() - began
             try:
-                report.line(*checked(live), at_s)
+                report.line(*_look(live), at_s)
             except InfrastructureError:
-                time.sleep(_ENDED_S)
+                time.sleep(_AGAIN_S)
                 try:
                     RunningGuest.in_directory(directory)
                 except UserError:  # it has ended meanwhile

@@ -63,20 +63,6 @@ def command(
             help="Duration of the stress of --suite hostile, in guest minutes; default: 10.",
         ),
     ] = None,
-    coverage: Annotated[
-        bool,
-        typer.Option(
-            "--coverage",
-            help="Also measure which lines of the series the tests execute, per stage.",
-        ),
-    ] = False,
-    inspect: Annotated[
-        bool,
-        typer.Option(
-            "--inspect",
-            help="Also check the reservations in the guest's memory after each test, as orchestrate inspect does.",
-        ),
-    ] = False,
     topology: option.Topology = defaults.TEST_TOPOLOGY,
     accel: option.Accelerator = "tcg",
     qemu: option.Qemu = None,
@@ -93,7 +79,6 @@ def command(
     from orchestrator.errors import UserError
     from orchestrator.execution.correctness.request import CorrectnessRequest
     from orchestrator.execution.correctness.suite import choose_for, having, reservation_tests
-    from orchestrator.kernel.series import BASELINE
     from orchestrator.machine.topology import Topology
     from orchestrator.store.manifest import RunKind
     from orchestrator.store.run import RunWriter
@@ -123,13 +108,7 @@ def command(
             tuple(cmdline or ()),
             compare,
             minutes,
-            coverage,
-            inspect,
         )
-        if coverage and patchset == BASELINE:
-            raise UserError(
-                "--coverage measures the lines that a series adds; name a patchset other than baseline."
-            )
         asked.topology.check_host(1)
         manifest = asked.manifest(bench, ["orchestrate", *sys.argv[1:]])
         writer = RunWriter.create(terminal.project.results, name or f"test-{patchset}-{flavour}", manifest)

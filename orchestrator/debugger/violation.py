@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,13 +14,7 @@ from orchestrator.debugger.inspection import (
     Inspection,
     PageRun,
     ReservedBlock,
-    inspect,
 )
-from orchestrator.debugger.memory import Attached
-
-#: Host seconds after which a violation is looked for again, and how often it must be there.
-AGAIN_S: Final = 0.05
-_TIMES: Final = 3
 
 
 @dataclass(frozen=True)
@@ -47,31 +40,6 @@ def violations(inspection: Inspection) -> list[BrokenRule]:
     still wrong some milliseconds later is wrong (see :func:`lasting`).
     """
     return [BrokenRule(name, what) for name, rule in RULES.items() for what in rule(inspection)]
-
-
-def checked(
-    live: Attached, meanwhile: Callable[[], object] = lambda: None
-) -> tuple[Inspection, list[BrokenRule]]:
-    """Inspect a running guest; a violation counts if it is there every time.
-
-    Args:
-        meanwhile: called once while the guest stands still.
-
-    Raises:
-        UserError, InfrastructureError: see :func:`orchestrator.debugger.inspection.inspect`.
-    """
-    with live.stopped() as memory:
-        inspection = inspect(memory)
-        meanwhile()
-    found = violations(inspection)
-    for _ in range(_TIMES - 1):
-        if not found:
-            break
-        time.sleep(AGAIN_S)
-        with live.stopped() as memory:
-            inspection = inspect(memory)
-        found = lasting(found, violations(inspection))
-    return inspection, found
 
 
 def lasting(earlier: list[BrokenRule], later: list[BrokenRule]) -> list[BrokenRule]:

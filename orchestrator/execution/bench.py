@@ -32,7 +32,6 @@ from orchestrator.kernel.elf import build_id_of_notes
 from orchestrator.kernel.prebuilt import prebuilt_artefact
 from orchestrator.kernel.series import BASELINE, OtherKernel, Series, load_series
 from orchestrator.kernel.source import Origin, SourceTree, find_origin, source_artefact, with_commit
-from orchestrator.kernel.stage_change import touched_sources
 from orchestrator.kernel.tree import PatchedTree, apply_stages
 from orchestrator.machine.accelerator import QEMU, Accelerator, choose_accelerator
 from orchestrator.machine.oops import Finding
@@ -137,7 +136,6 @@ class Bench:
         qemu: the QEMU to start, a name or an absolute path.
         dwarf: build all kernels with debugging information.
         keeper: keeps guests that failed, stopped, for gdb; None to end them.
-        coverage: whether kernels count the executions of the lines of the files that their stages touch.
     """
 
     project: Project
@@ -153,7 +151,6 @@ class Bench:
     qemu: str = QEMU
     keeper: Keeper | None = None
     dwarf: bool = False
-    coverage: bool = False
     _sources: dict[str, SourceTree] = field(default_factory=dict)
     _images: dict[tuple[str, ...], GuestImage] = field(default_factory=dict)
     _given_workloads: dict[str, Workload] = field(default_factory=dict)
@@ -322,11 +319,8 @@ class Bench:
         return prebuilt_artefact(Path(other.kernel), vmlinux, self.cache)
 
     def _kernel_artefact(self, patchset: str, dwarf: bool = False) -> Artefact[KernelBuild]:
-        tree = self.tree(patchset)
-        asked = self.configuration(dwarf)
-        if self.coverage and tree.stages:
-            asked = configuration(self.project.vm_images, self.flavour, dwarf, counted=touched_sources(tree))
-        return kernel_artefact(tree, asked, self.cache, self.events, self.build_jobs)
+        configuration = self.configuration(dwarf)
+        return kernel_artefact(self.tree(patchset), configuration, self.cache, self.events, self.build_jobs)
 
     def has_source(self) -> bool:
         """Whether the kernel source is in the cache."""

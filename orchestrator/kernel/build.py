@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,11 +95,6 @@ class KernelBuild:
         """The output of make."""
         return self.directory / "build.log"
 
-    @property
-    def notes(self) -> Path:
-        """Directory with the ``.gcno`` files of the C files whose lines are counted; see gcov(1)."""
-        return self.directory / "gcno"
-
 
 def kernel_artefact(
     tree: PatchedTree, configuration: Configuration, cache: Cache, events: Events, jobs: int | None = None
@@ -138,7 +132,6 @@ def kernel_artefact(
                     f"{label_of(tree)} does not compile as {_flavour(configuration)}:\n{error}", kept
                 ) from None
             _collect(workshop, directory, time.monotonic() - began, configuration.target)
-            _collect_notes(workshop.objects, configuration.counted, directory)
 
     def load(directory: Path) -> KernelBuild:
         facts = json.loads((directory / "build.json").read_text(encoding="utf-8"))
@@ -186,16 +179,6 @@ def _collect(workshop: Workshop, directory: Path, seconds: float, target: Target
         "seconds": round(seconds, 1),
     }
     (directory / "build.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-
-
-def _collect_notes(objects: Path, counted: Sequence[str], directory: Path) -> None:
-    """Keep what gcov(1) needs, of the files that this configuration compiles."""
-    for file in counted:
-        made = (objects / file).with_suffix(".gcno")
-        if made.exists():
-            kept = (directory / "gcno" / file).with_suffix(".gcno")
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(made, kept)
 
 
 def _check_host(target: Target) -> None:

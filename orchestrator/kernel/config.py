@@ -27,7 +27,6 @@ from orchestrator.spelling import meant
 _DIRECTORY = "kernel"
 _BASE = "base"
 _DWARF = "dwarf"
-_COVERAGE = "coverage"
 _SET = re.compile(r"(CONFIG_\w+)=(.*)")
 _REMARK = re.compile(r"\s+#\s*(?:(?P<word>optional|elsewhere)|or (?P<other>CONFIG_\w+=\S+))\s*$")
 _UNSET = re.compile(r"# (CONFIG_\w+) is not set")
@@ -47,7 +46,6 @@ class Configuration:
         elsewhere: those of them that the version the fragments are written for does not have.
         others: requested option -> the option and value that replace it in other kernel versions.
         target: architecture and compiler.
-        counted: C files whose lines count how often they are executed.
     """
 
     flavour: str
@@ -59,7 +57,6 @@ class Configuration:
     elsewhere: frozenset[str] = frozenset()
     others: Mapping[str, tuple[str, str]] = field(default_factory=dict)
     target: Target = HOST
-    counted: tuple[str, ...] = ()
 
     def missing_from(self, config: str) -> list[str]:
         """The optional options that a ``.config`` lacks."""
@@ -71,7 +68,7 @@ class Configuration:
 def flavours(vm_images: Path) -> tuple[str, ...]:
     """Names that :func:`configuration` accepts."""
     found = sorted(path.stem for path in (vm_images / _DIRECTORY).glob("*.config"))
-    return tuple(name for name in found if name not in (_BASE, _DWARF, _COVERAGE))
+    return tuple(name for name in found if name not in (_BASE, _DWARF))
 
 
 def summary(vm_images: Path, flavour: str) -> str:
@@ -91,11 +88,7 @@ def summary(vm_images: Path, flavour: str) -> str:
 
 
 def configuration(
-    vm_images: Path,
-    flavour: str,
-    dwarf: bool = False,
-    extra: Mapping[str, str] | None = None,
-    counted: Sequence[str] = (),
+    vm_images: Path, flavour: str, dwarf: bool = False, extra: Mapping[str, str] | None = None
 ) -> Configuration:
     """Assemble a configuration from the fragments in ``vm_images/kernel``.
 
@@ -105,7 +98,6 @@ def configuration(
             ``measure+cc=clang``.
         dwarf: add debugging information.
         extra: more options, option -> value; they override the fragments.
-        counted: C files whose lines are to count how often they are executed.
 
     Raises:
         UserError: unknown flavour, a line or an extra option that does not parse, or fragments that contradict
@@ -124,7 +116,6 @@ def configuration(
     place = vm_images / _DIRECTORY
     paths = [place / f"{_BASE}.config", fragment or place / f"{flavour}.config"]
     paths += [place / f"{_DWARF}.config"] if dwarf else []
-    paths += [place / f"{_COVERAGE}.config"] if counted else []
     if fragment is not None:
         flavour = re.sub(r"[^A-Za-z0-9_-]+", "-", fragment.stem)
     merged = Fragments()
@@ -153,7 +144,6 @@ def configuration(
         frozenset(merged.elsewhere),
         dict(merged.others),
         target,
-        tuple(counted),
     )
 
 

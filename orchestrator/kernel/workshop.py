@@ -89,21 +89,7 @@ def pinned(configuration: Configuration) -> dict[str, str]:
     """Make variables common to all builds of a configuration, with ``{source}`` and ``{objects}`` as placeholders."""
     debugging = any(option.startswith("CONFIG_DEBUG_INFO_DWARF") for option in configuration.requested)
     relative = {"KCFLAGS": _RELATIVE_PATHS, "KAFLAGS": _RELATIVE_PATHS} if debugging else {}
-    return {**_PINNED, **relative, **_counting(configuration.counted)}
-
-
-def _counting(files: Sequence[str]) -> dict[str, str]:
-    """The variables with which kbuild has only these files count executions (scripts/Makefile.lib).
-
-    Their names have no directory, and arch/x86/boot/memory.c, for one, must not count: hence the condition.
-    """
-    directories: dict[str, list[str]] = {}
-    for file in files:
-        directories.setdefault(Path(file).stem, []).append(str(Path(file).parent))
-    return {
-        f"GCOV_PROFILE_{name}.o": f"$(if $(filter {' '.join(places)},$(obj)),y)"
-        for name, places in directories.items()
-    }
+    return {**_PINNED, **relative}
 
 
 @dataclass(frozen=True)

@@ -402,8 +402,6 @@ class CorrectnessRecord(Record):
         compare: also run the suites on the baseline.
         cmdline: additional kernel parameters.
         minutes: duration of the hostile stress in guest minutes; None for that of its suite.
-        coverage: also measure which lines of the series are executed.
-        inspect: check the reservations in the guest's memory after each test.
     """
 
     patchset: str
@@ -412,8 +410,6 @@ class CorrectnessRecord(Record):
     compare: bool
     cmdline: tuple[str, ...]
     minutes: int | None = None
-    coverage: bool = False
-    inspect: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,6 @@ import pytest
 from records import MANIFEST, manifest
 
 from orchestrator.cache import Cache
-from orchestrator.cli.application import status_of
 from orchestrator.cli.progress import PlainProgress
 from orchestrator.errors import UserError
 from orchestrator.events import Events
@@ -26,7 +25,6 @@ from orchestrator.execution.correctness.suite import (
     SUITES,
     Found,
     Leak,
-    SuiteRun,
     choose,
     having,
     parse_leaks,
@@ -37,14 +35,13 @@ from orchestrator.execution.correctness.suite import (
 )
 from orchestrator.execution.correctness.summary import CorrectnessSummary, SuiteResult
 from orchestrator.execution.durations import Durations
-from orchestrator.execution.provenance import topology_record
 from orchestrator.guest.ktap import Status, TestResult
 from orchestrator.guest.selftests import Selftest, load_selftests
 from orchestrator.guest.ssh import Guest
 from orchestrator.kernel.build import KernelBuild
 from orchestrator.machine.oops import Finding
 from orchestrator.machine.topology import Topology
-from orchestrator.store.manifest import CorrectnessRecord, RunKind
+from orchestrator.store.manifest import RunKind
 from orchestrator.store.outcome import Outcome
 from orchestrator.store.run import RunWriter
 
@@ -478,47 +475,3 @@ def test_every_test_of_our_own_has_a_stage_of_the_series_and_a_mistake(tmp_path:
     ).stdout
     assert 5 < len(matrix.splitlines()) < len(rows) and set(matrix.splitlines()) < set(listed.splitlines())
     assert subprocess.run([program, "--only", "nonsense"], capture_output=True, check=False).returncode == 2
-
-
-def test_what_is_wrong_in_memory_is_noted_after_the_first_test_that_shows_it() -> None:
-    said = [[], ["the list of node 0 lacks one"], ["the list of node 0 lacks one", "another"]]
-    found, nothing = Found(), cast("Any", None)
-    run = SuiteRun(SUITES["stress"], nothing, (), {}, (), Path(), found, nothing, None, lambda: said.pop(0))
-    for test in ("one", "two", "three"):
-        run._look(test)
-    assert found.faults == [
-        "memory after two: the list of node 0 lacks one",
-        "memory after three: another",
-    ]
-    SuiteRun(SUITES["stress"], nothing, (), {}, (), Path(), found, nothing)._look("four")
-    assert len(found.faults) == 2
-
-
-def test_coverage_is_a_table_below_the_results() -> None:
-    stages = [
-        {"stage": 1, "title": "mm: one", "lines": 0, "executed": 0, "missing": []},
-        {"stage": 2, "title": "mm: two", "lines": 8, "executed": 7, "missing": [["mm/a.c", 3]]},
-    ]
-    lines = as_text(CorrectnessSummary(coverage=stages)).splitlines()
-    rows = [line.split() for line in lines]
-    assert ["1", "0", "0", "-", "mm:", "one"] in rows and ["2", "8", "7", "87.5", "%", "mm:", "two"] in rows
-    assert ["all", "8", "7", "87.5", "%"] in rows
-    assert lines[-1] == "coverage.txt lists the lines that were not executed."
-    assert "coverage" not in CorrectnessSummary().to_json()
-    assert "coverage.txt" not in as_text(CorrectnessSummary())
-
-
-def test_coverage_is_of_a_series(capsys: pytest.CaptureFixture[str]) -> None:
-    assert status_of(["test", "-p", "baseline", "--coverage"]) == 2
-    assert "--coverage measures the lines that a series adds" in capsys.readouterr().err
-
-
-def test_coverage_and_inspection_are_resumed(tmp_path: Path) -> None:
-    asked = CorrectnessRequest(
-        "full", choose(["stress"]), Topology.parse("2x512M"), compare=False, coverage=True, inspect=True
-    )
-    record = CorrectnessRecord(
-        patchset="full", suites=("stress",), only=(), compare=False, cmdline=(), coverage=True, inspect=True
-    )
-    kept = replace(manifest(kind=RunKind.TEST), topology=topology_record(asked.topology), test=record)
-    assert CorrectnessRequest.of_run(tmp_path, kept) == asked

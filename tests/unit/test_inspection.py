@@ -387,27 +387,27 @@ def test_a_picture_of_a_guest_without_reservations(tmp_path: Path) -> None:
 def live(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
     """A guest that says one inspection after the other; returns what QEMU was asked."""
     from orchestrator.cli import inspect as command
-    from orchestrator.debugger import memory, violation
+    from orchestrator.debugger import memory
 
     def prepare(*inspections: Inspection) -> list[str]:
         left, asked = list(inspections), list[str]()
 
-        class AnsweringQmp:
+        class MadeUpGuest:
             def execute(self, name: str, arguments: object = None, timeout_s: float = 10.0) -> Any:
                 asked.append(name)
                 return {"status": "running"}
 
         @contextmanager
         def attach(guest: object, kernel: object) -> Iterator[memory.Attached]:
-            yield memory.Attached(AnsweringQmp(), memory.GuestMemory(None))  # type: ignore[arg-type]
+            yield memory.Attached(MadeUpGuest(), memory.GuestMemory(None))  # type: ignore[arg-type]
 
         monkeypatch.setattr(memory, "attached", attach)
         monkeypatch.setattr(
             memory.RunningGuest, "in_directory", lambda _: memory.RunningGuest(*3 * (Path("x"),))
         )
         monkeypatch.setattr(command._Kernels, "of_guest", lambda *_: None)
-        monkeypatch.setattr(violation, "inspect", lambda _: left.pop(0))
-        monkeypatch.setattr(violation, "AGAIN_S", 0.0)
+        monkeypatch.setattr(module, "inspect", lambda _: left.pop(0))
+        monkeypatch.setattr(command, "_AGAIN_S", 0.0)
         return asked
 
     return prepare

@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from orchestrator.analysis.layout import WIDTH, first_lines, listing, text_of, wrapped, wrapped_below
-from orchestrator.execution.correctness.coverage import TEXT as TEXT_OF_COVERAGE
-from orchestrator.execution.correctness.coverage import table
 from orchestrator.execution.correctness.summary import CorrectnessSummary
 from orchestrator.guest.ktap import Status
 from orchestrator.store.outcome import Outcome
@@ -50,12 +48,6 @@ def text_of_summary(summary: Mapping[str, Any], width: int) -> str:
     if not summary["troubles"]:
         none = "no regression, and no kernel report that the baseline does not have"
         lines += ["", *wrapped(none, width)]
-    if summary.get("coverage"):
-        lines += [
-            "",
-            table(summary["coverage"], width),
-            f"{TEXT_OF_COVERAGE} lists the lines that were not executed.",
-        ]
     return "\n".join(lines)
 
 

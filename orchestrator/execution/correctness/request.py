@@ -52,8 +52,6 @@ class CorrectnessRequest:
         only: names of tests; empty for all.
         compare: also run the suites on the baseline.
         minutes: duration of the hostile stress in guest minutes; None for that of its suite.
-        coverage: also measure which lines of the series are executed.
-        inspect: check the reservations in the guest's memory after each test.
     """
 
     patchset: str
@@ -63,8 +61,6 @@ class CorrectnessRequest:
     cmdline: tuple[str, ...] = ()
     compare: bool = True
     minutes: int | None = None
-    coverage: bool = False
-    inspect: bool = False
 
     def cells(self) -> list[tuple[str, Suite]]:
         """Patchset and suite of each guest, the baseline first, so that its failures are known."""
@@ -108,8 +104,6 @@ class CorrectnessRequest:
             compare=self.compare,
             cmdline=self.cmdline,
             minutes=self.minutes,
-            coverage=self.coverage,
-            inspect=self.inspect,
         )
         return replace(begun, test=record)
 
@@ -133,8 +127,6 @@ class CorrectnessRequest:
             asked.cmdline,
             asked.compare,
             asked.minutes,
-            asked.coverage,
-            asked.inspect,
         )
 
 

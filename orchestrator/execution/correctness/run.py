@@ -5,15 +5,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from orchestrator.analysis.layout import WIDTH
-from orchestrator.errors import InfrastructureError
-from orchestrator.execution.bench import Bench, Booted
-from orchestrator.execution.correctness import coverage
+from orchestrator.execution.bench import Bench
 from orchestrator.execution.correctness.judgement import judge, suspects
 from orchestrator.execution.correctness.report import SUMMARY
 from orchestrator.execution.correctness.request import CMDLINE, METRICS, CorrectnessRequest, planned_cell
@@ -45,7 +42,6 @@ def execute(test: CorrectnessRequest, bench: Bench, writer: RunWriter) -> Correc
         InfrastructureError: the host failed; results so far are kept.
     """
     summary = CorrectnessSummary()
-    bench = replace(bench, coverage=True) if test.coverage else bench
     plan = bench.selftest_plan
     try:
         kernels = prepare(
@@ -79,9 +75,6 @@ def execute(test: CorrectnessRequest, bench: Bench, writer: RunWriter) -> Correc
                 _tell(result, test, bench, countdown)
             if isinstance(baseline := kernels.get(BASELINE), KernelBuild):
                 _ask_again(summary, test, baseline, bench, plan, writer, countdown)
-            patched = kernels.get(test.patchset)
-            if test.coverage and isinstance(patched, KernelBuild):
-                _measure_coverage(summary, test, patched, bench, writer)
         return summary
     finally:
         summary.troubles, summary.notes = judge(summary.results, plan.different, test.only)
@@ -108,8 +101,6 @@ def _run(
     applied = bench.series.select(result.patchset)
     stages = [stage.name for stage in applied]
     neutral = bench.series.neutral_values(applied)
-    inspects = test.inspect and result.patchset != BASELINE
-    types = bench.kernel(result.patchset, dwarf=True) if inspects else None
     with bench.events.step(f"test {suite.name}", result.patchset, part=True) as step:
         try:
             with bench.boot(
@@ -124,7 +115,6 @@ def _run(
                 result.boot_s = booted.boot_s
                 booted.machine.end_after_oops()
                 started = time.monotonic()
-                look = _inspector(kernel, types, booted) if types is not None else None
                 try:
                     SuiteRun(
                         suite,
@@ -136,13 +126,10 @@ def _run(
                         result.found,
                         step,
                         selftests,
-                        look,
                         kernel.vmlinux,
                     ).run()
                 finally:
                     result.run_s = time.monotonic() - started
-                if kernel.notes.is_dir():
-                    coverage.collect(booted.guest, kernel.notes, logs / coverage.DATA)
                 ending = booted.ending()
         except GuestEnded as error:
             ending = error.ending
@@ -152,42 +139,6 @@ def _run(
             result.outcome = Outcome.WORKLOAD_FAILED
             result.evidence = f"{bad} tests failed" + "".join(f"; {each}" for each in result.found.faults)
         result.total_s = time.monotonic() - began
-
-
-def _inspector(kernel: KernelBuild, types: KernelBuild, booted: Booted) -> Callable[[], list[str]]:
-    """A function that says what is wrong in the guest's memory.
-
-    Raises when it is called:
-        UserError: the kernel has no reservations that could be inspected.
-    """
-    from orchestrator.debugger.memory import Attached, KernelFiles, memory_of_socket
-    from orchestrator.debugger.violation import checked
-
-    machine = booted.machine
-    files = KernelFiles.of(kernel.vmlinux, types.vmlinux)
-    live = Attached(machine.qmp, memory_of_socket(machine.sockets.memory, files))
-
-    def look() -> list[str]:
-        try:
-            return [f"{each.rule}: {each.what}" for each in checked(live)[1]]
-        except InfrastructureError as error:
-            return [] if machine.failure is not None else [str(error)]
-
-    return look
-
-
-def _measure_coverage(
-    summary: CorrectnessSummary,
-    test: CorrectnessRequest,
-    kernel: KernelBuild,
-    bench: Bench,
-    writer: RunWriter,
-) -> None:
-    """Store which lines of the series the suites executed."""
-    cells = [writer.path / "logs" / r.cell for r in summary.results if r.patchset == test.patchset]
-    stages = coverage.measured(bench.tree(test.patchset), kernel, cells)
-    summary.coverage = coverage.to_json(stages)
-    coverage.write(writer.path, stages, WIDTH)
 
 
 def _kind(suite: Suite, test: CorrectnessRequest, bench: Bench) -> str:

@@ -266,7 +266,6 @@ class SuiteRun:
         neutral: path of each knob of the kernel that has a neutral value -> that value.
         only: names of tests; empty for all.
         selftests: the built selftests and their list, for a suite that runs them.
-        inspect: looks at the guest's memory, and returns what is wrong there; None to do without.
         vmlinux: vmlinux of the kernel, for a suite that needs gdb.
     """
 
@@ -279,7 +278,6 @@ class SuiteRun:
     found: Found
     step: Step
     selftests: tuple[Sequence[Selftest], Selftests] | None = None
-    inspect: Callable[[], Sequence[str]] | None = None
     vmlinux: Path | None = None
 
     @property
@@ -417,7 +415,6 @@ class SuiteRun:
                 )
             finally:
                 self.found.results += results_of_selftest(test, lines, fault)
-            self._look(test.name)
 
     def _stress(self) -> None:
         chosen = {name: words for name, words in STRESSORS.items() if not self.only or name in self.only}
@@ -436,13 +433,6 @@ class SuiteRun:
             lines: list[str] = []
             fault = self._stream([*argv, *words], f"stress-{name}", lines, _SUITE_TIMEOUT_S)
             self.found.results.append(result_of_stressor(name, lines, fault))
-            self._look(f"stress-{name}")
-
-    def _look(self, test: str) -> None:
-        """Inspect the guest's memory; each fault is noted after the first test that shows it."""
-        for wrong in self.inspect() if self.inspect is not None else ():
-            if not any(fault.endswith(wrong) for fault in self.found.faults):
-                self.found.faults.append(f"memory after {test}: {wrong}")
 
     def _mark(self, test: str) -> None:
         """Mark the kernel's log, so that a report in it belongs to a test. Tests of this project do so themselves."""
@@ -464,7 +454,6 @@ class SuiteRun:
             lines.append(line)
             if self.suite.kind is Kind.RESERVATIONS and re.match(r"(not )?ok \d+ ", line):
                 self.step.progress(len(lines), None, "lines", line)
-                self._look(line.partition(" - ")[0])
 
         remote = self.guest.spawn(
             argv,

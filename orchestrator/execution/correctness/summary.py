@@ -124,13 +124,11 @@ class CorrectnessSummary:
         results: results of all guests, in order.
         troubles: problems that fail the test.
         notes: differences from the baseline that are not regressions.
-        coverage: lines of the series that were executed, per stage; empty if that was not asked for.
     """
 
     results: list[SuiteResult] = field(default_factory=list)
     troubles: list[Trouble] = field(default_factory=list)
     notes: list[Trouble] = field(default_factory=list)
-    coverage: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def exit_status(self) -> int:
@@ -143,5 +141,4 @@ class CorrectnessSummary:
             "suites": [result.to_json() for result in self.results],
             "troubles": [asdict(trouble) for trouble in self.troubles],
             "notes": [asdict(note) for note in self.notes],
-            **({"coverage": self.coverage} if self.coverage else {}),
         }

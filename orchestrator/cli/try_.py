@@ -17,7 +17,7 @@ from orchestrator.errors import UserError
 if TYPE_CHECKING:
     from orchestrator.cache import Cache
     from orchestrator.execution.bench import Bench
-    from orchestrator.execution.trial.run import Trial
+    from orchestrator.execution.trial.run import Attempt
     from orchestrator.kernel.series import OtherKernel
 
 NAME = "try"
@@ -168,7 +168,7 @@ def _quick(workload: str, bench: Bench) -> str:
     return f"{workload}:size=quick" if quick else workload
 
 
-def _facts(trial: Trial) -> dict[str, object]:
+def _facts(trial: Attempt) -> dict[str, object]:
     return {
         "name": trial.name,
         "outcome": trial.ending.outcome.value,
@@ -183,7 +183,7 @@ def _facts(trial: Trial) -> dict[str, object]:
 
 
 def _text(
-    before: Trial, after: Trial, counters: list[tuple[str, int, int]], workload: str, identities: int
+    before: Attempt, after: Attempt, counters: list[tuple[str, int, int]], workload: str, identities: int
 ) -> str:
     rows = [
         (f"workload {workload}", before.name, after.name),
@@ -210,5 +210,5 @@ def _text(
     return "\n".join(lines)
 
 
-def _kind(trial: Trial) -> str:
+def _kind(trial: Attempt) -> str:
     return "clone" if trial.is_clone else "boot"

@@ -39,7 +39,7 @@ from orchestrator.machine.qemu import Machine, MachineFailure, Plugin, Sockets, 
 from orchestrator.machine.qmp import QmpError
 from orchestrator.machine.saved_boot import SavedBoot
 from orchestrator.machine.shortcut import Shortcuts, shortcuts
-from orchestrator.machine.topology import Memory, Topology
+from orchestrator.machine.topology import NodeMemory, Topology
 from orchestrator.project import Project
 from orchestrator.spelling import hint
 from orchestrator.store.outcome import Outcome
@@ -511,7 +511,7 @@ class Bench:
             Sockets(Path("sockets")),
             asked.gdb,
             shortcuts=self._shortcuts(asked.kernel),
-            memory=Memory(Path("memory"), True),
+            memory=NodeMemory(Path("memory"), True),
         )
         key = {
             "argv": argv,

@@ -37,7 +37,7 @@ from orchestrator.machine.oops import Finding
 from orchestrator.machine.qmp import Qmp, QmpError
 from orchestrator.machine.saved_boot import SavedBoot
 from orchestrator.machine.shortcut import Shortcuts
-from orchestrator.machine.topology import Memory, Topology
+from orchestrator.machine.topology import NodeMemory, Topology
 from orchestrator.store.outcome import Outcome
 from orchestrator.temporary import make_temporary, remove_temporary
 
@@ -198,7 +198,7 @@ def qemu_argv(
     gdb: bool = False,
     wait_for_gdb: bool = False,
     shortcuts: Shortcuts = Shortcuts(),  # noqa: B008 - it is frozen
-    memory: Memory | None = None,
+    memory: NodeMemory | None = None,
     plugin: Plugin | None = None,
 ) -> list[str]:
     """The command line of QEMU (qemu(1)).
@@ -324,7 +324,9 @@ class Machine:
         # Whoever debugs the boot starts the CPUs.
         self._shortcuts = replace(shortcuts, timer=None) if wait_for_gdb or saved else shortcuts
         self._saved = saved
-        self._memory = Memory(saved.directory, False) if saved else Memory(memory, True) if memory else None
+        self._memory = (
+            NodeMemory(saved.directory, False) if saved else NodeMemory(memory, True) if memory else None
+        )
         self._stub: Stub | None = None
         self._plugin = plugin
         self._sockets: Sockets | None = None

@@ -80,7 +80,7 @@ class TopologyTable(Shape):
 
 
 @dataclass(frozen=True)
-class Memory:
+class NodeMemory:
     """Files for the memory of a guest, one per node.
 
     Args:
@@ -185,7 +185,7 @@ class Topology:
         first = sum(node.cpus for node in self.nodes[:index])
         return range(first, first + self.nodes[index].cpus)
 
-    def qemu_arguments(self, memory: Memory | None = None) -> list[str]:
+    def qemu_arguments(self, memory: NodeMemory | None = None) -> list[str]:
         """The arguments of qemu-system-x86_64 for this topology.
 
         Args:

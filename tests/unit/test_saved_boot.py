@@ -24,12 +24,12 @@ from orchestrator.machine.accelerator import Accelerator
 from orchestrator.machine.qemu import Sockets, qemu_argv
 from orchestrator.machine.qmp import QmpError
 from orchestrator.machine.saved_boot import SavedBoot
-from orchestrator.machine.topology import Memory, Topology
+from orchestrator.machine.topology import NodeMemory, Topology
 
 STATE = os.urandom(3 << 20)
 
 
-class FakeQmp:
+class MigratingQmp:
     """A QEMU that sends or takes a state over a Unix socket; its migrations end with `status`."""
 
     def __init__(self, status: str = "completed") -> None:
@@ -70,7 +70,7 @@ def directory() -> Iterator[Path]:
 
 def test_a_state_that_was_saved_is_loaded(directory: Path) -> None:
     saved = SavedBoot(directory)
-    source, clone = FakeQmp(), FakeQmp()
+    source, clone = MigratingQmp(), MigratingQmp()
     saved_boot.save(source, saved, directory)  # type: ignore[arg-type]
     assert saved.state.read_bytes() == STATE
     (directory / "s").mkdir()
@@ -84,7 +84,7 @@ def test_a_state_that_was_saved_is_loaded(directory: Path) -> None:
 def test_a_qemu_that_rejects_the_state(directory: Path) -> None:
     SavedBoot(directory).state.write_bytes(STATE)
     (directory / "s").mkdir()
-    clone = FakeQmp(status="failed")
+    clone = MigratingQmp(status="failed")
     with pytest.raises(QmpError, match="the state was not transferred: made up"):
         saved_boot.load(clone, SavedBoot(directory), directory / "s")  # type: ignore[arg-type]
     assert "cont" not in clone.asked
@@ -92,7 +92,7 @@ def test_a_qemu_that_rejects_the_state(directory: Path) -> None:
 
 def test_a_state_that_cannot_be_written(directory: Path) -> None:
     with pytest.raises(InfrastructureError, match="cannot be written"):
-        saved_boot.save(FakeQmp(), SavedBoot(directory / "none"), directory)  # type: ignore[arg-type]
+        saved_boot.save(MigratingQmp(), SavedBoot(directory / "none"), directory)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -105,7 +105,7 @@ def test_the_memory_of_each_node_is_a_file(shared: bool) -> None:
         [],
         Path("/logs/console.log"),
         Sockets(Path("/run/x")),
-        memory=Memory(Path("/c,1"), shared),
+        memory=NodeMemory(Path("/c,1"), shared),
     )
     objects = [value for word, value in itertools.pairwise(words) if word == "-object"]
     on = "on" if shared else "off"

@@ -12,7 +12,7 @@ from fake_guest import TOPOLOGY, World, install
 
 from orchestrator.cli.application import status_of
 from orchestrator.execution.ending import Ending
-from orchestrator.execution.trial.run import Trial, moved
+from orchestrator.execution.trial.run import Attempt, moved
 from orchestrator.kernel.series import OtherKernel, load_series
 from orchestrator.kernel.source import has_changes
 from orchestrator.store.outcome import Outcome
@@ -130,8 +130,8 @@ def test_uncommitted_changes_are_seen(tmp_path: Path) -> None:
 
 def test_counters_that_moved() -> None:
     ok = Ending(Outcome.OK)
-    before = Trial("a", ok, growth={"pgfault": 1000, "thp_fault_alloc": 4, "pswpin": 0, "kept": 100})
-    after = Trial(
+    before = Attempt("a", ok, growth={"pgfault": 1000, "thp_fault_alloc": 4, "pswpin": 0, "kept": 100})
+    after = Attempt(
         "b", ok, growth={"pgfault": 1040, "thp_fault_alloc": 40, "pswpin": 3, "kept": 100, "new": 9}
     )
     assert moved(before, after) == [("new", 0, 9), ("thp_fault_alloc", 4, 40)]

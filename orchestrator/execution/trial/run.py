@@ -32,8 +32,8 @@ _MOVED_BY = 8
 
 
 @dataclass
-class Trial:
-    """The result of a trial.
+class Attempt:
+    """The result of an attempt.
 
     Args:
         name: name of the kernel, for display.
@@ -72,7 +72,7 @@ def attempt(
     log_directory: Path,
     *,
     clone: bool = True,
-) -> Trial:
+) -> Attempt:
     """Run a workload once in a guest of a kernel.
 
     Args:
@@ -83,7 +83,7 @@ def attempt(
     Raises:
         InfrastructureError: no guest could be started.
     """
-    trial = Trial(name)
+    trial = Attempt(name)
     program = bench.workloads[workload]
     began = time.monotonic()
     log_directory.mkdir(parents=True, exist_ok=True)
@@ -123,7 +123,7 @@ def attempt(
     return trial
 
 
-def _judge(trial: Trial, samples: Sequence[Sample], series: Series) -> None:
+def _judge(trial: Attempt, samples: Sequence[Sample], series: Series) -> None:
     before, after = (
         {
             each.counter: each.value
@@ -143,7 +143,7 @@ def _judge(trial: Trial, samples: Sequence[Sample], series: Series) -> None:
     trial.inconsistent = inconsistencies(before, after, least, identities, series.levels)
 
 
-def moved(before: Trial, after: Trial) -> list[tuple[str, int, int]]:
+def moved(before: Attempt, after: Attempt) -> list[tuple[str, int, int]]:
     """Counters whose growth differs between two trials: name and growth in both, the greatest difference first.
 
     A counter that only one of the kernels has counts as 0 in the other.

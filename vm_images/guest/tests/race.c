@@ -234,21 +234,27 @@ static void map_half(struct scene *scene)
 	memset(scene->image->seed + PAGES_PER_REGION / 2, 0, PAGES_PER_REGION / 2);
 }
 
-/* A new range at the same address, with fewer pages than what khugepaged has charged for. */
+static void write_more(struct scene *scene)
+{
+	for (unsigned int slot = 1; slot < 128; slot += 2)
+		put(scene->image, scene->start, 0, slot, seed_of(0, slot, 0));
+}
+
+/* A new range at the same address, which lacks more pages than what khugepaged has charged for. */
 static void map_again(struct scene *scene)
 {
 	munmap(scene->start, REGION);
 	if (mmap(scene->start, REGION, PROT_READ | PROT_WRITE,
 		 MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) != scene->start)
 		return;
-	for (unsigned int slot = 0; slot < 4; slot++)
+	for (unsigned int slot = 0; slot < WRITTEN; slot++)
 		page_fill(PAGE_OF(scene->start, 0, slot), seed_of(0, slot, 3));
 }
 
 static void expect_mapped_again(struct scene *scene)
 {
 	memset(scene->image->seed, 0, PAGES_PER_REGION);
-	for (unsigned int slot = 0; slot < 4; slot++)
+	for (unsigned int slot = 0; slot < WRITTEN; slot++)
 		scene->image->seed[slot] = seed_of(0, slot, 3);
 }
 
@@ -462,7 +468,7 @@ static void expect_written(struct scene *scene)
 	}
 
 RACE(munmap, CHARGED, NULL, unmap_half, map_half, false)
-RACE(map_again, CHARGED, NULL, map_again, expect_mapped_again, true)
+RACE(map_again, CHARGED, write_more, map_again, expect_mapped_again, true)
 RACE(dontneed, CHARGED, NULL, discard, expect_discarded, false)
 RACE(fork, CHARGED, prepare_child, fork_child, end_forked_child, false)
 RACE(pin, CHARGED, prepare_pipe, pin, expect_pinned, false)

@@ -40,7 +40,7 @@ def command(
         typer.Option(
             "--suite",
             metavar="NAME",
-            help=f"One of {option.SUITES}; repeatable. Default: all but hostile.",
+            help=f"One of {option.SUITES}; repeatable. Default: all but hostile and races.",
         ),
     ] = None,
     only: Annotated[

@@ -206,7 +206,8 @@ def _text(
         lines += [f"{trial.name}: {report}" for report in trial.ending.reports if not trial.ending.is_ok]
         lines += [f"{trial.name}: {sentence}" for sentence in trial.inconsistent]
     if identities and after.ending.is_ok and not after.inconsistent:
-        lines.append(f"the counters satisfy the {identities} identities of the series")
+        what = "the identity" if identities == 1 else f"the {identities} identities"
+        lines.append(f"the counters satisfy {what} of the series")
     return "\n".join(lines)
 
 

@@ -176,6 +176,7 @@ SUITES: Final[Mapping[str, Suite]] = {
             arguments=("--races",),
             # A held CPU is no stall, however long a busy host takes to release it.
             parameters=("rcupdate.rcu_cpu_stall_suppress=1", "nowatchdog"),
+            by_name=True,
         ),
         Suite(
             "stress-classic-swap",

@@ -197,7 +197,8 @@ static void reseed(void)
 		usage("there is no seed");
 	seed[0] = 8 * (int)size;
 	seed[1] = (int)size;
-	if (device < 0 || ioctl(device, RNDADDENTROPY, seed) < 0 || ioctl(device, RNDRESEEDCRNG) < 0)
+	if (device < 0 || ioctl(device, RNDADDENTROPY, seed) < 0 ||
+	    ioctl(device, RNDRESEEDCRNG) < 0)
 		fail("cannot seed", "/dev/urandom");
 	close(device);
 }

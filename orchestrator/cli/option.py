@@ -290,7 +290,7 @@ PROFILES = "mixed, fork, mremap, pressure, zero-page, khugepaged"
 PATTERNS = "mixed, one, random, fixed, geometric, dense"
 SUITES = (
     "reservations, reservations-swap, reservations-classic, reservations-classic-swap, reservations-init, "
-    "selftests-1, selftests, stress, stress-classic-swap, hostile"
+    "selftests-1, selftests, stress, races, stress-classic-swap, hostile"
 )
 CHECKS = "applies, checkpatch, build, THP=n, NUMA=n, MEMCG=n, sparse, boots, smoke, names"
 MORE_CHECKS = "kernel-doc, arm64-64k, i386, powerpc64le, clang, W=1"

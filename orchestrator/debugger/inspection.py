@@ -29,7 +29,7 @@ RANGE_BYTES = PAGES * PAGE_BYTES
 #: block (reclaimed, migrated, merged, or never to be handed out), mapped without a reservation, part of a huge page.
 EMPTY, MAPPED, RESERVED, LOST, PAGE, HUGE = ".mrlph"
 
-#: What a page of memory is used for, in this order in :attr:`NodeMemory.blocks`.
+#: What a page of memory is used for, in this order in :attr:`InspectedNode.blocks`.
 USES = ("absent", "free", "kernel", "file", "anonymous", "huge", "mapped", "reserved")
 
 # Bits of a page table entry (arch/x86/include/asm/pgtable_types.h).
@@ -165,7 +165,7 @@ class Process:
 
 
 @dataclass(frozen=True)
-class NodeMemory:
+class InspectedNode:
     """A NUMA node.
 
     Args:
@@ -217,7 +217,7 @@ class Inspection:
 
     release: str
     threshold: int | None
-    nodes: tuple[NodeMemory, ...]
+    nodes: tuple[InspectedNode, ...]
     processes: tuple[Process, ...]
     memcgs: tuple[MemoryCgroup, ...]
     reservations: tuple[ReservedBlock, ...]
@@ -400,7 +400,7 @@ class _StructureReader:
         blocks = {node: _blocks_of(first, uses) for node, (first, uses) in self._uses(pages, raw).items()}
         item = int(program.constant("NR_THP_RESERVED").value_())
         nodes = tuple(
-            NodeMemory(node, self._node_counter(node, item), listed, nr, error, *blocks[node])
+            InspectedNode(node, self._node_counter(node, item), listed, nr, error, *blocks[node])
             for node, (listed, nr, error) in node_lists.items()
         )
         threshold = self._variable("thp_promotion_threshold")

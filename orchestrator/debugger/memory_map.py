@@ -29,8 +29,8 @@ from orchestrator.debugger.inspection import (
     PAGES,
     RESERVED,
     USES,
+    InspectedNode,
     Inspection,
-    NodeMemory,
     Process,
 )
 
@@ -216,11 +216,11 @@ def _label_addresses(axis: Axes, starts: list[int], room: int) -> None:
 # --- nodes ---------------------------------------------------------------------------------------------------------
 
 
-def _node_in(node: NodeMemory) -> float:
+def _node_in(node: InspectedNode) -> float:
     return max(0.2, -(-len(node.blocks) // _BLOCKS_IN_A_ROW) * 0.16)
 
 
-def _draw_node(sheet: _Sheet, node: NodeMemory) -> None:
+def _draw_node(sheet: _Sheet, node: InspectedNode) -> None:
     counts: npt.NDArray[np.int64] = np.array(node.blocks, np.int64).reshape(-1, len(USES))
     own = counts[:, USES.index("reserved")] + counts[:, USES.index("mapped")]
     kinds = _kinds_of(counts)

@@ -518,7 +518,9 @@ class Manifest(Record):
 
 def _digest_of(content: Mapping[str, Any]) -> str:
     """SHA-256 of the content of ``run.json``, whatever its layout."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    # As it is read back: a number that is a key is a string there, and has another place in the order.
+    as_read = json.loads(json.dumps(content))
+    return hashlib.sha256(json.dumps(as_read, sort_keys=True).encode()).hexdigest()
 
 
 def read_manifest(directory: Path) -> Manifest:

@@ -320,6 +320,7 @@ def test_a_run_directory_knows_all_of_its_experiment(tmp_path: Path) -> None:
         timeout_s=12.5,
         tradeoff={"x": "chunk/survivors.total"},
         sample=("slabinfo", "/proc/stat"),
+        profile=True,
         probes=(Probe("do_exit", ("capture",), 2, ("code",), "code > 0", 5),),
     )
     assert {f.name for f in fields(Experiment) if getattr(experiment, f.name) == f.default} == set()

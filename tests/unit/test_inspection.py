@@ -33,9 +33,9 @@ from orchestrator.debugger.inspection import (
     RANGE_BYTES,
     RESERVED,
     USES,
+    InspectedNode,
     Inspection,
     MemoryCgroup,
-    NodeMemory,
     PageRun,
     Process,
     Range,
@@ -85,7 +85,7 @@ def sound() -> Inspection:
     """Two nodes, four reservations of one process, one of them without unused pages."""
     all_ = (reservation(0), reservation(1), reservation(2, node=1), reservation(3, node=1, mapped=PAGES))
     nodes = tuple(
-        NodeMemory(
+        InspectedNode(
             number,
             sum(each.bits for each in all_ if each.node == number),
             tuple(each.address for each in all_ if each.node == number and each.bits),

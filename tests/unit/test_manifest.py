@@ -36,7 +36,7 @@ from orchestrator.store.manifest import (
 from orchestrator.store.probe import Probe
 
 ROOT = Path(__file__).resolve().parents[2]
-STORED = sorted(path.parent for path in ROOT.glob("results/*/run.json"))
+STORED = sorted(path.parent for path in ROOT.glob("results/reference-*/run.json"))
 WRITER = Path("orchestrator/store/manifest.py")
 
 
@@ -68,6 +68,7 @@ def full() -> Manifest:
         repeat=3,
         max_repeat=5,
         sample=("slabinfo",),
+        profile=True,
         probes=(Probe("do_exit", ("capture",), fields=("code",)),),
         seed=9,
         timeout_s=12.5,

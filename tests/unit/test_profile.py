@@ -66,7 +66,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return plugin, host
 
 
-class Guest:
+class ProfiledGuest:
     """A guest that executes what a test says."""
 
     def __init__(self, process: subprocess.Popen[str], sockets: Sockets) -> None:
@@ -90,7 +90,7 @@ class Guest:
 @contextmanager
 def guest(
     built: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[tuple[Guest, Profiler]]:
+) -> Iterator[tuple[ProfiledGuest, Profiler]]:
     from orchestrator.kernel.elf import Symbol
 
     symbols = [Symbol(name, start, size) for name, (start, size) in FUNCTIONS.items()]
@@ -107,7 +107,7 @@ def guest(
         stdout=subprocess.PIPE,
         text=True,
     ) as process:
-        yield Guest(process, sockets), mine
+        yield ProfiledGuest(process, sockets), mine
         assert process.stdin is not None
         process.stdin.close()
     assert process.returncode == 0
@@ -117,7 +117,7 @@ def chains_of(
     built: tuple[Path, Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    does: Callable[[Guest], None],
+    does: Callable[[ProfiledGuest], None],
 ) -> Mapping[str, int]:
     with guest(built, tmp_path, monkeypatch) as (running, mine):
         does(running)
@@ -128,7 +128,7 @@ def chains_of(
 def test_a_call_and_a_return_make_a_chain(
     built: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def does(running: Guest) -> None:
+    def does(running: ProfiledGuest) -> None:
         running.run(USER_CODE, 5)
         running.run("entry", 3)
         running.run("fault", 7)
@@ -150,7 +150,7 @@ def test_a_call_and_a_return_make_a_chain(
 def test_an_interrupt_returns_into_the_middle_of_a_function(
     built: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def does(running: Guest) -> None:
+    def does(running: ProfiledGuest) -> None:
         running.run(USER_CODE, 1)
         running.run("entry", 1)
         running.run("alloc", 1)
@@ -169,11 +169,11 @@ def test_an_interrupt_returns_into_the_middle_of_a_function(
 def test_each_task_goes_on_where_it_was(
     built: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def switch(running: Guest, old: str, new: str) -> None:
+    def switch(running: ProfiledGuest, old: str, new: str) -> None:
         # Registers are pushed, the old stack pointer is stored, the new one loaded, registers are popped.
         running.run("__switch_to_asm", 10, 0, "+w", "7000", "+w", old, "+r", new, "+r", "8000")
 
-    def does(running: Guest) -> None:
+    def does(running: ProfiledGuest) -> None:
         running.run(USER_CODE, 1)
         running.run("fault", 2)
         running.run("schedule", 3)
@@ -206,7 +206,7 @@ def test_an_entry_in_the_middle_of_a_function_is_a_call(
 ) -> None:
     """As irq_entries_start, which has one entry per interrupt, and NAME.cold, which is jumped into."""
 
-    def does(running: Guest) -> None:
+    def does(running: ProfiledGuest) -> None:
         running.run(USER_CODE, 1)
         running.run("entry", 1)
         running.run("alloc", 2)
@@ -266,11 +266,11 @@ def test_an_answer_that_is_not_whole_is_refused(answer: bytes) -> None:
 
 
 def test_a_qemu_that_does_not_answer(tmp_path: Path) -> None:
-    class Machine:
+    class ProfiledMachine:
         sockets = Sockets(tmp_path)
 
     with pytest.raises(InfrastructureError, match="does not answer"):
-        Profiler.read(cast("Any", Machine()))
+        Profiler.read(cast("Any", ProfiledMachine()))
 
 
 @pytest.mark.parametrize(

@@ -481,6 +481,9 @@ class Bench:
         if asked.plugin is not None:
             self._booted_instead("a plugin counts from the start of the guest")
             return None
+        if asked.gdb:
+            self._booted_instead("a clone does not go on after gdb has detached")
+            return None
         artefact = self._saved_boot(asked)
         try:
             saved = artefact.obtain()

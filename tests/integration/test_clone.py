@@ -14,7 +14,6 @@ from orchestrator.execution.bench import Bench
 from orchestrator.guest.sampler import Sampler
 from orchestrator.guest.workload import run_workload
 from orchestrator.kernel.build import KernelBuild
-from orchestrator.machine.apic_timer import Stub
 from orchestrator.machine.topology import Topology
 from orchestrator.project import Project
 
@@ -69,24 +68,18 @@ def test_two_clones_at_once(
     assert damage(Path(saved)) is None, "clones change no file of the boot"
 
 
-def test_a_clone_serves_gdb(
+def test_a_guest_for_gdb_is_booted(
     project: Project, cache: Cache, baseline_kernel: KernelBuild, tmp_path: Path
 ) -> None:
     seen: list[Event] = []
-    bench = Bench(project, cache, Events(seen.append), accelerator_request="icount")
+    bench = Bench(project, cache, Events(seen.append), accelerator_request="tcg")
     with bench.boot(
         baseline_kernel, Topology.parse("1x256M/1"), log_directory=tmp_path, gdb=True, clone=True
     ) as booted:
-        assert booted.is_clone, [event.text for event in seen if event.kind == "note"]
-        assert booted.machine.gdb_socket is not None
-        stub = Stub(booted.machine.gdb_socket)
-        until = time.monotonic() + 60
-        while booted.machine.qmp.execute("query-status")["running"] and time.monotonic() < until:
-            time.sleep(0.02)  # QEMU stops the guest a moment after gdb has connected
-        stub.send("D")
-        assert "OK" in (stub.answer(), stub.answer()), "it says why it stopped, too"
-        stub.close()
-        assert booted.guest.run(["true"], timeout_s=60).status == 0, "and goes on"
+        assert not booted.is_clone
+        assert booted.guest.run(["true"], timeout_s=60).status == 0
+    notes = [event.text for event in seen if event.kind == "note"]
+    assert "the guest is booted instead: a clone does not go on after gdb has detached" in notes
 
 
 def test_instructions_count_in_a_clone_as_in_a_boot(

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import pexpect
 
 from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.machine.console import dialogue
+from orchestrator.machine.description import MachineDescription
 
 _PROMPT = "(qemu) "
 #: Host seconds for an answer of QEMU's human monitor.
@@ -39,19 +38,15 @@ class LiveMachine:
         Raises:
             UserError: it has no machine, or one that has ended.
         """
-        try:
-            facts = json.loads((directory / "machine.json").read_text(encoding="utf-8"))
-            name, pid, is_alive = directory.name, int(facts["pid"]), facts["alive"] is True
-            monitor, gdb = Path(facts["monitor"]), facts.get("gdb")
-        except FileNotFoundError:
-            raise UserError(f"{directory} has no guest yet; wait until its cell runs.") from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{directory / 'machine.json'} is damaged ({error}).") from error
-        if not is_alive or not _runs(pid) or not monitor.exists():
+        machine = MachineDescription.read(directory)
+        if machine is None:
+            raise UserError(f"{directory} has no guest yet; wait until its cell runs.")
+        name = directory.name
+        if not machine.runs_with(machine.monitor):
             raise UserError(
                 f"the guest of {name} has ended; attach to a cell that runs, or use --keep-on-failure in the next run."
             )
-        return cls(name, monitor, Path(gdb) if gdb else None)
+        return cls(name, machine.monitor, machine.gdb)
 
     def serve_gdb(self) -> Path:
         """The socket for gdb; QEMU starts to serve gdb if it did not.
@@ -85,13 +80,3 @@ class LiveMachine:
             raise InfrastructureError(
                 f"the monitor of {self.name} did not answer {command!r} within {timeout_s:g} s."
             ) from error
-
-
-def _runs(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

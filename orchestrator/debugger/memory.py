@@ -9,7 +9,6 @@ kexec, but they are not relocated, so their vmlinux says the same.
 
 from __future__ import annotations
 
-import json
 import mmap
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -20,6 +19,7 @@ from typing import Any
 
 from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.kernel.elf import build_id, build_id_of_notes, has_dwarf, variables
+from orchestrator.machine.description import MachineDescription
 from orchestrator.machine.qmp import Qmp, QmpError
 
 #: Where x86-64 maps the kernel's text (arch/x86/include/asm/page_64_types.h, __START_KERNEL_map).
@@ -83,24 +83,21 @@ class RunningGuest:
         Raises:
             UserError: there was no guest, it has ended, or it was started without these sockets.
         """
-        try:
-            facts = json.loads((directory / "machine.json").read_text(encoding="utf-8"))
-            alive, argv = facts["alive"] is True, [str(word) for word in facts["argv"]]
-            control, memory = facts.get("control"), facts.get("memory")
-        except OSError as error:
+        machine = MachineDescription.read(directory)
+        if machine is None:
             raise UserError(
                 f"{directory} has no machine.json; name the log directory of a guest: that of boot --logs, or "
                 "logs/CELL of a run."
-            ) from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{directory / 'machine.json'} is damaged; boot the guest again.") from error
-        if not alive or not isinstance(control, str) or not Path(control).exists():
+            )
+        if machine.memory is None or not machine.runs_with(machine.control):
             raise UserError(
                 f"the guest of {directory} does not run any more; inspect it while it runs, or save its memory with "
                 "--save first."
             )
+        assert machine.control is not None
+        argv = machine.argv
         bzimage = next((argv[at + 1] for at, word in enumerate(argv[:-1]) if word == "-kernel"), "")
-        return cls(Path(control), Path(str(memory)), Path(bzimage).with_name("vmlinux"))
+        return cls(machine.control, machine.memory, Path(bzimage).with_name("vmlinux"))
 
 
 class GuestMemory:

@@ -8,7 +8,6 @@ and reports it through :meth:`Machine.boot`, :meth:`Machine.watch` and :meth:`Ma
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import re
@@ -33,6 +32,7 @@ from orchestrator.machine import saved_boot
 from orchestrator.machine.accelerator import Accelerator
 from orchestrator.machine.apic_timer import ApicTimer, Stub, StubError, tell_frequency
 from orchestrator.machine.console import ConsoleLog, dialogue
+from orchestrator.machine.description import write_description
 from orchestrator.machine.oops import Finding
 from orchestrator.machine.qmp import Qmp, QmpError
 from orchestrator.machine.saved_boot import SavedBoot
@@ -663,9 +663,7 @@ class Machine:
             "argv": self._argv,
             "written_utc": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        temporary = self.log_dir / f".machine.json.{os.getpid()}"
-        temporary.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-        temporary.replace(self.log_dir / "machine.json")
+        write_description(self.log_dir, facts)
 
     # --- the supervising thread --------------------------------------------------------------------------------
 

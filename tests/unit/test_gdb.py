@@ -390,7 +390,14 @@ def test_the_kernels_scripts_come_from_its_source(tmp_path: Path) -> None:
 
 
 def machine_json(directory: Path, **changes: object) -> None:
-    facts = {"alive": True, "pid": os.getpid(), "monitor": str(directory / "monitor"), "gdb": None, **changes}
+    facts = {
+        "alive": True,
+        "pid": os.getpid(),
+        "monitor": str(directory / "monitor"),
+        "gdb": None,
+        "argv": [],
+        **changes,
+    }
     (directory / "machine.json").write_text(json.dumps(facts))
 
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import subprocess
 from collections.abc import Callable
@@ -148,7 +149,8 @@ def test_a_file_that_is_no_dump(kernel: Path, tmp_path: Path) -> None:
 
 def described(directory: Path, **changes: Any) -> Path:
     facts = {
-        "alive": True, "control": str(directory / "control"), "memory": str(directory / "memory"),
+        "alive": True, "pid": os.getpid(), "monitor": str(directory / "monitor"),
+        "control": str(directory / "control"), "memory": str(directory / "memory"),
         "argv": ["qemu-system-x86_64", "-kernel", "/cache/kernel/1234/bzImage", "-initrd", "x"],
     }  # fmt: skip
     (directory / "machine.json").write_text(json.dumps(facts | changes))
@@ -168,6 +170,15 @@ def test_a_running_guest_is_found_by_its_directory(tmp_path: Path) -> None:
 def test_a_guest_that_has_ended(tmp_path: Path, changes: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="does not run any more"):
         RunningGuest.in_directory(described(tmp_path, **changes))
+
+
+def test_a_guest_whose_qemu_was_killed(tmp_path: Path) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    with socket.socket(socket.AF_UNIX) as server:  # a socket stays behind
+        server.bind(str(tmp_path / "control"))
+        with pytest.raises(UserError, match="does not run any more"):
+            RunningGuest.in_directory(described(tmp_path, pid=ended.pid))
 
 
 def test_a_directory_without_a_guest(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -16,6 +15,7 @@ import typer
 from orchestrator.cli import option
 from orchestrator.cli.terminal import Terminal, terminal_of
 from orchestrator.errors import UserError
+from orchestrator.temporary import temporary_directory
 
 if TYPE_CHECKING:
     from orchestrator.cli.guest_of import GuestRequest, Up
@@ -310,8 +310,8 @@ def _scripts(bench: Bench, vmlinux: Path, patchset: str | None) -> Iterator[Path
         yield None
         return
     tree = bench.tree(patchset)
-    with tempfile.TemporaryDirectory(prefix="orchestrate-gdb-", ignore_cleanup_errors=True) as directory:
-        yield write_kernel_scripts(tree.repository, tree.tree, Path(directory))
+    with temporary_directory("gdb") as directory:
+        yield write_kernel_scripts(tree.repository, tree.tree, directory)
 
 
 def _only_live_cell(run: Run) -> str:

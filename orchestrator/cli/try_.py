@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,6 +12,7 @@ import typer
 from orchestrator.cli import completion, option
 from orchestrator.cli.terminal import terminal_of
 from orchestrator.errors import UserError
+from orchestrator.temporary import temporary_directory
 
 if TYPE_CHECKING:
     from orchestrator.cache import Cache
@@ -87,7 +87,7 @@ def command(
     others, names = _sides(patchset, against, patch, source, terminal.cache)
     began = time.monotonic()
     with (
-        tempfile.TemporaryDirectory(prefix="orchestrate-logs-", ignore_cleanup_errors=True) as logs,
+        temporary_directory("logs") as logs,
         terminal.events() as events,
     ):
         bench = terminal.bench(events, source, accel, flavour, build_jobs, series, others)
@@ -116,7 +116,7 @@ def command(
                         parameters,
                         knobs,
                         cmdline or (),
-                        Path(logs) / str(number),
+                        logs / str(number),
                         clone=clone,
                     )
                 )

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -43,6 +42,7 @@ from orchestrator.machine.topology import NodeMemory, Topology
 from orchestrator.project import Project
 from orchestrator.spelling import hint
 from orchestrator.store.outcome import Outcome
+from orchestrator.temporary import temporary_directory
 
 #: Timeout in host seconds from QEMU's start to SSH. TCG on a loaded host is slow, and debug kernels even more so.
 BOOT_TIMEOUT_S = 300.0
@@ -540,10 +540,10 @@ class Bench:
             pass
         with (
             self.events.step("save a boot"),
-            tempfile.TemporaryDirectory(prefix="orchestrate-boot-", ignore_cleanup_errors=True) as logs,
+            temporary_directory("boot") as logs,
             ExitStack() as stack,
         ):
-            machine = self._machine(asked, Path(logs), memory=directory)
+            machine = self._machine(asked, logs, memory=directory)
             guest, _ = self._connected(asked, machine, stack)
             self._verify(guest, asked.kernel, asked.topology)
             guest.rest()

@@ -16,7 +16,7 @@ from pathlib import Path
 from orchestrator import process
 from orchestrator.errors import InfrastructureError, UserError
 from orchestrator.kernel.elf import has_pvh_entry, symbol_address
-from orchestrator.machine.accelerator import QEMU, Accelerator
+from orchestrator.machine.accelerator import Accelerator
 from orchestrator.machine.apic_timer import FUNCTION, VARIABLE, ApicTimer
 
 #: A firmware of QEMU that starts a kernel and does nothing else.
@@ -64,7 +64,7 @@ def shortcuts(vmlinux: Path, config: Path, accelerator: Accelerator) -> Shortcut
     if accelerator.name == "kvm":
         return Shortcuts()
     try:
-        is_direct = has_pvh_entry(vmlinux) and _has_firmware()
+        is_direct = has_pvh_entry(vmlinux) and _has_firmware(accelerator.program)
     except UserError:  # e.g. there is only a bzImage
         return Shortcuts()
     hz = _ticks_per_second(config)
@@ -95,11 +95,11 @@ def _ticks_per_second(config: Path) -> int | None:
     return int(hz) if hz.isdecimal() and int(hz) > 0 else None
 
 
-@lru_cache(maxsize=1)
-def _has_firmware() -> bool:
-    """Whether QEMU has the firmware in one of its data directories."""
+@lru_cache(maxsize=8)
+def _has_firmware(qemu: str) -> bool:
+    """Whether this QEMU has the firmware in one of its data directories."""
     try:
-        directories = process.run([QEMU, "-L", "help"], timeout_s=30, check=False).stdout.splitlines()
+        directories = process.run([qemu, "-L", "help"], timeout_s=30, check=False).stdout.splitlines()
     except InfrastructureError:
         return False
     return any((Path(directory) / FIRMWARE).is_file() for directory in directories)

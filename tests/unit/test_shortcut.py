@@ -50,8 +50,18 @@ def vmlinux(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def has_firmware(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shortcut, "_has_firmware", lambda: True)
+    monkeypatch.setattr(shortcut, "_has_firmware", lambda _: True)
     shortcuts.cache_clear()
+
+
+def test_the_firmware_is_that_of_the_qemu_in_use(
+    vmlinux: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shortcut, "_has_firmware", lambda qemu: qemu == "/mine/qemu")
+    for program, elf in (("/mine/qemu", vmlinux), ("qemu-system-x86_64", None)):
+        accelerator = Accelerator("tcg", "ns", "", "max", "10.0", None, program)
+        monkeypatch.setattr(shortcut, "has_pvh_entry", lambda _: True)
+        assert shortcuts(vmlinux, config(tmp_path), accelerator).elf == elf
 
 
 def config(directory: Path, text: str = "# CONFIG_RANDOMIZE_BASE is not set\nCONFIG_HZ=250\n") -> Path:
@@ -96,7 +106,7 @@ def test_what_is_missing_is_no_error(tmp_path: Path, vmlinux: Path, monkeypatch:
     assert shortcuts(tmp_path / "none", tmp_path / "none", ICOUNT) == Shortcuts()
     without = compiled(tmp_path / "other", SOURCE.replace("lapic_timer_period", "made_up"))
     assert shortcuts(without, config(tmp_path), ICOUNT) == Shortcuts(elf=without, lpj=4_000_000)
-    monkeypatch.setattr(shortcut, "_has_firmware", lambda: False)
+    monkeypatch.setattr(shortcut, "_has_firmware", lambda _: False)
     assert shortcuts(vmlinux, config(tmp_path), TCG).elf is None
 
 
